@@ -1,0 +1,101 @@
+"""Cutting a long plain text into documents, such that an edit moves only the cuts next to it.
+
+Fixed sizes would not do: a line added at the top would give every document below it new text, a new hash and
+perhaps the other side of the split. So the content itself decides where to cut (content-defined chunking).
+"""
+
+import re
+import zlib
+from collections.abc import Iterable, Iterator
+
+LEAST_SPLIT_BYTES = 64
+
+# CRLF is taken whole (possessive), or its LF would pass for a blank line of its own
+_END = rb"(?:\n|\r\n?+)"
+_LINE_END = re.compile(_END)
+_BLANK = re.compile(_END + rb"(?:[ \t]*+" + _END + rb")+")
+_SPACE = re.compile(rb"[ \t]+")
+_BLANK_LINES = re.compile(rb"(?:[ \t]*" + _END + rb")*")
+_CONTEXT_BYTES = 64
+
+
+def cut_text(chunks: Iterable[str], most: int) -> Iterator[tuple[int, str]]:
+    """Cuts a text that arrives in chunks into pieces of at most `most` UTF-8 bytes, streaming.
+
+    A text of at most `most` bytes stays whole. Otherwise a piece ends between `most`/4 and `most` bytes after its
+    start, at the blank line whose preceding 64 bytes have the smallest CRC-32: a choice that another start makes
+    alike as soon as its window holds the same line. Where that window has no blank line, a line end is chosen
+    likewise; where it has none, the last line end before the window (a shorter piece); for a line longer than
+    `most`, a space, and without spaces the last character that fits.
+
+    Nothing but white space is lost: the text is its pieces in order, less the white space before each cut and the
+    blank lines (at a space, the spaces) after it. How the text is divided into chunks makes no difference.
+
+    Args:
+        chunks: the text.
+        most: UTF-8 bytes, at least LEAST_SPLIT_BYTES.
+
+    Yields:
+        The line on which a piece starts, counted from 1, and the piece.
+    """
+    source = (chunk.encode("utf-8", "surrogatepass") for chunk in chunks)
+    buffer, position, line, uncut, ended = b"", 0, 1, True, False
+    while True:
+        parts, size = [buffer[position:]], len(buffer) - position
+        # a trailing CR waits for its LF, or the pair would count as two line ends
+        while not ended and (size <= most or parts[-1].endswith(b"\r")):
+            parts.append(next(source, b""))
+            size += len(parts[-1])
+            ended = not parts[-1]
+        if len(parts) > 1:
+            buffer, position = b"".join(parts), 0
+        if not uncut:
+            blank = _BLANK_LINES.match(buffer, position)
+            if blank and blank.end() > position:
+                line += _line_ends(blank[0])
+                position = blank.end()
+                if not ended:
+                    continue
+        if ended and len(buffer) - position <= most:
+            break
+        end, following = _find_cut(buffer, position, most)
+        piece = buffer[position:end].rstrip()
+        if piece:
+            yield line, piece.decode("utf-8", "surrogatepass")
+        line += _line_ends(buffer[position:following])
+        position, uncut = following, False
+    last = buffer[position:]
+    if uncut or last.strip():
+        yield line, last.decode("utf-8", "surrogatepass")
+
+
+def _find_cut(buffer: bytes, start: int, most: int) -> tuple[int, int]:
+    """Where the piece that begins at `start` ends, and where what follows begins. More than `most` bytes follow."""
+    low, high = start + most // 4, start + most
+    for boundary in (_BLANK, _LINE_END):
+        if cut := _choose(boundary, buffer, low, high):
+            return cut
+    line_end = max(buffer.rfind(b"\n", start, low), buffer.rfind(b"\r", start, low))
+    if line_end > start:
+        return line_end, line_end + 1
+    if cut := _choose(_SPACE, buffer, low, high):
+        return cut
+    while buffer[high] & 0xC0 == 0x80:  # a continuation byte: the cut would fall inside a character
+        high -= 1
+    return high, high
+
+
+def _choose(boundary: re.Pattern[bytes], buffer: bytes, low: int, high: int) -> tuple[int, int] | None:
+    """The span of the boundary in [low, high) whose context has the smallest CRC, the first of equals."""
+    best: tuple[int, int] | None = None
+    least = 1 << 32
+    for match in boundary.finditer(buffer, low, high):
+        start = match.start()
+        checksum = zlib.crc32(buffer[max(start - _CONTEXT_BYTES, 0) : start])
+        if checksum < least:
+            least, best = checksum, match.span()
+    return best
+
+
+def _line_ends(data: bytes) -> int:
+    return data.count(b"\n") + data.count(b"\r") - data.count(b"\r\n")

@@ -1,0 +1,116 @@
+"""Agreement: the share of pre-token occurrences whose ids equal the base tokenizer's.
+
+What belongs here: comparing two tokenizers on pre-token counts, and the exact round trip of text.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from ivr_dagster.core.tokens.counts import PretokenCounts, encode_types
+
+LISTED_DIVERGENCES = 50
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """A pre-token that two tokenizers cut differently: its text, count and both segmentations as strings."""
+
+    pretoken: str
+    count: int
+    base: list[str]
+    other: list[str]
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """What a comparison on pre-token counts found; `divergences` holds the most frequent ones."""
+
+    types: int
+    types_identical: int
+    occurrences: int
+    occurrences_identical: int
+    divergences: list[Divergence]
+
+    @property
+    def share(self) -> float:
+        """Occurrences with identical ids over all occurrences, 1.0 for an empty text."""
+        return self.occurrences_identical / self.occurrences if self.occurrences else 1.0
+
+    def as_dict(self) -> dict[str, object]:
+        """For `agreement.json`."""
+        return {
+            "agreement": self.share,
+            "types": self.types,
+            "types_identical": self.types_identical,
+            "occurrences": self.occurrences,
+            "occurrences_identical": self.occurrences_identical,
+            "divergences": [vars(divergence) for divergence in self.divergences],
+        }
+
+
+def measure_agreement(base: Tokenizer, other: Tokenizer, counts: PretokenCounts) -> Agreement:
+    """Compare the ids that `base` and `other` give to every pre-token type of `counts`.
+
+    Both encode the type as a text of its own, so cuts that `other` makes after the base's pre-tokenizer take part.
+    """
+    base_ids, other_ids = encode_types(base, counts.types), encode_types(other, counts.types)
+    same = np.fromiter((a == b for a, b in zip(base_ids, other_ids, strict=True)), dtype=bool, count=len(base_ids))
+    worst = np.flatnonzero(~same)[:LISTED_DIVERGENCES]  # types come by falling count
+    return Agreement(
+        types=len(counts.types),
+        types_identical=int(same.sum()),
+        occurrences=counts.occurrences,
+        occurrences_identical=int(counts.counts[same].sum()),
+        divergences=[
+            Divergence(
+                counts.types[n],
+                int(counts.counts[n]),
+                [str(base.id_to_token(i)) for i in base_ids[n]],
+                [str(other.id_to_token(i)) for i in other_ids[n]],
+            )
+            for n in worst
+        ],
+    )
+
+
+@dataclass(frozen=True)
+class RoundTrip:
+    """How many texts decode(encode(text)) gives back, and the first that it does not, with what came back."""
+
+    texts: int
+    exact: int
+    failure: tuple[str, str] | None
+
+    @property
+    def holds(self) -> bool:
+        """Whether every text came back unchanged."""
+        return self.exact == self.texts
+
+
+def measure_round_trip(tokenizer: Tokenizer, texts: Iterable[str]) -> RoundTrip:
+    """decode(encode(text)) == text, text by text, special tokens neither added nor skipped."""
+    texts = iter(texts)
+    total = exact = 0
+    failure: tuple[str, str] | None = None
+    while batch := list(islice(texts, 256)):
+        ids = [encoding.ids for encoding in tokenizer.encode_batch_fast(batch, add_special_tokens=False)]
+        for text, back in zip(batch, tokenizer.decode_batch(ids, skip_special_tokens=False), strict=True):
+            total += 1
+            exact += text == back
+            if text != back and failure is None:
+                failure = (text, back)
+    return RoundTrip(total, exact, failure)
+
+
+def count_tokens(tokenizer: Tokenizer, texts: Iterable[str]) -> tuple[int, int]:
+    """(tokens, UTF-8 bytes) of the texts under `tokenizer`."""
+    texts = iter(texts)
+    tokens = size = 0
+    while batch := list(islice(texts, 256)):
+        tokens += sum(len(e.ids) for e in tokenizer.encode_batch_fast(batch, add_special_tokens=False))
+        size += sum(len(text.encode("utf-8")) for text in batch)
+    return tokens, size

@@ -1,0 +1,88 @@
+"""The base tokenizer as data: strings by id, merges by rank, what must never change.
+
+What belongs here: reading a byte-level BPE out of a `tokenizers.Tokenizer`. Encoding stays with the libraries.
+"""
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from ivr_dagster.core.errors import InputError
+from ivr_dagster.core.tokens.byte_level import CHARACTER_TO_BYTE
+
+
+@dataclass(frozen=True)
+class ByteLevelBPE:
+    """A byte-level BPE vocabulary of V entries.
+
+    Attributes:
+        strings: the token of every id, V entries, in the byte-level alphabet (added tokens as they are).
+        merges: (left id, right id, id of what they make), by merge rank.
+        added_ids: ids of special and other added tokens; no model ever merges into them.
+    """
+
+    strings: tuple[str, ...]
+    merges: tuple[tuple[int, int, int], ...]
+    added_ids: frozenset[int]
+
+    @property
+    def size(self) -> int:
+        """V: the number of ids, added tokens included."""
+        return len(self.strings)
+
+    @cached_property
+    def ids(self) -> dict[str, int]:
+        """The id of every token's string."""
+        return {string: token_id for token_id, string in enumerate(self.strings)}
+
+    @cached_property
+    def merge_of(self) -> dict[int, tuple[int, int, int]]:
+        """(merge rank, left id, right id) of the first merge that makes an id; bytes and added tokens have none."""
+        found: dict[int, tuple[int, int, int]] = {}
+        for rank, (left, right, made) in enumerate(self.merges):
+            found.setdefault(made, (rank, left, right))
+        return found
+
+    @cached_property
+    def ranks(self) -> np.ndarray:
+        """Merge rank by id, int64 [V]: -1 for bytes and added tokens, `len(merges)` for tokens that no merge makes."""
+        ranks = np.full(self.size, len(self.merges), dtype=np.int64)
+        for token_id, (rank, _, _) in self.merge_of.items():
+            ranks[token_id] = rank
+        ranks[[i for i, string in enumerate(self.strings) if string in CHARACTER_TO_BYTE or i in self.added_ids]] = -1
+        return ranks
+
+
+def read_bpe(tokenizer: Tokenizer) -> ByteLevelBPE:
+    """The BPE inside `tokenizer`.
+
+    Raises:
+        InputError: its model is not a BPE, or its ids have holes.
+    """
+    spec = json.loads(tokenizer.to_str())
+    model = spec["model"]
+    if model["type"] != "BPE":
+        raise InputError(
+            f"a byte-level BPE tokenizer was asked for, found a {model['type']} model",
+            remedy="Take a base model with a byte-level BPE tokenizer (GPT-2, Llama 3, Qwen, SmolLM2 and the like).",
+        )
+    if model.get("byte_fallback"):
+        raise InputError(
+            "a byte-level BPE tokenizer was asked for, found a BPE over characters with byte fallback (SentencePiece)",
+            remedy="Take a base model with a byte-level BPE tokenizer (GPT-2, Llama 3, Qwen, SmolLM2 and the like).",
+        )
+    vocabulary: dict[str, int] = tokenizer.get_vocab(with_added_tokens=True)
+    strings = sorted(vocabulary, key=lambda string: vocabulary[string])
+    holes = sorted(set(range(len(strings))) - set(vocabulary.values()))
+    if holes:
+        raise InputError(
+            f"the tokenizer's {len(strings):,} ids leave holes, the first at {holes[0]}",
+            remedy="Add placeholder tokens at the missing ids.",
+        )
+    pairs = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]]
+    ids = model["vocab"]
+    merges = tuple((ids[left], ids[right], ids[left + right]) for left, right in pairs)
+    return ByteLevelBPE(tuple(strings), merges, frozenset(token["id"] for token in spec["added_tokens"]))

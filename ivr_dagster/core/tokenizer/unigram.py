@@ -1,0 +1,145 @@
+"""Unigram scores under which Viterbi finds the segmentation that BPE's merges find.
+
+What belongs here: the closed form of the scores, their repair, and the assembly of a Unigram `tokenizers.Tokenizer`
+around them. Nothing is trained; how near it comes is `agreement.py`'s to measure.
+
+BPE applies merges in rank order, Unigram maximises a sum. Give every token the score of its two halves plus a gain
+that falls steeply with the rank of their merge, and the earliest merge outweighs any number of later ones.
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers
+
+from ivr_dagster.core.tokenizer.bpe import ByteLevelBPE
+from ivr_dagster.core.tokens.byte_level import CHARACTER_TO_BYTE, text_of
+
+# gain(rank) = (1 + rank/16)^-4: steeper loses late merges to float64's 53 bits, flatter lets sums of late merges
+# outweigh an early one
+RANK_SCALE = 16.0
+RANK_POWER = -4.0
+# Far below any sum of scores, so that nothing is ever segmented into it
+UNREACHABLE = -1e6
+
+
+def gain(rank: float) -> float:
+    """What joining two tokens by the merge of this rank adds to the score."""
+    return (1.0 + rank / RANK_SCALE) ** RANK_POWER
+
+
+def scores_from_merges(bpe: ByteLevelBPE) -> np.ndarray:
+    """The closed form: s(byte) = 0, s(t) = s(left) + s(right) + gain(rank); float64 [V].
+
+    Tokens that no merge makes, added ones among them, get `UNREACHABLE`: BPE never yields them either.
+    """
+    scores = np.full(bpe.size, UNREACHABLE)
+    scores[[i for i, string in enumerate(bpe.strings) if string in CHARACTER_TO_BYTE]] = 0.0
+    for made, (rank, left, right) in bpe.merge_of.items():  # by rank, so halves come first
+        scores[made] = scores[left] + scores[right] + gain(rank)
+    return scores
+
+
+def best_split(string: str, score_of: Mapping[str, float], longest: int) -> float:
+    """Score of the best segmentation of `string` into two or more tokens, -inf where there is none.
+
+    Sums run left to right, as in `tokenizers`, so that both round alike.
+    """
+    best = [0.0] + [-math.inf] * len(string)
+    size = len(string)
+    for end in range(1, size + 1):
+        for start in range(max(0, end - longest), end):
+            if end - start == size:
+                continue
+            piece = score_of.get(string[start:end])
+            if piece is not None and best[start] + piece > best[end]:
+                best[end] = best[start] + piece
+    return best[size]
+
+
+def repair_scores(strings: Sequence[str], scores: np.ndarray, order: Iterable[int]) -> tuple[np.ndarray, list[int]]:
+    """Raise every token that another segmentation of its own string reaches or beats, until none is left.
+
+    Afterwards each token in `order` is the one best segmentation of itself.
+
+    Args:
+        strings: token of every id, V entries.
+        scores: float64 [V]; not changed.
+        order: ids to repair, shorter before longer or by merge rank, so that most is settled in one round.
+
+    Returns:
+        The repaired scores, float64 [V], and the ids that were raised.
+    """
+    repaired = scores.copy()
+    score_of = {string: float(score) for string, score in zip(strings, scores, strict=True) if score > UNREACHABLE}
+    order = [token_id for token_id in order if len(strings[token_id]) > 1]
+    longest = max((len(string) for string in score_of), default=0)
+    raised: set[int] = set()
+    while True:
+        changed = False
+        for token_id in order:
+            string = strings[token_id]
+            rival = best_split(string, score_of, longest)
+            if rival >= score_of[string]:
+                # a few units in the last place: a prefix in front of it rounds the sum once more
+                score_of[string] = rival + 8 * math.ulp(max(abs(rival), 1.0))
+                repaired[token_id] = score_of[string]
+                raised.add(token_id)
+                changed = True
+        if not changed:
+            return repaired, sorted(raised)
+
+
+def run_cuts(strings: Iterable[str]) -> str | None:
+    """A pattern that cuts runs of one non-alphanumeric character (`====`) at its longest tokens, longest first.
+
+    BPE joins a run from the left into ever larger tokens and leaves the rest at the end. For a sum the order of its
+    terms is all one, so only a cut can tell `[12, 3]` from `[3, 12]`. Runs shorter than four and runs of letters are
+    too often part of something else.
+    """
+    runs = [s for s in strings if len(s) >= 4 and len(set(s)) == 1 and _is_symbol(s[0])]
+    ordered = sorted(runs, key=lambda run: (run[0], -len(run)))
+    return "|".join(f"{re.escape(run[0])}{{{len(run)}}}" for run in ordered) or None
+
+
+def _is_symbol(character: str) -> bool:
+    text = text_of(character)
+    return text != "\ufffd" and not text.isalnum()
+
+
+def unigram_tokenizer(base: Tokenizer, strings: Sequence[str], scores: np.ndarray, *, cuts: str | None = None) -> Tokenizer:
+    """A Unigram tokenizer with these strings at these ids, and everything around the model as in `base`.
+
+    Args:
+        base: the base tokenizer: its normalizer, pre-tokenizer, post-processor, decoder and added tokens are kept.
+        strings: token of every id, V entries, added tokens included.
+        scores: float64 [V].
+        cuts: a pattern over byte-level strings; its matches become pre-tokens of their own after ByteLevel.
+    """
+    spec: dict[str, Any] = json.loads(base.to_str())
+    added = {token["id"] for token in spec["added_tokens"]}
+    size = len(strings)
+    while size and size - 1 in added and strings[size - 1] not in spec["model"]["vocab"]:
+        size -= 1  # added tokens behind the model's own vocabulary stay behind it
+    tokenizer = Tokenizer(models.Unigram([(s, float(x)) for s, x in zip(strings[:size], scores[:size], strict=True)]))
+    if base.normalizer is not None:
+        tokenizer.normalizer = base.normalizer
+    parts: list[Any] = [base.pre_tokenizer]
+    missing = sorted(set(CHARACTER_TO_BYTE) - set(strings))
+    if missing:  # bytes that the base drops without a word; Unigram would fail on them
+        parts.append(pre_tokenizers.Split(Regex("[" + "".join(f"\\x{{{ord(c):x}}}" for c in missing) + "]"), "removed"))
+    if cuts:
+        parts.append(pre_tokenizers.Split(Regex(cuts), "isolated"))
+    tokenizer.pre_tokenizer = parts[0] if len(parts) == 1 else pre_tokenizers.Sequence(parts)
+    tokenizer.decoder = base.decoder
+    if base.post_processor is not None:
+        tokenizer.post_processor = base.post_processor
+    for token in sorted(spec["added_tokens"], key=lambda token: int(token["id"])):
+        flags = {key: token[key] for key in ("single_word", "lstrip", "rstrip", "normalized", "special")}
+        add = tokenizer.add_special_tokens if token["special"] else tokenizer.add_tokens
+        add([AddedToken(token["content"], **flags)])
+    return tokenizer

@@ -1,0 +1,115 @@
+"""Token statistics as sums over a corpus: pre-token counts and, from them, token frequencies.
+
+BPE encodes each pre-token by itself, so the counts of pre-token types hold everything that frequencies and
+within-pre-token reassignment depend on: a corpus is read once, and all later work grows with the types.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import chain, islice
+
+import numpy as np
+import polars as pl
+from tokenizers import Tokenizer
+
+from ivr_dagster.core.tokens.byte_level import text_of
+from ivr_dagster.core.tokens.pretokens import PreTokenization, read_pretokenization, verify_splitter
+
+# how many texts are split both ways before the pattern is trusted with the rest
+VERIFIED_TEXTS = 200
+
+
+@dataclass(frozen=True)
+class PretokenCounts:
+    """How often each pre-token type stands in a corpus.
+
+    Attributes:
+        types: the types as text, the most frequent first, ties by code points.
+        counts: occurrences, int64, as long as `types`.
+        added: occurrences of added tokens (`<|endoftext|>`) written out in the text.
+        bytes: UTF-8 bytes of the text read.
+        texts: how many texts were read.
+    """
+
+    types: list[str]
+    counts: np.ndarray
+    added: dict[str, int]
+    bytes: int
+    texts: int
+
+    @property
+    def occurrences(self) -> int:
+        """Pre-tokens in the text, added tokens left out."""
+        return int(self.counts.sum())
+
+
+def count_pretokens(texts: Iterable[str], tokenizer: Tokenizer) -> PretokenCounts:
+    """Counts of all pre-token types of `texts`, read once."""
+    pretokenization = read_pretokenization(tokenizer)
+    texts = iter(texts)
+    sample = list(islice(texts, VERIFIED_TEXTS))
+    split = pretokenization.splitter(tokenizer)
+    plain = [text for text in sample if not any(token in text for token in pretokenization.added_tokens)]
+    if verify_splitter(split, tokenizer, plain) is not None:
+        split = PreTokenization(None, pretokenization.added_tokens).splitter(tokenizer)
+    counter: Counter[str] = Counter()
+    added: Counter[str] = Counter()
+    size = read = 0
+    for text in chain(sample, texts):
+        counter.update(split(text))
+        added.update(pretokenization.count_added_tokens(text))
+        size += len(text.encode("utf-8"))
+        read += 1
+    types = sorted(counter, key=lambda piece: (-counter[piece], piece))
+    return PretokenCounts(types, np.array([counter[piece] for piece in types], dtype=np.int64), dict(added), size, read)
+
+
+def encode_types(tokenizer: Tokenizer, types: list[str]) -> list[list[int]]:
+    """Ids of every pre-token type under `tokenizer`, special tokens not added."""
+    return [encoding.ids for encoding in tokenizer.encode_batch_fast(types, add_special_tokens=False)]
+
+
+def token_frequencies(counts: PretokenCounts, tokenizer: Tokenizer) -> np.ndarray:
+    """How often `tokenizer` yields each id on the counted text, int64 [V], zeros included."""
+    ids = encode_types(tokenizer, counts.types)
+    frequencies = np.zeros(tokenizer.get_vocab_size(with_added_tokens=True), dtype=np.int64)
+    lengths = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids))
+    np.add.at(frequencies, np.fromiter(chain.from_iterable(ids), np.int64), np.repeat(counts.counts, lengths))
+    for token, count in counts.added.items():
+        frequencies[tokenizer.token_to_id(token)] += count
+    return frequencies
+
+
+def frequency_table(strings: Iterable[str], frequencies: np.ndarray) -> pl.DataFrame:
+    """`token_id`, `token` (byte-level string), `text` (decoded, U+FFFD for part of a character), `frequency` by id."""
+    strings = list(strings)
+    return pl.DataFrame(
+        {
+            "token_id": pl.Series(range(len(strings)), dtype=pl.UInt32),
+            "token": strings,
+            "text": [text_of(string) for string in strings],
+            "frequency": pl.Series(frequencies, dtype=pl.Int64),
+        }
+    )
+
+
+def counts_table(counts: PretokenCounts) -> pl.DataFrame:
+    """`pretoken` (text), `count` and `kind` ("pretoken" or "added"), most frequent first."""
+    return pl.DataFrame(
+        {
+            "pretoken": counts.types + list(counts.added),
+            "count": pl.Series([*counts.counts.tolist(), *counts.added.values()], dtype=pl.Int64),
+            "kind": ["pretoken"] * len(counts.types) + ["added"] * len(counts.added),
+        }
+    )
+
+
+def counts_from_table(table: pl.DataFrame) -> PretokenCounts:
+    """The inverse of :func:`counts_table`; bytes are those of the pre-tokens, the number of texts is not kept (0)."""
+    types = table.filter(pl.col("kind") == "pretoken")
+    added = table.filter(pl.col("kind") == "added")
+    size = int((table["pretoken"].str.len_bytes().cast(pl.Int64) * table["count"]).sum())
+    return PretokenCounts(
+        types["pretoken"].to_list(), types["count"].to_numpy(), dict(zip(added["pretoken"], added["count"], strict=True)), size, 0
+    )

@@ -1,0 +1,1 @@
+"""Fine-tuning: token sequences packed into blocks, the settings of a run, the run itself."""

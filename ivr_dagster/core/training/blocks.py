@@ -1,0 +1,168 @@
+"""Training blocks: token sequences packed into full blocks of one length, kept as an Arrow dataset of `datasets`.
+
+How text becomes ids belongs to the tokens stem; what a block is trained with, to `sft`.
+"""
+
+import hashlib
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ivr_dagster.core.errors import InputError
+from ivr_dagster.core.training.whole_folder import whole_folder
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+COLUMN = "input_ids"
+# rows of one Arrow record batch: 4 MB with blocks of 1,024 tokens, whatever the corpus holds
+_BATCH_BLOCKS = 1_000
+
+
+@dataclass(frozen=True)
+class BlockCounts:
+    """What was packed: `tokens` counts the end-of-text tokens too and is blocks · block_size + dropped_tokens."""
+
+    documents: int
+    tokens: int
+    blocks: int
+    dropped_tokens: int
+
+
+def pack_blocks(
+    sequences: Iterable[NDArray[np.integer[Any]]], *, block_size: int, eos_id: int
+) -> Iterator[NDArray[np.int32]]:
+    """Join the documents, an end-of-text token after each, and cut the result into full blocks.
+
+    Args:
+        sequences: a document each, ids `[n]` of any integer dtype; an empty one leaves no trace.
+        block_size: tokens of a block.
+        eos_id: id of the end-of-text token.
+
+    Yields:
+        int32 ids `[block_size]`. What does not fill a last block is dropped: under one block in all, however many
+        documents there are, where one document a block would lose most of a corpus.
+
+    Raises:
+        InputError: the block size is below 2; a block of one token holds nothing to predict.
+    """
+    if block_size < 2:
+        raise InputError(f"a block of {block_size} tokens holds nothing to predict", where="--block-size",
+                         remedy="Take 2 or more; the model's context length is usual")
+    end = np.array([eos_id], dtype=np.int32)
+    pending: list[NDArray[np.int32]] = []
+    held = 0
+    for sequence in sequences:
+        if not len(sequence):
+            continue
+        pending += [sequence.astype(np.int32), end]
+        held += len(sequence) + 1
+        if held >= block_size:
+            joined = np.concatenate(pending)
+            full = held - held % block_size
+            yield from joined[:full].reshape(-1, block_size)
+            pending, held = [joined[full:]], held - full
+
+
+def write_blocks(
+    sequences: Iterable[NDArray[np.integer[Any]]], path: Path, *, block_size: int, eos_id: int, vocab_size: int
+) -> BlockCounts:
+    """Pack `sequences` into the folder `path`, which `datasets.load_from_disk` (and :func:`read_blocks`) opens.
+
+    One column `input_ids`, int32 lists of the fixed length `block_size`. Streams: memory holds one document and
+    1,000 blocks. The folder appears whole. The same sequences give the same bytes with the same versions of
+    datasets and pyarrow; the dataset's fingerprint is a hash of the ids, and nothing carries a time or a path.
+
+    Args:
+        sequences: a document each, ids `[n]`.
+        path: the folder to write; one that exists is replaced.
+        block_size: tokens of a block.
+        eos_id: id of the end-of-text token.
+        vocab_size: V; every id has to be below it.
+
+    Raises:
+        InputError: an id outside the vocabulary, or too few tokens for a single block.
+    """
+    import pyarrow as pa
+    from datasets import Dataset, Features, List, Value, disable_progress_bars, enable_progress_bars
+    from datasets.table import MemoryMappedTable
+    from datasets.utils import are_progress_bars_disabled
+
+    if not 0 <= eos_id < vocab_size:
+        raise InputError(f"the end-of-text id {eos_id} lies outside a vocabulary of {vocab_size}")
+    documents = tokens = blocks = 0
+
+    def counted() -> Iterator[NDArray[np.integer[Any]]]:
+        nonlocal documents, tokens
+        for number, sequence in enumerate(sequences):
+            if not len(sequence):
+                continue
+            outside = sequence[(sequence < 0) | (sequence >= vocab_size)]
+            if len(outside):
+                raise InputError(f"document {number} holds the id {outside[0]}, the vocabulary ends at {vocab_size - 1}",
+                                 remedy="Take sequences and tokenizer of the same run")
+            documents, tokens = documents + 1, tokens + len(sequence) + 1
+            yield sequence
+
+    features = Features({COLUMN: List(Value("int32"), length=block_size)})
+    schema = features.arrow_schema
+    digest = hashlib.sha256(f"{block_size} {eos_id}".encode())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.packing") as packing:
+        packed = Path(packing) / "packed.arrow"
+        with pa.OSFile(str(packed), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
+            for batch in _batches(pack_blocks(counted(), block_size=block_size, eos_id=eos_id)):
+                digest.update(batch)
+                blocks += len(batch)
+                column = pa.FixedSizeListArray.from_arrays(pa.array(batch.ravel()), block_size)
+                writer.write_batch(pa.record_batch([column], schema=schema))
+        if not blocks:
+            raise InputError(
+                f"the text gives {tokens:,} tokens in {documents:,} documents, fewer than one block of {block_size:,}",
+                where="--block-size", remedy="Take a smaller --block-size or more text",
+            )
+        dataset = Dataset(MemoryMappedTable.from_file(str(packed)), fingerprint=digest.hexdigest()[:16])
+        shown = not are_progress_bars_disabled()
+        disable_progress_bars()
+        try:
+            with whole_folder(path) as folder:
+                dataset.save_to_disk(folder)
+        finally:
+            if shown:
+                enable_progress_bars()
+    return BlockCounts(documents, tokens, blocks, tokens - blocks * block_size)
+
+
+def read_blocks(path: Path) -> "Dataset":
+    """Open the blocks that :func:`write_blocks` left, memory-mapped; rows are numpy, int32 `[block_size]`.
+
+    Raises:
+        InputError: there are no blocks at `path`.
+    """
+    from datasets import load_from_disk
+
+    remedy = "Give the folder that the stage train packed, training/blocks"
+    try:
+        dataset = load_from_disk(path)
+    except (FileNotFoundError, ValueError) as error:
+        raise InputError(f"no training blocks can be read here ({error})", where=path, remedy=remedy) from error
+    if COLUMN not in (dataset.column_names or ()):
+        raise InputError(f"the dataset has the columns {dataset.column_names}, not {COLUMN}", where=path, remedy=remedy)
+    return dataset.with_format("numpy")
+
+
+def _batches(blocks: Iterator[NDArray[np.int32]]) -> Iterator[NDArray[np.int32]]:
+    """Stack the blocks to `[n, block_size]`, n at most `_BATCH_BLOCKS`."""
+    batch: list[NDArray[np.int32]] = []
+    for block in blocks:
+        batch.append(block)
+        if len(batch) == _BATCH_BLOCKS:
+            yield np.stack(batch)
+            batch = []
+    if batch:
+        yield np.stack(batch)

@@ -1,0 +1,49 @@
+"""Which tokens give up their id: those the domain uses least, the rarest by merge rank among equals."""
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from ivr_dagster.core.errors import InputError
+from ivr_dagster.core.tokenizer.bpe import ByteLevelBPE
+from ivr_dagster.core.tokens.byte_level import CHARACTER_TO_BYTE, text_of
+
+
+def protected_ids(bpe: ByteLevelBPE, in_use: Iterable[int] = ()) -> frozenset[int]:
+    """Ids that never change their string.
+
+    Bytes keep every text encodable, added tokens are the model's control signals, digits carry numbers whatever
+    the domain, and `in_use` are the constituents that new tokens leave behind where they do not fit.
+    """
+    fixed = {
+        token_id
+        for token_id, string in enumerate(bpe.strings)
+        if string in CHARACTER_TO_BYTE or token_id in bpe.added_ids or text_of(string).strip().isnumeric()
+    }
+    return frozenset(fixed.union(in_use))
+
+
+def choose_sacrifices(bpe: ByteLevelBPE, frequencies: np.ndarray, protected: frozenset[int], count: int) -> list[int]:
+    """`count` ids to give away: least frequent in the domain first, then latest merge, then highest id.
+
+    A late merge means that the pair was rare in what the base was built from. The lowest unused ids, on the
+    contrary, are common fragments (" wor", "ould") that other text of the domain may need tomorrow.
+
+    Args:
+        bpe: the base vocabulary, V ids.
+        frequencies: occurrences on the train split, int64 [V].
+        protected: ids left alone.
+        count: how many are wanted.
+
+    Raises:
+        InputError: fewer than `count` ids may be given away.
+    """
+    free = np.array([i for i in range(bpe.size) if i not in protected], dtype=np.int64)
+    if count > len(free):
+        raise InputError(
+            f"{count:,} new tokens were asked for, only {len(free):,} of {bpe.size:,} ids may be given away",
+            where="max_candidates",
+            remedy=f"Set --max-candidates to {len(free)} or less.",
+        )
+    order = np.lexsort((-free, -bpe.ranks[free], frequencies[free]))
+    return free[order[:count]].tolist()
