@@ -5,10 +5,11 @@ here: what :func:`docstrings` finds is what :func:`strip_docstrings` removes. No
 """
 
 import ast
+import functools
 import sysconfig
 import tokenize
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,21 +34,26 @@ class SourceFile:
         return self.path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
 
 
-def read_stdlib(folder: Path | None = None, *, documentation_only: bool = False) -> Iterator[SourceFile]:
+def documents_library(path: str) -> bool:
+    """Whether a file's docstrings are about the library, not about its tests or IDLE."""
+    return _NOT_DOCUMENTATION.isdisjoint(path.split("/")[:-1])
+
+
+def read_stdlib(
+    folder: Path | None = None, *, select: Callable[[str], bool] = lambda path: True
+) -> Iterator[SourceFile]:
     """The Python files below Lib in path order; files that are no valid Python are left out.
 
     Args:
         folder: another folder to read instead of the running Python's Lib.
-        documentation_only: leave out tests and IDLE.
+        select: called with a file's path below Lib; only files for which it is true are read.
     """
     root = Path(sysconfig.get_path("stdlib")) if folder is None else folder
     relative = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.py"))
     for path in relative:
         if any(f"/{path}".startswith(f"/{part}/") or f"/{part}/" in f"/{path}" for part in _NEVER):
             continue
-        if documentation_only and not _NOT_DOCUMENTATION.isdisjoint(path.split("/")[:-1]):
-            continue
-        if path.startswith("_sysconfigdata"):  # the build machine's settings
+        if path.startswith("_sysconfigdata") or not select(path):  # the former are the build machine's settings
             continue
         try:
             with tokenize.open(root / path) as file:
@@ -80,6 +86,7 @@ def strip_docstrings(source: str) -> str:
 _Documentable = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
+@functools.lru_cache(maxsize=1)  # reading a file checks it, and what is read is mostly taken apart at once
 def _parse(source: str) -> ast.Module:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # invalid escapes and the like are the library's affair

@@ -3,10 +3,12 @@
 import re
 import unicodedata
 from dataclasses import dataclass
+from typing import Literal
 
 from ivr_dagster.core.errors import InputError
 
-NORMALIZATIONS = ("NFC", "NFKC", "none")
+_FORMS: dict[str, Literal["NFC", "NFKC"] | None] = {"NFC": "NFC", "NFKC": "NFKC", "none": None}
+NORMALIZATIONS = tuple(_FORMS)
 
 # C0 but tab, LF and CR; DEL; C1; and the lone surrogates that JSON escapes can bring, which no encoding can write
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -23,12 +25,9 @@ class CleaningEffects:
         normalized: whether Unicode normalisation changed anything.
     """
 
-    control_characters_dropped: int = 0
-    line_ends_changed: int = 0
-    normalized: bool = False
-
-
-_UNCHANGED = CleaningEffects()
+    control_characters_dropped: int
+    line_ends_changed: int
+    normalized: bool
 
 
 def clean(text: str, *, normalization: str = "NFC") -> tuple[str, CleaningEffects]:
@@ -54,14 +53,11 @@ def clean(text: str, *, normalization: str = "NFC") -> tuple[str, CleaningEffect
         without_marks = text.lstrip("\ufeff")
         dropped += len(text) - len(without_marks)
         text = without_marks
-    changed = False
-    if normalization == "NFC" or normalization == "NFKC":
-        changed = not unicodedata.is_normalized(normalization, text)
-        if changed:
-            text = unicodedata.normalize(normalization, text)
-    if dropped or line_ends or changed:
-        return text, CleaningEffects(dropped, line_ends, changed)
-    return text, _UNCHANGED
+    form = _FORMS[normalization]
+    denormal = form is not None and not unicodedata.is_normalized(form, text)
+    if form is not None and denormal:
+        text = unicodedata.normalize(form, text)
+    return text, CleaningEffects(dropped, line_ends, denormal)
 
 
 def is_empty(text: str) -> bool:

@@ -8,15 +8,15 @@ import re
 import zlib
 from collections.abc import Iterable, Iterator
 
-LEAST_SPLIT_BYTES = 64
+_CONTEXT_BYTES = 64
+LEAST_SPLIT_BYTES = 4 * _CONTEXT_BYTES  # so that the context of every possible cut lies inside its piece
 
 # CRLF is taken whole (possessive), or its LF would pass for a blank line of its own
 _END = rb"(?:\n|\r\n?+)"
 _LINE_END = re.compile(_END)
 _BLANK = re.compile(_END + rb"(?:[ \t]*+" + _END + rb")+")
 _SPACE = re.compile(rb"[ \t]+")
-_BLANK_LINES = re.compile(rb"(?:[ \t]*" + _END + rb")*")
-_CONTEXT_BYTES = 64
+_BLANK_LINES = re.compile(rb"(?:[ \t]*+" + _END + rb")*")
 
 
 def cut_text(chunks: Iterable[str], most: int) -> Iterator[tuple[int, str]]:
@@ -38,16 +38,16 @@ def cut_text(chunks: Iterable[str], most: int) -> Iterator[tuple[int, str]]:
     Yields:
         The line on which a piece starts, counted from 1, and the piece.
     """
-    source = (chunk.encode("utf-8", "surrogatepass") for chunk in chunks)
+    source = (chunk.encode("utf-8", "surrogatepass") for chunk in chunks if chunk)
     buffer, position, line, uncut, ended = b"", 0, 1, True, False
     while True:
-        parts, size = [buffer[position:]], len(buffer) - position
-        # a trailing CR waits for its LF, or the pair would count as two line ends
-        while not ended and (size <= most or parts[-1].endswith(b"\r")):
-            parts.append(next(source, b""))
-            size += len(parts[-1])
-            ended = not parts[-1]
-        if len(parts) > 1:
+        if not ended and len(buffer) - position <= most:
+            parts, size = [buffer[position:]], len(buffer) - position
+            # a trailing CR waits for its LF, or the pair would count as two line ends
+            while not ended and (size <= most or parts[-1].endswith(b"\r")):
+                parts.append(next(source, b""))
+                size += len(parts[-1])
+                ended = not parts[-1]
             buffer, position = b"".join(parts), 0
         if not uncut:
             blank = _BLANK_LINES.match(buffer, position)
@@ -59,6 +59,8 @@ def cut_text(chunks: Iterable[str], most: int) -> Iterator[tuple[int, str]]:
         if ended and len(buffer) - position <= most:
             break
         end, following = _find_cut(buffer, position, most)
+        if buffer[following - 1 : following + 1] == b"\r\n":  # the window ended inside the pair
+            following += 1
         piece = buffer[position:end].rstrip()
         if piece:
             yield line, piece.decode("utf-8", "surrogatepass")
@@ -91,7 +93,7 @@ def _choose(boundary: re.Pattern[bytes], buffer: bytes, low: int, high: int) -> 
     least = 1 << 32
     for match in boundary.finditer(buffer, low, high):
         start = match.start()
-        checksum = zlib.crc32(buffer[max(start - _CONTEXT_BYTES, 0) : start])
+        checksum = zlib.crc32(buffer[start - _CONTEXT_BYTES : start])
         if checksum < least:
             least, best = checksum, match.span()
     return best

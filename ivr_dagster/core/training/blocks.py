@@ -52,8 +52,11 @@ def pack_blocks(
         InputError: the block size is below 2; a block of one token holds nothing to predict.
     """
     if block_size < 2:
-        raise InputError(f"a block of {block_size} tokens holds nothing to predict", where="--block-size",
-                         remedy="Take 2 or more; the model's context length is usual")
+        raise InputError(
+            f"a block of {block_size} tokens holds nothing to predict",
+            where="--block-size",
+            remedy="Take 2 or more; the model's context length is usual",
+        )
     end = np.array([eos_id], dtype=np.int32)
     pending: list[NDArray[np.int32]] = []
     held = 0
@@ -104,8 +107,10 @@ def write_blocks(
                 continue
             outside = sequence[(sequence < 0) | (sequence >= vocab_size)]
             if len(outside):
-                raise InputError(f"document {number} holds the id {outside[0]}, the vocabulary ends at {vocab_size - 1}",
-                                 remedy="Take sequences and tokenizer of the same run")
+                raise InputError(
+                    f"document {number} holds the id {outside[0]}, the vocabulary ends at {vocab_size - 1}",
+                    remedy="Take sequences and tokenizer of the same run",
+                )
             documents, tokens = documents + 1, tokens + len(sequence) + 1
             yield sequence
 
@@ -117,14 +122,15 @@ def write_blocks(
         packed = Path(packing) / "packed.arrow"
         with pa.OSFile(str(packed), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
             for batch in _batches(pack_blocks(counted(), block_size=block_size, eos_id=eos_id)):
-                digest.update(batch)
+                digest.update(batch.tobytes())
                 blocks += len(batch)
                 column = pa.FixedSizeListArray.from_arrays(pa.array(batch.ravel()), block_size)
                 writer.write_batch(pa.record_batch([column], schema=schema))
         if not blocks:
             raise InputError(
                 f"the text gives {tokens:,} tokens in {documents:,} documents, fewer than one block of {block_size:,}",
-                where="--block-size", remedy="Take a smaller --block-size or more text",
+                where="--block-size",
+                remedy="Take a smaller --block-size or more text",
             )
         dataset = Dataset(MemoryMappedTable.from_file(str(packed)), fingerprint=digest.hexdigest()[:16])
         shown = not are_progress_bars_disabled()
@@ -139,7 +145,7 @@ def write_blocks(
 
 
 def read_blocks(path: Path) -> "Dataset":
-    """Open the blocks that :func:`write_blocks` left, memory-mapped; rows are numpy, int32 `[block_size]`.
+    """Open the blocks that :func:`write_blocks` left, memory-mapped; its rows are numpy ids `[block_size]`.
 
     Raises:
         InputError: there are no blocks at `path`.

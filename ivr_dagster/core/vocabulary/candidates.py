@@ -1,19 +1,26 @@
-"""Candidates: strings inside pre-tokens that would save the most tokens if each had an id.
+"""Candidates: strings that would save the most tokens if each had an id.
 
-Continued BPE over pre-token counts: the most frequent neighbouring pair is joined, counts are updated where it
-stood, and so on. Each candidate's saving is what it adds to those before it, counted without overlap.
+Within pre-tokens by continued BPE over pre-token counts: the most frequent neighbouring pair is joined, counts are
+updated where it stood, and so on. Each candidate's saving is what it adds to those before it, counted without
+overlap. Across pre-tokens, phrases compete with them by their saving.
 """
 
 import heapq
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import regex
+from tokenizers import Tokenizer
 
+from ivr_dagster.core.errors import InputError
+from ivr_dagster.core.tokenizer.bpe import ByteLevelBPE
+from ivr_dagster.core.tokenizer.unigram import extended_tokenizer, run_cuts
 from ivr_dagster.core.tokens.byte_level import string_of
-from ivr_dagster.core.tokens.counts import PretokenCounts
+from ivr_dagster.core.tokens.counts import PretokenCounts, encode_types
+from ivr_dagster.core.tokens.pretokens import read_pretokenization
+from ivr_dagster.core.vocabulary.phrases import select_phrases
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,15 +29,12 @@ class Candidate:
 
     Attributes:
         string: the new token in the byte-level alphabet.
-        left, right: the two tokens (base or new, by string) that were joined to make it.
         constituents: ids of the base tokens it replaces, in order.
         saving: tokens saved on the train split when it was joined, on top of all candidates before it.
         frequency: how often it stands in the train split once all candidates are joined.
     """
 
     string: str
-    left: str
-    right: str
     constituents: tuple[int, ...]
     saving: int
     frequency: int
@@ -38,16 +42,14 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Selection:
-    """Candidates in the order they were found, and every join made on the way.
+    """Candidates by falling saving.
 
     Attributes:
         candidates: what asks for an id.
-        joins: (left, right) strings in order, those included whose result ended up unused or too short for an id.
         tokens_before, tokens_after: tokens of the counted pre-tokens, base and with all candidates.
     """
 
     candidates: list[Candidate]
-    joins: list[tuple[str, str]]
     tokens_before: int
     tokens_after: int
 
@@ -97,8 +99,7 @@ def select_within(
     heapq.heapify(heap)
 
     made: dict[str, int] = {}
-    order: list[tuple[int, int, int, int]] = []  # new id, left, right, saving
-    joins: list[tuple[str, str]] = []
+    order: list[tuple[int, int]] = []  # new id, saving
     frequency: Counter[int] = Counter()
     live = 0
     while heap and live < budget:
@@ -120,8 +121,7 @@ def select_within(
             new = made[string] = len(names)
             names.append(string)
             constituents[new] = constituents.get(left, (left,)) + constituents.get(right, (right,))
-            order.append((new, left, right, count))
-            joins.append((names[left], names[right]))
+            order.append((new, count))
         changed: Counter[tuple[int, int]] = Counter()
         before = {token: frequency[token] for token in (left, right, new)}
         for n in places.pop(pair):
@@ -155,12 +155,12 @@ def select_within(
             progress(live, budget)
 
     candidates = [
-        Candidate(names[new], names[left], names[right], constituents[new], saving, frequency[new])
-        for new, left, right, saving in order
+        Candidate(names[new], constituents[new], saving, frequency[new])
+        for new, saving in order
         if frequency[new] > 0 and len(names[new]) >= min_bytes
     ]
     tokens_after = single + sum(w * len(word) for w, word in zip(weights, words, strict=True))
-    return Selection(candidates[:budget], joins, tokens_before, tokens_after)
+    return Selection(candidates[:budget], tokens_before, tokens_after)
 
 
 def _pairs(word: list[int]) -> Counter[tuple[int, int]]:
@@ -191,6 +191,84 @@ def _join(word: list[int], left: int, right: int, new: int) -> list[int]:
             position += 1
     return joined
 
+
+
+def choose_candidates(
+    base: Tokenizer,
+    bpe: ByteLevelBPE,
+    counts: PretokenCounts,
+    texts: Iterable[str],
+    *,
+    budget: int,
+    min_bytes: int = 2,
+    min_frequency: int = 2,
+    across: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Selection:
+    """Up to `budget` candidates within pre-tokens and, where `across`, phrases of them, in one order by saving.
+
+    Args:
+        base: the base tokenizer.
+        bpe: its vocabulary.
+        counts: pre-token counts of the train split.
+        texts: the train split; read for phrases only.
+        budget, min_bytes, min_frequency, progress: as of :func:`select_within`.
+        across: whether phrases take part.
+
+    Raises:
+        InputError: phrases are asked for and the base's pre-tokenizer is more than one pattern.
+    """
+    cuts = run_cuts(bpe.strings)
+    pieces, weights = cut_pieces(counts, cuts)
+    sequences = [[token.id for token in base.model.tokenize(piece)] for piece in pieces]
+    within = select_within(
+        sequences, weights, bpe.strings, budget=budget, min_bytes=min_bytes, min_frequency=min_frequency, progress=progress
+    )
+    if not across:
+        return within
+    pretokenization = read_pretokenization(base)
+    if pretokenization.pattern is None:
+        raise InputError(
+            "new tokens across pre-tokens need a pre-tokenizer that is one pattern, this tokenizer's is not",
+            where="merge_scope",
+            remedy="Set --merge-scope within.",
+        )
+    # lengths under the base are what a phrase can save at most; what words save by themselves is taken off below
+    tokens = dict(zip(counts.types, map(len, encode_types(base, counts.types)), strict=True))
+    interim = _interim_lengths(base, bpe, within, counts)
+    cut = regex.compile(cuts) if cuts else None
+    known = {candidate.string for candidate in within.candidates} | set(bpe.strings)
+
+    def allowed(text: str) -> bool:
+        string = string_of(text)
+        return string not in known and not (cut and cut.search(string)) and not any(t in text for t in pretokenization.added_tokens)
+
+    phrases = select_phrases(
+        texts,
+        pretokenization.splitter(base),
+        lambda piece: interim.get(piece, tokens.get(piece, 1)),
+        budget=budget,
+        min_saving=min_frequency,
+        allowed=allowed,
+    )
+    joined = [
+        Candidate(
+            string_of(phrase.text),
+            tuple(i for piece in phrase.pretokens for i in base.encode(piece, add_special_tokens=False).ids),
+            phrase.saving,
+            phrase.frequency,
+        )
+        for phrase in phrases
+    ]
+    best = sorted([*within.candidates, *joined], key=lambda candidate: (-candidate.saving, candidate.string))[:budget]
+    saved = sum(candidate.saving for candidate in best)
+    return Selection(best, within.tokens_before, within.tokens_before - saved)
+
+
+def _interim_lengths(base: Tokenizer, bpe: ByteLevelBPE, within: Selection, counts: PretokenCounts) -> dict[str, int]:
+    """Tokens of each pre-token type once the candidates within are there, found as the remapped tokenizer would."""
+    tokenizer = extended_tokenizer(base, bpe, [candidate.string for candidate in within.candidates])
+    return dict(zip(counts.types, map(len, encode_types(tokenizer, counts.types)), strict=True))
 
 
 def cut_pieces(counts: PretokenCounts, cuts: str | None) -> tuple[list[str], np.ndarray]:

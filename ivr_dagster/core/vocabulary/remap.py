@@ -4,9 +4,10 @@ What belongs here: the rules as data, their YAML form (which people may edit), t
 vocabulary, and the remapped tokenizer that follows from them alone.
 """
 
-import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +17,12 @@ from tokenizers import Tokenizer
 
 from ivr_dagster.core.errors import InputError
 from ivr_dagster.core.tokenizer.bpe import ByteLevelBPE
-from ivr_dagster.core.tokenizer.unigram import (
-    UNREACHABLE,
-    best_split,
-    repair_scores,
-    run_cuts,
-    scores_from_merges,
-    unigram_tokenizer,
-)
+from ivr_dagster.core.tokenizer.unigram import run_cuts, scores_with_new, unigram_tokenizer
 from ivr_dagster.core.tokens.byte_level import bytes_of, is_byte_level
+from ivr_dagster.core.tokens.pretokens import read_pretokenization
 from ivr_dagster.core.vocabulary.candidates import Candidate
+from ivr_dagster.core.vocabulary.phrases import phrase_pattern
 from ivr_dagster.core.vocabulary.sacrifice import protected_ids
-
-# What a new token scores above its best rival. Smaller than any gain that matters, a new token would be left to what
-# late merges leave over; larger, it would tear apart tokens that BPE makes early.
-NEW_TOKEN_GAIN = 1e-6
-
 
 @dataclass(frozen=True)
 class RemapRule:
@@ -53,11 +44,30 @@ class RemapRule:
     frequencies: dict[str, int] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class RemapRules:
+    """All rules, and whether a person has changed them since they were computed."""
+
+    rules: tuple[RemapRule, ...]
+    edited: bool = False
+
+    def __iter__(self) -> Iterator[RemapRule]:
+        return iter(self.rules)
+
+    def __len__(self) -> int:
+        return len(self.rules)
+
+    def digest(self) -> str:
+        """A hash of ids and strings, in hexadecimal; frequencies, which are for people, are left out."""
+        content = [[rule.id, rule.sacrificed_token, rule.new_token, list(rule.constituents)] for rule in self.rules]
+        return hashlib.blake2b(json.dumps(content).encode(), digest_size=16).hexdigest()
+
+
 def make_rules(
     candidates: Sequence[Candidate], sacrifices: Sequence[int], bpe: ByteLevelBPE, frequencies: np.ndarray
-) -> list[RemapRule]:
+) -> RemapRules:
     """Pair candidates with sacrificed ids, the best candidate with the first id."""
-    return [
+    rules = (
         RemapRule(
             id=token_id,
             sacrificed_token=bpe.strings[token_id],
@@ -70,7 +80,8 @@ def make_rules(
             },
         )
         for candidate, token_id in zip(candidates, sacrifices, strict=True)
-    ]
+    )
+    return RemapRules(tuple(rules))
 
 
 HEADER = """\
@@ -81,15 +92,18 @@ HEADER = """\
 """
 
 
-def rules_as_yaml(rules: Sequence[RemapRule]) -> str:
-    """The rules as YAML with a header that says how they may be edited."""
+def rules_as_yaml(rules: RemapRules) -> str:
+    """The rules as YAML with a header that says how they may be edited.
+
+    `computed` is their digest: rules that no longer match it were edited by hand.
+    """
     rows = [asdict(rule) | {"constituents": list(rule.constituents)} for rule in rules]
     dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
-    body = yaml.dump({"rules": rows}, Dumper=dumper, allow_unicode=True, sort_keys=False, width=1000)
+    body = yaml.dump({"computed": rules.digest(), "rules": rows}, Dumper=dumper, allow_unicode=True, sort_keys=False, width=1000)
     return HEADER + body
 
 
-def rules_from_yaml(text: str, where: Path | str = "remap_rules.yaml") -> list[RemapRule]:
+def rules_from_yaml(text: str, where: Path | str = "remap_rules.yaml") -> RemapRules:
     """Rules out of their YAML form; their shape is checked here, their sense by :func:`check_rules`.
 
     Raises:
@@ -117,7 +131,8 @@ def rules_from_yaml(text: str, where: Path | str = "remap_rules.yaml") -> list[R
         rules.append(RemapRule(row["id"], row["sacrificed_token"], row["new_token"], tuple(row["constituents"]), frequencies))
     if faults:
         raise InputError("; ".join(faults), remedy="Mend these rules or delete the file.")
-    return rules
+    found = RemapRules(tuple(rules))
+    return replace(found, edited=content.get("computed") != found.digest())
 
 
 def _shape_fault(row: Any) -> str | None:
@@ -137,7 +152,7 @@ def _shape_fault(row: Any) -> str | None:
     return None
 
 
-def check_rules(rules: Sequence[RemapRule], bpe: ByteLevelBPE, where: Path | str = "remap_rules.yaml") -> None:
+def check_rules(rules: RemapRules, bpe: ByteLevelBPE, where: Path | str = "remap_rules.yaml") -> None:
     """Whether the rules fit the base vocabulary; all faults are reported together.
 
     Raises:
@@ -176,7 +191,7 @@ def check_rules(rules: Sequence[RemapRule], bpe: ByteLevelBPE, where: Path | str
         raise InputError(shown, where=where, remedy="Mend these rules, or delete the file and run `ivr remap`.")
 
 
-def remapped_strings(bpe: ByteLevelBPE, rules: Sequence[RemapRule]) -> list[str]:
+def remapped_strings(bpe: ByteLevelBPE, rules: RemapRules) -> list[str]:
     """The token of every id after the rules, V entries."""
     strings = list(bpe.strings)
     for rule in rules:
@@ -184,31 +199,21 @@ def remapped_strings(bpe: ByteLevelBPE, rules: Sequence[RemapRule]) -> list[str]
     return strings
 
 
-def remapped_scores(bpe: ByteLevelBPE, rules: Sequence[RemapRule]) -> np.ndarray:
-    """Unigram scores of the remapped vocabulary, float64 [V].
+def remap_tokenizer(base: Tokenizer, bpe: ByteLevelBPE, rules: RemapRules) -> Tokenizer:
+    """The base tokenizer's ids with the rules applied, as a Unigram tokenizer.
 
-    Kept tokens start from the closed form; each new token, the shorter first, scores just above its best other
-    segmentation; then every token is made the best segmentation of itself.
+    New tokens that reach over pre-tokens become part of the pre-tokenizer's pattern.
     """
-    strings, scores = remapped_strings(bpe, rules), scores_from_merges(bpe)
-    scores[[rule.id for rule in rules]] = UNREACHABLE
-    score_of = {s: float(x) for s, x in zip(strings, scores, strict=True) if x > UNREACHABLE}
-    longest = max(map(len, strings))
-    for rule in sorted(rules, key=lambda rule: (len(rule.new_token), rule.id)):
-        scores[rule.id] = best_split(rule.new_token, score_of, longest) + NEW_TOKEN_GAIN
-        score_of[rule.new_token] = float(scores[rule.id])
-    order = sorted(range(bpe.size), key=lambda i: (len(strings[i]), i))
-    reachable = [i for i in order if math.isfinite(scores[i]) and scores[i] > UNREACHABLE]
-    return repair_scores(strings, scores, reachable)[0]
-
-
-def remapped_tokenizer(base: Tokenizer, bpe: ByteLevelBPE, rules: Sequence[RemapRule]) -> Tokenizer:
-    """The base tokenizer's ids with the rules applied, as a Unigram tokenizer."""
     strings = remapped_strings(bpe, rules)
-    return unigram_tokenizer(base, strings, remapped_scores(bpe, rules), cuts=run_cuts(bpe.strings))
+    pretokenization = read_pretokenization(base)
+    split = pretokenization.splitter(base)
+    texts = [_whole_text(rule.new_token) for rule in rules]
+    phrases = [text for text in texts if text is not None and len(split(text)) > 1]
+    pattern = phrase_pattern(phrases, pretokenization.pattern) if phrases and pretokenization.pattern else None
+    return unigram_tokenizer(base, strings, scores_with_new(bpe, strings), cuts=run_cuts(bpe.strings), pattern=pattern)
 
 
-def unreachable_tokens(tokenizer: Tokenizer, rules: Sequence[RemapRule]) -> list[str]:
+def unreachable_tokens(tokenizer: Tokenizer, rules: RemapRules) -> list[str]:
     """New tokens whose own string the tokenizer does not encode as that one token.
 
     Strings that are part of a character have no text; they are put to the model behind the pre-tokenizer, the others

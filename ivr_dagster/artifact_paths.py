@@ -1,0 +1,62 @@
+"""Where every artifact lies: the only place that spells a path below the artifacts folder."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+RELATIVE_PATHS: dict[str, str] = {
+    "raw_corpus": "corpora/raw",
+    "cleaned_corpus": "corpora/cleaned",
+    "original_tokenizer": "tokenizers/original",
+    "pretoken_counts": "analysis/pretoken_counts.parquet",
+    "token_stats": "analysis/reports/token_frequency.parquet",
+    "token_sequences": "analysis/token_sequences",
+    "distilled_tokenizer": "tokenizers/distilled_unigram",
+    "replacement_candidates": "analysis/reports/replacement_candidates.csv",
+    "selection_log": "analysis/reports/selection_log.md",
+    "remap_rules": "tokenizers/remap_rules.yaml",
+    "remapped_tokenizer": "tokenizers/remapped",
+    "original_embeddings": "embeddings/original_embeddings.safetensors",
+    "reordered_embeddings": "embeddings/reordered_embeddings.safetensors",
+    "initialized_model": "embeddings/initialized_model",
+    "training_blocks": "training/blocks",
+    "sft_checkpoint": "training/sft_checkpoint",
+    "vanilla_sft_checkpoint": "training/vanilla_sft_checkpoint",
+    "evaluation_report": "evaluation",
+}
+
+SETTINGS_FILE = "ivr.yaml"
+SFT_CONFIG_FILE = "sft_config.yaml"
+DAGSTER_HOME = ".dagster"
+
+
+@dataclass(frozen=True)
+class ArtifactPaths:
+    """Paths of one artifacts folder.
+
+    Attributes:
+        root: the artifacts folder, absolute.
+        elsewhere: artifacts that a setting puts somewhere else, by asset name.
+    """
+
+    root: Path
+    elsewhere: Mapping[str, Path] = field(default_factory=dict)
+
+    def __getitem__(self, asset: str) -> Path:
+        """The file or folder of an asset."""
+        return self.elsewhere.get(asset) or self.root / RELATIVE_PATHS[asset]
+
+    @property
+    def dagster_home(self) -> Path:
+        """Dagster's run storage, unless DAGSTER_HOME says otherwise."""
+        return self.root / DAGSTER_HOME
+
+    @property
+    def settings_file(self) -> Path:
+        """The settings file, unless `--config` names another."""
+        return self.root / SETTINGS_FILE
+
+    @property
+    def sft_config(self) -> Path:
+        """Training settings, unless `--config-path` names others; need not exist."""
+        return self.root / SFT_CONFIG_FILE

@@ -1,0 +1,15 @@
+"""The assets: one module a stem, thin. An asset takes its inputs, calls core, returns the value with metadata.
+
+An asset names the settings it depends on in its metadata (`ivr/settings`); `definitions` folds their values into the
+code version, so that a changed setting makes the asset stale as changed code does.
+"""
+
+from typing import Any
+
+OWNERS = ["team:ivr"]
+SETTINGS_KEY = "ivr/settings"
+
+
+def depends_on_settings(*keys: str) -> dict[str, Any]:
+    """Asset metadata that names the settings an asset's content depends on."""
+    return {SETTINGS_KEY: list(keys)}

@@ -1,0 +1,68 @@
+"""The corpus: raw text as its owner keeps it, and the cleaned, split corpus that everything else reads."""
+
+import time
+
+import dagster as dg
+
+from ivr_dagster.assets import OWNERS, depends_on_settings
+from ivr_dagster.core.content_hash import content_hash
+from ivr_dagster.core.corpus.cleaned import CleanedCorpus, write_cleaned_corpus
+from ivr_dagster.core.corpus.documents import fingerprint_corpus
+from ivr_dagster.progress import track
+from ivr_dagster.resources.settings import SettingsResource
+from ivr_dagster.sample.corpus import write_sample_corpus
+
+GROUP = "corpus"
+
+
+def observe_corpus(settings: SettingsResource) -> str:
+    """The content hash of the raw corpus; the sample preset's corpus is made first where it has no folder of its own."""
+    if settings.preset == "sample" and not settings.raw_corpora_dir:
+        write_sample_corpus(settings.places["raw_corpus"])
+    return fingerprint_corpus(settings.places["raw_corpus"])
+
+
+@dg.observable_source_asset(
+    group_name=GROUP,
+    metadata=depends_on_settings("raw_corpora_dir", "preset"),
+)
+def raw_corpus(settings: SettingsResource) -> dg.DataVersion:
+    """Your text, as you keep it: a folder of .txt, .jsonl and .json files, each also as .gz, in any
+    depth of folders. Nothing here is ever written. Observing it takes a hash of all content, so a file that was added,
+    changed or removed makes what follows stale.
+    """
+    return dg.DataVersion(observe_corpus(settings))
+
+
+@dg.asset(
+    deps=[raw_corpus],
+    group_name=GROUP,
+    kinds={"parquet", "text"},
+    owners=OWNERS,
+    io_manager_key="documents_io",
+    code_version="1",
+    metadata=depends_on_settings("preset", "text_key", "encoding", "normalization", "heldout_fraction", "text_split_bytes"),
+)
+def cleaned_corpus(context: dg.AssetExecutionContext, settings: SettingsResource) -> dg.MaterializeResult[CleanedCorpus]:
+    """The documents of the raw corpus: Unicode-normalised, without control characters, empty documents
+    and exact duplicates, split into `train` and `heldout` by a hash of each document. A document keeps its side as
+    others come and go; held-out text is read by evaluation only.
+    """
+    started = time.monotonic()
+    observe_corpus(settings)
+    with settings.staged("cleaned_corpus") as folder:
+        counts = write_cleaned_corpus(
+            settings.places["raw_corpus"],
+            folder,
+            text_key=settings.text_key,
+            encoding=settings.encoding,
+            normalization=settings.normalization,
+            heldout_fraction=settings.heldout_fraction,
+            text_split_bytes=settings.text_split_bytes,
+            progress=track(context.log, "cleaning", "bytes"),
+        )
+    return dg.MaterializeResult(
+        value=CleanedCorpus(folder),
+        data_version=dg.DataVersion(content_hash(folder)),
+        metadata={**counts.as_dict(), "seconds": time.monotonic() - started},
+    )

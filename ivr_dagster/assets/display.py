@@ -1,0 +1,41 @@
+"""What assets show in the UI beside figures: Markdown tables and inline plots."""
+
+import base64
+from collections.abc import Sequence
+
+import dagster as dg
+import polars as pl
+
+
+def markdown_table(table: pl.DataFrame) -> str:
+    """A frame as a Markdown table; strings are set as code with whitespace and control characters made visible."""
+    rows = ["| " + " | ".join(table.columns) + " |", "|" + "---|" * len(table.columns)]
+    rows += ["| " + " | ".join(_cell(value) for value in row) + " |" for row in table.rows()]
+    return "\n".join(rows)
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, str):
+        return "`" + repr(value)[1:-1].replace("|", "\\|").replace("`", "'") + "`"
+    return f"{value:,}"
+
+
+def inline_png(png: bytes, alternative: str) -> dg.MarkdownMetadataValue:
+    """A picture inside the asset's page."""
+    return dg.MetadataValue.md(f"![{alternative}](data:image/png;base64,{base64.b64encode(png).decode()})")
+
+
+def curve(xs: Sequence[float], ys: Sequence[float], *, x: str, y: str) -> bytes:
+    """A line plot as PNG."""
+    import io
+
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 3), layout="constrained")
+    axes = figure.add_subplot(xlabel=x, ylabel=y)
+    axes.plot(xs, ys)
+    axes.grid(alpha=0.3)
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(buffer)
+    return buffer.getvalue()

@@ -1,0 +1,123 @@
+"""The base tokenizer and its distillation."""
+
+import json
+import time
+
+import dagster as dg
+import polars as pl
+
+from ivr_dagster.assets import OWNERS, depends_on_settings
+from ivr_dagster.assets.display import markdown_table
+from ivr_dagster.core.content_hash import content_hash
+from ivr_dagster.core.corpus.cleaned import CleanedCorpus
+from ivr_dagster.core.handles import TokenizerFolder
+from ivr_dagster.core.tokenizer.agreement import Agreement, measure_agreement
+from ivr_dagster.core.tokenizer.bpe import read_bpe
+from ivr_dagster.core.tokenizer.folder import write_original_tokenizer, write_tokenizer
+from ivr_dagster.core.tokenizer.unigram import distill
+from ivr_dagster.core.tokens.counts import count_pretokens, counts_from_table
+from ivr_dagster.core.tokens.pretokens import read_pretokenization
+from ivr_dagster.resources.base_model import BaseModelResource
+from ivr_dagster.resources.settings import SettingsResource
+
+GROUP = "tokenizer"
+
+
+@dg.observable_source_asset(group_name=GROUP, metadata=depends_on_settings("model_name", "revision"))
+def base_model(base: BaseModelResource) -> dg.DataVersion:
+    """The pretrained model and tokenizer that everything starts from: a folder, or a model on the hub.
+
+    Its version is a hash of the files, or the commit on the hub.
+    """
+    return dg.DataVersion(base.version())
+
+
+@dg.asset(
+    deps=[base_model],
+    group_name=GROUP,
+    kinds={"huggingface"},
+    owners=OWNERS,
+    io_manager_key="tokenizer_io",
+    code_version="1",
+    metadata=depends_on_settings("model_name", "revision"),
+)
+def original_tokenizer(settings: SettingsResource, base: BaseModelResource) -> dg.MaterializeResult[TokenizerFolder]:
+    """The base model's byte-level BPE tokenizer, checked and kept beside what is made of it.
+
+    It must be one that takes text byte by byte (GPT-2, Llama 3, Qwen, SmolLM2 and the like); a SentencePiece or
+    WordPiece tokenizer is refused, and the error names what was found.
+    """
+    with settings.staged("original_tokenizer") as folder:
+        write_original_tokenizer(base.tokenizer().path, folder)
+        tokenizer = TokenizerFolder(folder).backend()
+        bpe, pretokenization = read_bpe(tokenizer), read_pretokenization(tokenizer)
+    return dg.MaterializeResult(
+        value=TokenizerFolder(folder),
+        data_version=dg.DataVersion(content_hash(folder)),
+        metadata={
+            "vocabulary_size": bpe.size,
+            "merges": len(bpe.merges),
+            "added_tokens": len(bpe.added_ids),
+            "pre-tokenizer pattern": pretokenization.pattern or "none: tokenizers splits the text itself",
+        },
+    )
+
+
+@dg.asset(
+    group_name=GROUP,
+    kinds={"huggingface"},
+    owners=OWNERS,
+    io_manager_key="tokenizer_io",
+    code_version="1",
+)
+def distilled_tokenizer(
+    settings: SettingsResource,
+    original_tokenizer: TokenizerFolder,
+    pretoken_counts: pl.DataFrame,
+    cleaned_corpus: CleanedCorpus,
+) -> dg.MaterializeResult[TokenizerFolder]:
+    """The base tokenizer's ids out of a Unigram model, whose entries can be exchanged one by one.
+
+    In a BPE a token is the end of a chain of merges, so none can be taken out without its followers. Here each token
+    has a score, computed from its merge rank, and the best-scoring segmentation is the one that BPE's merges find.
+    `agreement` is the share of pre-token occurrences that get exactly the base tokenizer's ids.
+    """
+    started = time.monotonic()
+    base = original_tokenizer.backend()
+    bpe = read_bpe(base)
+    distilled, raised = distill(base, bpe)
+    with settings.staged("distilled_tokenizer") as folder:
+        write_tokenizer(distilled, original_tokenizer.path, folder)
+        loaded = TokenizerFolder(folder).backend()  # what is measured is what was saved
+        train = measure_agreement(base, loaded, counts_from_table(pretoken_counts))
+        heldout = measure_agreement(base, loaded, count_pretokens(cleaned_corpus.texts("heldout"), base))
+        certificate = {"train": train.as_dict(), "heldout": heldout.as_dict()}
+        (folder / "agreement.json").write_text(json.dumps(certificate, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    return dg.MaterializeResult(
+        value=TokenizerFolder(folder),
+        data_version=dg.DataVersion(content_hash(folder)),
+        metadata={
+            "vocabulary_size": bpe.size,
+            "agreement": train.share,
+            "agreement_heldout": heldout.share,
+            "pretoken_types_differing": train.types - train.types_identical,
+            "scores_repaired": len(raised),
+            "seconds": time.monotonic() - started,
+            "worst divergences": dg.MetadataValue.md(_divergences(train)),
+        },
+    )
+
+
+def _divergences(agreement: Agreement) -> str:
+    worst = agreement.divergences[:20]
+    if not worst:
+        return "None: every pre-token of the train split gets the base tokenizer's ids."
+    table = pl.DataFrame(
+        {
+            "pre-token": [d.pretoken for d in worst],
+            "count": [d.count for d in worst],
+            "base": [" ".join(d.base) for d in worst],
+            "distilled": [" ".join(d.other) for d in worst],
+        }
+    )
+    return markdown_table(table)

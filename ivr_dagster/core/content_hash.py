@@ -1,0 +1,61 @@
+"""Content hashes: the data versions of artifacts. Equal content, equal version, whatever made it and when."""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from functools import singledispatch
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+BLOCK = 1 << 20
+
+
+@singledispatch
+def content_hash(value: object) -> str:
+    """A 128-bit hash of a table, a text, tensors by name, or the files of a folder, in hexadecimal."""
+    raise TypeError(f"no content hash for {type(value).__name__}")
+
+
+@content_hash.register
+def _(value: str) -> str:
+    return hashlib.blake2b(value.encode(), digest_size=16).hexdigest()
+
+
+@content_hash.register
+def _(value: pl.DataFrame) -> str:
+    digest = hashlib.blake2b(repr(value.schema).encode(), digest_size=16)
+    for column in value:
+        digest.update(column.name.encode() + b"\0")
+        for item in column.to_list() if column.dtype == pl.String else [column.to_numpy().tobytes()]:
+            content = item.encode() if isinstance(item, str) else item
+            digest.update(len(content).to_bytes(8, "little") + content)
+    return digest.hexdigest()
+
+
+@content_hash.register(dict)
+def _(value: Mapping[str, Any]) -> str:
+    import torch
+
+    digest = hashlib.blake2b(digest_size=16)
+    for name in sorted(value):
+        rows = value[name].contiguous()
+        digest.update(f"{name} {rows.dtype} {tuple(rows.shape)}\0".encode())
+        digest.update(memoryview(rows.view(torch.uint8).numpy()).cast("B"))
+    return digest.hexdigest()
+
+
+@content_hash.register(Path)
+def _(value: Path) -> str:
+    return hash_files(value, (file for file in value.rglob("*") if file.is_file() and not file.name.startswith(".")))
+
+
+def hash_files(root: Path, files: Iterable[Path]) -> str:
+    """A hash of the files' paths below `root` and their bytes."""
+    digest = hashlib.blake2b(digest_size=16)
+    for file in sorted(files, key=lambda file: file.relative_to(root).as_posix()):
+        digest.update(f"{file.relative_to(root).as_posix()}\0{file.stat().st_size}\0".encode())
+        with file.open("rb") as stream:
+            while block := stream.read(BLOCK):
+                digest.update(block)
+    return digest.hexdigest()

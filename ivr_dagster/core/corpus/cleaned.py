@@ -1,0 +1,292 @@
+"""The cleaned corpus: every raw document cleaned, unique and on its side of the split, as Parquet.
+
+`train/` and `heldout/` hold parts named part-00000.parquet and so on with the columns of SCHEMA, in the order of the
+raw files. The same input and settings give the same bytes.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from itertools import islice
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, get_args
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ivr_dagster.core.atomic import replacing
+from ivr_dagster.core.corpus.cleaning import clean, is_empty
+from ivr_dagster.core.corpus.documents import TEXT_SPLIT_BYTES, corpus_files, ignored_files, read_documents
+from ivr_dagster.core.corpus.splits import Split, document_id, is_heldout
+from ivr_dagster.core.errors import InputError
+
+SPLITS: tuple[Split, ...] = get_args(Split)
+SCHEMA = pa.schema(
+    [
+        pa.field("document_id", pa.string(), nullable=False),
+        pa.field("text", pa.string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("bytes", pa.int64(), nullable=False),
+    ]
+)
+HELDOUT_FRACTION = 0.05
+
+_ROW_GROUP_BYTES = 8 << 20
+_ROW_GROUP_ROWS = 1 << 16  # bounds what many tiny documents take as Python objects
+_PART_BYTES = 64 << 20
+_PARTS = f"part-{'[0-9]' * 5}.parquet"
+
+
+@dataclass(frozen=True, slots=True)
+class CorpusCounts:
+    """What a corpus held and what became of it. Documents and bytes of text are counted after cleaning.
+
+    Attributes:
+        files: the corpus files read.
+        files_ignored: visible files with another suffix.
+        documents_read: documents found in the files, before anything was dropped.
+        bytes_read: bytes of the files as stored, compressed where they are.
+        train_documents: documents written for training.
+        train_bytes: UTF-8 bytes of their text.
+        heldout_documents: documents held out.
+        heldout_bytes: UTF-8 bytes of their text.
+        dropped_empty: documents without text but white space.
+        dropped_duplicates: documents whose clean text had occurred before.
+        control_characters_dropped: characters, with lone surrogates and byte order marks.
+        normalized_documents: documents that Unicode normalisation changed.
+    """
+
+    files: int
+    files_ignored: int
+    documents_read: int
+    bytes_read: int
+    train_documents: int
+    train_bytes: int
+    heldout_documents: int
+    heldout_bytes: int
+    dropped_empty: int
+    dropped_duplicates: int
+    control_characters_dropped: int
+    normalized_documents: int
+
+    def as_dict(self) -> dict[str, int]:
+        """The counts by name, in the order above."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class CleanedCorpus:
+    """A cleaned corpus on disk: a handle, cheap to pass around. Reading streams, about 8 MB of text at a time.
+
+    All methods raise an InputError where there is no cleaned corpus or a part of it cannot be read.
+    """
+
+    path: Path
+
+    def texts(self, split: Split, *, max_texts: int | None = None) -> Iterator[str]:
+        """Yields the documents' texts, the first `max_texts` of them if given."""
+        return islice((text for (text,) in self._rows(split, "text")), max_texts)
+
+    def documents(self, split: Split) -> Iterator[tuple[str, str]]:
+        """Yields id and text of the documents."""
+        return ((row_id, text) for row_id, text in self._rows(split, "document_id", "text"))
+
+    def count(self, split: Split) -> int:
+        """The number of documents, without reading them."""
+        total = 0
+        for path in self._parts(split):
+            with _opened(path) as part:
+                total += part.metadata.num_rows
+        return total
+
+    def _rows(self, split: Split, *columns: str) -> Iterator[tuple[str, ...]]:
+        for path in self._parts(split):
+            with _opened(path) as part:
+                for group in range(part.num_row_groups):
+                    table = part.read_row_group(group, columns=list(columns))
+                    yield from zip(*(table.column(name).to_pylist() for name in columns), strict=True)
+
+    def _parts(self, split: Split) -> list[Path]:
+        folder = self.path / split
+        paths = sorted(folder.glob(_PARTS))
+        if not paths:
+            raise InputError("there is no cleaned corpus", where=folder, remedy="Make it with `ivr init`")
+        return paths
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        with pq.ParquetFile(path) as part:
+            yield part
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(
+            f"cannot be read ({error})", where=path, remedy="Make the corpus anew with `ivr init`"
+        ) from error
+
+
+def write_cleaned_corpus(
+    raw_root: Path,
+    target: Path,
+    *,
+    text_key: str = "text",
+    encoding: str = "utf-8",
+    normalization: str = "NFC",
+    heldout_fraction: float = HELDOUT_FRACTION,
+    text_split_bytes: int = TEXT_SPLIT_BYTES,
+    progress: Callable[[int, int], None] | None = None,
+) -> CorpusCounts:
+    """Reads, cleans and splits all corpus files below `raw_root` into `target`/train and `target`/heldout.
+
+    Of documents with the same clean text the first is kept. Memory does not grow with the text, only by about
+    100 bytes a document, for its id. An earlier corpus in `target` is replaced once the new one is whole, and left
+    alone after an error.
+
+    Args:
+        raw_root: the user's folder.
+        target: the folder for the result, made where missing.
+        text_key: see documents.read_documents.
+        encoding: see documents.read_documents.
+        normalization: "NFC", "NFKC" or "none".
+        heldout_fraction: share of the documents to hold out, 0 to 1; see splits.is_heldout.
+        text_split_bytes: see documents.read_documents.
+        progress: called with the bytes of raw files done and in all.
+
+    Raises:
+        InputError: the input or a setting is at fault (see read_documents, clean, is_heldout); nothing is left for
+            training; nothing was held out; `target` holds files that are no cleaned corpus.
+    """
+    files = corpus_files(raw_root)
+    total = sum(path.stat().st_size for path in files)
+    counts = Counter(files=len(files), files_ignored=len(ignored_files(raw_root)))
+    _refuse_foreign_files(target)
+
+    def advance(read: int) -> None:
+        counts["bytes_read"] += read
+        if progress:
+            progress(counts["bytes_read"], total)
+
+    with replacing(target / "train") as train_folder, replacing(target / "heldout") as heldout_folder:
+        with _SplitWriter(train_folder) as train, _SplitWriter(heldout_folder) as heldout:
+            seen: set[bytes] = set()
+            for path in files:
+                for document in read_documents(
+                    path,
+                    raw_root,
+                    text_key=text_key,
+                    encoding=encoding,
+                    text_split_bytes=text_split_bytes,
+                    on_read=advance,
+                ):
+                    counts["documents_read"] += 1
+                    text, effects = clean(document.text, normalization=normalization)
+                    counts["control_characters_dropped"] += effects.control_characters_dropped
+                    counts["normalized_documents"] += effects.normalized
+                    if is_empty(text):
+                        counts["dropped_empty"] += 1
+                        continue
+                    row_id = document_id(text)
+                    digest = bytes.fromhex(row_id)
+                    if digest in seen:
+                        counts["dropped_duplicates"] += 1
+                        continue
+                    seen.add(digest)
+                    side = heldout if is_heldout(row_id, heldout_fraction) else train
+                    side.add(row_id, text, document.source)
+        for split, writer in (("train", train), ("heldout", heldout)):
+            counts[f"{split}_documents"], counts[f"{split}_bytes"] = writer.documents, writer.bytes
+        result = CorpusCounts(**{field.name: counts[field.name] for field in fields(CorpusCounts)})
+        _refuse_empty_splits(result, raw_root, heldout_fraction)
+    return result
+
+
+def _refuse_foreign_files(target: Path) -> None:
+    """`target` is the user's choice and its folders are replaced whole: make sure nobody loses a file of theirs."""
+    for split in SPLITS:
+        folder = target / split
+        foreign = [folder] if folder.exists() and not folder.is_dir() else []
+        if folder.is_dir():
+            foreign = sorted(path for path in folder.iterdir() if not path.match(_PARTS) and path.name[0] != ".")
+        if foreign:
+            raise InputError(
+                "is in the way of the cleaned corpus, whose folders are replaced whole",
+                where=foreign[0],
+                remedy="Name another folder with --cleaned-corpora-dir",
+            )
+
+
+def _refuse_empty_splits(counts: CorpusCounts, raw_root: Path, heldout_fraction: float) -> None:
+    if not counts.train_documents:
+        raise InputError(
+            f"no document is left for training: of {counts.documents_read} read, {counts.dropped_empty} were empty, "
+            f"{counts.dropped_duplicates} duplicates and {counts.heldout_documents} held out (a share of "
+            f"{heldout_fraction})",
+            where=raw_root,
+            remedy="Add documents, or lower --heldout-fraction" if counts.heldout_documents else "Add documents",
+        )
+    if not counts.heldout_documents:
+        raise InputError(
+            f"no document was held out: a share of {heldout_fraction} of {counts.train_documents}",
+            where=raw_root,
+            remedy="Raise --heldout-fraction or add documents",
+        )
+
+
+class _SplitWriter:
+    """Writes documents into the parts of one folder, which it makes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.documents = 0
+        self.bytes = 0
+        self._folder = folder
+        self._rows: list[tuple[str, str, str, int]] = []
+        self._group_bytes = 0
+        self._part_bytes = 0
+        self._parts = 0
+        self._part: Any = None
+
+    def __enter__(self) -> Self:
+        self._folder.mkdir(parents=True)
+        return self
+
+    def add(self, row_id: str, text: str, source: str) -> None:
+        size = len(text.encode())
+        self._rows.append((row_id, text, source, size))
+        self.documents += 1
+        self.bytes += size
+        self._group_bytes += size
+        if self._group_bytes >= _ROW_GROUP_BYTES or len(self._rows) >= _ROW_GROUP_ROWS:
+            self._write_group()
+
+    def _write_group(self) -> None:
+        if self._part is None:
+            # neither dictionaries nor minima and maxima help for columns whose every value is different and long
+            self._part = pq.ParquetWriter(
+                self._folder / f"part-{self._parts:05d}.parquet",
+                SCHEMA,
+                compression="zstd",
+                use_dictionary=False,
+                write_statistics=False,
+            )
+            self._parts += 1
+        columns = zip(*self._rows, strict=True)
+        arrays = [pa.array(column, field.type) for column, field in zip(columns, SCHEMA, strict=True)]
+        self._part.write_table(pa.Table.from_arrays(arrays, schema=SCHEMA))
+        self._part_bytes += self._group_bytes
+        self._rows, self._group_bytes = [], 0
+        if self._part_bytes >= _PART_BYTES:
+            self._close_part()
+
+    def _close_part(self) -> None:
+        if self._part is not None:
+            self._part.close()
+        self._part, self._part_bytes = None, 0
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is None and self._rows:
+            self._write_group()
+        self._close_part()

@@ -1,0 +1,98 @@
+"""Handles of artifacts that are folders: cheap to pass from step to step, opened where they are needed."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tokenizers import Tokenizer
+
+from ivr_dagster.core.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+
+@dataclass(frozen=True)
+class TokenizerFolder:
+    """A folder that `AutoTokenizer.from_pretrained` loads; its `tokenizer.json` is all that encoding takes."""
+
+    path: Path
+
+    def backend(self) -> Tokenizer:
+        """The tokenizer itself, without transformers around it."""
+        file = self.path / "tokenizer.json"
+        if not file.is_file():
+            raise InputError("no tokenizer there", where=file, remedy="Materialize it, or give a folder with a tokenizer.json.")
+        return Tokenizer.from_file(str(file))
+
+    def load(self) -> "PreTrainedTokenizerFast":
+        """The tokenizer as transformers has it: special tokens, chat template, padding side."""
+        from transformers import AutoTokenizer
+
+        self.backend()  # a clearer error than transformers' where there is none
+        loaded: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(self.path, local_files_only=True, trust_remote_code=False)
+        return loaded
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A folder that `AutoModelForCausalLM.from_pretrained` loads, from safetensors alone."""
+
+    path: Path
+
+    def load(self, dtype: str = "auto") -> "PreTrainedModel":
+        """The model on the CPU, in the dtype it is stored in unless told otherwise.
+
+        Raises:
+            InputError: no model there, weights in another format than safetensors, or code of its own.
+        """
+        from transformers import AutoModelForCausalLM
+
+        if not (self.path / "config.json").is_file():
+            raise InputError("no model there: config.json is missing", where=self.path, remedy="Materialize it, or give a model's folder.")
+        if not list(self.path.glob("*.safetensors")):
+            raise InputError(
+                "the model's weights are not in safetensors format",
+                where=self.path,
+                remedy="Convert them once where you trust them: load with transformers, then save_pretrained(folder).",
+            )
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            self.path, dtype=dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True
+        )
+        return model.eval()
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A training folder: `checkpoint-N/`, `logs/` and the `final_model/`."""
+
+    path: Path
+
+    @property
+    def final_model(self) -> ModelFolder:
+        """The fine-tuned model with its tokenizer."""
+        return ModelFolder(self.path / "final_model")
+
+
+@dataclass(frozen=True)
+class TrainingBlocks:
+    """Packed blocks of the same documents under two tokenizers, each a folder of `datasets`."""
+
+    path: Path
+
+    @property
+    def remapped(self) -> Path:
+        """Blocks under the remapped tokenizer."""
+        return self.path / "remapped"
+
+    @property
+    def base(self) -> Path:
+        """Blocks under the base tokenizer, for the vanilla baseline."""
+        return self.path / "base"
+
+
+@dataclass(frozen=True)
+class ReportFolder:
+    """`report.json`, `report.md` and the plots it shows."""
+
+    path: Path

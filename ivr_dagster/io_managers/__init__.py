@@ -1,0 +1,28 @@
+"""IO managers, one file a kind of artifact; `io_managers(paths)` names them all for the definitions."""
+
+from ivr_dagster.artifact_paths import ArtifactPaths
+from ivr_dagster.io_managers.artifacts import ArtifactIOManager
+from ivr_dagster.io_managers.documents import BlocksIOManager, DocumentsIOManager, ReportIOManager, SequencesIOManager
+from ivr_dagster.io_managers.models import ModelIOManager, TrainedModelIOManager
+from ivr_dagster.io_managers.tables import CsvIOManager, ParquetIOManager
+from ivr_dagster.io_managers.tensors import TensorsIOManager
+from ivr_dagster.io_managers.texts import MarkdownIOManager, RulesIOManager
+from ivr_dagster.io_managers.tokenizers import TokenizerIOManager
+
+
+def io_managers(paths: ArtifactPaths) -> dict[str, ArtifactIOManager]:  # type: ignore[type-arg]
+    """One IO manager a kind of artifact, by the key that assets name."""
+    return {
+        "documents_io": DocumentsIOManager(paths),
+        "sequences_io": SequencesIOManager(paths),
+        "blocks_io": BlocksIOManager(paths),
+        "parquet_io": ParquetIOManager(paths),
+        "csv_io": CsvIOManager(paths),
+        "tokenizer_io": TokenizerIOManager(paths),
+        "rules_io": RulesIOManager(paths),
+        "markdown_io": MarkdownIOManager(paths),
+        "tensors_io": TensorsIOManager(paths),
+        "model_io": ModelIOManager(paths),
+        "trained_model_io": TrainedModelIOManager(paths),
+        "report_io": ReportIOManager(paths),
+    }

@@ -1,0 +1,97 @@
+"""What all IO managers share: where an artifact lies, and that it is complete or absent.
+
+Dagster knows an artifact by its asset key; `ArtifactPaths` knows its place. Writing goes to a temporary name beside
+it and is renamed whole.
+"""
+
+import json
+from abc import abstractmethod
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import dagster as dg
+from upath import UPath
+
+from ivr_dagster.artifact_paths import ArtifactPaths
+from ivr_dagster.core.atomic import publish, recover, replacing, sweep
+from ivr_dagster.core.errors import InputError
+
+T = TypeVar("T")
+
+# beside the content of every folder artifact: who wrote it. A folder without it is somebody else's and never replaced
+MARKER = ".ivr.json"
+
+
+class ArtifactIOManager(dg.UPathIOManager, Generic[T]):
+    """Reads and writes one kind of artifact at its place below the artifacts folder."""
+
+    def __init__(self, paths: ArtifactPaths) -> None:
+        super().__init__(base_path=UPath(paths.root))
+        self._paths = paths
+
+    def _get_path_without_extension(self, context: dg.InputContext | dg.OutputContext) -> UPath:
+        return UPath(self._paths[context.asset_key.path[-1]])
+
+    @abstractmethod
+    def write(self, value: T, path: Path) -> None:
+        """Write `value` to `path`, which does not exist."""
+
+    @abstractmethod
+    def read(self, path: Path) -> T:
+        """Read what `write` wrote."""
+
+    def dump_to_path(self, context: dg.OutputContext, obj: T, path: UPath) -> None:
+        """Write under a temporary name and rename."""
+        sweep(Path(path).parent)
+        with replacing(Path(path)) as staged:
+            self.write(obj, staged)
+
+    def load_from_path(self, context: dg.InputContext, path: UPath) -> T:
+        """Read an artifact that must be there.
+
+        Raises:
+            InputError: it is not; the message names the asset to materialize.
+        """
+        place = Path(path)
+        recover(place)
+        if not place.exists():
+            asset = context.asset_key.path[-1]
+            raise InputError(f"{asset} was asked for and is not there", where=place, remedy=f"Materialize {asset} first.")
+        return self.read(place)
+
+
+class FolderIOManager(ArtifactIOManager[T]):
+    """Handles of folders: the asset writes a folder under a temporary name, here it gets its place.
+
+    A handle has a `path`, and its class makes one from a path.
+    """
+
+    handle: type[Any]
+
+    def dump_to_path(self, context: dg.OutputContext, obj: T, path: UPath) -> None:
+        """Give the staged folder its place, in one rename.
+
+        Raises:
+            InputError: a folder of somebody else's stands there.
+        """
+        staged, place = Path(obj.path), Path(path)  # type: ignore[attr-defined]
+        marker = {"asset": context.asset_key.to_user_string(), "run_id": context.run_id}
+        (staged / MARKER).write_text(json.dumps(marker) + "\n", encoding="utf-8")
+        if staged == place:
+            return  # a training folder, which fills up in its place and is whole once `final_model` is there
+        if place.is_dir() and any(place.iterdir()) and not (place / MARKER).is_file():
+            raise InputError(
+                "this folder holds files that ivr_dagster did not write, it is not replaced",
+                where=place,
+                remedy="Move them away or choose another folder.",
+            )
+        publish(staged, place)
+
+    def write(self, value: T, path: Path) -> None:
+        """Not used: folders are written by their assets."""
+        raise NotImplementedError
+
+    def read(self, path: Path) -> T:
+        """A handle of the folder."""
+        value: T = self.handle(path)
+        return value

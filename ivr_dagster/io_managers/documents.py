@@ -1,0 +1,30 @@
+"""Documents: the cleaned corpus and what streams out of it by document, as folders of Parquet and Arrow files."""
+
+from ivr_dagster.core.corpus.cleaned import CleanedCorpus
+from ivr_dagster.core.handles import ReportFolder, TrainingBlocks
+from ivr_dagster.core.tokens.sequences import TokenSequences
+from ivr_dagster.io_managers.artifacts import FolderIOManager
+
+
+class DocumentsIOManager(FolderIOManager[CleanedCorpus]):
+    """`cleaned_corpus`: train and held-out documents in Parquet parts."""
+
+    handle = CleanedCorpus
+
+
+class SequencesIOManager(FolderIOManager[TokenSequences]):
+    """`token_sequences`: ids by document in Parquet parts."""
+
+    handle = TokenSequences
+
+
+class BlocksIOManager(FolderIOManager[TrainingBlocks]):
+    """`training_blocks`: packed blocks as memory-mapped Arrow files of `datasets`."""
+
+    handle = TrainingBlocks
+
+
+class ReportIOManager(FolderIOManager[ReportFolder]):
+    """`evaluation_report`: report.json, report.md and plots."""
+
+    handle = ReportFolder

@@ -1,0 +1,38 @@
+"""Tables: polars frames as Parquet, or as CSV where people open them in a spreadsheet."""
+
+from pathlib import Path
+
+import polars as pl
+
+from ivr_dagster.io_managers.artifacts import ArtifactIOManager
+
+
+class ParquetIOManager(ArtifactIOManager[pl.DataFrame]):
+    """`pretoken_counts` and `token_stats`."""
+
+    def write(self, value: pl.DataFrame, path: Path) -> None:
+        """Parquet, zstd."""
+        value.write_parquet(path, compression="zstd")
+
+    def read(self, path: Path) -> pl.DataFrame:
+        """The whole table."""
+        return pl.read_parquet(path)
+
+
+class CsvIOManager(ArtifactIOManager[pl.DataFrame]):
+    """`replacement_candidates`; strings are quoted where CSV needs it, list columns are not allowed."""
+
+    def write(self, value: pl.DataFrame, path: Path) -> None:
+        """UTF-8 CSV with a header."""
+        value.write_csv(path)
+
+    def read(self, path: Path) -> pl.DataFrame:
+        """The table; columns of digits are numbers, all others strings."""
+        # byte-level strings may look like numbers ("12") or be empty of anything but quotes: types are not guessed
+        head = pl.read_csv(path, n_rows=0).columns
+        return pl.read_csv(path, schema_overrides={name: CANDIDATE_COLUMNS.get(name, pl.String()) for name in head})
+
+
+CANDIDATE_COLUMNS: dict[str, pl.DataType] = {
+    name: pl.Int64() for name in ("rank", "saving", "frequency", "sacrificed_id", "sacrificed_frequency")
+}

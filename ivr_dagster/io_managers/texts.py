@@ -1,0 +1,38 @@
+"""Texts for people: remap rules as YAML, logs as Markdown."""
+
+from pathlib import Path
+
+import dagster as dg
+from upath import UPath
+
+from ivr_dagster.core.vocabulary.remap import RemapRules, rules_as_yaml, rules_from_yaml
+from ivr_dagster.io_managers.artifacts import ArtifactIOManager
+
+
+class RulesIOManager(ArtifactIOManager[RemapRules]):
+    """`remap_rules`, which people may edit: what is read is checked for its shape."""
+
+    def write(self, value: RemapRules, path: Path) -> None:
+        """YAML with a header that says how to edit it."""
+        path.write_text(rules_as_yaml(value), encoding="utf-8")
+
+    def dump_to_path(self, context: dg.OutputContext, obj: RemapRules, path: UPath) -> None:
+        """Write computed rules; a file that a person edited is left as it is."""
+        if not obj.edited:
+            super().dump_to_path(context, obj, path)
+
+    def read(self, path: Path) -> RemapRules:
+        """The rules as they stand in the file."""
+        return rules_from_yaml(path.read_text(encoding="utf-8"), path)
+
+
+class MarkdownIOManager(ArtifactIOManager[str]):
+    """`selection_log`."""
+
+    def write(self, value: str, path: Path) -> None:
+        """UTF-8 text."""
+        path.write_text(value, encoding="utf-8")
+
+    def read(self, path: Path) -> str:
+        """The text."""
+        return path.read_text(encoding="utf-8")

@@ -1,0 +1,79 @@
+"""The base model: where its files are, found or fetched when first asked for."""
+
+import os
+from pathlib import Path
+
+import dagster as dg
+from pydantic import Field
+
+from ivr_dagster.core.content_hash import hash_files
+from ivr_dagster.core.errors import InputError
+from ivr_dagster.core.handles import ModelFolder, TokenizerFolder
+from ivr_dagster.sample import SAMPLE_MODEL
+
+TOKENIZER_FILES = ["tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json", "chat_template.jinja"]
+# no *.bin, *.pt, *.py: weights in pickles and code are never fetched
+MODEL_FILES = ["config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", *TOKENIZER_FILES]
+
+
+class BaseModelResource(dg.ConfigurableResource):
+    """The pretrained model and tokenizer that everything starts from: a folder, or an id on the hub."""
+
+    model_name: str = Field(description="An id on the hub, a folder, or `sample` for the packaged model.")
+    revision: str = Field("", description="Commit, tag or branch on the hub. Empty: the main branch.")
+
+    def tokenizer(self) -> TokenizerFolder:
+        """The tokenizer's folder; weights are neither needed nor fetched."""
+        return TokenizerFolder(self._folder(TOKENIZER_FILES))
+
+    def model(self) -> ModelFolder:
+        """The model's folder with weights and tokenizer."""
+        return ModelFolder(self._folder(MODEL_FILES))
+
+    def version(self) -> str:
+        """A local folder's content hash, or the commit on the hub (as far as the local cache knows it)."""
+        folder = self._folder(TOKENIZER_FILES)
+        if self._is_local():
+            files = {file for pattern in MODEL_FILES for file in folder.glob(pattern) if file.is_file()}
+            return hash_files(folder, files)
+        return folder.name  # the cache names a snapshot's folder after its commit
+
+    def _is_local(self) -> bool:
+        return self.model_name == "sample" or Path(self.model_name).expanduser().is_dir()
+
+    def _folder(self, files: list[str]) -> Path:
+        if self.model_name == "sample":
+            return SAMPLE_MODEL
+        folder = Path(self.model_name).expanduser()
+        if folder.is_dir():
+            return folder.resolve()
+        if folder.is_absolute() or self.model_name.startswith((".", "~")) or self.model_name.count("/") > 1:
+            raise InputError(
+                f"no such folder {self.model_name!r}", where="model_name", remedy="Give a folder that exists, or an id on the hub."
+            )
+        return self._snapshot(files)
+
+    def _snapshot(self, files: list[str]) -> Path:
+        # the hub's progress bars belong to nobody here: standard output is for figures, the log is Dagster's
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+        revision = self.revision or None
+        try:
+            return Path(snapshot_download(self.model_name, revision=revision, allow_patterns=files))
+        except (HFValidationError, RepositoryNotFoundError) as error:
+            raise InputError(
+                f"{self.model_name!r} is neither a folder nor a model on the hub",
+                where="model_name",
+                remedy="Check --model-name; private models need a token in HF_TOKEN.",
+            ) from error
+        except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+            raise InputError(
+                f"the hub is out of reach and {self.model_name!r} is not in the local cache",
+                where="model_name",
+                remedy=(
+                    "Ways out: go online once; `--model-name FOLDER` with a model you have; copy a cache here and set HF_HOME; "
+                    "or `ivr run --sample`, which needs nothing."
+                ),
+            ) from error

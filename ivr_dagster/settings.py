@@ -1,0 +1,221 @@
+"""Settings: option > environment > settings file > preset > default.
+
+One flat set of keys serves the command line (`--max-candidates`), the environment (`IVR_MAX_CANDIDATES`), the settings
+file (`max_candidates: 4000`) and the Dagster launchpad (resource `settings`). What belongs here: the keys with their
+defaults and limits, where values come from, and the settings file.
+"""
+
+import difflib
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from ivr_dagster.artifact_paths import ArtifactPaths
+from ivr_dagster.core.errors import InputError
+
+ENVIRONMENT_PREFIX = "IVR_"
+# environment variables with the prefix that are no keys of the settings file
+ENVIRONMENT_ONLY = {"IVR_ARTIFACTS_DIR", "IVR_CONFIG", "IVR_LOG_LEVEL"}
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "preset": ("none", "sample"),
+    "normalization": ("NFC", "NFKC", "none"),
+    "merge_scope": ("within", "across"),
+    "init_strategy": ("constituents", "mean", "random", "zeros"),
+    "device": ("auto", "cpu", "cuda", "mps"),
+    "dtype": ("auto", "float32", "bfloat16", "float16"),
+}
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "none": {},
+    # the packaged model on the standard library's docstrings: minutes on two cores
+    "sample": {
+        "model_name": "sample",
+        "max_candidates": 1000,
+        "train_bytes": 400_000,
+        "block_size": 256,
+        "evaluation_bytes": 60_000,
+    },
+}
+
+
+class Settings(BaseModel):
+    """Everything that can be set. Empty strings and zeros mean what the description says."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    preset: str = Field("none", description="Bundle of defaults: `sample` runs the packaged model on the standard library's docstrings.")
+
+    model_name: str = Field("openai-community/gpt2", description="Base model: an id on the hub or a folder; `sample` is the packaged one.")
+    revision: str = Field("", description="Commit, tag or branch of the base model on the hub. Empty: its main branch.")
+
+    raw_corpora_dir: str = Field("", description="Folder of raw text (.txt, .jsonl, .json, each also .gz). Empty: corpora/raw below the artifacts.")
+    cleaned_corpora_dir: str = Field("", description="Where the cleaned corpus goes. Empty: corpora/cleaned below the artifacts.")
+    text_key: str = Field("text", description="Key of the text in JSON documents; dots lead into nested objects (`meta.body`).")
+    encoding: str = Field("utf-8", description="Encoding of the raw files.")
+    normalization: str = Field("NFC", description="Unicode normalisation: NFC, NFKC or none.")
+    heldout_fraction: float = Field(0.05, gt=0, lt=0.9, description="Share of documents kept for evaluation, chosen by a hash of the document.")
+    text_split_bytes: int = Field(16_384, ge=0, description="Longer .txt files are cut into documents of about this many bytes at blank lines. 0: never.")
+
+    max_texts: int = Field(0, ge=0, description="Analyze the first so many documents only. 0: all of the train split.")
+    agreement_floor: float = Field(0.99, ge=0, le=1, description="Least agreement of the distilled tokenizer with the base, as a share of pre-token occurrences.")
+
+    max_candidates: int = Field(4000, ge=1, description="How many ids to give to new tokens at most.")
+    min_token_len: int = Field(2, ge=2, description="Least length of a new token in UTF-8 bytes.")
+    min_frequency: int = Field(2, ge=1, description="Least number of tokens a new token must save on the train split.")
+    merge_scope: str = Field("within", description="`within`: new tokens lie inside one pre-token; `across`: they may also join whole pre-tokens (' of the').")
+
+    original_tokenizer_dir: str = Field("", description="Folder of the base tokenizer. Empty: the artifact.")
+    remapped_tokenizer_dir: str = Field("", description="Folder of the remapped tokenizer. Empty: the artifact.")
+    remap_rules_path: str = Field("", description="The remap rules. Empty: the artifact.")
+    embeddings_dir: str = Field("", description="Folder of embeddings and initialised model. Empty: the artifact.")
+    init_strategy: str = Field("constituents", description="First values of new rows: constituents, mean, random or zeros.")
+
+    train_model_name: str = Field("", description="Model folder to fine-tune. Empty: the initialised model.")
+    tokenizer_path: str = Field("", description="Tokenizer folder to train with and to save beside the model. Empty: the remapped tokenizer.")
+    dataset_path: str = Field("", description="Packed blocks to train on (folder with base/ and remapped/, by datasets). Empty: made from the corpus.")
+    output_dir: str = Field("", description="Where checkpoints and the final model go. Empty: the artifact.")
+    config_path: str = Field("", description="Training settings (sft_config.yaml). Empty: the one below the artifacts, else the packaged defaults.")
+    block_size: int = Field(0, ge=0, description="Tokens in a training block. 0: the model's context, 1,024 at most.")
+    train_bytes: int = Field(0, ge=0, description="Train on about so many bytes of the train split. 0: all of it.")
+    vanilla: bool = Field(True, description="Also fine-tune the base model with its own tokenizer on the same text, for comparison.")
+
+    evaluation_bytes: int = Field(1_000_000, ge=1, description="Evaluate on about so many bytes of held-out text.")
+    continuations: int = Field(3, ge=0, description="How many sample continuations the report shows.")
+
+    device: str = Field("auto", description="Accelerator: auto, cpu, cuda or mps.")
+    dtype: str = Field("auto", description="Arithmetic of training: auto (bfloat16 where the accelerator has it, else float32), float32, bfloat16, float16.")
+    seed: int = Field(42, ge=0, description="Seed of everything random.")
+
+    @field_validator(*CHOICES)
+    @classmethod
+    def _known_choice(cls, value: str, info: Any) -> str:
+        if value not in CHOICES[info.field_name]:
+            raise ValueError(f"{value!r} is none of {', '.join(CHOICES[info.field_name])}")
+        return value
+
+    def fingerprint(self, *keys: str) -> str:
+        """A short hash of the named settings, for code versions; the same on every machine."""
+        content = json.dumps({key: getattr(self, key) for key in sorted(keys)}, sort_keys=True)
+        return hashlib.blake2b(content.encode(), digest_size=4).hexdigest()
+
+    def paths(self, artifacts_dir: Path) -> ArtifactPaths:
+        """Where artifacts lie under these settings."""
+        elsewhere = {
+            "raw_corpus": self.raw_corpora_dir,
+            "cleaned_corpus": self.cleaned_corpora_dir,
+            "original_tokenizer": self.original_tokenizer_dir,
+            "remapped_tokenizer": self.tokenizer_path or self.remapped_tokenizer_dir,
+            "remap_rules": self.remap_rules_path,
+            "initialized_model": self.train_model_name,
+            "training_blocks": self.dataset_path,
+            "sft_checkpoint": self.output_dir,
+        }
+        places = {asset: Path(place).expanduser().resolve() for asset, place in elsewhere.items() if place}
+        if self.embeddings_dir:
+            folder = Path(self.embeddings_dir).expanduser().resolve()
+            names = ("original_embeddings", "reordered_embeddings", "initialized_model")
+            default = ArtifactPaths(folder)
+            places = {name: folder / default[name].name for name in names} | places
+        return ArtifactPaths(artifacts_dir.expanduser().resolve(), places)
+
+
+def load_settings(
+    artifacts_dir: Path, *, config: Path | None = None, options: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None
+) -> Settings:
+    """Settings from all their sources; all faults are reported together.
+
+    Args:
+        artifacts_dir: the artifacts folder, whose `ivr.yaml` is read where `config` names no other file.
+        config: a settings file that must exist.
+        options: what was given on the command line, by key.
+        environ: the environment; `os.environ` if not given.
+
+    Raises:
+        InputError: unknown keys (with the nearest known one), wrong types or values, with the place they come from.
+    """
+    environ = os.environ if environ is None else environ
+    file = config or ArtifactPaths(artifacts_dir).settings_file
+    if config is not None and not config.is_file():
+        raise InputError("no such settings file", where=config, remedy="Check --config or IVR_CONFIG.")
+    from_file, lines = read_settings_file(file) if file.is_file() else ({}, {})
+    from_environment = {
+        name.removeprefix(ENVIRONMENT_PREFIX).lower(): value
+        for name, value in environ.items()
+        if name.startswith(ENVIRONMENT_PREFIX) and name not in ENVIRONMENT_ONLY
+    }
+    sources: dict[str, str] = {}
+    merged: dict[str, Any] = {}
+    layers = [
+        (from_file, lambda key: f"{file}:{lines[key]}"),
+        (from_environment, lambda key: f"{ENVIRONMENT_PREFIX}{key.upper()}"),
+        (dict(options or {}), lambda key: f"--{key.replace('_', '-')}"),
+    ]
+    for layer, place in layers:
+        for key, value in layer.items():
+            merged[key], sources[key] = value, place(key)
+    preset = PRESETS.get(str(merged.get("preset", "none")), {})
+    return _validated(preset | merged, sources)
+
+
+def _validated(values: dict[str, Any], sources: Mapping[str, str]) -> Settings:
+    try:
+        return Settings(**values)
+    except ValidationError as error:
+        faults = []
+        for fault in error.errors():
+            key = str(fault["loc"][0])
+            place = sources.get(key, key)
+            if fault["type"] == "extra_forbidden":
+                near = difflib.get_close_matches(key, Settings.model_fields, n=1)
+                faults.append(f"{place}: unknown setting {key!r}" + (f", did you mean {near[0]!r}?" if near else ""))
+            else:
+                message = fault["msg"].removeprefix("Value error, ")
+                faults.append(f"{place}: {key} is {fault['input']!r}: {message[:1].lower()}{message[1:]}")
+        raise InputError("; ".join(faults), remedy="`ivr --help` and `ivr STAGE --help` list the settings.") from error
+
+
+def read_settings_file(file: Path) -> tuple[dict[str, Any], dict[str, int]]:
+    """The settings of a YAML file and the line of each key.
+
+    Raises:
+        InputError: no YAML or no mapping.
+    """
+    text = file.read_text(encoding="utf-8")
+    try:
+        content = yaml.safe_load(text)
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        raise InputError(f"the settings file is no YAML: {error}", where=f"{file}:{mark.line + 1}" if mark else file) from error
+    if content is None:
+        return {}, {}
+    if not isinstance(content, dict):
+        raise InputError("a mapping of settings was expected", where=file, remedy="Write `key: value` lines.")
+    return content, {str(key.value): key.start_mark.line + 1 for key, _ in root.value}
+
+
+def remember_settings(file: Path, given: Mapping[str, Any]) -> None:
+    """Write what was given into the settings file, keeping what else stands there, comments too."""
+    from ruamel.yaml import YAML
+
+    from ivr_dagster.core.atomic import replacing
+
+    if not given:
+        return
+    editor = YAML()
+    content = editor.load(file.read_text(encoding="utf-8")) if file.is_file() else None
+    if content is None:
+        content = editor.map()
+        content.yaml_set_start_comment("Settings of ivr_dagster. `ivr STAGE --help` lists all keys (with - for _) and their defaults.\n")
+    if all(key in content and content[key] == value for key, value in given.items()):
+        return
+    content.update(given)
+    with replacing(file) as staged, staged.open("w", encoding="utf-8") as stream:
+        editor.dump(content, stream)

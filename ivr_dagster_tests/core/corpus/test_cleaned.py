@@ -1,0 +1,213 @@
+"""From a raw folder to the cleaned corpus and back."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from ivr_dagster.core.corpus import cleaned
+from ivr_dagster.core.corpus.cleaned import SCHEMA, SPLITS, CleanedCorpus, CorpusCounts, write_cleaned_corpus
+from ivr_dagster.core.corpus.splits import document_id, is_heldout
+from ivr_dagster.core.errors import InputError
+
+TEXTS = [f"Document {number}, 한국어 문서." for number in range(200)]
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> Path:
+    folder = tmp_path / "raw"
+    (folder / "sub").mkdir(parents=True)
+    lines = [json.dumps({"text": text}) for text in TEXTS]
+    (folder / "a.jsonl").write_text("\n".join(lines[:120]))
+    (folder / "sub" / "b.jsonl").write_text("\n".join(lines[100:]))
+    (folder / "c.json").write_text(json.dumps([" \n", "\x00\x01", "e\u0301\x00\r\n"]))
+    (folder / "notes.md").write_text("ignored")
+    return folder
+
+
+def parts(target: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(target).as_posix(): path.read_bytes() for path in sorted(target.rglob("*")) if path.is_file()
+    }
+
+
+def test_every_document_is_clean_unique_counted_and_on_its_side(raw: Path, tmp_path: Path) -> None:
+    counts = write_cleaned_corpus(raw, tmp_path / "out", heldout_fraction=0.2)
+    corpus = CleanedCorpus(tmp_path / "out")
+    expected = [*TEXTS[:120], "é\n", *TEXTS[120:]]
+    for split in SPLITS:
+        side = [text for text in expected if is_heldout(document_id(text), 0.2) == (split == "heldout")]
+        assert list(corpus.texts(split)) == side
+        assert list(corpus.documents(split)) == [(document_id(text), text) for text in side]
+        assert corpus.count(split) == len(side)
+    assert counts == CorpusCounts(
+        files=3,
+        files_ignored=1,
+        documents_read=223,
+        bytes_read=sum(path.stat().st_size for path in raw.rglob("*.json*")),
+        train_documents=corpus.count("train"),
+        train_bytes=sum(len(text.encode()) for text in corpus.texts("train")),
+        heldout_documents=corpus.count("heldout"),
+        heldout_bytes=sum(len(text.encode()) for text in corpus.texts("heldout")),
+        dropped_empty=2,
+        dropped_duplicates=20,
+        control_characters_dropped=3,
+        normalized_documents=1,
+    )
+    assert counts.as_dict()["dropped_duplicates"] == 20
+
+
+def test_the_parts_have_the_schema_with_sources_and_sizes(raw: Path, tmp_path: Path) -> None:
+    write_cleaned_corpus(raw, tmp_path)
+    table = pq.read_table(tmp_path / "train" / "part-00000.parquet")
+    assert table.schema.equals(SCHEMA)
+    assert table["source"][0].as_py() == "a.jsonl:1"
+    assert table["bytes"].to_pylist() == [len(text.encode()) for text in table["text"].to_pylist()]
+
+
+def test_the_same_input_gives_the_same_bytes(raw: Path, tmp_path: Path) -> None:
+    write_cleaned_corpus(raw, tmp_path / "one")
+    write_cleaned_corpus(raw, tmp_path / "two")
+    assert parts(tmp_path / "one") == parts(tmp_path / "two")
+
+
+def test_other_files_leave_a_document_on_its_side(raw: Path, tmp_path: Path) -> None:
+    write_cleaned_corpus(raw, tmp_path / "before", heldout_fraction=0.3)
+    (raw / "0.jsonl").write_text('"a new first document"\n')
+    (raw / "sub" / "b.jsonl").unlink()
+    write_cleaned_corpus(raw, tmp_path / "after", heldout_fraction=0.3)
+    before, after = CleanedCorpus(tmp_path / "before"), CleanedCorpus(tmp_path / "after")
+    assert not set(before.texts("train")) & set(after.texts("heldout"))
+    assert not set(before.texts("heldout")) & set(after.texts("train"))
+
+
+def test_large_corpora_become_several_parts_and_row_groups(
+    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cleaned, "_ROW_GROUP_BYTES", 500)
+    monkeypatch.setattr(cleaned, "_PART_BYTES", 2000)
+    counts = write_cleaned_corpus(raw, tmp_path)
+    paths = sorted((tmp_path / "train").iterdir())
+    assert [path.name for path in paths][:2] == ["part-00000.parquet", "part-00001.parquet"]
+    assert pq.ParquetFile(paths[0]).num_row_groups > 1
+    corpus = CleanedCorpus(tmp_path)
+    assert corpus.count("train") == counts.train_documents
+    assert sorted([*corpus.texts("train"), *corpus.texts("heldout")]) == sorted([*TEXTS, "é\n"])
+
+
+def test_max_texts_stops_early(raw: Path, tmp_path: Path) -> None:
+    write_cleaned_corpus(raw, tmp_path)
+    corpus = CleanedCorpus(tmp_path)
+    assert list(corpus.texts("train", max_texts=3)) == list(corpus.texts("train"))[:3]
+
+
+def test_progress_ends_with_all_bytes(raw: Path, tmp_path: Path) -> None:
+    calls: list[tuple[int, int]] = []
+    write_cleaned_corpus(raw, tmp_path, progress=lambda done, total: calls.append((done, total)))
+    total = sum(path.stat().st_size for path in raw.rglob("*.json*"))
+    assert calls == sorted(calls)
+    assert calls[-1] == (total, total)
+
+
+def test_a_new_corpus_replaces_an_old_one_whole(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as small:
+        small.setattr(cleaned, "_ROW_GROUP_BYTES", 500)
+        small.setattr(cleaned, "_PART_BYTES", 2000)
+        write_cleaned_corpus(raw, tmp_path / "out")
+    write_cleaned_corpus(raw, tmp_path / "out")
+    assert list(parts(tmp_path / "out")) == ["heldout/part-00000.parquet", "train/part-00000.parquet"]
+
+
+def test_an_error_leaves_the_old_corpus_and_nothing_else(raw: Path, tmp_path: Path) -> None:
+    write_cleaned_corpus(raw, tmp_path / "out")
+    before = parts(tmp_path / "out")
+    (raw / "z.jsonl").write_text('{"body": "x"}')
+    with pytest.raises(InputError, match=r"z\.jsonl:1"):
+        write_cleaned_corpus(raw, tmp_path / "out")
+    assert parts(tmp_path / "out") == before
+    assert {path.name for path in (tmp_path / "out").iterdir()} == set(SPLITS)
+
+
+@pytest.mark.parametrize("name", ["train", "train/my.txt", "heldout/part-0-spark.parquet"])
+def test_files_of_other_making_in_the_target_are_not_deleted(raw: Path, tmp_path: Path, name: str) -> None:
+    foreign = tmp_path / "out" / name
+    foreign.parent.mkdir(parents=True)
+    foreign.write_text("precious")
+    with pytest.raises(InputError, match=rf"out/{name}: .*--cleaned-corpora-dir"):
+        write_cleaned_corpus(raw, tmp_path / "out")
+    assert foreign.read_text() == "precious"
+
+
+def test_a_corpus_with_nothing_to_train_on_is_told_with_what_was_dropped(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('""\n"\\t"\n')
+    with pytest.raises(InputError, match=r"of 2 read, 2 were empty, 0 duplicates and 0 held out.*Add documents"):
+        write_cleaned_corpus(tmp_path, tmp_path / "out")
+    (tmp_path / "a.jsonl").write_text('"x"\n"x"\n')
+    with pytest.raises(InputError, match=r"1 duplicates and 1 held out.*1\.0.*lower --heldout-fraction"):
+        write_cleaned_corpus(tmp_path, tmp_path / "out", heldout_fraction=1.0)
+
+
+def test_a_corpus_with_nothing_held_out_is_told(raw: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"a share of 0\.0 of 201.*Raise --heldout-fraction"):
+        write_cleaned_corpus(raw, tmp_path / "out", heldout_fraction=0.0)
+
+
+def test_a_missing_corpus_names_the_command_that_makes_it(tmp_path: Path) -> None:
+    for attempt in (
+        lambda: CleanedCorpus(tmp_path).count("train"),
+        lambda: next(CleanedCorpus(tmp_path).texts("heldout")),
+    ):
+        with pytest.raises(InputError, match=rf"{tmp_path}/(train|heldout): there is no cleaned corpus.*ivr init"):
+            attempt()
+
+
+def test_a_damaged_part_is_named(raw: Path, tmp_path: Path) -> None:
+    write_cleaned_corpus(raw, tmp_path)
+    part = tmp_path / "train" / "part-00000.parquet"
+    data = bytearray(part.read_bytes())
+    for start, end in ((40, 400), (len(data) - 8, len(data))):  # a page, then the footer
+        data[start:end] = b"\0" * (end - start)
+        part.write_bytes(data)
+        with pytest.raises(InputError, match=r"train/part-00000\.parquet: cannot be read \("):
+            list(CleanedCorpus(tmp_path).documents("train"))
+
+
+MEASURE = """
+import sys
+from pathlib import Path
+from ivr_dagster.core.corpus.cleaned import CleanedCorpus, write_cleaned_corpus
+
+def peak():
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0])
+
+root = Path(sys.argv[1])
+peaks = []
+for name in ("small", "large"):
+    write_cleaned_corpus(root / name, root / "out")
+    sum(len(text) for text in CleanedCorpus(root / "out").texts("train"))
+    peaks.append(peak())
+print(*peaks)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak memory from /proc")
+def test_memory_stays_flat(tmp_path: Path) -> None:
+    for name, megabytes in (("small", 20), ("large", 64)):
+        (tmp_path / name).mkdir()
+        with (tmp_path / name / "a.txt").open("w") as file:
+            for number in range(megabytes * 1_000_000 // 130):
+                file.write(
+                    f"Paragraph {number:09d} of a large file, as long as a paragraph of prose is. "
+                    + "word " * 10
+                    + "\n\n"
+                )
+    # a process of its own: the test runner's own peak is none of this one's
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(tmp_path)], check=True, capture_output=True, text=True, timeout=120
+    )
+    small, large = (int(kilobytes) / 1024 for kilobytes in done.stdout.split())
+    assert large - small < 30, f"{small:.0f} MB of memory for 20 MB of text, {large:.0f} MB for 64 MB"

@@ -1,0 +1,109 @@
+"""The shipped model is what its card says: small, offline, GPT-2's vocabulary, trained on code."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import regex
+import torch
+from tokenizers import Tokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from ivr_dagster.sample import SAMPLE_MODEL
+from ivr_dagster.sample.stdlib_source import read_stdlib, strip_docstrings
+from ivr_dagster.sample.train_model import END_OF_TEXT, bits_per_byte, is_heldout
+
+# GPT-2's own pattern and byte alphabet, from the source code OpenAI published
+_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+
+
+def _byte_alphabet() -> dict[int, str]:
+    plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in plain]
+    return {byte: chr(byte) for byte in plain} | {byte: chr(256 + i) for i, byte in enumerate(others)}
+
+
+def _merge_by_rank(text: str, vocabulary: dict[str, int], ranks: dict[tuple[str, str], int]) -> list[int]:
+    """Byte-level BPE as published: in each pre-token merge the pair of lowest rank until none is left."""
+    alphabet, ids = _byte_alphabet(), []
+    for pretoken in regex.findall(_PATTERN, text):
+        word = [alphabet[byte] for byte in pretoken.encode()]
+        while len(word) > 1:
+            rank, place = min((ranks.get((a, b), 1 << 30), i) for i, (a, b) in enumerate(zip(word, word[1:])))  # noqa: B905
+            if rank == 1 << 30:
+                break
+            word[place : place + 2] = [word[place] + word[place + 1]]
+        ids += [vocabulary[token] for token in word]
+    return ids
+
+
+def test_it_loads_offline_in_float32_and_ties_its_embeddings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    model = AutoModelForCausalLM.from_pretrained(SAMPLE_MODEL)
+    assert model.dtype == torch.float32
+    assert model.get_input_embeddings().weight is model.get_output_embeddings().weight
+    assert model.config.vocab_size == 50257
+    assert model.config.eos_token_id == model.config.bos_token_id == END_OF_TEXT
+
+
+def test_the_weights_take_ten_megabytes_at_most_and_the_folder_is_complete() -> None:
+    assert (SAMPLE_MODEL / "model.safetensors").stat().st_size <= 10_000_000
+    names = {path.name for path in SAMPLE_MODEL.iterdir()}
+    assert names == {
+        "README.md",
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
+
+
+def test_the_card_says_licence_and_a_figure_below_two() -> None:
+    card = (SAMPLE_MODEL / "README.md").read_text(encoding="utf-8")
+    assert card.startswith("---\nlicense: apache-2.0\n")
+    figure = re.search(r"\*\*([\d.]+) bits per byte\*\*", card)
+    assert figure is not None and float(figure[1]) <= 2.0
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Hello world",
+        "def read(self, size=-1):\n    return self._buffer[:size]\n\n\n",
+        "It's 3.14 and they'll  see\ttabs \r\n",
+        "한국어 형태소 분석기는 '조사'를 나눕니다.",
+        "naïve café — “quotes” 🙂 ===============",
+        "",
+    ],
+)
+def test_the_tokenizer_gives_the_ids_that_the_merges_give(text: str) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(SAMPLE_MODEL, local_files_only=True)
+    model = json.loads((SAMPLE_MODEL / "tokenizer.json").read_text(encoding="utf-8"))["model"]
+    merges = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]]
+    ranks = {merge: rank for rank, merge in enumerate(merges)}
+    ids = tokenizer(text)["input_ids"]
+    assert ids == _merge_by_rank(text, model["vocab"], ranks)
+    assert tokenizer.decode(ids, clean_up_tokenization_spaces=False) == text
+
+
+def test_the_tokenizer_is_gpt2s_and_fast() -> None:
+    tokenizer = AutoTokenizer.from_pretrained(SAMPLE_MODEL, local_files_only=True)
+    assert tokenizer.is_fast and len(tokenizer) == 50257
+    assert tokenizer("Hello, world!")["input_ids"] == [15496, 11, 995, 0]  # as known of the original
+    assert tokenizer.eos_token_id == tokenizer.bos_token_id == END_OF_TEXT
+    assert tokenizer("a<|endoftext|>b")["input_ids"] == [64, END_OF_TEXT, 65]
+    assert tokenizer.decode([64, END_OF_TEXT], skip_special_tokens=True) == "a"
+
+
+def test_unseen_library_code_costs_at_most_two_bits_a_byte() -> None:
+    model = AutoModelForCausalLM.from_pretrained(SAMPLE_MODEL, dtype=torch.float32)
+    tokenizer = Tokenizer.from_file(str(SAMPLE_MODEL / "tokenizer.json"))
+    heldout = [strip_docstrings(file.text)[:4000] for file in read_stdlib(select=is_heldout)]
+    assert bits_per_byte(model, tokenizer, [text for text in heldout if len(text) > 500][:8]) <= 2.0
+
+
+def test_no_folder_of_the_machine_that_trained_it_is_in_the_files() -> None:
+    for name in ("README.md", "config.json", "generation_config.json", "tokenizer_config.json"):
+        assert str(Path.home()) not in (SAMPLE_MODEL / name).read_text(encoding="utf-8")

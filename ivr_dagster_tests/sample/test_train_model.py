@@ -1,0 +1,147 @@
+"""The training script learns, can be interrupted, and its sampled softmax stands for the whole one."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from ivr_dagster.core.errors import InputError
+from ivr_dagster.sample import SAMPLE_MODEL
+from ivr_dagster.sample.train_model import (
+    END_OF_TEXT,
+    TrainingSettings,
+    bits_per_byte,
+    encode_blocks,
+    is_heldout,
+    learning_rate_at,
+    main,
+    new_model,
+    read_training_texts,
+    train,
+    training_loss,
+)
+
+TINY = TrainingSettings(steps=6, batch=2, block=16, width=8, layers=1, heads=2, sampled_tokens=64)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("lib")
+    for number in range(6):
+        lines = (f"def function_{i}(value):\n    return value + {i * number}\n" for i in range(40))
+        (folder / f"module_{number}.py").write_text("\n".join(lines))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.from_file(str(SAMPLE_MODEL / "tokenizer.json"))
+
+
+def test_a_few_steps_lower_the_loss_and_leave_a_folder_that_loads(source: Path, tmp_path: Path) -> None:
+    sizes = ["--batch", "2", "--block", "64", "--width", "16", "--layers", "1", "--heads", "2"]
+    result = main(
+        ["--output", str(tmp_path / "model"), "--source", str(source), "--steps", "15", "--sampled-tokens", "256"]
+        + ["--learning-rate", "0.02", *sizes]
+    )
+    assert result.last_loss < result.first_loss
+    assert result.tokens == 15 * 2 * 64
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model", local_files_only=True)
+    loaded = AutoTokenizer.from_pretrained(tmp_path / "model", local_files_only=True)
+    assert model.config.n_positions == loaded.model_max_length == 64
+    assert "bits per byte" in (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]  # neither checkpoint nor partial folder is left
+
+
+def test_an_interrupted_training_goes_on_to_the_same_weights(
+    source: Path, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training, _ = read_training_texts(source)
+    blocks = encode_blocks(tokenizer, [file.text for file in training], TINY.block, TINY.seed)
+    straight = new_model(TINY)
+    train(straight, blocks, TINY)
+
+    monkeypatch.setattr("ivr_dagster.sample.train_model.CHECKPOINT_SECONDS", 0.0)
+    calls = 0
+
+    def interrupted(*arguments: object) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 4:
+            raise KeyboardInterrupt
+        return training_loss(*arguments)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ivr_dagster.sample.train_model.training_loss", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(new_model(TINY), blocks, TINY, tmp_path / "checkpoint.pt")
+    resumed = new_model(TINY)
+    train(resumed, blocks, TINY, tmp_path / "checkpoint.pt")
+    assert all(torch.equal(a, b) for a, b in zip(straight.parameters(), resumed.parameters(), strict=True))
+    assert not (tmp_path / "checkpoint.pt").exists()
+
+
+def test_loss_over_the_whole_vocabulary_is_the_models_own() -> None:
+    model = new_model(TINY)
+    ids = torch.randint(0, END_OF_TEXT, (2, TINY.block + 1), generator=torch.Generator().manual_seed(1))
+    expected = F.cross_entropy(model(ids[:, :-1]).logits.flatten(0, 1), ids[:, 1:].flatten())
+    assert training_loss(model, ids, 0, torch.Generator()).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_sampled_loss_comes_near_the_whole_one() -> None:
+    model = new_model(TINY)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(20)  # at initialisation every sample would do
+    ids = torch.randint(0, END_OF_TEXT, (2, TINY.block + 1), generator=torch.Generator().manual_seed(1))
+    whole = training_loss(model, ids, 0, torch.Generator()).item()
+    sampled = [training_loss(model, ids, 2048, torch.Generator().manual_seed(i)).item() for i in range(8)]
+    assert sum(sampled) / len(sampled) == pytest.approx(whole, rel=0.01)
+
+
+def test_bits_per_byte_of_a_model_without_knowledge_is_log_of_the_vocabulary(tokenizer: Tokenizer) -> None:
+    model = new_model(TINY)
+    with torch.no_grad():
+        model.lm_head.weight.zero_()
+    text = "def f(x):\n    return '값'\n" * 3  # longer than one window of 16 tokens
+    tokens = len(tokenizer.encode(text).ids)
+    uniform = torch.log2(torch.tensor(END_OF_TEXT + 1.0)).item()
+    assert bits_per_byte(model, tokenizer, [text]) == pytest.approx(tokens * uniform / len(text.encode()), rel=1e-4)
+
+
+def test_blocks_start_files_with_the_end_of_text_and_overlap_by_their_last_target(tokenizer: Tokenizer) -> None:
+    blocks = encode_blocks(tokenizer, ["a b c d", "e f g h"], 3, seed=0)
+    assert blocks.tolist() == [
+        [END_OF_TEXT, *tokenizer.encode(first).ids[:3]] for first in [["a b c d", "e f g h"][blocks[0, 1] != 64]]
+    ] + [blocks[1].tolist(), blocks[2].tolist()]
+    assert blocks[0, -1] == blocks[1, 0]
+    assert (blocks == END_OF_TEXT).sum() == 2
+
+
+def test_the_learning_rate_rises_then_falls_to_a_twentieth() -> None:
+    settings = TrainingSettings(steps=100, warmup=0.1, learning_rate=1.0)
+    rates = [learning_rate_at(step, settings) for step in range(101)]
+    assert rates[0] == pytest.approx(0.1)
+    assert max(rates) == rates[9] == rates[10] == pytest.approx(1.0)
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[100] == pytest.approx(0.05)
+
+
+def test_a_file_stays_on_its_side_of_the_split(source: Path) -> None:
+    assert [is_heldout(path) for path in ("argparse.py", "json/decoder.py")] == [False, False]
+    training, heldout = read_training_texts(source)
+    assert len(training) == 5 and len(heldout) == 1
+
+
+def test_a_folder_without_code_and_one_without_tokenizer_are_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=f"{tmp_path}.*at least two Python files, found 0"):
+        read_training_texts(tmp_path)
+    with pytest.raises(InputError, match=f"{tmp_path}.*no tokenizer.json"):
+        main(["--output", str(tmp_path / "model"), "--tokenizer", str(tmp_path)])
+
+
+def test_text_shorter_than_a_block_is_refused(tokenizer: Tokenizer) -> None:
+    with pytest.raises(InputError, match="the text has 2 tokens"):
+        encode_blocks(tokenizer, ["a"], 512, seed=0)
