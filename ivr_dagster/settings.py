@@ -105,6 +105,10 @@ class Settings(BaseModel):
         content = json.dumps({key: getattr(self, key) for key in sorted(keys)}, sort_keys=True)
         return hashlib.blake2b(content.encode(), digest_size=4).hexdigest()
 
+    def public(self) -> dict[str, Any]:
+        """Settings by key, for reports; folders, which are this machine's business, are left out."""
+        return {key: getattr(self, key) for key in Settings.model_fields if not key.endswith(("_dir", "_path"))}
+
     def paths(self, artifacts_dir: Path) -> ArtifactPaths:
         """Where artifacts lie under these settings."""
         elsewhere = {

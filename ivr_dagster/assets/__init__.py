@@ -8,6 +8,8 @@ from typing import Any
 
 OWNERS = ["team:ivr"]
 SETTINGS_KEY = "ivr/settings"
+# stands for the content of sft_config.yaml among the settings an asset depends on
+SFT_CONFIG = "sft_config"
 
 
 def depends_on_settings(*keys: str) -> dict[str, Any]:

@@ -47,6 +47,8 @@ def _(value: Mapping[str, Any]) -> str:
 
 @content_hash.register(Path)
 def _(value: Path) -> str:
+    if not value.is_dir():
+        raise NotADirectoryError(f"{value} is no folder")
     return hash_files(value, (file for file in value.rglob("*") if file.is_file() and not file.name.startswith(".")))
 
 

@@ -1,12 +1,18 @@
 """Handles of artifacts that are folders: cheap to pass from step to step, opened where they are needed."""
 
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer
 
+from ivr_dagster.core.atomic import replacing
 from ivr_dagster.core.errors import InputError
+
+HISTORY = "history.json"
+COUNTS = "counts.json"
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -73,6 +79,17 @@ class TrainedModel:
         """The fine-tuned model with its tokenizer."""
         return ModelFolder(self.path / "final_model")
 
+    def write_history(self, steps: int, tokens: int, losses: Sequence[tuple[int, float]]) -> None:
+        """Keep steps, tokens and (step, loss in nats per token) for the evaluation's plots."""
+        content = {"steps": steps, "tokens": tokens, "losses": [list(entry) for entry in losses]}
+        with replacing(self.path / HISTORY) as staged:
+            staged.write_text(json.dumps(content) + "\n", encoding="utf-8")
+
+    def history(self) -> dict[str, Any]:
+        """`steps`, `tokens` and `losses` of the run that made the final model."""
+        content: dict[str, Any] = json.loads((self.path / HISTORY).read_text(encoding="utf-8"))
+        return content
+
 
 @dataclass(frozen=True)
 class TrainingBlocks:
@@ -89,6 +106,18 @@ class TrainingBlocks:
     def base(self) -> Path:
         """Blocks under the base tokenizer, for the vanilla baseline."""
         return self.path / "base"
+
+    def write_counts(self, size: int, tokens: Mapping[str, int]) -> None:
+        """Keep the UTF-8 bytes of the packed text and its tokens under each tokenizer."""
+        (self.path / COUNTS).write_text(json.dumps({"bytes": size, "tokens": dict(tokens)}) + "\n", encoding="utf-8")
+
+    def bytes_per_token(self, tokenizer: str) -> float | None:
+        """UTF-8 bytes a token of the packed text, `tokenizer` being `remapped` or `base`; None for foreign blocks."""
+        file = self.path / COUNTS
+        if not file.is_file():
+            return None
+        content = json.loads(file.read_text(encoding="utf-8"))
+        return float(content["bytes"] / content["tokens"][tokenizer])
 
 
 @dataclass(frozen=True)

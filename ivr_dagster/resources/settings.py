@@ -9,6 +9,8 @@ from pydantic import Field
 
 from ivr_dagster.artifact_paths import ArtifactPaths
 from ivr_dagster.core.atomic import remove, staging_path
+from ivr_dagster.core.training.sft_config import DEFAULTS
+from ivr_dagster.sample import SAMPLE_SFT_CONFIG
 from ivr_dagster.settings import Settings
 
 
@@ -21,6 +23,14 @@ class SettingsResource(dg.ConfigurableResource, Settings):
     def places(self) -> ArtifactPaths:
         """Where artifacts lie."""
         return self.paths(Path(self.artifacts_dir))
+
+    def sft_config_file(self) -> Path:
+        """The training settings: what `config_path` names, else the file below the artifacts, else the packaged one."""
+        if self.config_path:
+            return Path(self.config_path).expanduser()
+        if self.places.sft_config.is_file():
+            return self.places.sft_config
+        return SAMPLE_SFT_CONFIG if self.preset == "sample" else DEFAULTS
 
     @contextmanager
     def staged(self, asset: str) -> Iterator[Path]:

@@ -1,5 +1,6 @@
 """The shipped model is what its card says: small, offline, GPT-2's vocabulary, trained on code."""
 
+import itertools
 import json
 import re
 from pathlib import Path
@@ -30,7 +31,7 @@ def _merge_by_rank(text: str, vocabulary: dict[str, int], ranks: dict[tuple[str,
     for pretoken in regex.findall(_PATTERN, text):
         word = [alphabet[byte] for byte in pretoken.encode()]
         while len(word) > 1:
-            rank, place = min((ranks.get((a, b), 1 << 30), i) for i, (a, b) in enumerate(zip(word, word[1:])))  # noqa: B905
+            rank, place = min((ranks.get((a, b), 1 << 30), i) for i, (a, b) in enumerate(itertools.pairwise(word)))
             if rank == 1 << 30:
                 break
             word[place : place + 2] = [word[place] + word[place + 1]]

@@ -74,15 +74,24 @@ def read_bpe(tokenizer: Tokenizer) -> ByteLevelBPE:
             "a byte-level BPE tokenizer was asked for, found a BPE over characters with byte fallback (SentencePiece)",
             remedy="Take a base model with a byte-level BPE tokenizer (GPT-2, Llama 3, Qwen, SmolLM2 and the like).",
         )
-    vocabulary: dict[str, int] = tokenizer.get_vocab(with_added_tokens=True)
-    strings = sorted(vocabulary, key=lambda string: vocabulary[string])
-    holes = sorted(set(range(len(strings))) - set(vocabulary.values()))
-    if holes:
-        raise InputError(
-            f"the tokenizer's {len(strings):,} ids leave holes, the first at {holes[0]}",
-            remedy="Add placeholder tokens at the missing ids.",
-        )
+    strings = strings_by_id(tokenizer)
     pairs = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]]
     ids = model["vocab"]
     merges = tuple((ids[left], ids[right], ids[left + right]) for left, right in pairs)
     return ByteLevelBPE(tuple(strings), merges, frozenset(token["id"] for token in spec["added_tokens"]))
+
+
+def strings_by_id(tokenizer: Tokenizer) -> list[str]:
+    """The token of every id, V entries, added tokens included.
+
+    Raises:
+        InputError: the ids have holes.
+    """
+    vocabulary: dict[str, int] = tokenizer.get_vocab(with_added_tokens=True)
+    holes = sorted(set(range(len(vocabulary))) - set(vocabulary.values()))
+    if holes:
+        raise InputError(
+            f"the tokenizer's {len(vocabulary):,} ids leave holes, the first at {holes[0]}",
+            remedy="Add placeholder tokens at the missing ids.",
+        )
+    return sorted(vocabulary, key=lambda string: vocabulary[string])

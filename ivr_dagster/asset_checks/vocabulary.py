@@ -1,0 +1,49 @@
+"""What the remapped tokenizer must keep, and that its new tokens are of use."""
+
+import dagster as dg
+
+from ivr_dagster.asset_checks import beside, verdict
+from ivr_dagster.asset_checks.tokenizer import round_trip_verdict
+from ivr_dagster.core.corpus.cleaned import CleanedCorpus
+from ivr_dagster.core.handles import TokenizerFolder
+from ivr_dagster.core.tokenizer.bpe import strings_by_id
+from ivr_dagster.core.vocabulary.remap import RemapRules, unreachable_tokens
+
+
+@dg.asset_check(asset="remapped_tokenizer", name="ids_kept", blocking=True, additional_ins=beside("original_tokenizer", "remap_rules"))
+def remapped_ids_kept(
+    remapped_tokenizer: TokenizerFolder, original_tokenizer: TokenizerFolder, remap_rules: RemapRules
+) -> dg.AssetCheckResult:
+    """The vocabulary has the base's size; ids without a rule keep their string, ids with one have the new token."""
+    expected = strings_by_id(original_tokenizer.backend())
+    for rule in remap_rules:
+        expected[rule.id] = rule.new_token
+    strings = strings_by_id(remapped_tokenizer.backend())
+    differing = sum(a != b for a, b in zip(expected, strings, strict=False)) + abs(len(expected) - len(strings))
+    return verdict(
+        differing == 0,
+        remedy="Materialize remapped_tokenizer again: rules and tokenizer do not belong together.",
+        vocabulary_size=len(strings),
+        vocabulary_size_base=len(expected),
+        ids_reassigned=len(remap_rules),
+        ids_differing=differing,
+    )
+
+
+@dg.asset_check(asset="remapped_tokenizer", name="round_trip", blocking=True, additional_ins=beside("cleaned_corpus"))
+def remapped_round_trip(remapped_tokenizer: TokenizerFolder, cleaned_corpus: CleanedCorpus) -> dg.AssetCheckResult:
+    """decode(encode(text)) gives every held-out document back, character by character."""
+    return round_trip_verdict(remapped_tokenizer, cleaned_corpus)
+
+
+@dg.asset_check(asset="remapped_tokenizer", name="new_tokens_reachable", blocking=True, additional_ins=beside("remap_rules"))
+def new_tokens_reachable(remapped_tokenizer: TokenizerFolder, remap_rules: RemapRules) -> dg.AssetCheckResult:
+    """Every new token's own text is encoded as that one token: no id is given away for nothing."""
+    lost = unreachable_tokens(remapped_tokenizer.backend(), remap_rules)
+    return verdict(
+        not lost,
+        remedy="Delete the rules of these tokens from remap_rules.yaml, or let `ivr select` choose anew.",
+        new_tokens=len(remap_rules),
+        unreachable=len(lost),
+        first_unreachable=", ".join(map(repr, lost[:10])),
+    )

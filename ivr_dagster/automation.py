@@ -1,0 +1,61 @@
+"""Jobs for the UI's launchpad, and what starts them by itself: a nightly schedule and a sensor on the raw corpus."""
+
+from pathlib import Path
+
+import dagster as dg
+
+from ivr_dagster.core.corpus.documents import fingerprint_corpus
+from ivr_dagster.core.errors import InputError
+from ivr_dagster.resources.settings import SettingsResource
+from ivr_dagster.stages import STAGES, VANILLA
+
+
+def jobs(vanilla: bool) -> list[dg.UnresolvedAssetJobDefinition]:
+    """The whole pipeline, its cheap half and its costly half."""
+
+    def assets(*stages: str) -> list[str]:
+        return [asset for stage in stages for asset in STAGES[stage] if vanilla or asset != VANILLA]
+
+    cheap = ("init", "analyze", "distill-tokenizer", "select", "remap")
+    return [
+        dg.define_asset_job("everything", assets(*STAGES), description="From the raw corpus to the evaluation report."),
+        dg.define_asset_job("tokenizer_side", assets(*cheap), description="From the raw corpus to the remapped tokenizer: minutes."),
+        dg.define_asset_job(
+            "training_side", assets("align", "train", "evaluate"), description="From the remapped tokenizer to the report: the costly half."
+        ),
+    ]
+
+
+def nightly(everything: dg.UnresolvedAssetJobDefinition) -> dg.ScheduleDefinition:
+    """Rebuild everything at three in the morning; off until switched on in the UI."""
+    return dg.ScheduleDefinition(name="nightly", job=everything, cron_schedule="0 3 * * *")
+
+
+def raw_corpus_changed(everything: dg.UnresolvedAssetJobDefinition) -> dg.SensorDefinition:
+    """Rebuild everything once the raw corpus has changed and then kept still for an interval; off until switched on."""
+
+    @dg.sensor(
+        job=everything,
+        minimum_interval_seconds=30,
+        description="Takes a hash of the raw corpus; when it differs from the last build's and kept still since the last look, rebuilds.",
+    )
+    def raw_corpus_changed(context: dg.SensorEvaluationContext, settings: SettingsResource) -> dg.RunRequest | dg.SkipReason:
+        return corpus_request(context, settings.places["raw_corpus"])
+
+    return raw_corpus_changed
+
+
+def corpus_request(context: dg.SensorEvaluationContext, corpus: Path) -> dg.RunRequest | dg.SkipReason:
+    """A run when the corpus differs from the one built last and is the same as at the last look."""
+    built, _, seen = (context.cursor or ",").partition(",")
+    try:
+        now = fingerprint_corpus(corpus)
+    except InputError as error:
+        return dg.SkipReason(str(error))
+    if now == built:
+        return dg.SkipReason("the raw corpus has not changed")
+    if now != seen:
+        context.update_cursor(f"{built},{now}")
+        return dg.SkipReason("the raw corpus is changing; looking again before building")
+    context.update_cursor(f"{now},{now}")
+    return dg.RunRequest(run_key=now, tags={"ivr/raw_corpus": now})

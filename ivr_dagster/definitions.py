@@ -1,0 +1,85 @@
+"""What Dagster loads: `defs`, built from the settings of this artifacts folder.
+
+`build_definitions` takes other settings and resources, for the command line and for tests.
+"""
+
+import os
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from ivr_dagster.asset_checks import embedding as embedding_checks
+from ivr_dagster.asset_checks import evaluation as evaluation_checks
+from ivr_dagster.asset_checks import tokenizer as tokenizer_checks
+from ivr_dagster.asset_checks import vocabulary as vocabulary_checks
+from ivr_dagster.assets import SETTINGS_KEY, SFT_CONFIG, corpus, embedding, evaluation, tokenizer, tokens, training, vocabulary
+from ivr_dagster.automation import jobs, nightly, raw_corpus_changed
+from ivr_dagster.core.content_hash import content_hash
+from ivr_dagster.io_managers import io_managers
+from ivr_dagster.resources.accelerator import AcceleratorResource
+from ivr_dagster.resources.base_model import BaseModelResource
+from ivr_dagster.resources.settings import SettingsResource
+from ivr_dagster.settings import Settings, load_settings
+from ivr_dagster.stages import VANILLA
+
+CHECKS = (tokenizer_checks, vocabulary_checks, embedding_checks, evaluation_checks)
+ASSETS = (corpus, tokenizer, tokens, vocabulary, embedding, training)
+
+
+def build_definitions(
+    settings: Settings | None = None, *, artifacts_dir: Path | None = None, resources: Mapping[str, Any] | None = None
+) -> dg.Definitions:
+    """All assets, checks, jobs, schedules, sensors and resources.
+
+    Args:
+        settings: what they work by; read from environment and settings file if not given.
+        artifacts_dir: where artifacts lie; `IVR_ARTIFACTS_DIR`, or `artifacts` below the current folder.
+        resources: take the place of the resources of the same key.
+
+    Raises:
+        InputError: the settings are at fault.
+    """
+    artifacts_dir = (artifacts_dir or Path(os.environ.get("IVR_ARTIFACTS_DIR") or "artifacts")).expanduser().resolve()
+    if settings is None:
+        config = os.environ.get("IVR_CONFIG")
+        settings = load_settings(artifacts_dir, config=Path(config) if config else None)
+    shared = SettingsResource(artifacts_dir=str(artifacts_dir), **settings.model_dump())
+    assets = [asset for asset in dg.load_assets_from_modules(ASSETS) if settings.vanilla or asset.key.path[-1] != VANILLA]
+    assets.append(evaluation.evaluation_report_asset(settings.vanilla))
+    everything, *halves = jobs(settings.vanilla)
+    return dg.Definitions(
+        assets=[_with_settings_in_code_version(asset, shared) for asset in assets],
+        asset_checks=dg.load_asset_checks_from_modules(CHECKS),
+        jobs=[everything, *halves],
+        schedules=[nightly(everything)],
+        sensors=[raw_corpus_changed(everything)],
+        resources={
+            "settings": shared,
+            "base": BaseModelResource(model_name=settings.model_name, revision=settings.revision),
+            "accelerator": AcceleratorResource(device=settings.device, dtype=settings.dtype, seed=settings.seed),
+            **io_managers(shared.places),
+            **(resources or {}),
+        },
+    )
+
+
+def _with_settings_in_code_version(asset: Any, settings: SettingsResource) -> Any:
+    """The asset with its settings' values hashed into its code version: a changed setting makes it stale."""
+    if not isinstance(asset, dg.AssetsDefinition) or not asset.is_executable:
+        return asset
+
+    def extend(spec: dg.AssetSpec) -> dg.AssetSpec:
+        keys = [key for key in spec.metadata.get(SETTINGS_KEY, ()) if key != SFT_CONFIG]
+        version = f"{spec.code_version}-{settings.fingerprint(*keys)}" if keys else spec.code_version
+        if SFT_CONFIG in spec.metadata.get(SETTINGS_KEY, ()):
+            file = settings.sft_config_file()
+            version = f"{version}-{content_hash(file.read_text(encoding='utf-8'))[:8] if file.is_file() else 'missing'}"
+        return spec.replace_attributes(code_version=version)
+
+    return asset.map_asset_specs(extend)
+
+
+defs = build_definitions()
