@@ -1,6 +1,7 @@
 """Jobs for the UI's launchpad, and what starts them by itself: a nightly schedule and a sensor on the raw corpus."""
 
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 
@@ -10,39 +11,33 @@ from ivr_dagster.resources.settings import SettingsResource
 from ivr_dagster.stages import STAGES, VANILLA
 
 
-def jobs(vanilla: bool) -> list[dg.UnresolvedAssetJobDefinition]:
-    """The whole pipeline, its cheap half and its costly half."""
+def automation(vanilla: bool) -> dict[str, list[Any]]:
+    """Jobs, schedules and sensors, by the names that `Definitions` takes them under."""
 
     def assets(*stages: str) -> list[str]:
         return [asset for stage in stages for asset in STAGES[stage] if vanilla or asset != VANILLA]
 
-    cheap = ("init", "analyze", "distill-tokenizer", "select", "remap")
-    return [
-        dg.define_asset_job("everything", assets(*STAGES), description="From the raw corpus to the evaluation report."),
-        dg.define_asset_job("tokenizer_side", assets(*cheap), description="From the raw corpus to the remapped tokenizer: minutes."),
-        dg.define_asset_job(
-            "training_side", assets("align", "train", "evaluate"), description="From the remapped tokenizer to the report: the costly half."
-        ),
-    ]
-
-
-def nightly(everything: dg.UnresolvedAssetJobDefinition) -> dg.ScheduleDefinition:
-    """Rebuild everything at three in the morning; off until switched on in the UI."""
-    return dg.ScheduleDefinition(name="nightly", job=everything, cron_schedule="0 3 * * *")
-
-
-def raw_corpus_changed(everything: dg.UnresolvedAssetJobDefinition) -> dg.SensorDefinition:
-    """Rebuild everything once the raw corpus has changed and then kept still for an interval; off until switched on."""
-
-    @dg.sensor(
-        job=everything,
-        minimum_interval_seconds=30,
-        description="Takes a hash of the raw corpus; when it differs from the last build's and kept still since the last look, rebuilds.",
+    everything = dg.define_asset_job("everything", assets(*STAGES), description="From the raw corpus to the evaluation report.")
+    tokenizer_side = dg.define_asset_job(
+        "tokenizer_side",
+        assets("init", "analyze", "distill-tokenizer", "select", "remap"),
+        description="From the raw corpus to the remapped tokenizer: minutes.",
     )
+    training_side = dg.define_asset_job(
+        "training_side",
+        assets("align", "train", "evaluate"),
+        description="From the remapped tokenizer to the report: the costly half.",
+    )
+    nightly = dg.ScheduleDefinition(
+        name="nightly", job=everything, cron_schedule="0 3 * * *", description="Rebuilds everything at three in the morning."
+    )
+
+    @dg.sensor(job=everything, minimum_interval_seconds=30)
     def raw_corpus_changed(context: dg.SensorEvaluationContext, settings: SettingsResource) -> dg.RunRequest | dg.SkipReason:
+        """Takes a hash of the raw corpus; when it differs from the last build's and kept still since the last look, rebuilds."""
         return corpus_request(context, settings.places["raw_corpus"])
 
-    return raw_corpus_changed
+    return {"jobs": [everything, tokenizer_side, training_side], "schedules": [nightly], "sensors": [raw_corpus_changed]}
 
 
 def corpus_request(context: dg.SensorEvaluationContext, corpus: Path) -> dg.RunRequest | dg.SkipReason:

@@ -16,7 +16,7 @@ from ivr_dagster.asset_checks import evaluation as evaluation_checks
 from ivr_dagster.asset_checks import tokenizer as tokenizer_checks
 from ivr_dagster.asset_checks import vocabulary as vocabulary_checks
 from ivr_dagster.assets import SETTINGS_KEY, SFT_CONFIG, corpus, embedding, evaluation, tokenizer, tokens, training, vocabulary
-from ivr_dagster.automation import jobs, nightly, raw_corpus_changed
+from ivr_dagster.automation import automation
 from ivr_dagster.core.content_hash import content_hash
 from ivr_dagster.io_managers import io_managers
 from ivr_dagster.resources.accelerator import AcceleratorResource
@@ -49,13 +49,10 @@ def build_definitions(
     shared = SettingsResource(artifacts_dir=str(artifacts_dir), **settings.model_dump())
     assets = [asset for asset in dg.load_assets_from_modules(ASSETS) if settings.vanilla or asset.key.path[-1] != VANILLA]
     assets.append(evaluation.evaluation_report_asset(settings.vanilla))
-    everything, *halves = jobs(settings.vanilla)
     return dg.Definitions(
         assets=[_with_settings_in_code_version(asset, shared) for asset in assets],
         asset_checks=dg.load_asset_checks_from_modules(CHECKS),
-        jobs=[everything, *halves],
-        schedules=[nightly(everything)],
-        sensors=[raw_corpus_changed(everything)],
+        **automation(settings.vanilla),
         resources={
             "settings": shared,
             "base": BaseModelResource(model_name=settings.model_name, revision=settings.revision),

@@ -227,6 +227,8 @@ def _load_model(folder: Path) -> "tuple[Any, torch.dtype]":
     # transformers knows the loss by the class name, not by GPT2LMHeadModel's: there Trainer would count a label too
     # many in every block and scale loss and gradient down by it
     model.loss_type = "ForCausalLM"
+    # tied weights are stored once; not told so, Trainer warns of missing ones whenever it resumes
+    model._keys_to_ignore_on_save = set(model.all_tied_weights_keys)
     stored = model.dtype
     return model.float(), stored
 
@@ -234,14 +236,15 @@ def _load_model(folder: Path) -> "tuple[Any, torch.dtype]":
 def _load_tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
+    remedy = "Give a folder with tokenizer.json and tokenizer_config.json"
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
-        raise InputError(
-            f"no tokenizer can be loaded ({error})",
-            where=folder,
-            remedy="Give a folder with tokenizer.json and tokenizer_config.json",
-        ) from error
+        raise InputError(f"no tokenizer can be loaded ({error})", where=folder, remedy=remedy) from error
+    # beside a model's config.json AutoTokenizer makes an empty tokenizer out of nothing
+    if not any((folder / name).is_file() for name in ("tokenizer.json", *tokenizer.vocab_files_names.values())):
+        raise InputError("this folder holds no tokenizer", where=folder, remedy=remedy)
+    return tokenizer
 
 
 def _copy_tokenizer(tokenizer: Any, source: Path, target: Path) -> None:

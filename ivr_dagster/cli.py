@@ -1,0 +1,358 @@
+"""`ivr`: parse, choose assets, materialize, show.
+
+Figures go to standard output (`--json`: one object), everything else to standard error. Exit codes: 0 done, 1 failed,
+2 the request or the input is at fault. Heavy libraries are imported where a stage needs them, so that help is quick.
+"""
+
+import json
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ivr_dagster.artifact_paths import ArtifactPaths
+from ivr_dagster.core.errors import InputError
+from ivr_dagster.settings import CHOICES, Settings, load_settings, remember_settings
+from ivr_dagster.stages import STAGES
+
+if TYPE_CHECKING:
+    from ivr_dagster.materialize import StageResult, Workbench
+
+DONE, FAILED, AT_FAULT = 0, 1, 2
+
+# which settings each stage offers as options; `run` offers all of them
+STAGE_OPTIONS: dict[str, tuple[str, ...]] = {
+    "init": (
+        "preset",
+        "model_name",
+        "revision",
+        "raw_corpora_dir",
+        "cleaned_corpora_dir",
+        "text_key",
+        "encoding",
+        "normalization",
+        "heldout_fraction",
+        "text_split_bytes",
+    ),
+    "analyze": ("max_texts",),
+    "distill-tokenizer": ("agreement_floor",),
+    "select": ("max_candidates", "min_token_len", "min_frequency", "merge_scope"),
+    "remap": ("remap_rules_path",),
+    "align": (
+        "model_name",
+        "original_tokenizer_dir",
+        "remapped_tokenizer_dir",
+        "remap_rules_path",
+        "embeddings_dir",
+        "init_strategy",
+        "seed",
+    ),
+    "train": (
+        "train_model_name",
+        "tokenizer_path",
+        "dataset_path",
+        "output_dir",
+        "config_path",
+        "block_size",
+        "train_bytes",
+        "vanilla",
+        "device",
+        "dtype",
+        "seed",
+    ),
+    "evaluate": ("evaluation_bytes", "continuations", "device", "seed"),
+}
+
+STAGE_HELP = {
+    "init": "Clean and split the corpus, fetch the base tokenizer.",
+    "analyze": "Count pre-tokens and tokens, write id sequences.",
+    "distill-tokenizer": "Turn the base's BPE into a Unigram tokenizer with the same ids.",
+    "select": "Choose new tokens and the ids they get.",
+    "remap": "Write the remap rules and the remapped tokenizer.",
+    "align": "Re-order embeddings, initialise new rows, write the initialised model.",
+    "train": "Fine-tune the adapted model and the vanilla baseline.",
+    "evaluate": "Compare all variants in bits per byte, write the report.",
+}
+
+# figures worth a line at the terminal, by asset
+KEY_FIGURES: dict[str, tuple[str, ...]] = {
+    "cleaned_corpus": ("train_documents", "train_bytes", "heldout_documents", "heldout_bytes", "dropped_duplicates", "dropped_empty"),
+    "original_tokenizer": ("vocabulary_size", "merges"),
+    "pretoken_counts": ("pretoken_types", "pretokens"),
+    "token_stats": ("tokens", "bytes_per_token", "unused_ids"),
+    "token_sequences": ("tokens",),
+    "distilled_tokenizer": ("agreement", "agreement_heldout"),
+    "replacement_candidates": ("candidates", "token_saving_train"),
+    "remap_rules": ("rules", "edited_by_hand"),
+    "remapped_tokenizer": ("tokens_reassigned", "token_saving", "bytes_per_token"),
+    "original_embeddings": ("rows", "columns", "tied"),
+    "reordered_embeddings": ("kept_rows", "new_rows"),
+    "initialized_model": ("parameters", "new_rows"),
+    "training_blocks": ("blocks", "bytes", "tokens", "tokens_base"),
+    "sft_checkpoint": ("steps", "train_loss", "tokens_per_second"),
+    "vanilla_sft_checkpoint": ("steps", "train_loss", "tokens_per_second"),
+    "evaluation_report": ("bpb_base", "bpb_initialized", "bpb_sft", "bpb_vanilla_sft", "token_saving"),
+}
+SHARES = {"agreement", "agreement_heldout", "token_saving", "token_saving_train", "round_trip", "new_tokens_used_share"}
+
+
+class Request:
+    """What was asked before the stage: artifacts folder, settings file, log level, form of the output."""
+
+    def __init__(self, artifacts_dir: Path, config: Path | None, log_level: str, as_json: bool) -> None:
+        self.artifacts_dir = artifacts_dir.expanduser().resolve()
+        self.config, self.log_level, self.as_json = config, log_level, as_json
+
+    @property
+    def settings_file(self) -> Path:
+        return self.config or ArtifactPaths(self.artifacts_dir).settings_file
+
+    def workbench(self, given: dict[str, Any]) -> "Workbench":
+        """The assets under the settings, what was given as options included and remembered."""
+        settings = load_settings(self.artifacts_dir, config=self.config, options=given)
+        _quiet_libraries(self.log_level)
+        from ivr_dagster.materialize import Workbench
+
+        workbench = Workbench(settings, self.artifacts_dir)
+        remember_settings(self.settings_file, given)
+        return workbench
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.option(
+    "--artifacts-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    default="artifacts",
+    envvar="IVR_ARTIFACTS_DIR",
+    show_default=True,
+    help="Folder of all artifacts.",
+)
+@click.option(
+    "--config",
+    type=click.Path(dir_okay=False, path_type=Path),
+    envvar="IVR_CONFIG",
+    help="Settings file. Default: ivr.yaml in the artifacts folder; options given to a stage are remembered there.",
+)
+@click.option(
+    "--log-level",
+    type=click.Choice(["DEBUG", "INFO", "WARNING", "ERROR"], case_sensitive=False),
+    default="WARNING",
+    envvar="IVR_LOG_LEVEL",
+    show_default=True,
+    help="What goes to standard error; DEBUG adds tracebacks.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object of figures on standard output.")
+@click.version_option(package_name="ivr-dagster")
+@click.pass_context
+def cli(context: click.Context, artifacts_dir: Path, config: Path | None, log_level: str, as_json: bool) -> None:
+    """Move a pretrained GPT-2-style model onto a better vocabulary of the same size.
+
+    Each stage materializes Dagster assets on the instance that `ivr ui` shows. Settings: option, then environment
+    (IVR_MAX_CANDIDATES and so on), then settings file, then default.
+    """
+    context.obj = Request(artifacts_dir, config, log_level.upper(), as_json)
+
+
+def settings_options(*keys: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Options for settings, with their help and default; those not given are None."""
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        for key in reversed(keys):
+            field = Settings.model_fields[key]
+            name = key.replace("_", "-")
+            shown = "none" if field.default == "" else field.default
+            help_text = f"{field.description}  [default: {shown}]"
+            if key == "train_model_name":
+                name = "model-name"  # what is fine-tuned; the base model is settled by then
+            if field.annotation is bool:
+                command = click.option(f"--{name}/--no-{name}", key, default=None, help=help_text)(command)
+            else:
+                kind: Any = click.Choice(CHOICES[key]) if key in CHOICES else field.annotation
+                command = click.option(f"--{name}", key, type=kind, default=None, help=help_text)(command)
+        return command
+
+    return decorate
+
+
+def _stage_command(stage: str) -> None:
+    @click.pass_obj
+    def command(request: Request, normalize_force: bool = False, **options: Any) -> None:
+        given = {key: value for key, value in options.items() if value is not None}
+        workbench = request.workbench(given)
+        workbench.observe_sources()
+        failed = workbench.failed_blocking_checks(before_stage=stage)
+        if failed:
+            raise InputError(f"{stage} was asked for, but a blocking check has failed before it: {failed}")
+        result = _run_assets(request, workbench, stage, workbench.stage_assets(stage))
+        _show_stage(request, stage, result)
+
+    decorated: Callable[..., None] = settings_options(*STAGE_OPTIONS[stage])(command)
+    if stage == "init":
+        decorated = click.option(
+            "--normalize-force", is_flag=True, help="Clean the corpus again even if nothing changed (a stage run by name always does)."
+        )(decorated)
+    cli.command(name=stage, help=STAGE_HELP[stage])(decorated)
+
+
+for _stage in STAGES:
+    _stage_command(_stage)
+
+
+@cli.command()
+@click.option("--sample", is_flag=True, help="The embedded default: packaged model, standard library's docstrings. Offline, minutes.")
+@click.option("--until", type=click.Choice(list(STAGES)), help="The last stage to bring up to date.  [default: evaluate]")
+@click.option("--dry-run", is_flag=True, help="Only show what would be materialized, and why.")
+@settings_options(*dict.fromkeys(key for keys in STAGE_OPTIONS.values() for key in keys if key not in ("preset", "train_model_name")))
+@click.pass_obj
+def run(request: Request, sample: bool, until: str | None, dry_run: bool, **options: Any) -> None:
+    """Materialize everything that is stale, in order."""
+    given = {key: value for key, value in options.items() if value is not None} | ({"preset": "sample"} if sample else {})
+    workbench = request.workbench(given)
+    workbench.observe_sources()
+    if dry_run:
+        _show_states(request, [state for state in workbench.states() if state.stale])
+        return
+    stages = list(STAGES)
+    done: dict[str, StageResult] = {}
+    for stage in stages[: stages.index(until) + 1 if until else None]:
+        stale = workbench.stale_assets(stage)
+        if stale:
+            failed = workbench.failed_blocking_checks(before_stage=stage)
+            if failed:
+                raise InputError(f"{stage} is next, but a blocking check has failed before it: {failed}")
+            done[stage] = _run_assets(request, workbench, stage, stale)
+            if not request.as_json:
+                _show_stage(request, stage, done[stage])
+    _show_run(request, workbench, done)
+
+
+@cli.command()
+@click.pass_obj
+def status(request: Request) -> None:
+    """Show every asset, fresh or stale, with its key figures."""
+    workbench = request.workbench({})
+    workbench.observe_sources()
+    _show_states(request, workbench.states())
+
+
+@cli.command()
+@click.option("--port", type=click.IntRange(0, 65535), default=3000, show_default=True, help="Port of the web server, on 127.0.0.1.")
+@click.pass_obj
+def ui(request: Request, port: int) -> None:
+    """Serve the Dagster UI and its daemon on 127.0.0.1 until stopped."""
+    from ivr_dagster.ui import serve
+
+    load_settings(request.artifacts_dir, config=request.config)  # a fault in the settings is told here, not in the browser
+    raise SystemExit(serve(request.artifacts_dir, request.config, port))
+
+
+def _run_assets(request: Request, workbench: "Workbench", stage: str, assets: list[str]) -> "StageResult":
+    from ivr_dagster.progress import listening
+    from ivr_dagster.terminal import ProgressBars
+
+    with ProgressBars(stage, len(assets), quiet=request.as_json) as bars, listening(bars.advance):
+        return workbench.run(assets, log_level=request.log_level, tags={"ivr/stage": stage})
+
+
+def _show_stage(request: Request, stage: str, result: "StageResult") -> None:
+    if request.as_json:
+        click.echo(json.dumps({"stage": stage, "run_id": result.run_id, "assets": result.figures, "checks": result.checks}))
+        return
+    from ivr_dagster.terminal import figures_table
+
+    figures_table(stage, {name: _key_figures(name, figures) for name, figures in result.figures.items()}, result.checks)
+
+
+def _show_states(request: Request, states: list[Any]) -> None:
+    if request.as_json:
+        rows = [
+            {"asset": s.name, "stage": s.stage, "fresh": not s.stale, "stale": s.stale, "figures": s.figures,
+             "materialized": s.materialized.isoformat() if s.materialized else None} for s in states
+        ]  # fmt: skip
+        click.echo(json.dumps({"assets": rows}))
+        return
+    from ivr_dagster.terminal import states_table
+
+    states_table(states, lambda state: _key_figures(state.name, state.figures))
+
+
+def _show_run(request: Request, workbench: "Workbench", done: dict[str, "StageResult"]) -> None:
+    states = {state.name: state for state in workbench.states()}
+    if request.as_json:
+        materialized = [name for result in done.values() for name in result.figures]
+        checks = [check for result in done.values() for check in result.checks]
+        figures = {name: state.figures for name, state in states.items()}
+        click.echo(json.dumps({"stage": "run", "materialized": materialized, "assets": figures, "checks": checks}))
+        return
+    from ivr_dagster.terminal import run_table
+
+    run_table(states, workbench.paths, materialized=sum(len(result.figures) for result in done.values()))
+
+
+def _key_figures(asset: str, figures: dict[str, Any]) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {_number(name, figures[name])}" for name in KEY_FIGURES.get(asset, ()) if name in figures)
+
+
+def _number(name: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if name in SHARES:
+        return f"{value:.3%}"
+    return f"{value:,.3f}" if isinstance(value, float) and value < 1000 else f"{value:,.0f}"
+
+
+def _quiet_libraries(log_level: str) -> None:
+    level = getattr(logging, log_level)
+    # standard output belongs to figures; libraries that draw bars or warn by themselves are told not to
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error" if level > logging.INFO else "info")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    if level > logging.DEBUG:
+        import warnings
+
+        warnings.filterwarnings("ignore", module="torch|transformers|datasets")
+
+
+def main() -> None:
+    """The console script: faults become one line on standard error and an exit code."""
+    arguments = sys.argv[1:]
+    debug = "DEBUG" in (argument.upper() for argument in arguments) or os.environ.get("IVR_LOG_LEVEL", "").upper() == "DEBUG"
+    try:
+        cli.main(args=arguments, prog_name="ivr", standalone_mode=False)
+    except click.exceptions.Exit as error:
+        raise SystemExit(error.exit_code) from None
+    except click.ClickException as error:
+        _complain(error.format_message(), debug)
+        raise SystemExit(AT_FAULT) from None
+    except InputError as error:
+        _complain(str(error), debug)
+        raise SystemExit(AT_FAULT) from None
+    except (KeyboardInterrupt, click.Abort):
+        _complain("stopped; what was finished stays, `ivr run` goes on from there", debug)
+        raise SystemExit(FAILED) from None
+    except Exception as error:  # noqa: BLE001 (the last line before the person at the terminal)
+        name = type(error).__name__
+        if name == "Interrupted":
+            _complain("stopped; what was finished stays, `ivr run` goes on from there", debug)
+        elif name == "StageFailed":
+            _complain(str(error), debug)
+        else:
+            _complain(f"{name}: {error} (--log-level DEBUG shows where)", debug)
+        raise SystemExit(FAILED) from None
+    raise SystemExit(DONE)
+
+
+def _complain(message: str, debug: bool) -> None:
+    if debug:
+        traceback.print_exc()
+    click.echo(f"ivr: {' '.join(message.split())}", err=True)
+
+
+if __name__ == "__main__":
+    main()

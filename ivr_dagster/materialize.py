@@ -1,0 +1,223 @@
+"""Driving the assets without the UI: on the same Dagster instance, so that lineage is one whatever started the work.
+
+What belongs here: the instance, what is stale and why, and running assets in this process. Nothing is printed.
+"""
+
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+from dagster._core.definitions.data_version import DATA_VERSION_TAG, INPUT_DATA_VERSION_TAG_PREFIX
+from dagster._core.errors import DagsterExecutionInterruptedError
+
+from ivr_dagster.artifact_paths import ArtifactPaths
+from ivr_dagster.assets.corpus import observe_corpus
+from ivr_dagster.assets.vocabulary import edited_rules
+from ivr_dagster.core.atomic import recover
+from ivr_dagster.definitions import build_definitions
+from ivr_dagster.resources.settings import SettingsResource
+from ivr_dagster.settings import Settings
+from ivr_dagster.stages import STAGES, VANILLA
+
+CODE_VERSION_TAG = "dagster/code_version"
+INSTANCE_FILE = Path(__file__).with_name("instance.yaml")
+
+
+class StageFailed(Exception):
+    """A step failed or a blocking check did not pass; the message is for the terminal."""
+
+
+class Interrupted(Exception):
+    """The person at the terminal stopped the run."""
+
+
+@dataclass(frozen=True)
+class AssetState:
+    """An asset as the instance and the disk know it.
+
+    Attributes:
+        name: asset key.
+        stage: the stage that makes it.
+        stale: why it is stale, empty where it is fresh.
+        materialized: when it was last made, None where it never was.
+        figures: scalars of its last materialization.
+    """
+
+    name: str
+    stage: str
+    stale: str
+    materialized: datetime | None
+    figures: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What running assets came to: figures by asset, and the checks."""
+
+    figures: dict[str, dict[str, Any]] = field(default_factory=dict)
+    checks: list[dict[str, Any]] = field(default_factory=list)
+    run_id: str = ""
+
+
+class Workbench:
+    """The assets of one artifacts folder under given settings, and the instance that remembers them."""
+
+    def __init__(self, settings: Settings, artifacts_dir: Path) -> None:
+        self.settings, self.paths = settings, settings.paths(artifacts_dir)
+        self._definitions = build_definitions(settings, artifacts_dir=artifacts_dir)
+        self.instance = open_instance(self.paths)
+        self._job = self._definitions.resolve_implicit_global_asset_job_def()
+        self._graph = self._definitions.resolve_asset_graph()
+        for asset in (name for names in STAGES.values() for name in names):
+            recover(self.paths[asset])
+
+    def stage_assets(self, stage: str) -> list[str]:
+        """Assets of a stage under these settings, in order."""
+        names = [name for name in STAGES[stage] if self.settings.vanilla or name != VANILLA]
+        if self.settings.dataset_path and "training_blocks" in names and self.paths["training_blocks"].exists():
+            names.remove("training_blocks")  # the person brings blocks of their own
+        return names
+
+    def observe_sources(self) -> None:
+        """Look at raw corpus and base model, and tell the instance when they are not what they were."""
+        resources: Mapping[str, Any] = self._definitions.resources or {}
+        shared, base = resources["settings"], resources["base"]
+        assert isinstance(shared, SettingsResource)
+        for name, version in (("raw_corpus", observe_corpus(shared)), ("base_model", base.version())):
+            if self._source_version(name) != version:
+                self.instance.report_runless_asset_event(dg.AssetObservation(name, tags={DATA_VERSION_TAG: version}))
+
+    def states(self) -> list[AssetState]:
+        """Every asset, fresh or stale, in pipeline order."""
+        found: dict[str, AssetState] = {}
+        for stage in STAGES:
+            for name in self.stage_assets(stage):
+                event = self.instance.get_latest_materialization_event(dg.AssetKey(name))
+                made = event.asset_materialization if event else None
+                found[name] = AssetState(
+                    name,
+                    stage,
+                    self._why_stale(name, made, found),
+                    datetime.fromtimestamp(event.timestamp, UTC).astimezone() if event else None,
+                    scalars(made.metadata) if made else {},
+                )
+        return list(found.values())
+
+    def stale_assets(self, stage: str) -> list[str]:
+        """Assets of a stage that must be made anew, those included that only follow from such a one in the stage."""
+        states = {state.name: state for state in self.states()}
+        return [name for name in self.stage_assets(stage) if states[name].stale]
+
+    def _why_stale(self, name: str, made: dg.AssetMaterialization | None, before: Mapping[str, AssetState]) -> str:
+        if made is None:
+            return "never materialized"
+        if not self.paths[name].exists():
+            return "artifact missing"
+        tags = made.tags or {}
+        if tags.get(CODE_VERSION_TAG) != self._graph.get(dg.AssetKey(name)).code_version:
+            return "settings or code changed"
+        for parent in sorted(key.to_user_string() for key in self._graph.get(dg.AssetKey(name)).parent_keys):
+            if parent in before and before[parent].stale:
+                return f"{parent} is stale"
+            used = tags.get(f"{INPUT_DATA_VERSION_TAG_PREFIX}/{parent}")
+            if used != (self._source_version(parent) if parent not in before else self._made_version(parent)):
+                return f"{parent} changed"
+        if name == "remap_rules":
+            edited = edited_rules(self.paths)
+            if edited is not None and edited.digest() != tags.get(DATA_VERSION_TAG):
+                return "edited by hand"
+        return ""
+
+    def _made_version(self, name: str) -> str | None:
+        event = self.instance.get_latest_materialization_event(dg.AssetKey(name))
+        return (event.asset_materialization.tags or {}).get(DATA_VERSION_TAG) if event and event.asset_materialization else None
+
+    def _source_version(self, name: str) -> str | None:
+        records = self.instance.fetch_observations(dg.AssetKey(name), limit=1).records
+        observation = records[0].asset_observation if records else None
+        return observation.tags.get(DATA_VERSION_TAG) if observation else None
+
+    def run(self, assets: Iterable[str], *, log_level: str = "WARNING", tags: Mapping[str, str] | None = None) -> StageResult:
+        """Materialize assets in this process, with their checks.
+
+        Raises:
+            InputError: of a step, as it was raised.
+            StageFailed: a step failed, or a blocking check did not pass.
+            Interrupted: SIGINT.
+        """
+        keys = [dg.AssetKey(name) for name in assets]
+        if not keys:
+            return StageResult()
+        config = {"loggers": {"console": {"config": {"log_level": log_level}}}}
+        try:
+            result = self._job.execute_in_process(
+                instance=self.instance, asset_selection=keys, run_config=config, tags=dict(tags or {}), raise_on_error=True
+            )
+        except (KeyboardInterrupt, DagsterExecutionInterruptedError) as error:
+            raise Interrupted from error
+        except dg.DagsterAssetCheckFailedError as error:
+            raise StageFailed(f"a blocking check failed: {self._failed_checks(keys)}") from error
+        found = {
+            event.asset_key.to_user_string(): scalars(event.materialization.metadata)
+            for event in result.get_asset_materialization_events()
+            if event.asset_key is not None
+        }
+        checks = [
+            {
+                "asset": check.asset_key.to_user_string(),
+                "check": check.check_name,
+                "passed": check.passed,
+                "severity": check.severity.value,
+                "remedy": check.description or "",
+                **scalars(check.metadata),
+            }
+            for check in result.get_asset_check_evaluations()
+        ]
+        return StageResult(found, checks, result.run_id)
+
+    def _failed_checks(self, keys: list[dg.AssetKey]) -> str:
+        failed = []
+        for key in self._graph.asset_check_keys:
+            if key.asset_key in keys:
+                records = self.instance.event_log_storage.get_asset_check_execution_history(key, limit=1)
+                evaluation = records[0].event.dagster_event.asset_check_evaluation_data if records and records[0].event else None  # type: ignore[union-attr]
+                if evaluation is not None and not evaluation.passed:
+                    figures = ", ".join(f"{name} {value}" for name, value in scalars(evaluation.metadata).items())
+                    failed.append(f"{key.asset_key.to_user_string()}.{key.name} ({figures}). {evaluation.description or ''}")
+        return "; ".join(failed)
+
+    def failed_blocking_checks(self, before_stage: str) -> str:
+        """Blocking checks that did not pass on what the stages before made, empty where all passed."""
+        stages = list(STAGES)
+        earlier = [dg.AssetKey(name) for stage in stages[: stages.index(before_stage)] for name in STAGES[stage]]
+        blocking = [key for key in earlier if self._graph.has(key)]
+        return self._failed_checks_blocking(blocking)
+
+    def _failed_checks_blocking(self, keys: list[dg.AssetKey]) -> str:
+        wanted = {key for key in self._graph.asset_check_keys if self._graph.get_check_spec(key).blocking and key.asset_key in keys}
+        return self._failed_checks(sorted({key.asset_key for key in wanted}))
+
+
+def open_instance(paths: ArtifactPaths) -> dg.DagsterInstance:
+    """The instance of DAGSTER_HOME, by default below the artifacts; its settings are written where there are none."""
+    home = Path(os.environ.get("DAGSTER_HOME") or paths.dagster_home).expanduser().resolve()
+    home.mkdir(parents=True, exist_ok=True)
+    os.environ["DAGSTER_HOME"] = str(home)
+    if not (home / "dagster.yaml").exists():
+        shutil.copyfile(INSTANCE_FILE, home / "dagster.yaml")
+    return dg.DagsterInstance.get()
+
+
+def scalars(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Numbers, truth values and short texts of metadata, as plain values."""
+    values = {name: getattr(value, "value", None) for name, value in metadata.items()}
+    return {
+        name: value
+        for name, value in values.items()
+        if isinstance(value, (bool, int, float)) or (isinstance(value, str) and len(value) <= 200 and "\n" not in value)
+    }

@@ -1,0 +1,107 @@
+"""What the terminal shows: bars on standard error while work goes on, tables on standard output after it."""
+
+import sys
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from ivr_dagster.artifact_paths import ArtifactPaths
+
+OUT, ERR = Console(), Console(stderr=True)
+
+
+class ProgressBars:
+    """One bar for each long step under way; on a standard error that is no terminal, a line now and then."""
+
+    def __init__(self, stage: str, assets: int, *, quiet: bool) -> None:
+        self._quiet = quiet or not sys.stderr.isatty()
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=ERR,
+            transient=True,
+            disable=self._quiet,
+        )
+        self._tasks: dict[str, Any] = {}
+        self._title = f"{stage}: {assets} asset{'s' if assets > 1 else ''}"
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        self._progress.add_task(self._title, total=None)
+        return self
+
+    def advance(self, label: str, done: float, total: float, unit: str) -> None:
+        """A `progress.Listener`."""
+        if label not in self._tasks:
+            self._tasks[label] = self._progress.add_task(f"{label}, {unit}", total=total)
+        self._progress.update(self._tasks[label], completed=done, total=total)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._progress.stop()
+
+
+def figures_table(stage: str, figures: Mapping[str, str], checks: list[dict[str, Any]]) -> None:
+    """A stage's assets with key figures, and its checks."""
+    table = Table(title=stage, title_justify="left", title_style="bold", show_header=False, box=None, pad_edge=False)
+    for name, text in figures.items():
+        table.add_row(f"  {name}", text)
+    OUT.print(table)
+    passed = [check for check in checks if check["passed"]]
+    if passed:
+        OUT.print(f"  [green]{len(passed)} of {len(checks)} checks passed[/]: " + ", ".join(f"{c['asset']}.{c['check']}" for c in passed))
+    for check in checks:
+        if not check["passed"]:
+            OUT.print(f"  [yellow]{check['severity']}[/] {check['asset']}.{check['check']}: {check['remedy']}", highlight=False)
+
+
+def states_table(states: list[Any], figures_of: Callable[[Any], str]) -> None:
+    """Assets, fresh or stale."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("stage", "asset", "state", "materialized", "figures"):
+        table.add_column(column)
+    last = ""
+    for state in states:
+        when = f"{state.materialized:%Y-%m-%d %H:%M}" if state.materialized else ""
+        shown = f"[yellow]{state.stale}[/]" if state.stale else "[green]fresh[/]"
+        table.add_row("" if state.stage == last else state.stage, state.name, shown, when, figures_of(state))
+        last = state.stage
+    OUT.print(table if states else "Nothing is stale.")
+
+
+def run_table(states: Mapping[str, Any], paths: ArtifactPaths, *, materialized: int) -> None:
+    """The table at the end of `ivr run`: what was made and found."""
+    figures = {name: state.figures for name, state in states.items()}
+    table = Table(title="What was made and found", title_justify="left", title_style="bold", show_header=False, box=None, pad_edge=False)
+
+    def row(label: str, text: str) -> None:
+        table.add_row(f"  {label}", text)
+
+    corpus, distilled, remapped = (figures.get(name, {}) for name in ("cleaned_corpus", "distilled_tokenizer", "remapped_tokenizer"))
+    report, sft = figures.get("evaluation_report", {}), figures.get("sft_checkpoint", {})
+    if corpus:
+        row("corpus", f"{corpus['train_bytes'] / 1e6:.2f} MB in {corpus['train_documents']:,} documents to learn from, "
+            f"{corpus['heldout_bytes'] / 1e6:.2f} MB in {corpus['heldout_documents']:,} held out")  # fmt: skip
+    if distilled:
+        row("agreement of the distilled tokenizer", f"{distilled['agreement']:.3%} of pre-tokens ({distilled['agreement_heldout']:.3%} held-out)")
+    if remapped:
+        row("tokens reassigned", f"{remapped['tokens_reassigned']:,} of {remapped['vocabulary_size']:,}")
+        row("token saving, held-out", f"{remapped['token_saving']:.1%} ({remapped['bytes_per_token_base']:.2f} → {remapped['bytes_per_token']:.2f} bytes per token)")
+    if report:
+        row("bits per byte, base model", f"{report['bpb_base']:.3f} (with the distilled tokenizer {report['bpb_distilled']:.3f})")
+        row("… new vocabulary, before training", f"{report['bpb_initialized']:.3f}")
+        row("… new vocabulary, after training", f"[bold]{report['bpb_sft']:.3f}[/]" + (f" ({sft['steps']:,} steps)" if sft else ""))
+        if "bpb_vanilla_sft" in report:
+            row("… vanilla baseline, same text", f"{report['bpb_vanilla_sft']:.3f}")
+        row("report", str(paths["evaluation_report"] / "report.md"))
+        row("adapted model", str(paths["sft_checkpoint"] / "final_model"))
+    row("materialized now", f"{materialized} assets" if materialized else "nothing: everything was fresh")
+    row("lineage in the UI", f"ivr --artifacts-dir {paths.root} ui   (or `make ui`), then http://127.0.0.1:3000")
+    OUT.print(table, soft_wrap=True)

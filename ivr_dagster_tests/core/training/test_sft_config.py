@@ -1,0 +1,144 @@
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ivr_dagster.core.errors import InputError
+from ivr_dagster.core.training.sft_config import DROPPED, OURS, RENAMED, read_sft_config
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "sft_config.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_the_defaults_are_those_of_the_packaged_file_by_the_names_of_transformers_5() -> None:
+    assert read_sft_config().arguments == {
+        "num_train_epochs": 3,
+        "per_device_train_batch_size": 8,
+        "learning_rate": 5e-5,
+        "weight_decay": 0.01,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 0.03,
+        "logging_steps": 10,
+        "save_steps": 500,
+        "save_total_limit": 2,
+        "seed": 42,
+        "report_to": "tensorboard",
+    }
+
+
+def test_trainer_accepts_the_defaults_and_reads_the_warmup_as_a_share(tmp_path: Path) -> None:
+    from transformers import TrainingArguments
+
+    arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, **read_sft_config().arguments)
+    assert arguments.get_warmup_steps(1000) == 30
+
+
+def test_an_override_goes_before_the_file_and_the_file_before_the_defaults(tmp_path: Path) -> None:
+    path = written(tmp_path, "learning_rate: 1e-3\nsave_steps: 7\n")
+    config = read_sft_config(path, save_steps=9, seed=None)
+    assert (config.arguments["learning_rate"], config.arguments["save_steps"], config.arguments["seed"]) == (
+        1e-3,
+        9,
+        42,
+    )
+    assert config.source == path
+
+
+def test_warmup_in_steps_takes_the_place_of_the_default_share(tmp_path: Path) -> None:
+    assert read_sft_config(written(tmp_path, "warmup_steps: 20")).arguments["warmup_steps"] == 20
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "value"),
+    [
+        ("warmup_ratio: 0.1", "warmup_steps", 0.1),
+        ("no_cuda: true", "use_cpu", True),
+        ("per_gpu_train_batch_size: 4", "per_device_train_batch_size", 4),
+        ("gradient_checkpointing: true", "activation_checkpointing", True),
+        ("adafactor: true", "optim", "adafactor"),
+        ("save_total_limit: null", "save_total_limit", None),
+        ("fsdp: true", "fsdp", True),
+        ("lr_scheduler_kwargs: {num_cycles: 0.5}", "lr_scheduler_kwargs", {"num_cycles": 0.5}),
+    ],
+)
+def test_a_setting_is_taken_by_the_name_its_users_know(tmp_path: Path, text: str, name: str, value: object) -> None:
+    assert read_sft_config(written(tmp_path, text)).arguments[name] == value
+
+
+def test_logging_dir_is_kept_apart_from_trainers_arguments(tmp_path: Path) -> None:
+    config = read_sft_config(written(tmp_path, "logging_dir: boards"))
+    assert config.logging_dir == "boards"
+    assert "logging_dir" not in config.arguments
+
+
+def test_settings_without_effect_are_accepted_with_a_note(tmp_path: Path) -> None:
+    config = read_sft_config(written(tmp_path, "overwrite_output_dir: true\ngroup_by_length: false\n"))
+    assert [note.split()[0] for note in config.notes] == ["overwrite_output_dir", "group_by_length"]
+    assert config.arguments == read_sft_config().arguments
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("learnig_rate: 1", r":1: learnig_rate is no setting, did you mean learning_rate\?"),
+        ("xyzzy: 1", ":1: xyzzy is no setting"),
+        ("\n\nlearning_rate: '5e-5'", ":3: learning_rate is '5e-5', float is wanted"),
+        ("learning_rate: 0", ":1: learning_rate is 0, more than 0 is wanted"),
+        ("learning_rate: .inf", ":1: learning_rate is inf, a finite number is wanted"),
+        ("per_device_train_batch_size: 0", ":1: per_device_train_batch_size is 0, 1 or more is wanted"),
+        ("per_device_train_batch_size: 8.5", ":1: per_device_train_batch_size is 8.5, int is wanted"),
+        ("per_device_train_batch_size: true", ":1: per_device_train_batch_size is True, int is wanted"),
+        ("save_total_limit: two", ":1: save_total_limit is 'two', int or none is wanted"),
+        ("warmup_ratio: 1.0", ":1: warmup_ratio is 1.0, 0 or more and less than 1 is wanted"),
+        ("save_steps: 10.5", ":1: save_steps is 10.5, a share below 1 or a whole number of steps is wanted"),
+        ("lr_scheduler_type: cosin", ":1: lr_scheduler_type is 'cosin', one of cosine is wanted"),
+        ("lr_scheduler_type: reduce_lr_on_plateau", "needs an evaluation during training"),
+        ("train_sampling_strategy: randomly", ":1: train_sampling_strategy is 'randomly', one of random is wanted"),
+        ("output_dir: here", ":1: output_dir cannot be set: the stage has --output-dir for it"),
+        ("evaluation_strategy: steps", ":1: evaluation_strategy cannot be set: quality is measured by a stage of its"),
+        ("warmup_ratio: 0.1\nwarmup_steps: 5", ":2: warmup_steps says the same as another setting"),
+        ("seed: 1\nseed: 2", ":2: this is no YAML"),
+        ("seed: [1", ":1: this is no YAML"),
+        ("- seed", "sft_config.yaml: the training settings are a list"),
+    ],
+)
+def test_a_faulty_setting_is_refused_with_its_line_and_value(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        read_sft_config(written(tmp_path, text))
+
+
+def test_all_faults_are_named_together(tmp_path: Path) -> None:
+    path = written(tmp_path, "sed: 1\nlearning_rate: -1\nmax_steps: 5\n")
+    with pytest.raises(InputError, match=r"4 settings are at fault: line 1: sed .*; line 2: learning_rate .*; seed is"):
+        read_sft_config(path, seed=-3, do_eval=True)
+
+
+def test_a_faulty_override_is_refused_by_name() -> None:
+    with pytest.raises(InputError, match="training settings: num_train_epochs is 0, more than 0"):
+        read_sft_config(None, num_train_epochs=0)
+
+
+@pytest.mark.parametrize("content", [None, b"\xff\xfe"])
+def test_a_file_that_cannot_be_read_is_refused_by_name(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "mine.yaml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InputError, match=r"mine\.yaml: the training settings cannot be read"):
+        read_sft_config(path)
+
+
+def test_an_empty_file_means_the_defaults(tmp_path: Path) -> None:
+    assert read_sft_config(written(tmp_path, "# nothing\n")).arguments == read_sft_config().arguments
+
+
+def test_our_lists_of_names_fit_the_installed_transformers() -> None:
+    from transformers import TrainingArguments
+
+    known: set[Any] = {field.name for field in fields(TrainingArguments)}
+    assert set(OURS) <= known
+    assert set(RENAMED.values()) <= known
+    assert not set(DROPPED) & known
