@@ -17,7 +17,9 @@ def automation(vanilla: bool) -> dict[str, list[Any]]:
     def assets(*stages: str) -> list[str]:
         return [asset for stage in stages for asset in STAGES[stage] if vanilla or asset != VANILLA]
 
-    everything = dg.define_asset_job("everything", assets(*STAGES), description="From the raw corpus to the evaluation report.")
+    everything = dg.define_asset_job(
+        "everything", assets(*STAGES), description="From the raw corpus to the evaluation report."
+    )
     tokenizer_side = dg.define_asset_job(
         "tokenizer_side",
         assets("init", "analyze", "distill-tokenizer", "select", "remap"),
@@ -29,15 +31,24 @@ def automation(vanilla: bool) -> dict[str, list[Any]]:
         description="From the remapped tokenizer to the report: the costly half.",
     )
     nightly = dg.ScheduleDefinition(
-        name="nightly", job=everything, cron_schedule="0 3 * * *", description="Rebuilds everything at three in the morning."
+        name="nightly",
+        job=everything,
+        cron_schedule="0 3 * * *",
+        description="Rebuilds everything at three in the morning.",
     )
 
     @dg.sensor(job=everything, minimum_interval_seconds=30)
-    def raw_corpus_changed(context: dg.SensorEvaluationContext, settings: SettingsResource) -> dg.RunRequest | dg.SkipReason:
-        """Takes a hash of the raw corpus; when it differs from the last build's and kept still since the last look, rebuilds."""
+    def raw_corpus_changed(
+        context: dg.SensorEvaluationContext, settings: SettingsResource
+    ) -> dg.RunRequest | dg.SkipReason:
+        """Rebuilds everything when the raw corpus is not the last build's and has kept still since the last look."""
         return corpus_request(context, settings.places["raw_corpus"])
 
-    return {"jobs": [everything, tokenizer_side, training_side], "schedules": [nightly], "sensors": [raw_corpus_changed]}
+    return {
+        "jobs": [everything, tokenizer_side, training_side],
+        "schedules": [nightly],
+        "sensors": [raw_corpus_changed],
+    }
 
 
 def corpus_request(context: dg.SensorEvaluationContext, corpus: Path) -> dg.RunRequest | dg.SkipReason:

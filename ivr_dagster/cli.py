@@ -81,7 +81,14 @@ STAGE_HELP = {
 
 # figures worth a line at the terminal, by asset
 KEY_FIGURES: dict[str, tuple[str, ...]] = {
-    "cleaned_corpus": ("train_documents", "train_bytes", "heldout_documents", "heldout_bytes", "dropped_duplicates", "dropped_empty"),
+    "cleaned_corpus": (
+        "train_documents",
+        "train_bytes",
+        "heldout_documents",
+        "heldout_bytes",
+        "dropped_duplicates",
+        "dropped_empty",
+    ),
     "original_tokenizer": ("vocabulary_size", "merges"),
     "pretoken_counts": ("pretoken_types", "pretokens"),
     "token_stats": ("tokens", "bytes_per_token", "unused_ids"),
@@ -181,7 +188,7 @@ def settings_options(*keys: str) -> Callable[[Callable[..., None]], Callable[...
 
 def _stage_command(stage: str) -> None:
     @click.pass_obj
-    def command(request: Request, normalize_force: bool = False, **options: Any) -> None:
+    def command(request: Request, /, normalize_force: bool = False, **options: Any) -> None:
         given = {key: value for key, value in options.items() if value is not None}
         workbench = request.workbench(given)
         workbench.observe_sources()
@@ -194,7 +201,9 @@ def _stage_command(stage: str) -> None:
     decorated: Callable[..., None] = settings_options(*STAGE_OPTIONS[stage])(command)
     if stage == "init":
         decorated = click.option(
-            "--normalize-force", is_flag=True, help="Clean the corpus again even if nothing changed (a stage run by name always does)."
+            "--normalize-force",
+            is_flag=True,
+            help="Clean the corpus again even if nothing changed (a stage run by name always does).",
         )(decorated)
     cli.command(name=stage, help=STAGE_HELP[stage])(decorated)
 
@@ -204,14 +213,24 @@ for _stage in STAGES:
 
 
 @cli.command()
-@click.option("--sample", is_flag=True, help="The embedded default: packaged model, standard library's docstrings. Offline, minutes.")
-@click.option("--until", type=click.Choice(list(STAGES)), help="The last stage to bring up to date.  [default: evaluate]")
+@click.option(
+    "--sample",
+    is_flag=True,
+    help="The embedded default: packaged model, standard library's docstrings. Offline, minutes.",
+)
+@click.option(
+    "--until", type=click.Choice(list(STAGES)), help="The last stage to bring up to date.  [default: evaluate]"
+)
 @click.option("--dry-run", is_flag=True, help="Only show what would be materialized, and why.")
-@settings_options(*dict.fromkeys(key for keys in STAGE_OPTIONS.values() for key in keys if key not in ("preset", "train_model_name")))
+@settings_options(
+    *dict.fromkeys(key for keys in STAGE_OPTIONS.values() for key in keys if key not in ("preset", "train_model_name"))
+)
 @click.pass_obj
-def run(request: Request, sample: bool, until: str | None, dry_run: bool, **options: Any) -> None:
+def run(request: Request, /, sample: bool, until: str | None, dry_run: bool, **options: Any) -> None:
     """Materialize everything that is stale, in order."""
-    given = {key: value for key, value in options.items() if value is not None} | ({"preset": "sample"} if sample else {})
+    given = {key: value for key, value in options.items() if value is not None} | (
+        {"preset": "sample"} if sample else {}
+    )
     workbench = request.workbench(given)
     workbench.observe_sources()
     if dry_run:
@@ -241,13 +260,21 @@ def status(request: Request) -> None:
 
 
 @cli.command()
-@click.option("--port", type=click.IntRange(0, 65535), default=3000, show_default=True, help="Port of the web server, on 127.0.0.1.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=3000,
+    show_default=True,
+    help="Port of the web server, on 127.0.0.1.",
+)
 @click.pass_obj
 def ui(request: Request, port: int) -> None:
     """Serve the Dagster UI and its daemon on 127.0.0.1 until stopped."""
     from ivr_dagster.ui import serve
 
-    load_settings(request.artifacts_dir, config=request.config)  # a fault in the settings is told here, not in the browser
+    load_settings(
+        request.artifacts_dir, config=request.config
+    )  # a fault in the settings is told here, not in the browser
     raise SystemExit(serve(request.artifacts_dir, request.config, port))
 
 
@@ -261,7 +288,9 @@ def _run_assets(request: Request, workbench: "Workbench", stage: str, assets: li
 
 def _show_stage(request: Request, stage: str, result: "StageResult") -> None:
     if request.as_json:
-        click.echo(json.dumps({"stage": stage, "run_id": result.run_id, "assets": result.figures, "checks": result.checks}))
+        click.echo(
+            json.dumps({"stage": stage, "run_id": result.run_id, "assets": result.figures, "checks": result.checks})
+        )
         return
     from ivr_dagster.terminal import figures_table
 
@@ -295,7 +324,11 @@ def _show_run(request: Request, workbench: "Workbench", done: dict[str, "StageRe
 
 
 def _key_figures(asset: str, figures: dict[str, Any]) -> str:
-    return ", ".join(f"{name.replace('_', ' ')} {_number(name, figures[name])}" for name in KEY_FIGURES.get(asset, ()) if name in figures)
+    return ", ".join(
+        f"{name.replace('_', ' ')} {_number(name, figures[name])}"
+        for name in KEY_FIGURES.get(asset, ())
+        if name in figures
+    )
 
 
 def _number(name: str, value: Any) -> str:
@@ -322,7 +355,10 @@ def _quiet_libraries(log_level: str) -> None:
 def main() -> None:
     """The console script: faults become one line on standard error and an exit code."""
     arguments = sys.argv[1:]
-    debug = "DEBUG" in (argument.upper() for argument in arguments) or os.environ.get("IVR_LOG_LEVEL", "").upper() == "DEBUG"
+    debug = (
+        "DEBUG" in (argument.upper() for argument in arguments)
+        or os.environ.get("IVR_LOG_LEVEL", "").upper() == "DEBUG"
+    )
     try:
         cli.main(args=arguments, prog_name="ivr", standalone_mode=False)
     except click.exceptions.Exit as error:

@@ -4,7 +4,6 @@
 """
 
 import os
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,17 @@ from ivr_dagster.asset_checks import embedding as embedding_checks
 from ivr_dagster.asset_checks import evaluation as evaluation_checks
 from ivr_dagster.asset_checks import tokenizer as tokenizer_checks
 from ivr_dagster.asset_checks import vocabulary as vocabulary_checks
-from ivr_dagster.assets import SETTINGS_KEY, SFT_CONFIG, corpus, embedding, evaluation, tokenizer, tokens, training, vocabulary
+from ivr_dagster.assets import (
+    SETTINGS_KEY,
+    SFT_CONFIG,
+    corpus,
+    embedding,
+    evaluation,
+    tokenizer,
+    tokens,
+    training,
+    vocabulary,
+)
 from ivr_dagster.automation import automation
 from ivr_dagster.core.content_hash import content_hash
 from ivr_dagster.io_managers import io_managers
@@ -47,12 +56,16 @@ def build_definitions(
         config = os.environ.get("IVR_CONFIG")
         settings = load_settings(artifacts_dir, config=Path(config) if config else None)
     shared = SettingsResource(artifacts_dir=str(artifacts_dir), **settings.model_dump())
-    assets = [asset for asset in dg.load_assets_from_modules(ASSETS) if settings.vanilla or asset.key.path[-1] != VANILLA]
+    loaded: list[Any] = list(dg.load_assets_from_modules(ASSETS))
+    assets = [asset for asset in loaded if settings.vanilla or asset.key.path[-1] != VANILLA]
     assets.append(evaluation.evaluation_report_asset(settings.vanilla))
+    automatic = automation(settings.vanilla)
     return dg.Definitions(
         assets=[_with_settings_in_code_version(asset, shared) for asset in assets],
         asset_checks=dg.load_asset_checks_from_modules(CHECKS),
-        **automation(settings.vanilla),
+        jobs=automatic["jobs"],
+        schedules=automatic["schedules"],
+        sensors=automatic["sensors"],
         resources={
             "settings": shared,
             "base": BaseModelResource(model_name=settings.model_name, revision=settings.revision),

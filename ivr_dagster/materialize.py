@@ -86,9 +86,8 @@ class Workbench:
     def observe_sources(self) -> None:
         """Look at raw corpus and base model, and tell the instance when they are not what they were."""
         resources: Mapping[str, Any] = self._definitions.resources or {}
-        shared, base = resources["settings"], resources["base"]
-        assert isinstance(shared, SettingsResource)
-        for name, version in (("raw_corpus", observe_corpus(shared)), ("base_model", base.version())):
+        shared: SettingsResource = resources["settings"]
+        for name, version in (("raw_corpus", observe_corpus(shared)), ("base_model", resources["base"].version())):
             if self._source_version(name) != version:
                 self.instance.report_runless_asset_event(dg.AssetObservation(name, tags={DATA_VERSION_TAG: version}))
 
@@ -135,14 +134,20 @@ class Workbench:
 
     def _made_version(self, name: str) -> str | None:
         event = self.instance.get_latest_materialization_event(dg.AssetKey(name))
-        return (event.asset_materialization.tags or {}).get(DATA_VERSION_TAG) if event and event.asset_materialization else None
+        return (
+            (event.asset_materialization.tags or {}).get(DATA_VERSION_TAG)
+            if event and event.asset_materialization
+            else None
+        )
 
     def _source_version(self, name: str) -> str | None:
         records = self.instance.fetch_observations(dg.AssetKey(name), limit=1).records
         observation = records[0].asset_observation if records else None
         return observation.tags.get(DATA_VERSION_TAG) if observation else None
 
-    def run(self, assets: Iterable[str], *, log_level: str = "WARNING", tags: Mapping[str, str] | None = None) -> StageResult:
+    def run(
+        self, assets: Iterable[str], *, log_level: str = "WARNING", tags: Mapping[str, str] | None = None
+    ) -> StageResult:
         """Materialize assets in this process, with their checks.
 
         Raises:
@@ -156,7 +161,11 @@ class Workbench:
         config = {"loggers": {"console": {"config": {"log_level": log_level}}}}
         try:
             result = self._job.execute_in_process(
-                instance=self.instance, asset_selection=keys, run_config=config, tags=dict(tags or {}), raise_on_error=True
+                instance=self.instance,
+                asset_selection=keys,
+                run_config=config,
+                tags=dict(tags or {}),
+                raise_on_error=True,
             )
         except (KeyboardInterrupt, DagsterExecutionInterruptedError) as error:
             raise Interrupted from error
@@ -185,10 +194,13 @@ class Workbench:
         for key in self._graph.asset_check_keys:
             if key.asset_key in keys:
                 records = self.instance.event_log_storage.get_asset_check_execution_history(key, limit=1)
-                evaluation = records[0].event.dagster_event.asset_check_evaluation_data if records and records[0].event else None  # type: ignore[union-attr]
+                event: Any = records[0].event if records else None
+                evaluation = event.dagster_event.asset_check_evaluation_data if event else None
                 if evaluation is not None and not evaluation.passed:
                     figures = ", ".join(f"{name} {value}" for name, value in scalars(evaluation.metadata).items())
-                    failed.append(f"{key.asset_key.to_user_string()}.{key.name} ({figures}). {evaluation.description or ''}")
+                    failed.append(
+                        f"{key.asset_key.to_user_string()}.{key.name} ({figures}). {evaluation.description or ''}"
+                    )
         return "; ".join(failed)
 
     def failed_blocking_checks(self, before_stage: str) -> str:
@@ -199,7 +211,11 @@ class Workbench:
         return self._failed_checks_blocking(blocking)
 
     def _failed_checks_blocking(self, keys: list[dg.AssetKey]) -> str:
-        wanted = {key for key in self._graph.asset_check_keys if self._graph.get_check_spec(key).blocking and key.asset_key in keys}
+        wanted = {
+            key
+            for key in self._graph.asset_check_keys
+            if self._graph.get_check_spec(key).blocking and key.asset_key in keys
+        }
         return self._failed_checks(sorted({key.asset_key for key in wanted}))
 
 

@@ -34,6 +34,9 @@ def track(log: Logger, label: str, unit: str) -> Callable[[float, float], None]:
         if now - last >= SECONDS_BETWEEN_LINES and done:
             last = now
             rate = done / (now - started)
-            log.info(f"{label}: {done:,.0f} of {total:,.0f} {unit}, {rate:,.0f} {unit}/s, {(total - done) / rate:,.0f} s left")
+            log.info(
+                f"{label}: {done:,.0f} of {total:,.0f} {unit}, {rate:,.0f} {unit}/s, "
+                f"{(total - done) / rate:,.0f} s left"
+            )
 
     return advance

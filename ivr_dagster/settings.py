@@ -50,48 +50,95 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    preset: str = Field("none", description="Bundle of defaults: `sample` runs the packaged model on the standard library's docstrings.")
+    preset: str = Field(
+        "none", description="Bundle of defaults: `sample` runs the packaged model on the standard library's docstrings."
+    )
 
-    model_name: str = Field("openai-community/gpt2", description="Base model: an id on the hub or a folder; `sample` is the packaged one.")
+    model_name: str = Field(
+        "openai-community/gpt2", description="Base model: an id on the hub or a folder; `sample` is the packaged one."
+    )
     revision: str = Field("", description="Commit, tag or branch of the base model on the hub. Empty: its main branch.")
 
-    raw_corpora_dir: str = Field("", description="Folder of raw text (.txt, .jsonl, .json, each also .gz). Empty: corpora/raw below the artifacts.")
-    cleaned_corpora_dir: str = Field("", description="Where the cleaned corpus goes. Empty: corpora/cleaned below the artifacts.")
-    text_key: str = Field("text", description="Key of the text in JSON documents; dots lead into nested objects (`meta.body`).")
+    raw_corpora_dir: str = Field(
+        "",
+        description="Folder of raw text (.txt, .jsonl, .json, each also .gz). Empty: corpora/raw below the artifacts.",
+    )
+    cleaned_corpora_dir: str = Field(
+        "", description="Where the cleaned corpus goes. Empty: corpora/cleaned below the artifacts."
+    )
+    text_key: str = Field(
+        "text", description="Key of the text in JSON documents; dots lead into nested objects (`meta.body`)."
+    )
     encoding: str = Field("utf-8", description="Encoding of the raw files.")
     normalization: str = Field("NFC", description="Unicode normalisation: NFC, NFKC or none.")
-    heldout_fraction: float = Field(0.05, gt=0, lt=0.9, description="Share of documents kept for evaluation, chosen by a hash of the document.")
-    text_split_bytes: int = Field(16_384, ge=0, description="Longer .txt files are cut into documents of about this many bytes at blank lines. 0: never.")
+    heldout_fraction: float = Field(
+        0.05, gt=0, lt=0.9, description="Share of documents kept for evaluation, chosen by a hash of the document."
+    )
+    text_split_bytes: int = Field(
+        16_384,
+        ge=0,
+        description="Longer .txt files are cut into documents of about this many bytes at blank lines. 0: never.",
+    )
 
     max_texts: int = Field(0, ge=0, description="Analyze the first so many documents only. 0: all of the train split.")
-    agreement_floor: float = Field(0.99, ge=0, le=1, description="Least agreement of the distilled tokenizer with the base, as a share of pre-token occurrences.")
+    agreement_floor: float = Field(
+        0.99,
+        ge=0,
+        le=1,
+        description="Least agreement of the distilled tokenizer with the base, as a share of pre-token occurrences.",
+    )
 
     max_candidates: int = Field(4000, ge=1, description="How many ids to give to new tokens at most.")
     min_token_len: int = Field(2, ge=2, description="Least length of a new token in UTF-8 bytes.")
     min_frequency: int = Field(2, ge=1, description="Least number of tokens a new token must save on the train split.")
-    merge_scope: str = Field("within", description="`within`: new tokens lie inside one pre-token; `across`: they may also join whole pre-tokens (' of the').")
+    merge_scope: str = Field(
+        "within",
+        description="`within`: new tokens lie inside one pre-token; `across`: they may join whole ones, too (' of the').",
+    )
 
     original_tokenizer_dir: str = Field("", description="Folder of the base tokenizer. Empty: the artifact.")
     remapped_tokenizer_dir: str = Field("", description="Folder of the remapped tokenizer. Empty: the artifact.")
     remap_rules_path: str = Field("", description="The remap rules. Empty: the artifact.")
     embeddings_dir: str = Field("", description="Folder of embeddings and initialised model. Empty: the artifact.")
-    init_strategy: str = Field("constituents", description="First values of new rows: constituents, mean, random or zeros.")
+    init_strategy: str = Field(
+        "constituents", description="First values of new rows: constituents, mean, random or zeros."
+    )
 
     train_model_name: str = Field("", description="Model folder to fine-tune. Empty: the initialised model.")
-    tokenizer_path: str = Field("", description="Tokenizer folder to train with and to save beside the model. Empty: the remapped tokenizer.")
-    dataset_path: str = Field("", description="Packed blocks to train on (folder with base/ and remapped/, by datasets). Empty: made from the corpus.")
+    tokenizer_path: str = Field(
+        "", description="Tokenizer folder to train with and to save beside the model. Empty: the remapped tokenizer."
+    )
+    dataset_path: str = Field(
+        "",
+        description="Packed blocks to train on (folder with base/ and remapped/). Empty: made from the corpus.",
+    )
     output_dir: str = Field("", description="Where checkpoints and the final model go. Empty: the artifact.")
-    config_path: str = Field("", description="Training settings (sft_config.yaml). Empty: the one below the artifacts, else the packaged defaults.")
+    config_path: str = Field(
+        "",
+        description="Training settings, a YAML file. Empty: sft_config.yaml below the artifacts, else the packaged one.",
+    )
     block_size: int = Field(0, ge=0, description="Tokens in a training block. 0: the model's context, 1,024 at most.")
     train_bytes: int = Field(0, ge=0, description="Train on about so many bytes of the train split. 0: all of it.")
-    vanilla: bool = Field(True, description="Also fine-tune the base model with its own tokenizer on the same text, for comparison.")
+    vanilla: bool = Field(
+        True, description="Also fine-tune the base model with its own tokenizer on the same text, for comparison."
+    )
 
     evaluation_bytes: int = Field(1_000_000, ge=1, description="Evaluate on about so many bytes of held-out text.")
     continuations: int = Field(3, ge=0, description="How many sample continuations the report shows.")
 
     device: str = Field("auto", description="Accelerator: auto, cpu, cuda or mps.")
-    dtype: str = Field("auto", description="Arithmetic of training: auto (bfloat16 where the accelerator has it, else float32), float32, bfloat16, float16.")
+    dtype: str = Field(
+        "auto",
+        description="Arithmetic of training: auto (bfloat16 on GPUs that have it, else float32), float32, bfloat16, float16.",
+    )
     seed: int = Field(42, ge=0, description="Seed of everything random.")
+
+    @field_validator("text_split_bytes")
+    @classmethod
+    def _room_for_a_document(cls, value: int) -> int:
+        if 0 < value < 256:
+            raise ValueError("give 0 (never cut) or at least 256 bytes")
+        return value
 
     @field_validator(*CHOICES)
     @classmethod
@@ -131,7 +178,11 @@ class Settings(BaseModel):
 
 
 def load_settings(
-    artifacts_dir: Path, *, config: Path | None = None, options: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None
+    artifacts_dir: Path,
+    *,
+    config: Path | None = None,
+    options: Mapping[str, Any] | None = None,
+    environ: Mapping[str, str] | None = None,
 ) -> Settings:
     """Settings from all their sources; all faults are reported together.
 
@@ -194,10 +245,12 @@ def read_settings_file(file: Path) -> tuple[dict[str, Any], dict[str, int]]:
     text = file.read_text(encoding="utf-8")
     try:
         content = yaml.safe_load(text)
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        root: Any = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        raise InputError(f"the settings file is no YAML: {error}", where=f"{file}:{mark.line + 1}" if mark else file) from error
+        raise InputError(
+            f"the settings file is no YAML: {error}", where=f"{file}:{mark.line + 1}" if mark else file
+        ) from error
     if content is None:
         return {}, {}
     if not isinstance(content, dict):
@@ -213,11 +266,14 @@ def remember_settings(file: Path, given: Mapping[str, Any]) -> None:
 
     if not given:
         return
-    editor = YAML()
+    make_editor: Any = YAML
+    editor = make_editor()
     content = editor.load(file.read_text(encoding="utf-8")) if file.is_file() else None
     if content is None:
         content = editor.map()
-        content.yaml_set_start_comment("Settings of ivr_dagster. `ivr STAGE --help` lists all keys (with - for _) and their defaults.\n")
+        content.yaml_set_start_comment(
+            "Settings of ivr_dagster. `ivr STAGE --help` lists all keys (with - for _) and their defaults.\n"
+        )
     if all(key in content and content[key] == value for key, value in given.items()):
         return
     content.update(given)

@@ -11,7 +11,9 @@ from rich.table import Table
 
 from ivr_dagster.artifact_paths import ArtifactPaths
 
-OUT, ERR = Console(), Console(stderr=True)
+# a file or a pipe has no width: lines are not broken for it
+OUT = Console() if sys.stdout.isatty() else Console(width=200)
+ERR = Console(stderr=True)
 
 
 class ProgressBars:
@@ -44,7 +46,9 @@ class ProgressBars:
             self._tasks[label] = self._progress.add_task(f"{label}, {unit}", total=total)
         self._progress.update(self._tasks[label], completed=done, total=total)
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._progress.stop()
 
 
@@ -56,10 +60,16 @@ def figures_table(stage: str, figures: Mapping[str, str], checks: list[dict[str,
     OUT.print(table)
     passed = [check for check in checks if check["passed"]]
     if passed:
-        OUT.print(f"  [green]{len(passed)} of {len(checks)} checks passed[/]: " + ", ".join(f"{c['asset']}.{c['check']}" for c in passed))
+        OUT.print(
+            f"  [green]{len(passed)} of {len(checks)} checks passed[/]: "
+            + ", ".join(f"{c['asset']}.{c['check']}" for c in passed)
+        )
     for check in checks:
         if not check["passed"]:
-            OUT.print(f"  [yellow]{check['severity']}[/] {check['asset']}.{check['check']}: {check['remedy']}", highlight=False)
+            OUT.print(
+                f"  [yellow]{check['severity']}[/] {check['asset']}.{check['check']}: {check['remedy']}",
+                highlight=False,
+            )
 
 
 def states_table(states: list[Any], figures_of: Callable[[Any], str]) -> None:
@@ -79,25 +89,47 @@ def states_table(states: list[Any], figures_of: Callable[[Any], str]) -> None:
 def run_table(states: Mapping[str, Any], paths: ArtifactPaths, *, materialized: int) -> None:
     """The table at the end of `ivr run`: what was made and found."""
     figures = {name: state.figures for name, state in states.items()}
-    table = Table(title="What was made and found", title_justify="left", title_style="bold", show_header=False, box=None, pad_edge=False)
+    table = Table(
+        title="What was made and found",
+        title_justify="left",
+        title_style="bold",
+        show_header=False,
+        box=None,
+        pad_edge=False,
+    )
 
     def row(label: str, text: str) -> None:
         table.add_row(f"  {label}", text)
 
-    corpus, distilled, remapped = (figures.get(name, {}) for name in ("cleaned_corpus", "distilled_tokenizer", "remapped_tokenizer"))
+    corpus, distilled, remapped = (
+        figures.get(name, {}) for name in ("cleaned_corpus", "distilled_tokenizer", "remapped_tokenizer")
+    )
     report, sft = figures.get("evaluation_report", {}), figures.get("sft_checkpoint", {})
     if corpus:
         row("corpus", f"{corpus['train_bytes'] / 1e6:.2f} MB in {corpus['train_documents']:,} documents to learn from, "
             f"{corpus['heldout_bytes'] / 1e6:.2f} MB in {corpus['heldout_documents']:,} held out")  # fmt: skip
     if distilled:
-        row("agreement of the distilled tokenizer", f"{distilled['agreement']:.3%} of pre-tokens ({distilled['agreement_heldout']:.3%} held-out)")
+        row(
+            "agreement of the distilled tokenizer",
+            f"{distilled['agreement']:.3%} of pre-tokens ({distilled['agreement_heldout']:.3%} held-out)",
+        )
     if remapped:
         row("tokens reassigned", f"{remapped['tokens_reassigned']:,} of {remapped['vocabulary_size']:,}")
-        row("token saving, held-out", f"{remapped['token_saving']:.1%} ({remapped['bytes_per_token_base']:.2f} → {remapped['bytes_per_token']:.2f} bytes per token)")
+        row(
+            "token saving, held-out",
+            f"{remapped['token_saving']:.1%} "
+            f"({remapped['bytes_per_token_base']:.2f} → {remapped['bytes_per_token']:.2f} bytes per token)",
+        )
     if report:
-        row("bits per byte, base model", f"{report['bpb_base']:.3f} (with the distilled tokenizer {report['bpb_distilled']:.3f})")
+        row(
+            "bits per byte, base model",
+            f"{report['bpb_base']:.3f} (with the distilled tokenizer {report['bpb_distilled']:.3f})",
+        )
         row("… new vocabulary, before training", f"{report['bpb_initialized']:.3f}")
-        row("… new vocabulary, after training", f"[bold]{report['bpb_sft']:.3f}[/]" + (f" ({sft['steps']:,} steps)" if sft else ""))
+        row(
+            "… new vocabulary, after training",
+            f"[bold]{report['bpb_sft']:.3f}[/]" + (f" ({sft['steps']:,} steps)" if sft else ""),
+        )
         if "bpb_vanilla_sft" in report:
             row("… vanilla baseline, same text", f"{report['bpb_vanilla_sft']:.3f}")
         row("report", str(paths["evaluation_report"] / "report.md"))

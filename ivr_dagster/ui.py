@@ -32,7 +32,8 @@ def serve(artifacts_dir: Path, config: Path | None, port: int) -> int:
     )
     binaries = Path(sys.executable).parent
     children = [
-        subprocess.Popen([str(binaries / name), *rest], env=environment, start_new_session=True) for name, *rest in commands
+        subprocess.Popen([str(binaries / name), *rest], env=environment, start_new_session=True)
+        for name, *rest in commands
     ]
     print(f"Dagster UI: http://127.0.0.1:{port}  (Ctrl-C stops it)", file=sys.stderr, flush=True)  # noqa: T201
     stopped = False
@@ -66,4 +67,6 @@ def _check_port(port: int) -> None:
         try:
             probe.bind(("127.0.0.1", port))
         except OSError as error:
-            raise InputError(f"port {port} is taken on 127.0.0.1", where="--port", remedy="Give another one with --port.") from error
+            raise InputError(
+                f"port {port} is taken on 127.0.0.1", where="--port", remedy="Give another one with --port."
+            ) from error

@@ -13,7 +13,11 @@ def beside(*assets: str) -> dict[str, dg.AssetIn]:
 
 
 def verdict(
-    passed: bool, *, remedy: str, severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.ERROR, **figures: float | int | str
+    passed: bool,
+    *,
+    remedy: str,
+    severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.ERROR,
+    **figures: float | int | str,
 ) -> dg.AssetCheckResult:
     """A check's result: figures as metadata, what to do as description where it failed."""
     return dg.AssetCheckResult(

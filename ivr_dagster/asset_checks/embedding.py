@@ -9,10 +9,17 @@ from ivr_dagster.core.embedding.reorder import kept_rows_equal, row_sources
 from ivr_dagster.core.handles import ModelFolder, TokenizerFolder
 from ivr_dagster.core.tokenizer.bpe import read_bpe, strings_by_id
 
-REMEDY = "Materialize the embeddings again, from original_embeddings on; the model and its tokenizers must belong together."
+REMEDY = (
+    "Materialize the embeddings again, from original_embeddings on; the model and its tokenizers must belong together."
+)
 
 
-@dg.asset_check(asset="reordered_embeddings", name="kept_rows_bitwise", blocking=True, additional_ins=beside("original_embeddings", "original_tokenizer", "remapped_tokenizer"))
+@dg.asset_check(
+    asset="reordered_embeddings",
+    name="kept_rows_bitwise",
+    blocking=True,
+    additional_ins=beside("original_embeddings", "original_tokenizer", "remapped_tokenizer"),
+)
 def reordered_kept_rows(
     reordered_embeddings: dict[str, Any],
     original_embeddings: dict[str, Any],
@@ -23,7 +30,12 @@ def reordered_kept_rows(
     return _kept(original_embeddings, reordered_embeddings, original_tokenizer, remapped_tokenizer)
 
 
-@dg.asset_check(asset="initialized_model", name="kept_rows_bitwise", blocking=True, additional_ins=beside("original_embeddings", "original_tokenizer", "remapped_tokenizer"))
+@dg.asset_check(
+    asset="initialized_model",
+    name="kept_rows_bitwise",
+    blocking=True,
+    additional_ins=beside("original_embeddings", "original_tokenizer", "remapped_tokenizer"),
+)
 def initialized_kept_rows(
     initialized_model: ModelFolder,
     original_embeddings: dict[str, Any],
@@ -33,7 +45,9 @@ def initialized_kept_rows(
     """In the saved model, too, rows of tokens that kept their string are bitwise the base model's."""
     from ivr_dagster.core.embedding.extract import extract_embeddings
 
-    return _kept(original_embeddings, extract_embeddings(initialized_model.load()), original_tokenizer, remapped_tokenizer)
+    return _kept(
+        original_embeddings, extract_embeddings(initialized_model.load()), original_tokenizer, remapped_tokenizer
+    )
 
 
 def _kept(
@@ -41,6 +55,4 @@ def _kept(
 ) -> dg.AssetCheckResult:
     sources = row_sources(read_bpe(original.backend()).ids, strings_by_id(remapped.backend()))
     new = sum(source < 0 for source in sources)
-    return verdict(
-        kept_rows_equal(base, other, sources), remedy=REMEDY, kept_rows=len(base["wte"]) - new, new_rows=new
-    )
+    return verdict(kept_rows_equal(base, other, sources), remedy=REMEDY, kept_rows=len(base["wte"]) - new, new_rows=new)

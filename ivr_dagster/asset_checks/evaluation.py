@@ -19,7 +19,7 @@ def bpb_falls_with_training(evaluation_report: ReportFolder) -> dg.AssetCheckRes
     return verdict(
         after < before,
         severity=dg.AssetCheckSeverity.WARN,
-        remedy="Training made the model worse on held-out text: look at the loss, lower learning_rate, or train on more text.",
+        remedy="Training made it worse on held-out text: look at the loss, lower learning_rate, take more text.",
         bpb_before=before,
         bpb_after=after,
     )
@@ -33,7 +33,7 @@ def bpb_of_distilled_near_base(evaluation_report: ReportFolder) -> dg.AssetCheck
     return verdict(
         abs(distilled / base - 1) <= DISTILLED_TOLERANCE,
         severity=dg.AssetCheckSeverity.WARN,
-        remedy="Pre-tokens that the two cut differently cost quality: see the worst divergences of distilled_tokenizer.",
+        remedy="Pre-tokens that the two cut differently cost quality: see distilled_tokenizer's worst divergences.",
         bpb_base=base,
         bpb_distilled=distilled,
         tolerance=DISTILLED_TOLERANCE,
@@ -41,5 +41,7 @@ def bpb_of_distilled_near_base(evaluation_report: ReportFolder) -> dg.AssetCheck
 
 
 def _variants(report: ReportFolder) -> dict[str, dict[str, Any]]:
-    variants: dict[str, dict[str, Any]] = json.loads((report.path / "report.json").read_text(encoding="utf-8"))["variants"]
+    variants: dict[str, dict[str, Any]] = json.loads((report.path / "report.json").read_text(encoding="utf-8"))[
+        "variants"
+    ]
     return variants

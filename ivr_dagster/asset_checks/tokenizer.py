@@ -11,8 +11,12 @@ from ivr_dagster.core.tokenizer.agreement import measure_round_trip
 from ivr_dagster.resources.settings import SettingsResource
 
 
-@dg.asset_check(asset="distilled_tokenizer", name="ids_kept", blocking=True, additional_ins=beside("original_tokenizer"))
-def distilled_ids_kept(distilled_tokenizer: TokenizerFolder, original_tokenizer: TokenizerFolder) -> dg.AssetCheckResult:
+@dg.asset_check(
+    asset="distilled_tokenizer", name="ids_kept", blocking=True, additional_ins=beside("original_tokenizer")
+)
+def distilled_ids_kept(
+    distilled_tokenizer: TokenizerFolder, original_tokenizer: TokenizerFolder
+) -> dg.AssetCheckResult:
     """The distilled tokenizer has exactly the base tokenizer's string → id map."""
     base, distilled = original_tokenizer.backend().get_vocab(), distilled_tokenizer.backend().get_vocab()
     differing = sum(distilled.get(string) != token_id for string, token_id in base.items())
@@ -38,7 +42,7 @@ def agreement_floor(settings: SettingsResource, distilled_tokenizer: TokenizerFo
     agreement, heldout = (float(certificate[split]["agreement"]) for split in ("train", "heldout"))
     return verdict(
         min(agreement, heldout) >= settings.agreement_floor,
-        remedy="See the worst divergences on the asset's page; lower agreement_floor only if they do not matter to you.",
+        remedy="See the worst divergences on the asset's page; lower agreement_floor only if they don't matter to you.",
         agreement=agreement,
         agreement_heldout=heldout,
         floor=settings.agreement_floor,

@@ -10,7 +10,12 @@ from ivr_dagster.core.tokenizer.bpe import strings_by_id
 from ivr_dagster.core.vocabulary.remap import RemapRules, unreachable_tokens
 
 
-@dg.asset_check(asset="remapped_tokenizer", name="ids_kept", blocking=True, additional_ins=beside("original_tokenizer", "remap_rules"))
+@dg.asset_check(
+    asset="remapped_tokenizer",
+    name="ids_kept",
+    blocking=True,
+    additional_ins=beside("original_tokenizer", "remap_rules"),
+)
 def remapped_ids_kept(
     remapped_tokenizer: TokenizerFolder, original_tokenizer: TokenizerFolder, remap_rules: RemapRules
 ) -> dg.AssetCheckResult:
@@ -36,7 +41,9 @@ def remapped_round_trip(remapped_tokenizer: TokenizerFolder, cleaned_corpus: Cle
     return round_trip_verdict(remapped_tokenizer, cleaned_corpus)
 
 
-@dg.asset_check(asset="remapped_tokenizer", name="new_tokens_reachable", blocking=True, additional_ins=beside("remap_rules"))
+@dg.asset_check(
+    asset="remapped_tokenizer", name="new_tokens_reachable", blocking=True, additional_ins=beside("remap_rules")
+)
 def new_tokens_reachable(remapped_tokenizer: TokenizerFolder, remap_rules: RemapRules) -> dg.AssetCheckResult:
     """Every new token's own text is encoded as that one token: no id is given away for nothing."""
     lost = unreachable_tokens(remapped_tokenizer.backend(), remap_rules)

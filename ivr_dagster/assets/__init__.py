@@ -4,7 +4,13 @@ An asset names the settings it depends on in its metadata (`ivr/settings`); `def
 code version, so that a changed setting makes the asset stale as changed code does.
 """
 
+import warnings
 from typing import Any
+
+from dagster import BetaWarning
+
+# observable sources are beta in Dagster; that is a choice made here, not news for whoever runs the assets
+warnings.filterwarnings("ignore", category=BetaWarning)
 
 OWNERS = ["team:ivr"]
 SETTINGS_KEY = "ivr/settings"

@@ -16,7 +16,7 @@ GROUP = "corpus"
 
 
 def observe_corpus(settings: SettingsResource) -> str:
-    """The content hash of the raw corpus; the sample preset's corpus is made first where it has no folder of its own."""
+    """The content hash of the raw corpus; the sample preset's is made first where no folder is named."""
     if settings.preset == "sample" and not settings.raw_corpora_dir:
         write_sample_corpus(settings.places["raw_corpus"])
     return fingerprint_corpus(settings.places["raw_corpus"])
@@ -41,9 +41,13 @@ def raw_corpus(settings: SettingsResource) -> dg.DataVersion:
     owners=OWNERS,
     io_manager_key="documents_io",
     code_version="1",
-    metadata=depends_on_settings("preset", "text_key", "encoding", "normalization", "heldout_fraction", "text_split_bytes"),
+    metadata=depends_on_settings(
+        "preset", "text_key", "encoding", "normalization", "heldout_fraction", "text_split_bytes"
+    ),
 )
-def cleaned_corpus(context: dg.AssetExecutionContext, settings: SettingsResource) -> dg.MaterializeResult[CleanedCorpus]:
+def cleaned_corpus(
+    context: dg.AssetExecutionContext, settings: SettingsResource
+) -> dg.MaterializeResult[CleanedCorpus]:
     """The documents of the raw corpus: Unicode-normalised, without control characters, empty documents
     and exact duplicates, split into `train` and `heldout` by a hash of each document. A document keeps its side as
     others come and go; held-out text is read by evaluation only.

@@ -2,8 +2,10 @@
 
 import base64
 from collections.abc import Sequence
+from typing import Any
 
 import dagster as dg
+import numpy as np
 import polars as pl
 
 
@@ -25,7 +27,7 @@ def inline_png(png: bytes, alternative: str) -> dg.MarkdownMetadataValue:
     return dg.MetadataValue.md(f"![{alternative}](data:image/png;base64,{base64.b64encode(png).decode()})")
 
 
-def curve(xs: Sequence[float], ys: Sequence[float], *, x: str, y: str) -> bytes:
+def curve(xs: Sequence[float], ys: Sequence[float] | np.ndarray, *, x: str, y: str) -> bytes:
     """A line plot as PNG."""
     import io
 
@@ -37,5 +39,6 @@ def curve(xs: Sequence[float], ys: Sequence[float], *, x: str, y: str) -> bytes:
     axes.plot(xs, ys)
     axes.grid(alpha=0.3)
     buffer = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(buffer)
+    canvas: Any = FigureCanvasAgg(figure)
+    canvas.print_png(buffer)
     return buffer.getvalue()

@@ -33,11 +33,15 @@ def original_embeddings(base: BaseModelResource) -> dg.MaterializeResult[dict[st
 
     tensors = extract_embeddings(base.model().load())
     return dg.MaterializeResult(
-        value=tensors, data_version=dg.DataVersion(content_hash(tensors)), metadata=_shape(tensors) | {"tied": "lm_head" not in tensors}
+        value=tensors,
+        data_version=dg.DataVersion(content_hash(tensors)),
+        metadata=_shape(tensors) | {"tied": "lm_head" not in tensors},
     )
 
 
-@dg.asset(group_name=GROUP, kinds={"safetensors", "pytorch"}, owners=OWNERS, io_manager_key="tensors_io", code_version="1")
+@dg.asset(
+    group_name=GROUP, kinds={"safetensors", "pytorch"}, owners=OWNERS, io_manager_key="tensors_io", code_version="1"
+)
 def reordered_embeddings(
     original_embeddings: dict[str, Any], original_tokenizer: TokenizerFolder, remapped_tokenizer: TokenizerFolder
 ) -> dg.MaterializeResult[dict[str, Any]]:
@@ -70,7 +74,7 @@ def initialized_model(
     remapped_tokenizer: TokenizerFolder,
     remap_rules: RemapRules,
 ) -> dg.MaterializeResult[ModelFolder]:
-    """The base model with the remapped tokenizer, its new rows initialised, all else untouched: ready for fine-tuning."""
+    """The base model with the remapped tokenizer, its new rows initialised, all else untouched."""
     from ivr_dagster.core.embedding.extract import replace_embeddings
 
     started = time.monotonic()

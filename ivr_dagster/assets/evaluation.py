@@ -76,7 +76,13 @@ def evaluation_report_asset(vanilla: bool) -> dg.AssetsDefinition:
         device = accelerator.resolved_device()
         variants = {}
         for name, model_folder, tokenizer_folder in _variants(
-            settings, base, original_tokenizer, distilled_tokenizer, remapped_tokenizer, initialized_model, sft_checkpoint
+            settings,
+            base,
+            original_tokenizer,
+            distilled_tokenizer,
+            remapped_tokenizer,
+            initialized_model,
+            sft_checkpoint,
         ):
             model, tokenizer = model_folder.load("float32"), tokenizer_folder.load()
             scored = bits_per_byte(
@@ -115,7 +121,8 @@ def evaluation_report_asset(vanilla: bool) -> dg.AssetsDefinition:
         with settings.staged("evaluation_report") as folder:
             write_report(report, folder, curves)
         pictures = {
-            name: inline_png(png, name.replace("_", " ").removesuffix(".png")) for name, png in plots(report, curves).items()
+            name: inline_png(png, name.replace("_", " ").removesuffix(".png"))
+            for name, png in plots(report, curves).items()
         }
         return dg.MaterializeResult(
             value=ReportFolder(folder),

@@ -92,7 +92,9 @@ def distilled_tokenizer(
         train = measure_agreement(base, loaded, counts_from_table(pretoken_counts))
         heldout = measure_agreement(base, loaded, count_pretokens(cleaned_corpus.texts("heldout"), base))
         certificate = {"train": train.as_dict(), "heldout": heldout.as_dict()}
-        (folder / "agreement.json").write_text(json.dumps(certificate, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        (folder / "agreement.json").write_text(
+            json.dumps(certificate, ensure_ascii=False, indent=1) + "\n", encoding="utf-8"
+        )
     return dg.MaterializeResult(
         value=TokenizerFolder(folder),
         data_version=dg.DataVersion(content_hash(folder)),

@@ -42,7 +42,9 @@ T = TypeVar("T")
             [
                 dg.TableColumn("pretoken", "string", description="The pre-token's text"),
                 dg.TableColumn("count", "int64", description="Occurrences in the train split"),
-                dg.TableColumn("kind", "string", description="`pretoken`, or `added` for tokens like <|endoftext|> in the text"),
+                dg.TableColumn(
+                    "kind", "string", description="`pretoken`, or `added` for tokens like <|endoftext|> in the text"
+                ),
             ]
         )
     },
@@ -59,7 +61,9 @@ def pretoken_counts(
     """
     started = time.monotonic()
     texts = cleaned_corpus.texts("train", max_texts=settings.max_texts or None)
-    counts = count_pretokens(_tracked(context, texts, cleaned_corpus, "counting pre-tokens"), original_tokenizer.backend())
+    counts = count_pretokens(
+        _tracked(context, texts, cleaned_corpus, "counting pre-tokens"), original_tokenizer.backend()
+    )
     table, seconds = counts_table(counts), time.monotonic() - started
     return dg.MaterializeResult(
         value=table,
@@ -87,13 +91,17 @@ def pretoken_counts(
             [
                 dg.TableColumn("token_id", "uint32", description="Id in the base tokenizer"),
                 dg.TableColumn("token", "string", description="The token's string in the byte-level alphabet"),
-                dg.TableColumn("text", "string", description="The token's text, U+FFFD where it is part of a character"),
+                dg.TableColumn(
+                    "text", "string", description="The token's text, U+FFFD where it is part of a character"
+                ),
                 dg.TableColumn("frequency", "int64", description="Occurrences in the train split, zeros included"),
             ]
         )
     },
 )
-def token_stats(pretoken_counts: pl.DataFrame, original_tokenizer: TokenizerFolder) -> dg.MaterializeResult[pl.DataFrame]:
+def token_stats(
+    pretoken_counts: pl.DataFrame, original_tokenizer: TokenizerFolder
+) -> dg.MaterializeResult[pl.DataFrame]:
     """How often the base tokenizer yields each of its ids on the train split, zeros included: ids that
     the domain never uses are those that can be given to strings it uses all the time.
     """
@@ -144,7 +152,7 @@ def token_sequences(
         differing = np.flatnonzero(sequences.frequencies(len(token_stats)) != token_stats["frequency"].to_numpy())
         if len(differing):
             raise RuntimeError(
-                f"the id sequences and the pre-token counts disagree on {len(differing)} ids, the first {differing[0]}: "
+                f"the id sequences and the pre-token counts differ on {len(differing)} ids, the first {differing[0]}: "
                 "two libraries read the tokenizer differently; please report this tokenizer"
             )
     seconds = time.monotonic() - started
@@ -161,4 +169,3 @@ def _tracked(context: dg.AssetExecutionContext, items: Iterator[T], corpus: Clea
         yield item
         if done % 64 == 0:
             advance(done, total)
-

@@ -113,7 +113,13 @@ def sft_checkpoint(
     `logs/` is for TensorBoard.
     """
     return _fine_tuned(
-        context, settings, accelerator, "sft_checkpoint", initialized_model, remapped_tokenizer, training_blocks.remapped
+        context,
+        settings,
+        accelerator,
+        "sft_checkpoint",
+        initialized_model,
+        remapped_tokenizer,
+        training_blocks.remapped,
     )
 
 
@@ -218,5 +224,9 @@ def _end_of_text(tokenizer: "object") -> int:
 
     eos_id = getattr(tokenizer, "eos_token_id", None)
     if eos_id is None:
-        raise InputError("the tokenizer has no end-of-text token", where="model_name", remedy="Set eos_token in tokenizer_config.json.")
+        raise InputError(
+            "the tokenizer has no end-of-text token",
+            where="model_name",
+            remedy="Set eos_token in tokenizer_config.json.",
+        )
     return int(eos_id)

@@ -76,7 +76,12 @@ def replacement_candidates(
                 markdown_table(table.head(30).select("new_text", "saving", "frequency", "sacrificed_text"))
             ),
             "saving by number of new tokens": inline_png(
-                curve(range(1, len(saved) + 1), saved / max(selection.tokens_before, 1), x="new tokens", y="share of train tokens saved"),
+                curve(
+                    range(1, len(saved) + 1),
+                    saved / max(selection.tokens_before, 1),
+                    x="new tokens",
+                    y="share of train tokens saved",
+                ),
                 "saving against the number of new tokens",
             ),
         },
@@ -110,7 +115,9 @@ def remap_rules(
     if rules is None:
         rules = rules_from_table(replacement_candidates)
     else:
-        context.log.warning(f"{place} was edited by hand and is honoured as it stands; delete it to compute the rules anew")
+        context.log.warning(
+            f"{place} was edited by hand and is honoured as it stands; delete it to compute the rules anew"
+        )
     check_rules(rules, bpe, place)
     return dg.MaterializeResult(
         value=rules,

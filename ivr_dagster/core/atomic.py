@@ -30,13 +30,13 @@ def publish(staged: Path, path: Path) -> None:
     _flush(staged)
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.is_dir():
-        os.replace(staged, path)
+        staged.replace(path)
     else:
         old = _old_path(path)
         if old.exists():
             shutil.rmtree(old)
-        os.replace(path, old)
-        os.replace(staged, path)
+        path.replace(old)
+        staged.replace(path)
         shutil.rmtree(old)
     _flush_folder(path.parent)
 
@@ -67,7 +67,7 @@ def recover(path: Path) -> None:
         if path.exists():
             shutil.rmtree(old)
         else:
-            os.replace(old, path)
+            old.replace(path)
 
 
 def sweep(folder: Path) -> int:

@@ -28,7 +28,9 @@ class TokenizerFolder:
         """The tokenizer itself, without transformers around it."""
         file = self.path / "tokenizer.json"
         if not file.is_file():
-            raise InputError("no tokenizer there", where=file, remedy="Materialize it, or give a folder with a tokenizer.json.")
+            raise InputError(
+                "no tokenizer there", where=file, remedy="Materialize it, or give a folder with a tokenizer.json."
+            )
         return Tokenizer.from_file(str(file))
 
     def load(self) -> "PreTrainedTokenizerFast":
@@ -36,8 +38,9 @@ class TokenizerFolder:
         from transformers import AutoTokenizer
 
         self.backend()  # a clearer error than transformers' where there is none
-        loaded: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(self.path, local_files_only=True, trust_remote_code=False)
-        return loaded
+        loaded: Any = AutoTokenizer.from_pretrained(self.path, local_files_only=True, trust_remote_code=False)
+        tokenizer: PreTrainedTokenizerFast = loaded
+        return tokenizer
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,11 @@ class ModelFolder:
         from transformers import AutoModelForCausalLM
 
         if not (self.path / "config.json").is_file():
-            raise InputError("no model there: config.json is missing", where=self.path, remedy="Materialize it, or give a model's folder.")
+            raise InputError(
+                "no model there: config.json is missing",
+                where=self.path,
+                remedy="Materialize it, or give a model's folder.",
+            )
         if not list(self.path.glob("*.safetensors")):
             raise InputError(
                 "the model's weights are not in safetensors format",
@@ -65,7 +72,8 @@ class ModelFolder:
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             self.path, dtype=dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True
         )
-        return model.eval()
+        model.eval()
+        return model
 
 
 @dataclass(frozen=True)

@@ -42,8 +42,8 @@ class ArtifactIOManager(dg.UPathIOManager, Generic[T]):
 
     def dump_to_path(self, context: dg.OutputContext, obj: T, path: UPath) -> None:
         """Write under a temporary name and rename."""
-        sweep(Path(path).parent)
-        with replacing(Path(path)) as staged:
+        sweep(Path(str(path)).parent)
+        with replacing(Path(str(path))) as staged:
             self.write(obj, staged)
 
     def load_from_path(self, context: dg.InputContext, path: UPath) -> T:
@@ -52,11 +52,13 @@ class ArtifactIOManager(dg.UPathIOManager, Generic[T]):
         Raises:
             InputError: it is not; the message names the asset to materialize.
         """
-        place = Path(path)
+        place = Path(str(path))
         recover(place)
         if not place.exists():
             asset = context.asset_key.path[-1]
-            raise InputError(f"{asset} was asked for and is not there", where=place, remedy=f"Materialize {asset} first.")
+            raise InputError(
+                f"{asset} was asked for and is not there", where=place, remedy=f"Materialize {asset} first."
+            )
         return self.read(place)
 
 
@@ -74,7 +76,7 @@ class FolderIOManager(ArtifactIOManager[T]):
         Raises:
             InputError: a folder of somebody else's stands there.
         """
-        staged, place = Path(obj.path), Path(path)  # type: ignore[attr-defined]
+        staged, place = Path(obj.path), Path(str(path))  # type: ignore[attr-defined]
         marker = {"asset": context.asset_key.to_user_string(), "run_id": context.run_id}
         (staged / MARKER).write_text(json.dumps(marker) + "\n", encoding="utf-8")
         if staged == place:

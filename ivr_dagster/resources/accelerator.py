@@ -9,11 +9,13 @@ from ivr_dagster.core.errors import InputError
 POOL = "accelerator"
 
 
-class AcceleratorResource(dg.ConfigurableResource):
+class AcceleratorResource(dg.ConfigurableResource):  # type: ignore[type-arg]
     """Device, arithmetic and seed; torch is imported when an asset first asks."""
 
     device: str = Field("auto", description="auto (cuda, else mps, else cpu), cpu, cuda or mps.")
-    dtype: str = Field("auto", description="auto (bfloat16 on cuda where it has it, else float32), float32, bfloat16 or float16.")
+    dtype: str = Field(
+        "auto", description="auto (bfloat16 on cuda where it has it, else float32), float32, bfloat16 or float16."
+    )
     seed: int = Field(42, description="Seed of everything random.")
 
     def resolved_device(self) -> str:
@@ -29,7 +31,9 @@ class AcceleratorResource(dg.ConfigurableResource):
             return next(device for device, found in there.items() if found)
         if not there.get(self.device, False):
             found = ", ".join(device for device, is_there in there.items() if is_there)
-            raise InputError(f"no {self.device} device here, found {found}", where="device", remedy="Set --device auto.")
+            raise InputError(
+                f"no {self.device} device here, found {found}", where="device", remedy="Set --device auto."
+            )
         return self.device
 
     def resolved_dtype(self) -> str:

@@ -11,12 +11,19 @@ from ivr_dagster.core.errors import InputError
 from ivr_dagster.core.handles import ModelFolder, TokenizerFolder
 from ivr_dagster.sample import SAMPLE_MODEL
 
-TOKENIZER_FILES = ["tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json", "chat_template.jinja"]
+TOKENIZER_FILES = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+]
 # no *.bin, *.pt, *.py: weights in pickles and code are never fetched
 MODEL_FILES = ["config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", *TOKENIZER_FILES]
 
 
-class BaseModelResource(dg.ConfigurableResource):
+class BaseModelResource(dg.ConfigurableResource):  # type: ignore[type-arg]
     """The pretrained model and tokenizer that everything starts from: a folder, or an id on the hub."""
 
     model_name: str = Field(description="An id on the hub, a folder, or `sample` for the packaged model.")
@@ -49,7 +56,9 @@ class BaseModelResource(dg.ConfigurableResource):
             return folder.resolve()
         if folder.is_absolute() or self.model_name.startswith((".", "~")) or self.model_name.count("/") > 1:
             raise InputError(
-                f"no such folder {self.model_name!r}", where="model_name", remedy="Give a folder that exists, or an id on the hub."
+                f"no such folder {self.model_name!r}",
+                where="model_name",
+                remedy="Give a folder that exists, or an id on the hub.",
             )
         return self._snapshot(files)
 
@@ -57,7 +66,12 @@ class BaseModelResource(dg.ConfigurableResource):
         # the hub's progress bars belong to nobody here: standard output is for figures, the log is Dagster's
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+        from huggingface_hub.errors import (
+            HfHubHTTPError,
+            HFValidationError,
+            LocalEntryNotFoundError,
+            RepositoryNotFoundError,
+        )
 
         revision = self.revision or None
         try:
@@ -73,7 +87,7 @@ class BaseModelResource(dg.ConfigurableResource):
                 f"the hub is out of reach and {self.model_name!r} is not in the local cache",
                 where="model_name",
                 remedy=(
-                    "Ways out: go online once; `--model-name FOLDER` with a model you have; copy a cache here and set HF_HOME; "
-                    "or `ivr run --sample`, which needs nothing."
+                    "Ways out: go online once; `--model-name FOLDER` with a model you have; copy a cache here and set "
+                    "HF_HOME; or `ivr run --sample`, which needs nothing."
                 ),
             ) from error

@@ -14,7 +14,7 @@ from ivr_dagster.sample import SAMPLE_SFT_CONFIG
 from ivr_dagster.settings import Settings
 
 
-class SettingsResource(dg.ConfigurableResource, Settings):
+class SettingsResource(dg.ConfigurableResource, Settings):  # type: ignore[type-arg]
     """Settings of this artifacts folder: option, environment, settings file, preset, default, in this order."""
 
     artifacts_dir: str = Field(description="The artifacts folder, absolute.")
@@ -34,7 +34,7 @@ class SettingsResource(dg.ConfigurableResource, Settings):
 
     @contextmanager
     def staged(self, asset: str) -> Iterator[Path]:
-        """An empty folder beside the place of `asset`, removed if the block fails; its IO manager gives it its place."""
+        """An empty folder beside the place of `asset`, where its IO manager will put it; removed if the block fails."""
         folder = staging_path(self.places[asset])
         try:
             folder.mkdir()

@@ -59,13 +59,13 @@ class TrainingSettings:
         seed: of the weights, the order of the text and the sampled tokens.
     """
 
-    steps: int = 2400
-    batch: int = 8
+    steps: int = 5000
+    batch: int = 4
     block: int = 512
     width: int = 80
     layers: int = 6
     heads: int = 5
-    learning_rate: float = 4e-3
+    learning_rate: float = 3e-3
     warmup: float = 0.05
     weight_decay: float = 0.1
     sampled_tokens: int = 4096
@@ -336,14 +336,13 @@ def _windows(tokenizer: "Tokenizer", texts: Sequence[str], length: int) -> Itera
 
 def save_model(model: "GPT2LMHeadModel", tokenizer_folder: Path, output: Path) -> None:
     """Writes weights (float16), configuration and tokenizer; the folder appears at once or not at all."""
-    import torch
     from transformers import GPT2LMHeadModel
 
     temporary = output.with_name(f".{output.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
     half = GPT2LMHeadModel(model.config)
     half.load_state_dict(model.state_dict())
-    half.to(torch.float16).save_pretrained(temporary)
+    half.half().save_pretrained(temporary)
     # stored in half the bytes, yet meant to be computed in float32: that is what loads when nothing is asked
     config = json.loads((temporary / "config.json").read_text(encoding="utf-8"))
     _write_json(temporary / "config.json", {**config, "dtype": "float32"}, indent=2)

@@ -4,7 +4,7 @@
 own; `lm_head_bias` [V] where that has one. V is the model's, which may be padded beyond the tokenizer's.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -15,9 +15,10 @@ Embeddings = dict[str, "torch.Tensor"]
 
 def extract_embeddings(model: "PreTrainedModel") -> Embeddings:
     """The embedding tensors of `model` in its own dtype, on the CPU, as copies."""
-    wte = model.get_input_embeddings().weight
+    inputs: Any = model.get_input_embeddings()
+    wte = inputs.weight
     tensors = {"wte": wte.detach().cpu().clone()}
-    head = model.get_output_embeddings()
+    head: Any = model.get_output_embeddings()
     if head is not None:
         if head.weight is not wte and head.weight.data_ptr() != wte.data_ptr():
             tensors["lm_head"] = head.weight.detach().cpu().clone()
@@ -30,9 +31,10 @@ def replace_embeddings(model: "PreTrainedModel", tensors: Embeddings) -> None:
     """Write `tensors` over the embeddings of `model`, in place; what was tied stays tied."""
     import torch
 
-    head = model.get_output_embeddings()
+    head: Any = model.get_output_embeddings()
+    inputs: Any = model.get_input_embeddings()
     with torch.no_grad():
-        model.get_input_embeddings().weight.copy_(tensors["wte"])
+        inputs.weight.copy_(tensors["wte"])
         if "lm_head" in tensors:
             head.weight.copy_(tensors["lm_head"])
         if "lm_head_bias" in tensors:

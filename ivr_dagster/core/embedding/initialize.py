@@ -46,7 +46,9 @@ def initialize_embeddings(
 
     if strategy not in STRATEGIES:
         raise InputError(
-            f"no initialisation strategy {strategy!r}", where="init_strategy", remedy=f"Choose one of {', '.join(STRATEGIES)}."
+            f"no initialisation strategy {strategy!r}",
+            where="init_strategy",
+            remedy=f"Choose one of {', '.join(STRATEGIES)}.",
         )
     generator = torch.Generator().manual_seed(seed)
     filled: Embeddings = {}
@@ -56,7 +58,9 @@ def initialize_embeddings(
         if len(new):
             kept = torch.ones(len(rows), dtype=torch.bool)
             kept[new] = False
-            values = _new_rows(strategy, base[name].float(), rows[kept].float(), [constituents[int(i)] for i in new], generator)
+            values = _new_rows(
+                strategy, base[name].float(), rows[kept].float(), [constituents[int(i)] for i in new], generator
+            )
             result[new] = values.to(rows.dtype)
         filled[name] = result
     return filled

@@ -55,8 +55,7 @@ def kept_rows_equal(base: "Embeddings", other: "Embeddings", sources: Sequence[i
     source = torch.tensor([*sources, *range(len(sources), len(base["wte"]))])
     target = torch.arange(len(source))[source >= 0]
     return base.keys() == other.keys() and all(
-        rows.dtype == other[name].dtype
-        and torch.equal(_bits(other[name][target]), _bits(rows[source[source >= 0]]))
+        rows.dtype == other[name].dtype and torch.equal(_bits(other[name][target]), _bits(rows[source[source >= 0]]))
         for name, rows in base.items()
     )
 

@@ -341,7 +341,9 @@ def _code(text: str) -> str:
     """Any text as Markdown code on one line, also in a table."""
     shown = re.sub(r"[\x00-\x1f\x7f\x85\u2028\u2029]", " ", text.replace("\n", "⏎")).replace("|", "¦")
     fence = "`" * (max((len(run) for run in re.findall("`+", shown)), default=0) + 1)
-    return f"{fence} {shown} {fence}" if shown.strip() else "(nothing)"
+    if not shown.strip():
+        return "(white space only)" if shown else "(nothing)"
+    return f"{fence} {shown} {fence}"
 
 
 def _percent(share: float, decimals: int = 1) -> str:

@@ -28,7 +28,9 @@ def write_original_tokenizer(source: Path, target: Path) -> None:
             remedy="Give a folder with tokenizer.json and tokenizer_config.json, or with vocab.json and merges.txt.",
         ) from error
     if not tokenizer.is_fast:
-        raise InputError("the tokenizer has no fast form (tokenizer.json)", where=source, remedy="Convert it with transformers.")
+        raise InputError(
+            "the tokenizer has no fast form (tokenizer.json)", where=source, remedy="Convert it with transformers."
+        )
     target.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(target)
     write_tokenizer(tokenizer.backend_tokenizer, target, target)
@@ -43,7 +45,9 @@ def write_tokenizer(tokenizer: Tokenizer, like: Path, target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     config = json.loads((like / "tokenizer_config.json").read_text(encoding="utf-8"))
     config |= {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-    (target / "tokenizer_config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (target / "tokenizer_config.json").write_text(
+        json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
     for name in KEPT_FILES:
         if (like / name).is_file() and like != target:
             shutil.copyfile(like / name, target / name)

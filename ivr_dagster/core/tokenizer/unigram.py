@@ -32,7 +32,7 @@ NEW_TOKEN_GAIN = 1e-6
 
 def gain(rank: float) -> float:
     """What joining two tokens by the merge of this rank adds to the score."""
-    return (1.0 + rank / RANK_SCALE) ** RANK_POWER
+    return float((1.0 + rank / RANK_SCALE) ** RANK_POWER)
 
 
 def scores_from_merges(bpe: ByteLevelBPE) -> np.ndarray:

@@ -111,5 +111,9 @@ def counts_from_table(table: pl.DataFrame) -> PretokenCounts:
     added = table.filter(pl.col("kind") == "added")
     size = int((table["pretoken"].str.len_bytes().cast(pl.Int64) * table["count"]).sum())
     return PretokenCounts(
-        types["pretoken"].to_list(), types["count"].to_numpy(), dict(zip(added["pretoken"], added["count"], strict=True)), size, 0
+        types["pretoken"].to_list(),
+        types["count"].to_numpy(),
+        dict(zip(added["pretoken"], added["count"], strict=True)),
+        size,
+        0,
     )

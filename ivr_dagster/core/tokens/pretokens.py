@@ -35,16 +35,21 @@ class PreTokenization:
     added_tokens: tuple[str, ...]
 
     def splitter(self, tokenizer: Tokenizer) -> Callable[[str], list[str]]:
-        """A function from text to its pre-tokens as text, without added tokens; `tokenizer` serves where no pattern does."""
-        if self.pattern is None:
+        """A function from text to its pre-tokens as text, without added tokens.
+
+        Where no pattern says how, `tokenizer` itself is asked.
+        """
+        split: Callable[[str], list[str]]
+        if self.pattern is not None:
+            split = regex.compile(self.pattern).findall
+        else:
             pre_tokenizer = tokenizer.pre_tokenizer
 
-            def split(text: str) -> list[str]:
+            def split_by_tokenizers(text: str) -> list[str]:
                 spans = [span for _, span in pre_tokenizer.pre_tokenize_str(text)]
                 return [text[start:end] for start, end in spans]
 
-        else:
-            split = regex.compile(self.pattern).findall
+            split = split_by_tokenizers
         if not self.added_tokens:
             return split
         added = regex.compile("|".join(map(regex.escape, self.added_tokens)))

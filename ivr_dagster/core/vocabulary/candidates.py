@@ -192,7 +192,6 @@ def _join(word: list[int], left: int, right: int, new: int) -> list[int]:
     return joined
 
 
-
 def choose_candidates(
     base: Tokenizer,
     bpe: ByteLevelBPE,
@@ -222,7 +221,13 @@ def choose_candidates(
     pieces, weights = cut_pieces(counts, cuts)
     sequences = [[token.id for token in base.model.tokenize(piece)] for piece in pieces]
     within = select_within(
-        sequences, weights, bpe.strings, budget=budget, min_bytes=min_bytes, min_frequency=min_frequency, progress=progress
+        sequences,
+        weights,
+        bpe.strings,
+        budget=budget,
+        min_bytes=min_bytes,
+        min_frequency=min_frequency,
+        progress=progress,
     )
     if not across:
         return within
@@ -241,7 +246,11 @@ def choose_candidates(
 
     def allowed(text: str) -> bool:
         string = string_of(text)
-        return string not in known and not (cut and cut.search(string)) and not any(t in text for t in pretokenization.added_tokens)
+        return (
+            string not in known
+            and not (cut and cut.search(string))
+            and not any(t in text for t in pretokenization.added_tokens)
+        )
 
     phrases = select_phrases(
         texts,

@@ -54,7 +54,9 @@ def select_phrases(
         allowed: whether a text may be a new token (no existing string, nothing the tokenizer cuts).
     """
     numbers: dict[str, int] = {}
-    documents = [np.array([numbers.setdefault(piece, len(numbers)) for piece in split(text)], np.int64) for text in texts]
+    documents = [
+        np.array([numbers.setdefault(piece, len(numbers)) for piece in split(text)], np.int64) for text in texts
+    ]
     types = list(numbers)
     lengths = np.array([length_of(piece) for piece in types], dtype=np.int64)
     ranked: list[tuple[int, tuple[int, ...]]] = []
@@ -74,7 +76,9 @@ def select_phrases(
     return [Phrase(tuple(types[n] for n in gram), savings[gram], counts[gram]) for gram in best]
 
 
-def _frequent(documents: list[np.ndarray], lengths: np.ndarray, size: int, min_saving: int) -> list[tuple[int, tuple[int, ...]]]:
+def _frequent(
+    documents: list[np.ndarray], lengths: np.ndarray, size: int, min_saving: int
+) -> list[tuple[int, tuple[int, ...]]]:
     """(saving by overlapping count, n-gram) of the n-grams that stand in enough documents and save enough."""
     grams, owners = [], []
     for number, document in enumerate(documents):
@@ -142,7 +146,7 @@ def phrase_pattern(phrases: Iterable[str], base_pattern: str) -> str:
 
 
 def _as_pattern(node: dict[str, object]) -> str:
-    """A trie as a pattern, without recursion deeper than it is wide: chains of single children become literals."""
+    """A trie as a pattern; chains of single children become literals, an end is its look-ahead."""
     branches = []
     for character, child in node.items():
         if character == "":
@@ -151,8 +155,7 @@ def _as_pattern(node: dict[str, object]) -> str:
         while isinstance(child, dict) and len(child) == 1 and "" not in child:
             ((following, child),) = child.items()
             literal += regex.escape(following, special_only=True, literal_spaces=True)
-        assert isinstance(child, dict)
-        branches.append(literal + (_as_pattern(child) if child.keys() != {""} else str(child[""])))
+        branches.append(literal + _as_pattern(child))  # type: ignore[arg-type]
     if "" in node:
         branches.append(str(node[""]))  # last: a longer phrase goes first
     return branches[0] if len(branches) == 1 else f"(?:{'|'.join(branches)})"

@@ -24,6 +24,7 @@ from ivr_dagster.core.vocabulary.candidates import Candidate
 from ivr_dagster.core.vocabulary.phrases import phrase_pattern
 from ivr_dagster.core.vocabulary.sacrifice import protected_ids
 
+
 @dataclass(frozen=True)
 class RemapRule:
     """One id that changes its string.
@@ -99,7 +100,9 @@ def rules_as_yaml(rules: RemapRules) -> str:
     """
     rows = [asdict(rule) | {"constituents": list(rule.constituents)} for rule in rules]
     dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
-    body = yaml.dump({"computed": rules.digest(), "rules": rows}, Dumper=dumper, allow_unicode=True, sort_keys=False, width=1000)
+    body = yaml.dump(
+        {"computed": rules.digest(), "rules": rows}, Dumper=dumper, allow_unicode=True, sort_keys=False, width=1000
+    )
     return HEADER + body
 
 
@@ -111,13 +114,15 @@ def rules_from_yaml(text: str, where: Path | str = "remap_rules.yaml") -> RemapR
     """
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        root = yaml.compose(text, Loader=loader)
+        root: Any = yaml.compose(text, Loader=loader)
         content = yaml.load(text, Loader=loader)  # noqa: S506 (a safe loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{where}:{mark.line + 1}" if mark else str(where)
         problem = getattr(error, "problem", None) or str(error)
-        raise InputError(f"the remap rules are no YAML: {problem}", where=place, remedy="Mend or delete the file.") from error
+        raise InputError(
+            f"the remap rules are no YAML: {problem}", where=place, remedy="Mend or delete the file."
+        ) from error
     if not isinstance(content, dict) or not isinstance(content.get("rules"), list):
         raise InputError("a list under the key `rules` was expected", where=where, remedy="Mend or delete the file.")
     nodes = next(value for key, value in root.value if key.value == "rules").value
@@ -128,7 +133,9 @@ def rules_from_yaml(text: str, where: Path | str = "remap_rules.yaml") -> RemapR
             faults.append(f"{where}:{node.start_mark.line + 1}: {fault}")
             continue
         frequencies = {str(key): int(value) for key, value in (row.get("frequencies") or {}).items()}
-        rules.append(RemapRule(row["id"], row["sacrificed_token"], row["new_token"], tuple(row["constituents"]), frequencies))
+        rules.append(
+            RemapRule(row["id"], row["sacrificed_token"], row["new_token"], tuple(row["constituents"]), frequencies)
+        )
     if faults:
         raise InputError("; ".join(faults), remedy="Mend these rules or delete the file.")
     found = RemapRules(tuple(rules))
@@ -170,7 +177,9 @@ def check_rules(rules: RemapRules, bpe: ByteLevelBPE, where: Path | str = "remap
         elif not 0 <= rule.id < bpe.size:
             faults.append(f"id {rule.id} is not in the vocabulary of {bpe.size:,}")
         elif rule.id in protected:
-            faults.append(f"id {rule.id} ({bpe.strings[rule.id]!r}) is protected: bytes, special tokens and digits stay")
+            faults.append(
+                f"id {rule.id} ({bpe.strings[rule.id]!r}) is protected: bytes, special tokens and digits stay"
+            )
         elif bpe.strings[rule.id] != rule.sacrificed_token:
             faults.append(f"id {rule.id} is {bpe.strings[rule.id]!r}, not {rule.sacrificed_token!r}")
         if rule.new_token in strings:

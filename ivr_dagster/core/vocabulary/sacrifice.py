@@ -46,4 +46,5 @@ def choose_sacrifices(bpe: ByteLevelBPE, frequencies: np.ndarray, protected: fro
             remedy=f"Set --max-candidates to {len(free)} or less.",
         )
     order = np.lexsort((-free, -bpe.ranks[free], frequencies[free]))
-    return free[order[:count]].tolist()
+    chosen: list[int] = free[order[:count]].tolist()
+    return chosen

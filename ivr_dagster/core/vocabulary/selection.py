@@ -36,7 +36,9 @@ def candidates_table(selection: Selection, bpe: ByteLevelBPE, frequencies: np.nd
             "rank": pl.Series(range(1, len(candidates) + 1), dtype=pl.Int64),
             "new_token": pl.Series([c.string for c in candidates], dtype=pl.String),
             "new_text": pl.Series([text_of(c.string) for c in candidates], dtype=pl.String),
-            "constituents": pl.Series([" ".join(bpe.strings[i] for i in c.constituents) for c in candidates], dtype=pl.String),
+            "constituents": pl.Series(
+                [" ".join(bpe.strings[i] for i in c.constituents) for c in candidates], dtype=pl.String
+            ),
             "saving": pl.Series([c.saving for c in candidates], dtype=pl.Int64),
             "frequency": pl.Series([c.frequency for c in candidates], dtype=pl.Int64),
             "sacrificed_id": pl.Series(sacrifices, dtype=pl.Int64),
@@ -56,7 +58,11 @@ def rules_from_table(table: pl.DataFrame) -> RemapRules:
                 sacrificed_token=row["sacrificed_token"],
                 new_token=row["new_token"],
                 constituents=tuple(row["constituents"].split(" ")),
-                frequencies={"sacrificed": row["sacrificed_frequency"], "new": row["frequency"], "saving": row["saving"]},
+                frequencies={
+                    "sacrificed": row["sacrificed_frequency"],
+                    "new": row["frequency"],
+                    "saving": row["saving"],
+                },
             )
             for row in table.iter_rows(named=True)
         )
@@ -72,7 +78,8 @@ def selection_log_text(table: pl.DataFrame, train_tokens: int) -> str:
         "# Selection",
         "",
         f"{len(table):,} new tokens save {total:,} of {train_tokens:,} tokens of the train split "
-        f"({total / max(train_tokens, 1):.1%}). Every saving is counted on top of the tokens above it, without overlap.",
+        f"({total / max(train_tokens, 1):.1%}). Every saving is counted on top of "
+        "the tokens above it, without overlap.",
         "",
         f"{len(table) - len(lost):,} of the sacrificed tokens never occur in the train split; {len(lost):,} do, "
         f"{int(lost['sacrificed_frequency'].sum()):,} times in all.",
@@ -86,11 +93,21 @@ def selection_log_text(table: pl.DataFrame, train_tokens: int) -> str:
         last = int(saving[max(0, count - 100) : count].sum())
         upto = int(saving[:count].sum())
         lines.append(f"| {count:,} | {upto:,} | {upto / max(train_tokens, 1):.2%} | {last:,} |")
-    columns = [("new token", "new_text"), ("made of", "constituents"), ("saves", "saving"), ("stands for id of", "sacrificed_text")]
+    columns = [
+        ("new token", "new_text"),
+        ("made of", "constituents"),
+        ("saves", "saving"),
+        ("stands for id of", "sacrificed_text"),
+    ]
     lines += ["", f"## The first {min(LISTED, len(table))} new tokens", "", *_rows(table.head(LISTED), columns)]
     if len(lost):
         worst = lost.sort("sacrificed_frequency", descending=True).head(LISTED)
-        columns = [("given up", "sacrificed_text"), ("occurrences", "sacrificed_frequency"), ("for", "new_text"), ("which saves", "saving")]
+        columns = [
+            ("given up", "sacrificed_text"),
+            ("occurrences", "sacrificed_frequency"),
+            ("for", "new_text"),
+            ("which saves", "saving"),
+        ]
         lines += ["", "## Given up although the domain uses them", "", *_rows(worst, columns)]
     return "\n".join(lines) + "\n"
 

@@ -107,6 +107,9 @@ def test_samples_cannot_break_the_table() -> None:
         if line.startswith("| `sft` | `")
     )
     assert row == "| `sft` | ``` a¦b⏎`c` ``d``   ``` |"
+    for text, shown in (("", "(nothing)"), ("  ", "(white space only)")):
+        variant = replace(wild, continuations=(text,))
+        assert f"| `sft` | {shown} |" in as_markdown(replace(FULL, variants={"sft": variant}))
 
 
 def test_a_loss_in_nats_per_token_becomes_bits_per_byte_of_the_text_seen() -> None:

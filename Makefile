@@ -1,0 +1,56 @@
+# make run    the whole pipeline on the embedded sample, offline but for the package registry
+# make test   all tests; make test-ui those that drive a real browser; make lint; make bench; make ui
+PYTHON ?= python3
+ARTIFACTS ?= artifacts
+VENV := .venv
+BIN := $(VENV)/bin
+PORT ?= 3000
+
+.DEFAULT_GOAL := help
+.PHONY: help run test test-ui browser lint format bench ui clean
+
+help:
+	@sed -n 's/^# //p' Makefile
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+run: $(VENV)/.installed
+	$(BIN)/ivr --artifacts-dir $(ARTIFACTS) run --sample
+
+ui: $(VENV)/.installed
+	$(BIN)/ivr --artifacts-dir $(ARTIFACTS) ui --port $(PORT)
+
+test: $(VENV)/.installed-dev
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not browser"
+
+# Debian's chromium where we may install it, else the browser that playwright brings
+browser: $(VENV)/.installed-dev
+	@command -v chromium chromium-browser google-chrome >/dev/null || \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then apt-get update -qq && apt-get install -y -qq chromium; \
+	else $(BIN)/python -m playwright install chromium; fi
+
+test-ui: browser
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m browser
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.installed-dev
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf $(VENV) artifacts/* .mypy_cache .ruff_cache .pytest_cache
