@@ -93,7 +93,7 @@ class Settings(BaseModel):
     min_frequency: int = Field(2, ge=1, description="Least number of tokens a new token must save on the train split.")
     merge_scope: str = Field(
         "within",
-        description="`within`: new tokens lie inside one pre-token; `across`: they may join whole ones, too (' of the').",
+        description="`within`: new tokens lie inside one pre-token; `across`: they may join whole ones (' of the').",
     )
 
     original_tokenizer_dir: str = Field("", description="Folder of the base tokenizer. Empty: the artifact.")
@@ -115,7 +115,7 @@ class Settings(BaseModel):
     output_dir: str = Field("", description="Where checkpoints and the final model go. Empty: the artifact.")
     config_path: str = Field(
         "",
-        description="Training settings, a YAML file. Empty: sft_config.yaml below the artifacts, else the packaged one.",
+        description="Training settings (YAML). Empty: sft_config.yaml below the artifacts, else the packaged one.",
     )
     block_size: int = Field(0, ge=0, description="Tokens in a training block. 0: the model's context, 1,024 at most.")
     train_bytes: int = Field(0, ge=0, description="Train on about so many bytes of the train split. 0: all of it.")
@@ -129,7 +129,7 @@ class Settings(BaseModel):
     device: str = Field("auto", description="Accelerator: auto, cpu, cuda or mps.")
     dtype: str = Field(
         "auto",
-        description="Arithmetic of training: auto (bfloat16 on GPUs that have it, else float32), float32, bfloat16, float16.",
+        description="Arithmetic of training: auto (bfloat16 on GPUs that have it), float32, bfloat16, float16.",
     )
     seed: int = Field(42, ge=0, description="Seed of everything random.")
 
@@ -205,16 +205,11 @@ def load_settings(
         for name, value in environ.items()
         if name.startswith(ENVIRONMENT_PREFIX) and name not in ENVIRONMENT_ONLY
     }
-    sources: dict[str, str] = {}
-    merged: dict[str, Any] = {}
-    layers = [
-        (from_file, lambda key: f"{file}:{lines[key]}"),
-        (from_environment, lambda key: f"{ENVIRONMENT_PREFIX}{key.upper()}"),
-        (dict(options or {}), lambda key: f"--{key.replace('_', '-')}"),
-    ]
-    for layer, place in layers:
-        for key, value in layer.items():
-            merged[key], sources[key] = value, place(key)
+    given = dict(options or {})
+    merged = from_file | from_environment | given
+    sources = {key: f"{file}:{line}" for key, line in lines.items()}
+    sources |= {key: f"{ENVIRONMENT_PREFIX}{key.upper()}" for key in from_environment}
+    sources |= {key: f"--{key.replace('_', '-')}" for key in given}
     preset = PRESETS.get(str(merged.get("preset", "none")), {})
     return _validated(preset | merged, sources)
 
@@ -240,22 +235,30 @@ def read_settings_file(file: Path) -> tuple[dict[str, Any], dict[str, int]]:
     """The settings of a YAML file and the line of each key.
 
     Raises:
-        InputError: no YAML or no mapping.
+        InputError: no YAML, no mapping, or a key that is no string.
     """
-    text = file.read_text(encoding="utf-8")
+    stored = file.read_bytes()  # the YAML reader decodes: text that is no UTF-8 is a fault like any other
     try:
-        content = yaml.safe_load(text)
-        root: Any = yaml.compose(text, Loader=yaml.SafeLoader)
+        content = yaml.safe_load(stored)
+        root: Any = yaml.compose(stored, Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
+        problem = getattr(error, "problem", None) or " ".join(str(error).split())
         raise InputError(
-            f"the settings file is no YAML: {error}", where=f"{file}:{mark.line + 1}" if mark else file
+            f"the settings file is no YAML: {problem}", where=f"{file}:{mark.line + 1}" if mark else file
         ) from error
     if content is None:
         return {}, {}
     if not isinstance(content, dict):
         raise InputError("a mapping of settings was expected", where=file, remedy="Write `key: value` lines.")
-    return content, {str(key.value): key.start_mark.line + 1 for key, _ in root.value}
+    for key, _ in root.value:
+        if key.tag != "tag:yaml.org,2002:str":
+            raise InputError(
+                f"the name of a setting was expected, found {key.value!r}",
+                where=f"{file}:{key.start_mark.line + 1}",
+                remedy="Write `key: value` lines.",
+            )
+    return content, {key.value: key.start_mark.line + 1 for key, _ in root.value}
 
 
 def remember_settings(file: Path, given: Mapping[str, Any]) -> None:
@@ -266,8 +269,7 @@ def remember_settings(file: Path, given: Mapping[str, Any]) -> None:
 
     if not given:
         return
-    make_editor: Any = YAML
-    editor = make_editor()
+    editor = YAML()
     content = editor.load(file.read_text(encoding="utf-8")) if file.is_file() else None
     if content is None:
         content = editor.map()

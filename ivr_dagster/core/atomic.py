@@ -33,11 +33,10 @@ def publish(staged: Path, path: Path) -> None:
         staged.replace(path)
     else:
         old = _old_path(path)
-        if old.exists():
-            shutil.rmtree(old)
+        remove(old)
         path.replace(old)
         staged.replace(path)
-        shutil.rmtree(old)
+        remove(old)
     _flush_folder(path.parent)
 
 
@@ -65,7 +64,7 @@ def recover(path: Path) -> None:
     old = _old_path(path)
     if old.exists():
         if path.exists():
-            shutil.rmtree(old)
+            remove(old)
         else:
             old.replace(path)
 

@@ -123,4 +123,4 @@ def _write_lines(path: Path, documents: Iterable[tuple[str, str]]) -> None:
         return
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_bytes(content)
-    os.replace(temporary, path)
+    temporary.replace(path)

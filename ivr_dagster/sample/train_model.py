@@ -14,7 +14,6 @@ import argparse
 import hashlib
 import json
 import math
-import os
 import platform
 import shutil
 import sys
@@ -282,7 +281,7 @@ def _save_checkpoint(
     temporary = path.with_name(path.name + ".tmp")
     state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "settings": asdict(settings)}
     torch.save({**state, "losses": losses, "seconds": seconds}, temporary)
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
 def _load_checkpoint(
@@ -362,7 +361,7 @@ def save_model(model: "GPT2LMHeadModel", tokenizer_folder: Path, output: Path) -
     )
     if output.exists():
         shutil.rmtree(output)
-    os.replace(temporary, output)
+    temporary.replace(output)
 
 
 def _write_json(path: Path, value: object, indent: int | None = None) -> None:

@@ -56,5 +56,5 @@ def test_writing_again_changes_neither_bytes_nor_times(corpus: SampleCorpus) -> 
 
 def test_a_file_in_the_folders_place_is_named(tmp_path: Path) -> None:
     (tmp_path / "raw").write_text("")
-    with pytest.raises(InputError, match="raw: .*it is a file"):
+    with pytest.raises(InputError, match=r"raw: .*it is a file"):
         write_sample_corpus(tmp_path / "raw")

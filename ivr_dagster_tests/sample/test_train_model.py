@@ -42,11 +42,8 @@ def tokenizer() -> Tokenizer:
 
 
 def test_a_few_steps_lower_the_loss_and_leave_a_folder_that_loads(source: Path, tmp_path: Path) -> None:
-    sizes = ["--batch", "2", "--block", "64", "--width", "16", "--layers", "1", "--heads", "2"]
-    result = main(
-        ["--output", str(tmp_path / "model"), "--source", str(source), "--steps", "15", "--sampled-tokens", "256"]
-        + ["--learning-rate", "0.02", *sizes]
-    )
+    tiny = "--steps 15 --sampled-tokens 256 --learning-rate 0.02 --batch 2 --block 64 --width 16 --layers 1 --heads 2"
+    result = main(["--output", str(tmp_path / "model"), "--source", str(source), *tiny.split()])
     assert result.last_loss < result.first_loss
     assert result.tokens == 15 * 2 * 64
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "model", local_files_only=True)
@@ -136,9 +133,9 @@ def test_a_file_stays_on_its_side_of_the_split(source: Path) -> None:
 
 
 def test_a_folder_without_code_and_one_without_tokenizer_are_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=f"{tmp_path}.*at least two Python files, found 0"):
+    with pytest.raises(InputError, match=rf"{tmp_path}.*at least two Python files, found 0"):
         read_training_texts(tmp_path)
-    with pytest.raises(InputError, match=f"{tmp_path}.*no tokenizer.json"):
+    with pytest.raises(InputError, match=rf"{tmp_path}.*no tokenizer\.json"):
         main(["--output", str(tmp_path / "model"), "--tokenizer", str(tmp_path)])
 
 

@@ -38,12 +38,15 @@ def gain(rank: float) -> float:
 def scores_from_merges(bpe: ByteLevelBPE) -> np.ndarray:
     """The closed form: s(byte) = 0, s(t) = s(left) + s(right) + gain(rank); float64 [V].
 
-    Tokens that no merge makes, added ones among them, get `UNREACHABLE`: BPE never yields them either.
+    Tokens that no merge makes, added ones among them, get `UNREACHABLE`: BPE never yields them either, nor what would
+    have to be made of them.
     """
     scores = np.full(bpe.size, UNREACHABLE)
     scores[[i for i, string in enumerate(bpe.strings) if string in CHARACTER_TO_BYTE]] = 0.0
-    for made, (rank, left, right) in bpe.merge_of.items():  # by rank, so halves come first
-        scores[made] = scores[left] + scores[right] + gain(rank)
+    for made in sorted(bpe.merge_of, key=lambda made: len(bpe.strings[made])):  # halves first, whatever their ranks
+        rank, left, right = bpe.merge_of[made]
+        if min(scores[left], scores[right]) > UNREACHABLE:
+            scores[made] = scores[left] + scores[right] + gain(rank)
     return scores
 
 
@@ -161,8 +164,9 @@ def unigram_tokenizer(
 
 def distill(base: Tokenizer, bpe: ByteLevelBPE) -> tuple[Tokenizer, list[int]]:
     """The distilled tokenizer, and the ids whose score had to be repaired."""
-    by_rank = [made for made in bpe.merge_of if made not in bpe.added_ids]
-    scores, raised = repair_scores(bpe.strings, scores_from_merges(bpe), by_rank)
+    closed_form = scores_from_merges(bpe)
+    by_rank = [made for made in bpe.merge_of if made not in bpe.added_ids and closed_form[made] > UNREACHABLE]
+    scores, raised = repair_scores(bpe.strings, closed_form, by_rank)
     return unigram_tokenizer(base, bpe.strings, scores, cuts=run_cuts(bpe.strings)), raised
 
 

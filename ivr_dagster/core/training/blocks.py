@@ -4,7 +4,6 @@ How text becomes ids belongs to the tokens stem; what a block is trained with, t
 """
 
 import hashlib
-import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ivr_dagster.core.atomic import remove, replacing, staging_path
 from ivr_dagster.core.errors import InputError
-from ivr_dagster.core.training.whole_folder import whole_folder
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -117,9 +116,9 @@ def write_blocks(
     features = Features({COLUMN: List(Value("int32"), length=block_size)})
     schema = features.arrow_schema
     digest = hashlib.sha256(f"{block_size} {eos_id}".encode())
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.packing") as packing:
-        packed = Path(packing) / "packed.arrow"
+    packed = staging_path(path)
+    shown = not are_progress_bars_disabled()
+    try:
         with pa.OSFile(str(packed), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
             for batch in _batches(pack_blocks(counted(), block_size=block_size, eos_id=eos_id)):
                 digest.update(batch.tobytes())
@@ -132,15 +131,14 @@ def write_blocks(
                 where="--block-size",
                 remedy="Take a smaller --block-size or more text",
             )
-        dataset = Dataset(MemoryMappedTable.from_file(str(packed)), fingerprint=digest.hexdigest()[:16])
-        shown = not are_progress_bars_disabled()
         disable_progress_bars()
-        try:
-            with whole_folder(path) as folder:
-                dataset.save_to_disk(folder)
-        finally:
-            if shown:
-                enable_progress_bars()
+        dataset = Dataset(MemoryMappedTable.from_file(str(packed)), fingerprint=digest.hexdigest()[:16])
+        with replacing(path) as staged:
+            dataset.save_to_disk(staged)
+    finally:
+        remove(packed)
+        if shown:
+            enable_progress_bars()
     return BlockCounts(documents, tokens, blocks, tokens - blocks * block_size)
 
 

@@ -7,10 +7,11 @@ and removed.
 """
 
 import json
-import os
 import re
 import shutil
 from pathlib import Path
+
+from ivr_dagster.core.atomic import replacing
 
 MARKER = "complete.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
@@ -18,9 +19,8 @@ _NAME = re.compile(r"checkpoint-(\d+)")
 
 def mark_complete(checkpoint: Path, run: dict[str, object]) -> None:
     """Declare a checkpoint folder whole; `run` identifies the run it belongs to. To be called last."""
-    writing = checkpoint / f".{MARKER}.writing"
-    writing.write_text(json.dumps(run, sort_keys=True) + "\n", encoding="utf-8")
-    os.replace(writing, checkpoint / MARKER)
+    with replacing(checkpoint / MARKER) as staged:
+        staged.write_text(json.dumps(run, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def newest_complete(output_dir: Path, run: dict[str, object]) -> Path | None:

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ivr_dagster.core.atomic import replacing
 from ivr_dagster.core.errors import InputError
 from ivr_dagster.core.training.blocks import COLUMN, read_blocks
 from ivr_dagster.core.training.checkpoints import discard_useless, mark_complete, newest_complete, step_of
 from ivr_dagster.core.training.sft_config import SftConfig, read_sft_config
-from ivr_dagster.core.training.whole_folder import whole_folder
 
 if TYPE_CHECKING:
     import torch
@@ -145,7 +145,7 @@ def fine_tune(
         if arguments.should_save:
             # Trainer switches it off for training; the final model is for generating too
             model.config.use_cache = use_cache
-            with whole_folder(final_dir) as folder:
+            with replacing(final_dir) as folder:
                 model.to(stored_dtype).save_pretrained(folder)
                 _copy_tokenizer(tokenizer, tokenizer_dir, folder)
     history = _loss_history(state)

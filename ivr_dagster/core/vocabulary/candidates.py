@@ -1,8 +1,8 @@
 """Candidates: strings that would save the most tokens if each had an id.
 
 Within pre-tokens by continued BPE over pre-token counts: the most frequent neighbouring pair is joined, counts are
-updated where it stood, and so on. Each candidate's saving is what it adds to those before it, counted without
-overlap. Across pre-tokens, phrases compete with them by their saving.
+updated where it stood, and so on. A candidate's saving is what it saves where it stands once all have been joined, so
+that savings add up. Across pre-tokens, phrases compete with them by their saving.
 """
 
 import heapq
@@ -30,8 +30,8 @@ class Candidate:
     Attributes:
         string: the new token in the byte-level alphabet.
         constituents: ids of the base tokens it replaces, in order.
-        saving: tokens saved on the train split when it was joined, on top of all candidates before it.
-        frequency: how often it stands in the train split once all candidates are joined.
+        saving: tokens it saves on the train split where it stands once all candidates are joined.
+        frequency: how often it stands there.
     """
 
     string: str
@@ -46,7 +46,8 @@ class Selection:
 
     Attributes:
         candidates: what asks for an id.
-        tokens_before, tokens_after: tokens of the counted pre-tokens, base and with all candidates.
+        tokens_before, tokens_after: tokens of the counted pre-tokens, base and with all candidates; they differ by the
+            sum of all savings.
     """
 
     candidates: list[Candidate]
@@ -67,8 +68,8 @@ def select_within(
 ) -> Selection:
     """Up to `budget` candidates by continued BPE.
 
-    A joined string that ends up standing nowhere, since longer ones took all its places, gives its id back and the
-    budget is filled up with the next. Joining stops early where no pair occurs `min_frequency` times.
+    A joined string that ends up saving less than `min_frequency`, since longer ones took its places, gives its id back
+    and the budget is filled up with the next. Joining stops early where no pair occurs `min_frequency` times.
 
     Args:
         sequences: base ids of each pre-token type.
@@ -83,7 +84,8 @@ def select_within(
     names: list[str] = list(strings)
     known = set(names)
     constituents: dict[int, tuple[int, ...]] = {}
-    words = [list(ids) for ids in sequences if len(ids) > 1]
+    originals = [list(ids) for ids in sequences if len(ids) > 1]
+    words = originals.copy()
     weights = [int(count) for ids, count in zip(sequences, counts, strict=True) if len(ids) > 1]
     single = sum(int(c) * len(ids) for ids, c in zip(sequences, counts, strict=True) if len(ids) < 2)
     tokens_before = single + sum(w * len(word) for w, word in zip(weights, words, strict=True))
@@ -99,9 +101,13 @@ def select_within(
     heapq.heapify(heap)
 
     made: dict[str, int] = {}
-    order: list[tuple[int, int]] = []  # new id, saving
     frequency: Counter[int] = Counter()
     live = 0
+
+    def worth_an_id(token: int) -> bool:
+        saving = frequency[token] * (len(constituents[token]) - 1)
+        return saving >= min_frequency and len(names[token]) >= min_bytes
+
     while heap and live < budget:
         negative, pair = heapq.heappop(heap)
         count = pair_counts.get(pair, 0)
@@ -121,9 +127,9 @@ def select_within(
             new = made[string] = len(names)
             names.append(string)
             constituents[new] = constituents.get(left, (left,)) + constituents.get(right, (right,))
-            order.append((new, count))
         changed: Counter[tuple[int, int]] = Counter()
-        before = {token: frequency[token] for token in (left, right, new)}
+        touched = {left, right, new} & constituents.keys()
+        live -= sum(map(worth_an_id, touched))
         for n in places.pop(pair):
             old, word = words[n], _join(words[n], left, right, new)
             if len(word) == len(old):
@@ -148,19 +154,30 @@ def select_within(
             pair_counts[other] += difference
             if difference > 0:
                 heapq.heappush(heap, (-pair_counts[other], other))
-        for token, had in before.items():
-            if token in constituents and len(names[token]) >= min_bytes:
-                live += (frequency[token] > 0) - (had > 0)
+        live += sum(map(worth_an_id, touched))
         if progress is not None and live % 100 == 0:
             progress(live, budget)
 
-    candidates = [
-        Candidate(names[new], constituents[new], saving, frequency[new])
-        for new, saving in order
-        if frequency[new] > 0 and len(names[new]) >= min_bytes
-    ]
-    tokens_after = single + sum(w * len(word) for w, word in zip(weights, words, strict=True))
-    return Selection(candidates[:budget], tokens_before, tokens_after)
+    saved = _savings(originals, words, weights, names)
+    candidates = [Candidate(names[new], constituents[new], saved[new], frequency[new]) for new in constituents]
+    chosen = sorted(
+        (c for c in candidates if c.saving >= min_frequency and len(c.string) >= min_bytes), key=lambda c: -c.saving
+    )[:budget]
+    return Selection(chosen, tokens_before, tokens_before - sum(candidate.saving for candidate in chosen))
+
+
+def _savings(originals: list[list[int]], words: list[list[int]], weights: list[int], names: list[str]) -> Counter[int]:
+    """What each token of `words` saves over the base tokens of `originals` in its place."""
+    saved: Counter[int] = Counter()
+    for original, word, weight in zip(originals, words, weights, strict=True):
+        parts = iter(original)
+        for token in word:
+            length, covered = len(names[token]), 0
+            while covered < length:
+                covered += len(names[next(parts)])
+                saved[token] += weight
+            saved[token] -= weight
+    return saved
 
 
 def _pairs(word: list[int]) -> Counter[tuple[int, int]]:

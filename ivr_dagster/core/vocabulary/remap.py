@@ -119,13 +119,13 @@ def rules_from_yaml(text: str, where: Path | str = "remap_rules.yaml") -> RemapR
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{where}:{mark.line + 1}" if mark else str(where)
-        problem = getattr(error, "problem", None) or str(error)
+        problem = getattr(error, "problem", None) or " ".join(str(error).split())
         raise InputError(
             f"the remap rules are no YAML: {problem}", where=place, remedy="Mend or delete the file."
         ) from error
     if not isinstance(content, dict) or not isinstance(content.get("rules"), list):
         raise InputError("a list under the key `rules` was expected", where=where, remedy="Mend or delete the file.")
-    nodes = next(value for key, value in root.value if key.value == "rules").value
+    nodes = {key.value: value for key, value in root.value}["rules"].value
     rules, faults = [], []
     for row, node in zip(content["rules"], nodes, strict=True):
         fault = _shape_fault(row)

@@ -78,8 +78,8 @@ def selection_log_text(table: pl.DataFrame, train_tokens: int) -> str:
         "# Selection",
         "",
         f"{len(table):,} new tokens save {total:,} of {train_tokens:,} tokens of the train split "
-        f"({total / max(train_tokens, 1):.1%}). Every saving is counted on top of "
-        "the tokens above it, without overlap.",
+        f"({total / max(train_tokens, 1):.1%}). Every saving is counted where "
+        "the token stands once all are in use, so that they add up.",
         "",
         f"{len(table) - len(lost):,} of the sacrificed tokens never occur in the train split; {len(lost):,} do, "
         f"{int(lost['sacrificed_frequency'].sum()):,} times in all.",

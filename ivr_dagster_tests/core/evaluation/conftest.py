@@ -28,13 +28,19 @@ def model(request: pytest.FixtureRequest) -> Any:
 
     torch.manual_seed(3)
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": CONTEXT}
-    more = {
+    more: dict[str, Any] = {
         "gpt2": {},
         "llama": {"intermediate_size": 24, "num_key_value_heads": 2},
         "gemma2": {"intermediate_size": 24, "num_key_value_heads": 2, "head_dim": 8, "final_logit_softcapping": 2.0},
-    }[request.param]
+    }
     config = AutoConfig.for_model(
-        request.param, vocab_size=300, bos_token_id=END, eos_token_id=END, pad_token_id=None, **sizes, **more
+        request.param,
+        vocab_size=300,
+        bos_token_id=END,
+        eos_token_id=END,
+        pad_token_id=None,
+        **sizes,
+        **more[request.param],
     )
     model = AutoModelForCausalLM.from_config(config)
     for parameter in model.parameters():
