@@ -5,7 +5,6 @@ import time
 import dagster as dg
 
 from ivr_dagster.assets import OWNERS, depends_on_settings
-from ivr_dagster.core.content_hash import content_hash
 from ivr_dagster.core.corpus.cleaned import CleanedCorpus, write_cleaned_corpus
 from ivr_dagster.core.corpus.documents import fingerprint_corpus
 from ivr_dagster.progress import track
@@ -65,8 +64,9 @@ def cleaned_corpus(
             text_split_bytes=settings.text_split_bytes,
             progress=track(context.log, "cleaning", "bytes"),
         )
+    corpus = CleanedCorpus(folder)
     return dg.MaterializeResult(
-        value=CleanedCorpus(folder),
-        data_version=dg.DataVersion(content_hash(folder)),
+        value=corpus,
+        data_version=dg.DataVersion(corpus.digest()),
         metadata={**counts.as_dict(), "seconds": time.monotonic() - started},
     )

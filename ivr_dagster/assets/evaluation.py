@@ -92,7 +92,7 @@ def evaluation_report_asset(vanilla: bool) -> dg.AssetsDefinition:
                 eos_id=tokenizer.eos_token_id,
                 context=min(int(getattr(model.config, "max_position_embeddings", LONGEST_CONTEXT)), LONGEST_CONTEXT),
                 device=device,
-                progress=track(context.log, f"evaluating {name}", "documents"),
+                progress=track(context.log, f"evaluating {name}", "tokens"),
             )
             written = continue_texts(
                 model, tokenizer, prompts, max_new_bytes=CONTINUATION_BYTES, seed=settings.seed, device=device

@@ -1,6 +1,7 @@
 """Fine-tuning on the domain: the adapted model, and the vanilla baseline on the same text."""
 
 import hashlib
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -161,8 +162,9 @@ def _fine_tuned(
 
     config_file = settings.sft_config_file()
     config = read_sft_config(config_file)
+    arguments = json.dumps(dict(config.arguments), sort_keys=True)
     device, dtype = accelerator.resolved_device(), accelerator.resolved_dtype()
-    ingredients = [content_hash(model.path), content_hash(tokenizer.path), content_hash(blocks), repr(config), dtype]
+    ingredients = [content_hash(model.path), content_hash(tokenizer.path), content_hash(blocks), arguments, dtype]
     place = settings.places[asset]
     advance = track(context.log, f"training {asset}", "steps")
 
@@ -206,7 +208,7 @@ def _figures(result: "SftResult") -> dict[str, dg.MetadataValue | float | int | 
         "steps": result.steps,
         "tokens": result.tokens,
         "seconds": result.seconds,
-        "tokens_per_second": result.tokens / result.seconds,
+        "tokens_per_second": result.tokens_per_second,
         "resumed_from_step": result.resumed_from or 0,
         "loss": inline_png(curve(steps, losses, x="step", y="loss, nats per token"), "training loss"),
     }

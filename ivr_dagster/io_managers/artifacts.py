@@ -41,9 +41,18 @@ class ArtifactIOManager(dg.UPathIOManager, Generic[T]):
         """Read what `write` wrote."""
 
     def dump_to_path(self, context: dg.OutputContext, obj: T, path: UPath) -> None:
-        """Write under a temporary name and rename."""
-        sweep(Path(str(path)).parent)
-        with replacing(Path(str(path))) as staged:
+        """Write under a temporary name and rename.
+
+        Raises:
+            InputError: a folder stands there.
+        """
+        place = Path(str(path))
+        if place.is_dir():
+            raise InputError(
+                "a file is to be written here, found a folder", where=place, remedy="Name a file in it instead."
+            )
+        sweep(place.parent)
+        with replacing(place) as staged:
             self.write(obj, staged)
 
     def load_from_path(self, context: dg.InputContext, path: UPath) -> T:
@@ -74,13 +83,17 @@ class FolderIOManager(ArtifactIOManager[T]):
         """Give the staged folder its place, in one rename.
 
         Raises:
-            InputError: a folder of somebody else's stands there.
+            InputError: a file or a folder of somebody else's stands there.
         """
         staged, place = Path(obj.path), Path(str(path))  # type: ignore[attr-defined]
         marker = {"asset": context.asset_key.to_user_string(), "run_id": context.run_id}
         (staged / MARKER).write_text(json.dumps(marker) + "\n", encoding="utf-8")
         if staged == place:
             return  # a training folder, which fills up in its place and is whole once `final_model` is there
+        if place.is_file():
+            raise InputError(
+                "a folder is to be written here, found a file", where=place, remedy="Choose another place."
+            )
         if place.is_dir() and any(place.iterdir()) and not (place / MARKER).is_file():
             raise InputError(
                 "this folder holds files that ivr_dagster did not write, it is not replaced",
@@ -88,6 +101,7 @@ class FolderIOManager(ArtifactIOManager[T]):
                 remedy="Move them away or choose another folder.",
             )
         publish(staged, place)
+        sweep(place.parent)
 
     def write(self, value: T, path: Path) -> None:
         """Not used: folders are written by their assets."""

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
+from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -92,6 +93,15 @@ class CleanedCorpus:
     def documents(self, split: Split) -> Iterator[tuple[str, str]]:
         """Yields id and text of the documents."""
         return ((row_id, text) for row_id, text in self._rows(split, "document_id", "text"))
+
+    def digest(self) -> str:
+        """A hash of the documents and their order, in hexadecimal: which file a document came from is not in it."""
+        digest = blake2b(digest_size=16)
+        for split in SPLITS:
+            digest.update(split.encode())
+            for (row_id,) in self._rows(split, "document_id"):
+                digest.update(row_id.encode())
+        return digest.hexdigest()
 
     def count(self, split: Split) -> int:
         """The number of documents, without reading them."""

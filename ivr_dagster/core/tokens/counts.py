@@ -98,9 +98,9 @@ def counts_table(counts: PretokenCounts) -> pl.DataFrame:
     """`pretoken` (text), `count` and `kind` ("pretoken" or "added"), most frequent first."""
     return pl.DataFrame(
         {
-            "pretoken": counts.types + list(counts.added),
+            "pretoken": pl.Series([*counts.types, *counts.added], dtype=pl.String),
             "count": pl.Series([*counts.counts.tolist(), *counts.added.values()], dtype=pl.Int64),
-            "kind": ["pretoken"] * len(counts.types) + ["added"] * len(counts.added),
+            "kind": pl.Series(["pretoken"] * len(counts.types) + ["added"] * len(counts.added), dtype=pl.String),
         }
     )
 

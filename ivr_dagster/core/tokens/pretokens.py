@@ -37,7 +37,8 @@ class PreTokenization:
     def splitter(self, tokenizer: Tokenizer) -> Callable[[str], list[str]]:
         """A function from text to its pre-tokens as text, without added tokens.
 
-        Where no pattern says how, `tokenizer` itself is asked.
+        Where no pattern says how, `tokenizer` itself is asked. Pre-tokens are those of the normalised text, where the
+        tokenizer normalises.
         """
         split: Callable[[str], list[str]]
         if self.pattern is not None:
@@ -50,6 +51,13 @@ class PreTokenization:
                 return [text[start:end] for start, end in spans]
 
             split = split_by_tokenizers
+        if tokenizer.normalizer is not None:
+            normalize, split_normalized = tokenizer.normalizer.normalize_str, split
+
+            def split_after_normalizing(text: str) -> list[str]:
+                return split_normalized(normalize(text))
+
+            split = split_after_normalizing
         if not self.added_tokens:
             return split
         added = regex.compile("|".join(map(regex.escape, self.added_tokens)))
@@ -120,8 +128,15 @@ def _one_pattern(parts: list[dict[str, Any]]) -> str | None:
         # text between the matches is a pre-token too when isolated: one pattern says so only if it matches everywhere,
         # as the published ones do; the check on a sample (`verify_splitter`) finds those that don't
         if pattern is not None and (before[0]["behavior"] == "Removed") == bool(before[0].get("invert")):
-            return str(pattern)
+            return str(pattern) if _yields_its_matches(pattern) else None
     return None
+
+
+def _yields_its_matches(pattern: str) -> bool:
+    try:
+        return regex.compile(pattern).groups == 0  # `findall` gives groups where there are any
+    except regex.error:  # tokenizers' dialect is Oniguruma's
+        return False
 
 
 def verify_splitter(split: Callable[[str], list[str]], tokenizer: Tokenizer, texts: Iterable[str]) -> str | None:
@@ -131,7 +146,8 @@ def verify_splitter(split: Callable[[str], list[str]], tokenizer: Tokenizer, tex
     sample of it first and falls back to `tokenizers` where they differ.
     """
     for text in texts:
-        expected = [string for string, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text)]
+        normalized = tokenizer.normalizer.normalize_str(text) if tokenizer.normalizer is not None else text
+        expected = [string for string, _ in tokenizer.pre_tokenizer.pre_tokenize_str(normalized)]
         if [string_of(piece) for piece in split(text)] != expected:
             return text
     return None

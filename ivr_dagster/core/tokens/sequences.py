@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tokenizers import Tokenizer
 
-from ivr_dagster.core.tokens.byte_level import CHARACTER_TO_BYTE, bytes_of
+from ivr_dagster.core.tokens.byte_level import CHARACTER_TO_BYTE, bytes_of, is_byte_level
 from ivr_dagster.core.tokens.counts import encode_types
 from ivr_dagster.core.tokens.pretokens import read_pretokenization
 
@@ -49,17 +49,22 @@ def fast_encoder(tokenizer: Tokenizer, types: list[str]) -> Encoder:
     """
     pretokenization = read_pretokenization(tokenizer)
     spec = json.loads(tokenizer.to_str())
-    vocabulary = spec["model"]["vocab"]
-    bytes_missing = [character for character in CHARACTER_TO_BYTE if character not in vocabulary]
-    if pretokenization.pattern is None or bytes_missing or spec.get("normalizer") is not None:
+    special = {token["content"]: int(token["id"]) for token in spec["added_tokens"]}
+    vocabulary = {string: token_id for string, token_id in spec["model"]["vocab"].items() if string not in special}
+    if (
+        pretokenization.pattern is None
+        or spec.get("normalizer") is not None
+        or not vocabulary.keys() >= CHARACTER_TO_BYTE.keys()
+        or not all(map(is_byte_level, vocabulary))
+        or any(token["single_word"] or token["lstrip"] or token["rstrip"] for token in spec["added_tokens"])
+    ):
         return reference_encoder(tokenizer)
     import tiktoken
 
-    special = {token["content"]: int(token["id"]) for token in spec["added_tokens"]}
     encoding = tiktoken.Encoding(
         "base",
         pat_str=pretokenization.pattern,
-        mergeable_ranks={bytes_of(s): i for s, i in vocabulary.items() if s not in special},
+        mergeable_ranks={bytes_of(string): token_id for string, token_id in vocabulary.items()},
         special_tokens=special,
     )
     expected = encode_types(tokenizer, types)

@@ -44,6 +44,7 @@ class SftResult:
         steps: optimizer steps of the whole run.
         tokens: tokens trained on in the whole run, repetitions counted.
         seconds: wall clock of this call; what an earlier, stopped one took is not in it.
+        tokens_per_second: of this call's training, loading and saving the model left out; 0 where nothing was left.
         resumed_from: the step this call went on from, None when it began at the beginning.
         train_loss: nats per token, mean over all steps of the whole run.
         loss_history: (step, mean loss in nats per token of the steps since the entry before), the whole run.
@@ -53,6 +54,7 @@ class SftResult:
     steps: int
     tokens: int
     seconds: float
+    tokens_per_second: float
     resumed_from: int | None
     train_loss: float
     loss_history: list[tuple[int, float]]
@@ -123,7 +125,9 @@ def fine_tune(
                 shutil.rmtree(logging_dir, ignore_errors=True)
         resumed_from = None if checkpoint is None else step_of(checkpoint)
         state = None if checkpoint is None else TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        tokens_before = 0 if state is None else int(state.num_input_tokens_seen)
 
+        training_began = time.monotonic()
         if checkpoint is not None and state is not None and state.global_step >= state.max_steps:
             # Trainer would take one step too many here where the last step lies inside an epoch
             model, _ = _load_model(checkpoint)
@@ -141,6 +145,7 @@ def fine_tune(
             trainer.remove_callback(PrinterCallback)
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
             state = trainer.state
+        training_seconds = time.monotonic() - training_began
 
         if arguments.should_save:
             # Trainer switches it off for training; the final model is for generating too
@@ -154,6 +159,7 @@ def fine_tune(
         steps=state.global_step,
         tokens=int(state.num_input_tokens_seen),
         seconds=time.monotonic() - started,
+        tokens_per_second=(int(state.num_input_tokens_seen) - tokens_before) / training_seconds,
         resumed_from=resumed_from,
         train_loss=_mean_loss(history),
         loss_history=history,

@@ -1,0 +1,58 @@
+"""The byte-level alphabet against tokenizers' own pre-tokenizer and decoder."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import decoders, pre_tokenizers
+
+from ivr_dagster.core.tokens.byte_level import (
+    BYTE_TO_CHARACTER,
+    CHARACTER_TO_BYTE,
+    bytes_of,
+    is_byte_level,
+    string_of,
+    text_of,
+)
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]))
+
+
+def test_the_alphabet_is_that_of_tokenizers_with_one_character_a_byte() -> None:
+    assert set(CHARACTER_TO_BYTE) == set(pre_tokenizers.ByteLevel.alphabet())
+    assert sorted(BYTE_TO_CHARACTER) == list(range(256))
+    assert all(CHARACTER_TO_BYTE[character] == byte for byte, character in BYTE_TO_CHARACTER.items())
+
+
+@given(TEXT)
+def test_a_text_becomes_the_string_that_tokenizers_makes_of_it(text: str) -> None:
+    whole = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    assert string_of(text) == "".join(piece for piece, _ in whole.pre_tokenize_str(text))
+
+
+@given(TEXT)
+def test_text_comes_back_from_its_string(text: str) -> None:
+    string = string_of(text)
+    assert len(string) == len(text.encode())
+    assert is_byte_level(string)
+    assert bytes_of(string) == text.encode()
+    assert text_of(string) == text
+
+
+@given(st.binary())
+def test_bytes_that_are_no_whole_characters_show_as_the_decoder_of_tokenizers_shows_them(content: bytes) -> None:
+    string = "".join(BYTE_TO_CHARACTER[byte] for byte in content)
+    assert bytes_of(string) == content
+    assert text_of(string) == decoders.ByteLevel().decode([string])
+
+
+@pytest.mark.parametrize("length", [1, 2])
+def test_part_of_a_character_shows_as_the_replacement_character(length: int) -> None:
+    assert text_of(string_of("한")[:length]) == "\ufffd"
+    assert text_of("a" + string_of("한")[:length]) == "a\ufffd"
+
+
+def test_a_string_outside_the_alphabet_is_its_own_text_and_has_no_bytes() -> None:
+    assert not is_byte_level("<｜end｜>")
+    assert text_of("<｜end｜>") == "<｜end｜>"
+    with pytest.raises(KeyError, match="｜"):
+        bytes_of("<｜end｜>")

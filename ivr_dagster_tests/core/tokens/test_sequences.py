@@ -1,0 +1,145 @@
+"""The fast encoder against tokenizers, and sequences through Parquet."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer, normalizers
+
+from ivr_dagster.core.tokens import sequences
+from ivr_dagster.core.tokens.byte_level import CHARACTER_TO_BYTE
+from ivr_dagster.core.tokens.counts import PretokenCounts, count_pretokens, token_frequencies
+from ivr_dagster.core.tokens.sequences import (
+    Encoder,
+    TokenSequences,
+    fast_encoder,
+    id_dtype,
+    reference_encoder,
+    write_token_sequences,
+)
+
+TEXT = st.lists(
+    st.text(st.characters(exclude_categories=["Cs", "Cn"])) | st.sampled_from(["<|endoftext|>", " the", "====", "'ll"])
+).map("".join)
+
+
+def is_by_tiktoken(encode: Encoder) -> bool:
+    return "fast_encoder" in encode.__qualname__
+
+
+def assert_same(ids: list[np.ndarray], expected: list[np.ndarray]) -> None:
+    assert [(i.dtype, i.tolist()) for i in ids] == [(e.dtype, e.tolist()) for e in expected]
+
+
+@pytest.fixture(scope="module")
+def gpt2_fast(gpt2: Tokenizer, topics_counts: PretokenCounts) -> Encoder:
+    return fast_encoder(gpt2, topics_counts.types)
+
+
+def test_the_fast_encoder_gives_the_ids_of_tokenizers(gpt2: Tokenizer, gpt2_fast: Encoder, topics: list[str]) -> None:
+    assert is_by_tiktoken(gpt2_fast)
+    texts = [*topics, "", "<|endoftext|>", "a<|endoftext|> b"]
+    assert_same(gpt2_fast(texts), reference_encoder(gpt2)(texts))
+
+
+@given(TEXT)
+def test_the_fast_encoder_gives_the_ids_of_tokenizers_on_any_text(
+    gpt2: Tokenizer, gpt2_fast: Encoder, text: str
+) -> None:
+    assert_same(gpt2_fast([text]), reference_encoder(gpt2)([text]))
+
+
+def changed(tokenizer: Tokenizer, change: Callable[[dict[str, dict[str, dict[str, int]]]], None]) -> Tokenizer:
+    spec = json.loads(tokenizer.to_str())
+    change(spec)
+    return Tokenizer.from_str(json.dumps(spec))
+
+
+def test_ids_in_another_order_than_the_merges_are_still_exact(tiny_bpe: Tokenizer, topics: list[str]) -> None:
+    """tiktoken joins by id: with the ids turned round it would join the latest merge first."""
+
+    def reverse(spec: dict[str, dict[str, dict[str, int]]]) -> None:
+        vocabulary = spec["model"]["vocab"]
+        spec["model"]["vocab"] = {string: len(vocabulary) - 1 - i for string, i in vocabulary.items()}
+
+    tokenizer = changed(tiny_bpe, reverse)
+    encode = fast_encoder(tokenizer, count_pretokens(topics[:5], tokenizer).types)
+    assert not is_by_tiktoken(encode)
+    assert_same(encode(topics[:5]), reference_encoder(tokenizer)(topics[:5]))
+
+
+def test_a_base_that_lacks_bytes_is_encoded_by_tokenizers(train_bpe: Callable[..., Tokenizer]) -> None:
+    tokenizer = train_bpe(["banana bandana"], 5, alphabet=sorted(CHARACTER_TO_BYTE.keys() - {"d"}))
+    encode = fast_encoder(tokenizer, ["banana", " bandana"])
+    assert_same(encode(["d bandana"]), reference_encoder(tokenizer)(["d bandana"]))
+
+
+def test_a_base_that_normalises_is_encoded_by_tokenizers(tiny_bpe: Tokenizer) -> None:
+    tokenizer = Tokenizer.from_str(tiny_bpe.to_str())
+    tokenizer.normalizer = normalizers.NFC()
+    assert_same(fast_encoder(tokenizer, ["e"])(["e\u0301"]), reference_encoder(tokenizer)(["é"]))
+
+
+@pytest.mark.parametrize("flag", ["lstrip", "rstrip", "single_word"])
+def test_an_added_token_that_minds_its_neighbours_is_encoded_by_tokenizers(tiny_bpe: Tokenizer, flag: str) -> None:
+    tokenizer = Tokenizer.from_str(tiny_bpe.to_str())
+    tokenizer.add_tokens([AddedToken("mask", normalized=False, **{flag: True})])
+    texts = ["the  mask  is", "unmasked"]
+    assert_same(fast_encoder(tokenizer, [" is"])(texts), reference_encoder(tokenizer)(texts))
+
+
+def test_a_string_outside_the_byte_level_alphabet_in_the_vocabulary_does_no_harm(tiny_bpe: Tokenizer) -> None:
+    def add(spec: dict[str, dict[str, dict[str, int]]]) -> None:
+        spec["model"]["vocab"]["▁odd"] = len(spec["model"]["vocab"]) + 1
+
+    tokenizer = changed(tiny_bpe, add)
+    assert_same(fast_encoder(tokenizer, ["odd"])(["▁odd one"]), reference_encoder(tokenizer)(["▁odd one"]))
+
+
+def test_ids_take_two_bytes_as_long_as_they_fit() -> None:
+    assert id_dtype(50_257) is np.uint16
+    assert id_dtype(65_536) is np.uint16
+    assert id_dtype(65_537) is np.uint32
+
+
+def test_sequences_come_back_from_parquet_in_order_and_dtype(
+    tmp_path: Path, gpt2: Tokenizer, gpt2_fast: Encoder, topics: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sequences, "BATCH_TEXTS", 7)
+    monkeypatch.setattr(sequences, "PART_TOKENS", 20_000)
+    texts = ["", *topics[:40], "", "", "the end"]
+    documents = [(f"document {n}", text) for n, text in enumerate(texts)]
+    total = write_token_sequences(iter(documents), gpt2_fast, tmp_path)
+    expected = reference_encoder(gpt2)(texts)
+    stored = TokenSequences(tmp_path)
+    assert len(list(tmp_path.glob("*.parquet"))) > 1
+    assert total == sum(map(len, expected))
+    assert [document for document, _ in stored.documents()] == [document for document, _ in documents]
+    assert_same([ids for _, ids in stored.documents()], expected)
+    assert_same(list(stored), expected)
+    assert expected[0].dtype == np.uint16
+
+
+def test_frequencies_of_sequences_are_those_of_the_counts(
+    tmp_path: Path, gpt2: Tokenizer, gpt2_fast: Encoder, topics: list[str], topics_counts: PretokenCounts
+) -> None:
+    total = write_token_sequences(((str(n), text) for n, text in enumerate(topics)), gpt2_fast, tmp_path)
+    frequencies = TokenSequences(tmp_path).frequencies(gpt2.get_vocab_size())
+    np.testing.assert_array_equal(frequencies, token_frequencies(topics_counts, gpt2))
+    assert frequencies.sum() == total
+
+
+def test_no_documents_are_no_sequences(tmp_path: Path, tiny_bpe: Tokenizer) -> None:
+    target = tmp_path / "sequences"
+    assert write_token_sequences([], reference_encoder(tiny_bpe), target) == 0
+    assert list(TokenSequences(target)) == []
+    assert TokenSequences(target).frequencies(3).tolist() == [0, 0, 0]
+
+
+def test_only_empty_documents_are_sequences_without_ids(tmp_path: Path, tiny_bpe: Tokenizer) -> None:
+    assert write_token_sequences([("a", ""), ("b", "")], reference_encoder(tiny_bpe), tmp_path) == 0
+    assert [(d, i.tolist()) for d, i in TokenSequences(tmp_path).documents()] == [("a", []), ("b", [])]

@@ -1,0 +1,277 @@
+"""The whole pipeline through Dagster, on real if small input: the packaged model and a part of the sample corpus."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ivr_dagster.artifact_paths import RELATIVE_PATHS
+from ivr_dagster.core.errors import InputError
+from ivr_dagster.materialize import StageFailed, Workbench
+from ivr_dagster.sample.corpus import write_sample_corpus
+from ivr_dagster.settings import load_settings
+from ivr_dagster.stages import STAGES
+
+SMALL = {
+    "model_name": "sample",
+    "heldout_fraction": 0.1,
+    "max_candidates": 150,
+    "train_bytes": 6_000,
+    "block_size": 64,
+    "evaluation_bytes": 4_000,
+    "continuations": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Raw documents and training settings, small enough for seconds."""
+    root = tmp_path_factory.mktemp("pipeline")
+    write_sample_corpus(root / "all")
+    lines = [line for file in sorted((root / "all").glob("*.jsonl")) for line in file.read_text().splitlines()]
+    (root / "raw").mkdir()
+    short = [line for line in lines if 400 < len(line) < 4_000][:220]
+    (root / "raw" / "documents.jsonl").write_text("\n".join(short) + "\n")
+    (root / "sft_config.yaml").write_text(
+        "num_train_epochs: 1\nlearning_rate: 2.0e-3\nper_device_train_batch_size: 4\nsave_steps: 2\nlogging_steps: 1\n"
+    )
+    home = os.environ.pop("DAGSTER_HOME", None)
+    yield root
+    os.environ.pop("DAGSTER_HOME", None)
+    if home is not None:
+        os.environ["DAGSTER_HOME"] = home
+
+
+def workbench(folder: Path, **changed: Any) -> Workbench:
+    os.environ.pop("DAGSTER_HOME", None)
+    options = SMALL | {"raw_corpora_dir": str(folder / "raw"), "config_path": str(folder / "sft_config.yaml")} | changed
+    bench = Workbench(load_settings(folder / "artifacts", options=options, environ={}), folder / "artifacts")
+    bench.observe_sources()
+    return bench
+
+
+@pytest.fixture(scope="module")
+def finished(folder: Path) -> dict[str, dict[str, Any]]:
+    """Figures by asset after every stage has run once, in order."""
+    bench = workbench(folder)
+    figures: dict[str, dict[str, Any]] = {}
+    for stage in STAGES:
+        result = bench.run(bench.stale_assets(stage))
+        figures |= result.figures
+        assert all(check["passed"] for check in result.checks if check["severity"] == "ERROR"), result.checks
+    return figures
+
+
+def stale(bench: Workbench) -> dict[str, str]:
+    return {state.name: state.stale for state in bench.states() if state.stale}
+
+
+def test_every_artifact_lies_where_the_design_says(folder: Path, finished: dict[str, dict[str, Any]]) -> None:
+    made = set(RELATIVE_PATHS) - {"raw_corpus"}
+    assert made == set(finished)
+    for name in made:
+        assert (folder / "artifacts" / RELATIVE_PATHS[name]).exists(), name
+    for split in ("train", "heldout"):
+        assert list((folder / "artifacts/corpora/cleaned" / split).glob("*.parquet"))
+    assert (folder / "artifacts/training/sft_checkpoint/final_model/model.safetensors").is_file()
+    assert list((folder / "artifacts/training/sft_checkpoint").glob("checkpoint-*"))
+    assert list((folder / "artifacts/training/sft_checkpoint/logs").rglob("events.out.tfevents*"))
+
+
+def test_the_report_has_every_variant_and_figure(folder: Path, finished: dict[str, dict[str, Any]]) -> None:
+    report = json.loads((folder / "artifacts/evaluation/report.json").read_text())
+    assert set(report["variants"]) == {"base", "distilled", "initialized", "sft", "vanilla_sft"}
+    for variant in report["variants"].values():
+        assert 0 < variant["bpb"] < 10
+        assert 1 < variant["bytes_per_token"] < 20
+    assert len({variant["bytes"] for variant in report["variants"].values()}) == 1
+    assert 0 < report["token_saving"] < 1
+    assert report["agreement"] > 0.99
+    assert report["round_trip"] == 1.0
+    assert "vanilla" in (folder / "artifacts/evaluation/report.md").read_text()
+
+
+def test_tokenizer_and_model_load_with_transformers_and_agree_on_sizes(
+    folder: Path, finished: dict[str, dict[str, Any]]
+) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    final = folder / "artifacts/training/sft_checkpoint/final_model"
+    tokenizer, model = AutoTokenizer.from_pretrained(final), AutoModelForCausalLM.from_pretrained(final)
+    saved = AutoTokenizer.from_pretrained(folder / "artifacts/tokenizers/remapped")
+    text = "The tokenizer <|endoftext|> gives  back\tevery text: 한국어 é́ 🙂\n"
+    assert len(tokenizer) == model.get_input_embeddings().weight.shape[0] == 50_257
+    assert tokenizer(text)["input_ids"] == saved(text)["input_ids"]
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+    assert tokenizer.eos_token_id == model.config.eos_token_id == 50_256
+
+
+def test_nothing_is_stale_after_a_full_run(folder: Path, finished: dict[str, dict[str, Any]]) -> None:
+    assert stale(workbench(folder)) == {}
+
+
+def test_a_changed_setting_makes_its_asset_and_what_follows_stale(
+    folder: Path, finished: dict[str, dict[str, Any]]
+) -> None:
+    found = stale(workbench(folder, max_candidates=140))
+    assert found["replacement_candidates"] == "settings or code changed"
+    assert not {"cleaned_corpus", "token_stats", "distilled_tokenizer", "original_embeddings"} & set(found)
+    assert {"remap_rules", "remapped_tokenizer", "sft_checkpoint", "evaluation_report"} <= set(found)
+
+
+def test_changed_training_settings_make_only_training_and_evaluation_stale(
+    folder: Path, finished: dict[str, dict[str, Any]]
+) -> None:
+    other = folder / "other.yaml"
+    other.write_text((folder / "sft_config.yaml").read_text() + "weight_decay: 0.2\n")
+    found = stale(workbench(folder, config_path=str(other)))
+    assert set(found) == {"sft_checkpoint", "vanilla_sft_checkpoint", "evaluation_report"}
+
+
+def test_a_new_document_that_leaves_the_result_as_it_was_stops_where_nothing_changes(
+    folder: Path, finished: dict[str, dict[str, Any]]
+) -> None:
+    # a duplicate: the raw corpus is another one, the cleaned corpus is not
+    extra = folder / "raw" / "again.jsonl"
+    extra.write_text((folder / "raw" / "documents.jsonl").read_text().splitlines()[0] + "\n")
+    try:
+        bench = workbench(folder)
+        assert stale(bench)["cleaned_corpus"] == "raw_corpus changed"
+        bench.run(["cleaned_corpus"])
+        assert stale(workbench(folder)) == {}
+    finally:
+        extra.unlink()
+    bench = workbench(folder)
+    bench.run(["cleaned_corpus"])
+    assert stale(bench) == {}
+
+
+def test_rules_edited_by_hand_are_noticed_honoured_and_kept(folder: Path, finished: dict[str, dict[str, Any]]) -> None:
+    file = folder / "artifacts/tokenizers/remap_rules.yaml"
+    computed = file.read_text()
+    content = yaml.safe_load(computed)
+    dropped = content["rules"].pop()
+    try:
+        file.write_text("# mine\n" + yaml.safe_dump(content, allow_unicode=True, sort_keys=False))
+        bench = workbench(folder)
+        assert stale(bench)["remap_rules"] == "edited by hand"
+        result = bench.run(bench.stage_assets("remap"))
+        assert result.figures["remap_rules"]["edited_by_hand"] is True
+        assert file.read_text().startswith("# mine\n")
+        assert result.figures["remapped_tokenizer"]["tokens_reassigned"] == len(content["rules"])
+
+        content["rules"][0]["id"] = 50_256
+        file.write_text(yaml.safe_dump(content, allow_unicode=True, sort_keys=False))
+        with pytest.raises(InputError, match=r"50256.*protected"):
+            bench.run(bench.stage_assets("remap"))
+        tokenizer = json.loads((folder / "artifacts/tokenizers/remapped/tokenizer.json").read_text())
+        assert tokenizer["model"]["vocab"][dropped["id"]][0] == dropped["sacrificed_token"]
+    finally:
+        file.write_text(computed)
+        bench = workbench(folder)
+        bench.run(bench.stage_assets("remap"))
+    assert stale(workbench(folder)) == {}
+
+
+def test_a_failed_blocking_check_fails_the_stage_and_names_figure_and_remedy(
+    folder: Path, finished: dict[str, dict[str, Any]]
+) -> None:
+    bench = workbench(folder, agreement_floor=1.0)
+    with pytest.raises(StageFailed, match=r"agreement_floor.*floor 1\.0.*worst divergences"):
+        bench.run(["distilled_tokenizer"])
+    assert "agreement_floor" in bench.failed_blocking_checks("select")
+    mended = workbench(folder)
+    mended.run(["distilled_tokenizer"])
+    assert mended.failed_blocking_checks("select") == ""
+
+
+def ivr(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "ivr_dagster.cli", *arguments]
+    clean = {key: value for key, value in os.environ.items() if key != "DAGSTER_HOME"}
+    return subprocess.run(command, capture_output=True, text=True, env=clean | environment, check=False)
+
+
+def test_stages_without_what_they_need_exit_with_two_and_one_line(tmp_path: Path) -> None:
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "a.txt").write_text("some text")
+    asked = ivr(
+        "--artifacts-dir",
+        str(tmp_path / "a"),
+        "analyze",
+        IVR_RAW_CORPORA_DIR=str(tmp_path / "raw"),
+        IVR_MODEL_NAME="sample",
+    )
+    assert asked.returncode == 2, asked.stderr
+    assert asked.stderr.count("\n") == 1
+    assert "cleaned_corpus" in asked.stderr
+    assert asked.stdout == ""
+
+
+def test_a_model_out_of_reach_exits_with_two_and_names_the_ways_out(tmp_path: Path) -> None:
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "a.txt").write_text("some text")
+    asked = ivr(
+        "--artifacts-dir", str(tmp_path / "a"), "init", "--raw-corpora-dir", str(tmp_path / "raw"),
+        HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "hub"),
+    )  # fmt: skip
+    assert asked.returncode == 2, asked.stderr
+    assert "openai-community/gpt2" in asked.stderr
+    assert "--model-name FOLDER" in asked.stderr
+
+
+def test_json_is_one_object_on_standard_output(folder: Path, finished: dict[str, dict[str, Any]]) -> None:
+    settings = {f"IVR_{key.upper()}": str(value) for key, value in SMALL.items()}
+    settings |= {"IVR_RAW_CORPORA_DIR": str(folder / "raw"), "IVR_CONFIG_PATH": str(folder / "sft_config.yaml")}
+    asked = ivr("--artifacts-dir", str(folder / "artifacts"), "--json", "status", **settings)
+    assert asked.returncode == 0, asked.stderr
+    rows = {row["asset"]: row for row in json.loads(asked.stdout)["assets"]}
+    assert all(row["fresh"] for row in rows.values())
+    assert rows["remapped_tokenizer"]["figures"]["tokens_reassigned"] == 150
+
+
+def test_a_training_killed_with_sigkill_goes_on_from_its_last_checkpoint(
+    folder: Path, finished: dict[str, dict[str, Any]]
+) -> None:
+    config = folder / "slow.yaml"
+    config.write_text("num_train_epochs: 40\nper_device_train_batch_size: 4\nsave_steps: 2\nlogging_steps: 1\n")
+    changed = {"config_path": str(config), "vanilla": False}
+    settings = {f"IVR_{key.upper()}": str(value) for key, value in (SMALL | changed).items()}
+    settings |= {"IVR_RAW_CORPORA_DIR": str(folder / "raw"), "DAGSTER_HOME": str(folder / "artifacts/.dagster")}
+    place = folder / "artifacts/training/sft_checkpoint"
+    before = (place / "final_model/model.safetensors").read_bytes()
+    command = [
+        sys.executable,
+        "-m",
+        "ivr_dagster.cli",
+        "--artifacts-dir",
+        str(folder / "artifacts"),
+        "run",
+        "--until",
+        "train",
+    ]
+    child = subprocess.Popen(command, env=os.environ | settings, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    # of this training, not the one before, which had fewer steps
+    while (
+        not any(int(p.name.rpartition("-")[2]) > 8 for p in place.glob("checkpoint-*")) and time.monotonic() < deadline
+    ):
+        assert child.poll() is None, "the training ended before it could be killed"
+        time.sleep(0.1)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    assert (place / "final_model/model.safetensors").read_bytes() == before
+
+    config.write_text(config.read_text())  # the same settings
+    bench = workbench(folder, **changed)
+    assert "sft_checkpoint" in stale(bench)
+    result = bench.run(["sft_checkpoint"])
+    assert result.figures["sft_checkpoint"]["resumed_from_step"] >= 8
+    workbench(folder).run(["training_blocks", "sft_checkpoint", "vanilla_sft_checkpoint"])
