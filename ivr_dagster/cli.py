@@ -120,12 +120,13 @@ class Request:
         return self.config or ArtifactPaths(self.artifacts_dir).settings_file
 
     def workbench(self, given: dict[str, Any]) -> "Workbench":
-        """The assets under the settings, what was given as options included and remembered."""
+        """The assets under the settings, options included, once sources were looked at; the options are remembered."""
         settings = load_settings(self.artifacts_dir, config=self.config, options=given)
         _quiet_libraries(self.log_level)
         from ivr_dagster.materialize import Workbench
 
         workbench = Workbench(settings, self.artifacts_dir)
+        workbench.observe_sources()
         remember_settings(self.settings_file, given)
         return workbench
 
@@ -191,7 +192,6 @@ def _stage_command(stage: str) -> None:
     def command(request: Request, /, normalize_force: bool = False, **options: Any) -> None:
         given = {key: value for key, value in options.items() if value is not None}
         workbench = request.workbench(given)
-        workbench.observe_sources()
         failed = workbench.failed_blocking_checks(before_stage=stage)
         if failed:
             raise InputError(f"{stage} was asked for, but a blocking check has failed before it: {failed}")
@@ -232,7 +232,6 @@ def run(request: Request, /, sample: bool, until: str | None, dry_run: bool, **o
         {"preset": "sample"} if sample else {}
     )
     workbench = request.workbench(given)
-    workbench.observe_sources()
     if dry_run:
         _show_states(request, [state for state in workbench.states() if state.stale])
         return
@@ -255,7 +254,6 @@ def run(request: Request, /, sample: bool, until: str | None, dry_run: bool, **o
 def status(request: Request) -> None:
     """Show every asset, fresh or stale, with its key figures."""
     workbench = request.workbench({})
-    workbench.observe_sources()
     _show_states(request, workbench.states())
 
 

@@ -39,7 +39,11 @@ ASSETS = (corpus, tokenizer, tokens, vocabulary, embedding, training)
 
 
 def build_definitions(
-    settings: Settings | None = None, *, artifacts_dir: Path | None = None, resources: Mapping[str, Any] | None = None
+    settings: Settings | None = None,
+    *,
+    artifacts_dir: Path | None = None,
+    resources: Mapping[str, Any] | None = None,
+    loggers: Mapping[str, dg.LoggerDefinition] | None = None,
 ) -> dg.Definitions:
     """All assets, checks, jobs, schedules, sensors and resources.
 
@@ -47,6 +51,7 @@ def build_definitions(
         settings: what they work by; read from environment and settings file if not given.
         artifacts_dir: where artifacts lie; `IVR_ARTIFACTS_DIR`, or `artifacts` below the current folder.
         resources: take the place of the resources of the same key.
+        loggers: take the place of Dagster's.
 
     Raises:
         InputError: the settings are at fault.
@@ -66,6 +71,7 @@ def build_definitions(
         jobs=automatic["jobs"],
         schedules=automatic["schedules"],
         sensors=automatic["sensors"],
+        loggers=loggers,
         resources={
             "settings": shared,
             "base": BaseModelResource(model_name=settings.model_name, revision=settings.revision),

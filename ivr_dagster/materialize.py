@@ -3,6 +3,7 @@
 What belongs here: the instance, what is stale and why, and running assets in this process. Nothing is printed.
 """
 
+import logging
 import os
 import shutil
 from collections.abc import Iterable, Mapping
@@ -13,7 +14,7 @@ from typing import Any
 
 import dagster as dg
 from dagster._core.definitions.data_version import DATA_VERSION_TAG, INPUT_DATA_VERSION_TAG_PREFIX
-from dagster._core.errors import DagsterExecutionInterruptedError
+from dagster._core.errors import DagsterAssetCheckFailedError, DagsterExecutionInterruptedError
 
 from ivr_dagster.artifact_paths import ArtifactPaths
 from ivr_dagster.assets.corpus import observe_corpus
@@ -64,12 +65,37 @@ class StageResult:
     run_id: str = ""
 
 
+@dg.logger(config_schema={"log_level": str}, description="What assets say, for a terminal.")
+def terminal_logger(context: dg.InitLoggerContext) -> logging.Logger:
+    """Lines of assets on standard error; Dagster's own events, tracebacks among them, only at INFO and below.
+
+    What went wrong is told once, by whoever asked for the run.
+    """
+    level = logging.getLevelName(context.logger_config["log_level"])
+    logger = logging.Logger("ivr", level)
+    handler = logging.StreamHandler()
+    handler.setFormatter(_TerminalFormatter())
+    if level > logging.INFO:
+        handler.addFilter(lambda record: getattr(record, "dagster_meta", {}).get("dagster_event") is None)
+    logger.addHandler(handler)
+    return logger
+
+
+class _TerminalFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        said = getattr(record, "dagster_meta", {})
+        step = said.get("step_key")
+        message = said.get("orig_message") or record.getMessage()
+        return f"{record.levelname.lower()}: {step}: {message}" if step else f"{record.levelname.lower()}: {message}"
+
+
 class Workbench:
     """The assets of one artifacts folder under given settings, and the instance that remembers them."""
 
     def __init__(self, settings: Settings, artifacts_dir: Path) -> None:
         self.settings, self.paths = settings, settings.paths(artifacts_dir)
-        self._definitions = build_definitions(settings, artifacts_dir=artifacts_dir)
+        loggers = {"console": terminal_logger}
+        self._definitions = build_definitions(settings, artifacts_dir=artifacts_dir, loggers=loggers)
         self.instance = open_instance(self.paths)
         self._job = self._definitions.resolve_implicit_global_asset_job_def()
         self._graph = self._definitions.resolve_asset_graph()
@@ -169,7 +195,7 @@ class Workbench:
             )
         except (KeyboardInterrupt, DagsterExecutionInterruptedError) as error:
             raise Interrupted from error
-        except dg.DagsterAssetCheckFailedError as error:
+        except DagsterAssetCheckFailedError as error:
             raise StageFailed(f"a blocking check failed: {self._failed_checks(keys)}") from error
         found = {
             event.asset_key.to_user_string(): scalars(event.materialization.metadata)

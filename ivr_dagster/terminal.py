@@ -1,6 +1,7 @@
 """What the terminal shows: bars on standard error while work goes on, tables on standard output after it."""
 
 import sys
+import time
 from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Self
@@ -15,12 +16,15 @@ from ivr_dagster.artifact_paths import ArtifactPaths
 OUT = Console() if sys.stdout.isatty() else Console(width=200)
 ERR = Console(stderr=True)
 
+SECONDS_BETWEEN_LINES = 5.0
+
 
 class ProgressBars:
     """One bar for each long step under way; on a standard error that is no terminal, a line now and then."""
 
     def __init__(self, stage: str, assets: int, *, quiet: bool) -> None:
-        self._quiet = quiet or not sys.stderr.isatty()
+        self._lines = not quiet and not sys.stderr.isatty()
+        self._next_line = time.monotonic() + SECONDS_BETWEEN_LINES
         self._progress = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
@@ -30,7 +34,7 @@ class ProgressBars:
             TimeRemainingColumn(),
             console=ERR,
             transient=True,
-            disable=self._quiet,
+            disable=quiet or self._lines,
         )
         self._tasks: dict[str, Any] = {}
         self._title = f"{stage}: {assets} asset{'s' if assets > 1 else ''}"
@@ -42,6 +46,11 @@ class ProgressBars:
 
     def advance(self, label: str, done: float, total: float, unit: str) -> None:
         """A `progress.Listener`."""
+        if self._lines:
+            if time.monotonic() >= self._next_line:
+                self._next_line = time.monotonic() + SECONDS_BETWEEN_LINES
+                ERR.print(f"{self._title}: {label}: {done:,.0f} of {total:,.0f} {unit}", highlight=False)
+            return
         if label not in self._tasks:
             self._tasks[label] = self._progress.add_task(f"{label}, {unit}", total=total)
         self._progress.update(self._tasks[label], completed=done, total=total)

@@ -1,0 +1,77 @@
+"""Agreement, round trip and token counts on examples counted by hand."""
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from ivr_dagster.core.tokenizer.agreement import (
+    LISTED_DIVERGENCES,
+    Divergence,
+    count_tokens,
+    measure_agreement,
+    measure_round_trip,
+)
+from ivr_dagster.core.tokens.byte_level import CHARACTER_TO_BYTE
+from ivr_dagster.core.tokens.counts import PretokenCounts
+
+
+def bytes_and(*merges: tuple[str, str], without: str = "") -> Tokenizer:
+    characters = sorted(CHARACTER_TO_BYTE.keys() - set(without))
+    vocabulary = {string: n for n, string in enumerate([*characters, "ab", "bc"])}
+    tokenizer = Tokenizer(models.BPE(vocabulary, list(merges)))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def counted(**counts: int) -> PretokenCounts:
+    return PretokenCounts(list(counts), np.array(list(counts.values()), np.int64), {}, 0, 0)
+
+
+AB_FIRST, BC_FIRST = bytes_and(("a", "b"), ("b", "c")), bytes_and(("b", "c"), ("a", "b"))
+
+
+def test_agreement_weighs_types_by_their_occurrences_and_lists_those_that_differ() -> None:
+    agreement = measure_agreement(AB_FIRST, BC_FIRST, counted(ab=6, abc=3, abcabc=1))
+    assert (agreement.types, agreement.types_identical) == (3, 1)
+    assert (agreement.occurrences, agreement.occurrences_identical) == (10, 6)
+    assert agreement.share == pytest.approx(0.6)
+    assert agreement.divergences == [
+        Divergence("abc", 3, ["ab", "c"], ["a", "bc"]),
+        Divergence("abcabc", 1, ["ab", "c", "ab", "c"], ["a", "bc", "a", "bc"]),
+    ]
+    assert agreement.as_dict() == {
+        "agreement": pytest.approx(0.6),
+        "types": 3,
+        "types_identical": 1,
+        "occurrences": 10,
+        "occurrences_identical": 6,
+        "divergences": [
+            {"pretoken": "abc", "count": 3, "base": ["ab", "c"], "other": ["a", "bc"]},
+            {"pretoken": "abcabc", "count": 1, "base": ["ab", "c", "ab", "c"], "other": ["a", "bc", "a", "bc"]},
+        ],
+    }
+
+
+def test_a_tokenizer_agrees_with_itself_and_all_agree_on_nothing() -> None:
+    assert measure_agreement(AB_FIRST, AB_FIRST, counted(ab=6, abc=3)).share == 1.0
+    assert measure_agreement(AB_FIRST, BC_FIRST, counted()).share == 1.0
+
+
+def test_only_the_most_frequent_divergences_are_listed() -> None:
+    counts = counted(**{"abc" + "x" * n: 100 - n for n in range(60)})
+    listed = measure_agreement(AB_FIRST, BC_FIRST, counts).divergences
+    assert [divergence.count for divergence in listed] == [100 - n for n in range(LISTED_DIVERGENCES)]
+
+
+def test_a_round_trip_that_fails_shows_the_first_text_and_what_came_back() -> None:
+    texts = ["abc", "", "a b\n", "한국어", "x-ray", "xx"]
+    whole = measure_round_trip(AB_FIRST, texts)
+    assert (whole.texts, whole.exact, whole.failure, whole.holds) == (6, 6, None, True)
+    lossy = measure_round_trip(bytes_and(without="x"), texts)
+    assert (lossy.texts, lossy.exact, lossy.failure, lossy.holds) == (6, 4, ("x-ray", "-ray"), False)
+
+
+def test_tokens_and_bytes_are_counted_over_all_batches() -> None:
+    assert count_tokens(AB_FIRST, iter(["abc", "한", ""] * 300)) == (300 * (2 + 3), 300 * (3 + 3))
+    assert count_tokens(AB_FIRST, []) == (0, 0)

@@ -1,0 +1,117 @@
+"""Tokenizer folders through AutoTokenizer."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+
+from ivr_dagster.core.errors import InputError
+from ivr_dagster.core.tokenizer.folder import write_original_tokenizer, write_tokenizer
+from ivr_dagster.sample import SAMPLE_MODEL
+
+TEXTS = ["It is n't , you see ! <|endoftext|> a  b", "한국어\n\n  e\u0301 \x00", " . ?  do not ' s"]
+
+
+def load(folder: Path, **settings: Any) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True, **settings)
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("original")
+    write_original_tokenizer(SAMPLE_MODEL, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def distilled(tmp_path_factory: pytest.TempPathFactory, original: Path, gpt2_distilled: Tokenizer) -> Path:
+    folder = tmp_path_factory.mktemp("distilled")
+    write_tokenizer(gpt2_distilled, original, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def distilled_loaded(distilled: Path) -> Any:
+    return load(distilled)
+
+
+def test_the_original_is_kept_with_its_ids_and_its_end_of_text_token(original: Path, gpt2: Tokenizer) -> None:
+    kept, given = load(original), load(SAMPLE_MODEL)
+    for text in TEXTS:
+        assert kept(text).input_ids == given(text).input_ids == gpt2.encode(text, add_special_tokens=False).ids
+    assert kept.eos_token_id == kept.bos_token_id == 50_256
+    assert kept.model_max_length == given.model_max_length == 512
+
+
+def test_an_original_in_files_of_old_becomes_one_tokenizer_json(tmp_path: Path, tiny_bpe: Tokenizer) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.mkdir()
+    model = json.loads(tiny_bpe.to_str())["model"]
+    vocabulary = model["vocab"] | {"<|endoftext|>": len(model["vocab"])}
+    (source / "vocab.json").write_text(json.dumps(vocabulary))
+    (source / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in model["merges"]))
+    (source / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "GPT2Tokenizer"}))
+    write_original_tokenizer(source, target)
+    assert not (target / "vocab.json").exists() and not (target / "merges.txt").exists()
+    assert load(target).eos_token == "<|endoftext|>"
+    written = Tokenizer.from_file(str(target / "tokenizer.json"))
+    for text in TEXTS:
+        assert load(target)(text).input_ids == written.encode(text).ids == tiny_bpe.encode(text).ids
+
+
+def test_a_folder_without_a_tokenizer_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError) as error:
+        write_original_tokenizer(tmp_path, tmp_path / "target")
+    assert error.value.where == tmp_path
+    assert "no tokenizer can be loaded" in str(error.value)
+
+
+def test_a_tokenizer_that_only_exists_in_python_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "ByT5Tokenizer"}))
+    with pytest.raises(InputError, match="no fast form") as error:
+        write_original_tokenizer(tmp_path, tmp_path / "target")
+    assert error.value.where == tmp_path
+
+
+def test_the_written_tokenizer_gives_the_ids_it_was_given_with(
+    distilled: Path, distilled_loaded: Any, gpt2_distilled: Tokenizer, topics: list[str]
+) -> None:
+    read = Tokenizer.from_file(str(distilled / "tokenizer.json"))
+    for text in [*TEXTS, *topics[:10]]:
+        ids = gpt2_distilled.encode(text).ids
+        assert read.encode(text).ids == ids
+        assert distilled_loaded(text).input_ids == ids
+    assert distilled_loaded.get_vocab() == gpt2_distilled.get_vocab()
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"])) | st.text(" .,!?'sntrve\n", max_size=30))
+def test_decoding_by_transformers_gives_the_text_back(distilled_loaded: Any, text: str) -> None:
+    assert distilled_loaded.decode(distilled_loaded(text).input_ids) == text
+
+
+def test_special_tokens_length_chat_template_and_padding_side_are_kept(
+    tmp_path: Path, original: Path, gpt2_distilled: Tokenizer
+) -> None:
+    like = tmp_path / "like"
+    loaded = load(original, padding_side="left")
+    loaded.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    loaded.save_pretrained(like)
+    write_tokenizer(gpt2_distilled, like, tmp_path / "target")
+    written = load(tmp_path / "target")
+    assert written.eos_token_id == written.bos_token_id == written.unk_token_id == 50_256
+    assert written.padding_side == "left"
+    assert written.model_max_length == 512
+    assert written.chat_template == loaded.chat_template
+    assert not written.clean_up_tokenization_spaces
+
+
+def test_skipping_special_tokens_leaves_the_end_of_text_out(distilled_loaded: Any) -> None:
+    ids = distilled_loaded("one<|endoftext|>two").input_ids
+    assert ids.count(50_256) == 1
+    assert distilled_loaded.decode(ids, skip_special_tokens=True) == "onetwo"
