@@ -1,1 +1,23 @@
-"""ivr_dagster: a pretrained causal language model onto a better vocabulary of the same size."""
+"""ivr_dagster: a pretrained causal language model onto a better vocabulary of the same size.
+
+A map, in reading order. The work itself, without Dagster, is in `core`, and follows a line of text on its way:
+
+- `core.corpus`: raw files to documents, cleaned and split into train and held-out.
+- `core.tokens`: the byte-level alphabet, pre-tokens and their counts, id sequences.
+- `core.tokenizer`: the base BPE as data, its distillation into a Unigram, how far the two agree.
+- `core.vocabulary`: which strings ask for an id, which tokens give theirs up, the rules, the remapped tokenizer.
+- `core.embedding`: rows out of the model, in their new order, new ones initialised, and back.
+- `core.training`: packed blocks, training settings, fine-tuning that can be stopped and gone on with.
+- `core.evaluation`: bits per byte, continuations, the report.
+- `core.handles`: artifacts that are folders; `core.atomic`, `core.content_hash`, `core.errors`: what all stems need.
+
+Around it, from the ground up:
+
+- `artifact_paths`: where every artifact lies.
+- `settings`: every key with its default, and where values come from. `stages`: which stage makes which assets.
+- `sample`: the embedded default, a small model and a corpus that every Python carries.
+- `io_managers`, `resources`, `progress`: how assets are kept, what they share, how they tell how far they are.
+- `assets`: one thin module a stem. `asset_checks`: what must hold, beside the assets it is about.
+- `automation`: jobs, schedule, sensor. `definitions`: all of it as the one object that Dagster loads.
+- `materialize`: the same assets driven without the UI. `terminal`, `ui`: what a person sees. `cli`: `ivr`.
+"""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import psutil
 from dagster._core.definitions.data_version import DATA_VERSION_TAG, INPUT_DATA_VERSION_TAG_PREFIX
 from dagster._core.errors import DagsterAssetCheckFailedError, DagsterExecutionInterruptedError
 
@@ -26,6 +27,8 @@ from ivr_dagster.settings import Settings
 from ivr_dagster.stages import STAGES, VANILLA
 
 CODE_VERSION_TAG = "dagster/code_version"
+# the process of a run that the command line started, by number and start time
+PROCESS_TAG = "ivr/process"
 INSTANCE_FILE = Path(__file__).with_name("instance.yaml")
 
 
@@ -184,13 +187,15 @@ class Workbench:
         keys = [dg.AssetKey(name) for name in assets]
         if not keys:
             return StageResult()
+        free_slots_of_dead_runs(self.instance)
+        tags = dict(tags or {}) | {PROCESS_TAG: _process_mark(os.getpid())}
         config = {"loggers": {"console": {"config": {"log_level": log_level}}}}
         try:
             result = self._job.execute_in_process(
                 instance=self.instance,
                 asset_selection=keys,
                 run_config=config,
-                tags=dict(tags or {}),
+                tags=tags,
                 raise_on_error=True,
             )
         except (KeyboardInterrupt, DagsterExecutionInterruptedError) as error:
@@ -215,34 +220,63 @@ class Workbench:
         ]
         return StageResult(found, checks, result.run_id)
 
-    def _failed_checks(self, keys: list[dg.AssetKey]) -> str:
-        failed = []
-        for key in self._graph.asset_check_keys:
-            if key.asset_key in keys:
-                records = self.instance.event_log_storage.get_asset_check_execution_history(key, limit=1)
-                event: Any = records[0].event if records else None
-                evaluation = event.dagster_event.asset_check_evaluation_data if event else None
-                if evaluation is not None and not evaluation.passed:
-                    figures = ", ".join(f"{name} {value}" for name, value in scalars(evaluation.metadata).items())
-                    failed.append(
-                        f"{key.asset_key.to_user_string()}.{key.name} ({figures}). {evaluation.description or ''}"
-                    )
-        return "; ".join(failed)
-
     def failed_blocking_checks(self, before_stage: str) -> str:
         """Blocking checks that did not pass on what the stages before made, empty where all passed."""
         stages = list(STAGES)
         earlier = [dg.AssetKey(name) for stage in stages[: stages.index(before_stage)] for name in STAGES[stage]]
-        blocking = [key for key in earlier if self._graph.has(key)]
-        return self._failed_checks_blocking(blocking)
+        return self._failed_checks(earlier)
 
-    def _failed_checks_blocking(self, keys: list[dg.AssetKey]) -> str:
-        wanted = {
-            key
-            for key in self._graph.asset_check_keys
-            if self._graph.get_check_spec(key).blocking and key.asset_key in keys
-        }
-        return self._failed_checks(sorted({key.asset_key for key in wanted}))
+    def _failed_checks(self, assets: Iterable[dg.AssetKey]) -> str:
+        """Blocking checks of these assets whose latest evaluation did not pass, with figures and remedy."""
+        wanted = set(assets)
+        failed = []
+        for key in sorted(self._graph.asset_check_keys):
+            if key.asset_key not in wanted or not self._graph.get_check_spec(key).blocking:
+                continue
+            evaluation = self._latest_evaluation(key)
+            if evaluation is not None and not evaluation.passed:
+                figures = ", ".join(f"{name} {value}" for name, value in scalars(evaluation.metadata).items())
+                failed.append(
+                    f"{key.asset_key.to_user_string()}.{key.name} ({figures}): {evaluation.description or ''}"
+                )
+        return "; ".join(failed)
+
+    def _latest_evaluation(self, key: dg.AssetCheckKey) -> Any:
+        for record in self.instance.event_log_storage.get_asset_check_execution_history(key, limit=20):
+            event = record.event.dagster_event if record.event else None
+            # planned and never made, where a run was killed
+            if event is not None and event.event_type == dg.DagsterEventType.ASSET_CHECK_EVALUATION:
+                return event.asset_check_evaluation_data
+        return None
+
+
+def free_slots_of_dead_runs(instance: dg.DagsterInstance) -> None:
+    """Give back places in pools that runs of killed processes hold, and mark those runs as failed.
+
+    Dagster's daemon does so for runs that it launched; a run of the command line is known by its process alone.
+    """
+    storage = instance.event_log_storage
+    for pool in storage.get_concurrency_keys():
+        info = storage.get_concurrency_info(pool)
+        for run_id in info.active_run_ids | info.assigned_run_ids | info.pending_run_ids:
+            run = instance.get_run_by_id(run_id)
+            mark = run.tags.get(PROCESS_TAG) if run else None
+            if (
+                run is None
+                or run.is_finished
+                or (mark is not None and _process_mark(int(mark.partition("-")[0])) != mark)
+            ):
+                storage.free_concurrency_slots_for_run(run_id)
+                if run is not None and not run.is_finished:
+                    instance.report_run_failed(run, "its process was killed")
+
+
+def _process_mark(number: int) -> str:
+    """A process by number and start: numbers are used again."""
+    try:
+        return f"{number}-{psutil.Process(number).create_time():.2f}"
+    except psutil.NoSuchProcess:
+        return ""
 
 
 def open_instance(paths: ArtifactPaths) -> dg.DagsterInstance:

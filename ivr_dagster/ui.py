@@ -9,7 +9,9 @@ from pathlib import Path
 
 from ivr_dagster.core.errors import InputError
 
-MODULE = "ivr_dagster.definitions"
+WORKSPACE = Path(__file__).with_name("workspace.yaml")
+# both children get so long, together, to end by themselves
+STOP_SECONDS = 8.0
 
 
 def serve(artifacts_dir: Path, config: Path | None, port: int) -> int:
@@ -26,37 +28,51 @@ def serve(artifacts_dir: Path, config: Path | None, port: int) -> int:
     environment = os.environ | {"IVR_ARTIFACTS_DIR": str(artifacts_dir)}
     if config is not None:
         environment["IVR_CONFIG"] = str(config.resolve())
-    commands = (
-        ["dagster-webserver", "--module-name", MODULE, "--host", "127.0.0.1", "--port", str(port)],
-        ["dagster-daemon", "run", "--module-name", MODULE],
+    servers = (
+        ["dagster-webserver", "--workspace", str(WORKSPACE), "--host", "127.0.0.1", "--port", str(port)],
+        ["dagster-daemon", "run", "--workspace", str(WORKSPACE)],
     )
     binaries = Path(sys.executable).parent
-    children = [
-        subprocess.Popen([str(binaries / name), *rest], env=environment, start_new_session=True)
-        for name, *rest in commands
-    ]
-    print(f"Dagster UI: http://127.0.0.1:{port}  (Ctrl-C stops it)", file=sys.stderr, flush=True)  # noqa: T201
     stopped = False
 
     def stop(number: int, frame: object) -> None:
         nonlocal stopped
         stopped = True
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, stop)
+    children: list[subprocess.Popen[bytes]] = []
     try:
+        for name, *rest in servers:
+            # in a session of its own: Ctrl-C reaches it through us, once
+            children.append(subprocess.Popen([str(binaries / name), *rest], env=environment, start_new_session=True))
+        _say(f"Dagster UI: http://127.0.0.1:{port}  (Ctrl-C stops it)")
         while not stopped and all(child.poll() is None for child in children):
             time.sleep(0.2)
+        for (name, *_), child in zip(servers, children, strict=True):
+            if not stopped and child.poll() is not None:
+                _say(f"ivr: {name} has ended by itself, exit code {child.returncode}; what it said stands above")
     finally:
-        for child in children:
-            if child.poll() is None:
-                child.send_signal(signal.SIGINT)
-        for child in children:
-            try:
-                child.wait(timeout=10)
-            except subprocess.TimeoutExpired:
-                child.kill()
+        _end(children)
     return 0 if stopped else 1
+
+
+def _end(children: list[subprocess.Popen[bytes]]) -> None:
+    """Interrupt the children; those that are still there after `STOP_SECONDS` are killed."""
+    deadline = time.monotonic() + STOP_SECONDS
+    for child in children:
+        if child.poll() is None:
+            child.send_signal(signal.SIGINT)
+    for child in children:
+        try:
+            child.wait(timeout=max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)  # noqa: T201
 
 
 def _check_port(port: int) -> None:

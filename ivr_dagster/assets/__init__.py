@@ -18,6 +18,11 @@ SETTINGS_KEY = "ivr/settings"
 SFT_CONFIG = "sft_config"
 
 
+def kinds(*names: str) -> dict[str, str]:
+    """Kinds as tags, for sources, whose decorator takes no `kinds`."""
+    return {f"dagster/kind/{name}": "" for name in names}
+
+
 def depends_on_settings(*keys: str) -> dict[str, Any]:
     """Asset metadata that names the settings an asset's content depends on."""
     return {SETTINGS_KEY: list(keys)}

@@ -4,7 +4,7 @@ import time
 
 import dagster as dg
 
-from ivr_dagster.assets import OWNERS, depends_on_settings
+from ivr_dagster.assets import OWNERS, depends_on_settings, kinds
 from ivr_dagster.core.corpus.cleaned import CleanedCorpus, write_cleaned_corpus
 from ivr_dagster.core.corpus.documents import fingerprint_corpus
 from ivr_dagster.progress import track
@@ -23,13 +23,16 @@ def observe_corpus(settings: SettingsResource) -> str:
 
 @dg.observable_source_asset(
     group_name=GROUP,
+    tags=kinds("text"),
     metadata=depends_on_settings("raw_corpora_dir", "preset"),
+    description=(  # a source's docstring is not shown
+        "Your text, as you keep it: a folder of .txt, .jsonl and .json files, each also as .gz, in any depth of "
+        "folders. Your files are never changed.\n\nObserving it takes a hash of all content, so a file that was added, "
+        "changed or removed makes what follows stale."
+    ),
 )
 def raw_corpus(settings: SettingsResource) -> dg.DataVersion:
-    """Your text, as you keep it: a folder of .txt, .jsonl and .json files, each also as .gz, in any
-    depth of folders. Nothing here is ever written. Observing it takes a hash of all content, so a file that was added,
-    changed or removed makes what follows stale.
-    """
+    """The raw corpus at the hash of its content."""
     return dg.DataVersion(observe_corpus(settings))
 
 
@@ -68,5 +71,5 @@ def cleaned_corpus(
     return dg.MaterializeResult(
         value=corpus,
         data_version=dg.DataVersion(corpus.digest()),
-        metadata={**counts.as_dict(), "seconds": time.monotonic() - started},
+        metadata={**counts.as_dict(), "seconds": round(time.monotonic() - started, 2)},
     )

@@ -1,6 +1,7 @@
 """What assets show in the UI beside figures: Markdown tables and inline plots."""
 
 import base64
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ import polars as pl
 
 
 def markdown_table(table: pl.DataFrame) -> str:
-    """A frame as a Markdown table; strings are set as code with whitespace and control characters made visible."""
+    """A frame as a Markdown table; strings are set as code by `visible`."""
     rows = ["| " + " | ".join(table.columns) + " |", "|" + "---|" * len(table.columns)]
     rows += ["| " + " | ".join(_cell(value) for value in row) + " |" for row in table.rows()]
     return "\n".join(rows)
@@ -18,8 +19,18 @@ def markdown_table(table: pl.DataFrame) -> str:
 
 def _cell(value: object) -> str:
     if isinstance(value, str):
-        return "`" + repr(value)[1:-1].replace("|", "\\|").replace("`", "'") + "`"
+        return "`" + visible(value).replace("|", "\\|").replace("`", "'") + "`"
     return f"{value:,}"
+
+
+def visible(text: str) -> str:
+    """The text with everything in it to be seen in a browser, which drops spaces at the ends and joins several to one.
+
+    Such spaces become `␣`, control characters and backslashes escapes, and `c{n}` stands for n > 8 times the same c.
+    """
+    text = re.sub(r"^ +| +$| {2,}", lambda spaces: "␣" * len(spaces[0]), text)
+    escaped = "".join(c if c.isprintable() and c != "\\" else c.encode("unicode_escape").decode() for c in text)
+    return re.sub(r"(.)\1{8,}", lambda run: f"{run[1]}{{{len(run[0])}}}", escaped)
 
 
 def inline_png(png: bytes, alternative: str) -> dg.MarkdownMetadataValue:

@@ -99,7 +99,7 @@ def initialized_model(
             "parameters": sum(p.numel() for p in model.parameters()),
             "mean_norm_of_new_rows": float(norms[new].mean()) if new else 0.0,
             "mean_norm_of_all_rows": float(norms.mean()),
-            "seconds": time.monotonic() - started,
+            "seconds": round(time.monotonic() - started, 2),
         },
     )
 

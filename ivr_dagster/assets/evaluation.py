@@ -29,6 +29,12 @@ GROUP = "evaluation"
 LONGEST_CONTEXT = 1024
 PROMPT_CHARACTERS = 200
 CONTINUATION_BYTES = 160
+# what the plots are called on the asset's page, where `bytes_per_token` is a figure already
+PICTURES = {
+    "bpb": "bits per byte by variant",
+    "bytes_per_token": "bytes per token by variant",
+    "training_loss": "training loss",
+}
 
 
 def evaluation_report_asset(vanilla: bool) -> dg.AssetsDefinition:
@@ -121,7 +127,7 @@ def evaluation_report_asset(vanilla: bool) -> dg.AssetsDefinition:
         with settings.staged("evaluation_report") as folder:
             write_report(report, folder, curves)
         pictures = {
-            name: inline_png(png, name.replace("_", " ").removesuffix(".png"))
+            PICTURES.get(name, name): inline_png(png, PICTURES.get(name, name))
             for name, png in plots(report, curves).items()
         }
         return dg.MaterializeResult(
@@ -136,9 +142,9 @@ def evaluation_report_asset(vanilla: bool) -> dg.AssetsDefinition:
                 "round_trip": report.round_trip,
                 "new_tokens_used_share": report.new_tokens_used_share,
                 "heldout_bytes": size,
-                "seconds": time.monotonic() - started,
-                "report": dg.MetadataValue.path(settings.places["evaluation_report"] / "report.md"),
+                "seconds": round(time.monotonic() - started, 2),
                 **pictures,
+                "report": dg.MetadataValue.path(settings.places["evaluation_report"] / "report.md"),
             },
         )
 

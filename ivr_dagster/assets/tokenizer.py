@@ -6,7 +6,7 @@ import time
 import dagster as dg
 import polars as pl
 
-from ivr_dagster.assets import OWNERS, depends_on_settings
+from ivr_dagster.assets import OWNERS, depends_on_settings, kinds
 from ivr_dagster.assets.display import markdown_table
 from ivr_dagster.core.content_hash import content_hash
 from ivr_dagster.core.corpus.cleaned import CleanedCorpus
@@ -23,12 +23,17 @@ from ivr_dagster.resources.settings import SettingsResource
 GROUP = "tokenizer"
 
 
-@dg.observable_source_asset(group_name=GROUP, metadata=depends_on_settings("model_name", "revision"))
+@dg.observable_source_asset(
+    group_name=GROUP,
+    tags=kinds("huggingface"),
+    metadata=depends_on_settings("model_name", "revision"),
+    description=(  # a source's docstring is not shown
+        "The pretrained model and tokenizer that everything starts from: a folder, or a model on the hub.\n\n"
+        "Its version is a hash of the files, or the commit on the hub."
+    ),
+)
 def base_model(base: BaseModelResource) -> dg.DataVersion:
-    """The pretrained model and tokenizer that everything starts from: a folder, or a model on the hub.
-
-    Its version is a hash of the files, or the commit on the hub.
-    """
+    """The base model at the hash of its files, or at its commit."""
     return dg.DataVersion(base.version())
 
 
@@ -104,7 +109,7 @@ def distilled_tokenizer(
             "agreement_heldout": heldout.share,
             "pretoken_types_differing": train.types - train.types_identical,
             "scores_repaired": len(raised),
-            "seconds": time.monotonic() - started,
+            "seconds": round(time.monotonic() - started, 2),
             "worst divergences": dg.MetadataValue.md(_divergences(train)),
         },
     )

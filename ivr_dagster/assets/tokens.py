@@ -73,8 +73,8 @@ def pretoken_counts(
             "bytes": counts.bytes,
             "pretoken_types": len(counts.types),
             "pretokens": counts.occurrences,
-            "seconds": seconds,
-            "bytes_per_second": counts.bytes / seconds,
+            "seconds": round(seconds, 2),
+            "bytes_per_second": round(counts.bytes / seconds),
             "most frequent": dg.MetadataValue.md(markdown_table(table.head(20))),
         },
     )
@@ -159,7 +159,7 @@ def token_sequences(
     return dg.MaterializeResult(
         value=sequences,
         data_version=dg.DataVersion(content_hash(folder)),
-        metadata={"tokens": tokens, "seconds": seconds, "tokens_per_second": tokens / seconds},
+        metadata={"tokens": tokens, "seconds": round(seconds, 2), "tokens_per_second": round(tokens / seconds)},
     )
 
 

@@ -85,9 +85,9 @@ def training_blocks(
             "block_size": block_size,
             "blocks": adapted.blocks,
             "tokens": adapted.tokens,
-            "seconds": time.monotonic() - started,
         }
-        | ({"blocks_base": vanilla.blocks, "tokens_base": vanilla.tokens} if vanilla else {}),
+        | ({"blocks_base": vanilla.blocks, "tokens_base": vanilla.tokens} if vanilla else {})
+        | {"seconds": round(time.monotonic() - started, 2)},
     )
 
 
@@ -195,8 +195,8 @@ def _fine_tuned(
         | {
             "device": device,
             "dtype": dtype,
-            "settings file": str(config_file),
-            "TensorBoard": dg.MetadataValue.path(place / "logs"),
+            "training settings": dg.MetadataValue.path(config_file),
+            "TensorBoard logs": dg.MetadataValue.path(place / "logs"),
         },
     )
 
@@ -207,10 +207,10 @@ def _figures(result: "SftResult") -> dict[str, dg.MetadataValue | float | int | 
         "train_loss": result.train_loss,
         "steps": result.steps,
         "tokens": result.tokens,
-        "seconds": result.seconds,
-        "tokens_per_second": result.tokens_per_second,
+        "seconds": round(result.seconds, 2),
+        "tokens_per_second": round(result.tokens_per_second, 1),
         "resumed_from_step": result.resumed_from or 0,
-        "loss": inline_png(curve(steps, losses, x="step", y="loss, nats per token"), "training loss"),
+        "training loss": inline_png(curve(steps, losses, x="step", y="loss, nats per token"), "training loss"),
     }
 
 

@@ -71,7 +71,7 @@ def replacement_candidates(
             "candidates": len(table),
             "token_saving_train": 1 - selection.tokens_after / max(selection.tokens_before, 1),
             "sacrificed_in_use": int((table["sacrificed_frequency"] > 0).sum()),
-            "seconds": time.monotonic() - started,
+            "seconds": round(time.monotonic() - started, 2),
             "first new tokens": dg.MetadataValue.md(
                 markdown_table(table.head(30).select("new_text", "saving", "frequency", "sacrificed_text"))
             ),
@@ -167,6 +167,6 @@ def remapped_tokenizer(
             "bytes_per_token_base": size / before,
             "bytes_per_token": size / after,
             "heldout_bytes": size,
-            "seconds": time.monotonic() - started,
+            "seconds": round(time.monotonic() - started, 2),
         },
     )

@@ -342,6 +342,7 @@ def save_model(model: "GPT2LMHeadModel", tokenizer_folder: Path, output: Path) -
     half = GPT2LMHeadModel(model.config)
     half.load_state_dict(model.state_dict())
     half.half().save_pretrained(temporary)
+    (temporary / "model.safetensors").chmod(0o644)  # written for its owner alone, while a package is for all users
     # stored in half the bytes, yet meant to be computed in float32: that is what loads when nothing is asked
     config = json.loads((temporary / "config.json").read_text(encoding="utf-8"))
     _write_json(temporary / "config.json", {**config, "dtype": "float32"}, indent=2)

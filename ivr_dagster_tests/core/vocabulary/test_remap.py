@@ -1,0 +1,346 @@
+"""Rules through YAML and back, their faults, and the tokenizer that follows from them."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+
+from ivr_dagster.core.errors import InputError
+from ivr_dagster.core.tokenizer.agreement import measure_agreement
+from ivr_dagster.core.tokenizer.bpe import ByteLevelBPE, read_bpe
+from ivr_dagster.core.tokens.byte_level import CHARACTER_TO_BYTE, string_of, text_of
+from ivr_dagster.core.tokens.counts import PretokenCounts
+from ivr_dagster.core.tokens.pretokens import read_pretokenization
+from ivr_dagster.core.vocabulary.candidates import Candidate
+from ivr_dagster.core.vocabulary.remap import (
+    HEADER,
+    RemapRule,
+    RemapRules,
+    check_rules,
+    make_rules,
+    remap_tokenizer,
+    remapped_strings,
+    rules_as_yaml,
+    rules_from_yaml,
+    unreachable_tokens,
+)
+
+STRING = st.text(sorted(CHARACTER_TO_BYTE), min_size=1, max_size=8) | st.sampled_from(
+    ["null", "true", "~", "1e3", "0x1F", "2024-01-01", "-", ":", "#", "'", '"', "yes", "<<", "=", "x" * 1500]
+)
+RULES = st.lists(
+    st.builds(
+        RemapRule,
+        id=st.integers(0, 60_000),
+        sacrificed_token=STRING,
+        new_token=STRING,
+        constituents=st.lists(STRING, min_size=1, max_size=4).map(tuple),
+        frequencies=st.just({}) | st.just({"sacrificed": 0, "new": 7, "saving": 12}),
+    ),
+    max_size=5,
+).map(lambda rules: RemapRules(tuple(rules)))
+
+
+@given(RULES)
+def test_rules_come_back_from_yaml_as_computed(rules: RemapRules) -> None:
+    text = rules_as_yaml(rules)
+    assert text.startswith(HEADER)
+    assert rules_from_yaml(text) == rules
+    assert rules_from_yaml(text.encode().decode("utf-8-sig")) == rules
+
+
+RULE = RemapRule(700, "Ġzoo", "Ġofthe", ("Ġof", "the"), {"sacrificed": 0, "new": 9, "saving": 9})
+
+
+def test_any_edit_of_ids_or_strings_is_noticed_and_of_frequencies_and_comments_not() -> None:
+    text = rules_as_yaml(RemapRules((RULE,)))
+    for old, new in [("id: 700", "id: 701"), ("Ġzoo", "Ġzoos"), ("- the", "- th\n  - e"), ("Ġofthe", "Ġof")]:
+        edited = text.replace(old, new)
+        assert edited != text
+        assert rules_from_yaml(edited).edited
+    for old, new in [("saving: 9", "saving: 10"), ("rules:", "# mine\nrules:"), ("id: 700", "id: 0x2bc")]:
+        same = text.replace(old, new)
+        assert same != text
+        assert not rules_from_yaml(same).edited
+
+
+def test_rules_written_by_hand_count_as_edited() -> None:
+    text = "rules:\n- id: 700\n  sacrificed_token: Ġzoo\n  new_token: Ġofthe\n  constituents: [Ġof, the]\n"
+    found = rules_from_yaml(text)
+    assert found.edited
+    assert found.rules == (replace(RULE, frequencies={}),)
+
+
+def test_the_digest_is_of_ids_and_strings_alone() -> None:
+    rules = RemapRules((RULE,))
+    assert RemapRules((replace(RULE, frequencies={}),), edited=True).digest() == rules.digest()
+    changes = ({"id": 1}, {"sacrificed_token": "x"}, {"new_token": "x"}, {"constituents": ("Ġofthe",)})
+    assert len({RemapRules((replace(RULE, **change),)).digest() for change in changes} | {rules.digest()}) == 5
+
+
+@pytest.mark.parametrize(
+    ("text", "where", "message"),
+    [
+        ("rules:\n- id: 1\n  x: [\n", "edited.yaml:4", "the remap rules are no YAML"),
+        ("rules:\n\t- id: 1\n", "edited.yaml:2", "the remap rules are no YAML"),
+        ("rules: \x01\n", "edited.yaml", "the remap rules are no YAML"),
+        ("- id: 1\n", "edited.yaml", "a list under the key `rules` was expected"),
+        ("rules: 5\n", "edited.yaml", "a list under the key `rules` was expected"),
+        ("", "edited.yaml", "a list under the key `rules` was expected"),
+    ],
+)
+def test_what_is_no_list_of_rules_is_refused_with_file_and_line(text: str, where: str, message: str) -> None:
+    with pytest.raises(InputError) as error:
+        rules_from_yaml(text, "edited.yaml")
+    assert error.value.where == where
+    assert error.value.message.startswith(message)
+    assert "\n" not in str(error.value)
+
+
+GOOD = "- {id: 1, sacrificed_token: a, new_token: bc, constituents: [b, c]}\n"
+
+
+@pytest.mark.parametrize(
+    ("rule", "found"),
+    [
+        ("- 17\n", "17"),
+        ("- {sacrificed_token: a, new_token: bc, constituents: [b, c]}\n", "`id` must be a whole number, found None"),
+        ("- {id: 1.5, sacrificed_token: a, new_token: bc, constituents: [b]}\n", "found 1.5"),
+        ("- {id: yes, sacrificed_token: a, new_token: bc, constituents: [b]}\n", "found True"),
+        ("- {id: 7, sacrificed_token: 12, new_token: bc, constituents: [b]}\n", "`sacrificed_token` must be a string"),
+        ("- {id: 7, sacrificed_token: a, new_token: null, constituents: [b]}\n", "`new_token` must be a string"),
+        ("- {id: 7, sacrificed_token: a, new_token: '', constituents: [b]}\n", "id 7: `new_token` must be a string"),
+        ("- {id: 7, sacrificed_token: a, new_token: bc, constituents: bc}\n", "found 'bc'"),
+        ("- {id: 7, sacrificed_token: a, new_token: bc, constituents: []}\n", "`constituents` must be a list"),
+        ("- {id: 7, sacrificed_token: a, new_token: b1, constituents: [b, 1]}\n", "found ['b', 1]"),
+        (
+            "- {id: 7, sacrificed_token: a, new_token: bc, constituents: [b, c], frequencies: {new: often}}\n",
+            "`frequencies` must hold whole numbers, found {'new': 'often'}",
+        ),
+        (
+            "- {id: 7, sacrificed_token: a, new_token: bc, constituents: [b, c], frequencies: 3}\n",
+            "`frequencies` must hold whole numbers, found 3",
+        ),
+    ],
+)
+def test_a_rule_of_the_wrong_shape_is_named_with_file_and_line(rule: str, found: str) -> None:
+    with pytest.raises(InputError) as error:
+        rules_from_yaml(f"# mine\nrules:\n{GOOD}{rule}{GOOD}", "edited.yaml")
+    assert "edited.yaml:4: " in str(error.value)
+    assert found in str(error.value)
+    assert "edited.yaml:3" not in str(error.value)
+
+
+def test_all_rules_of_the_wrong_shape_are_reported_together() -> None:
+    with pytest.raises(InputError, match=r"edited.yaml:2: .*; edited.yaml:4: "):
+        rules_from_yaml(f"rules:\n- 17\n{GOOD}- 18\n", "edited.yaml")
+
+
+def test_of_two_lists_of_rules_the_last_counts_as_yaml_has_it() -> None:
+    found = rules_from_yaml(f"rules:\n- 17\nrules:\n{GOOD}{GOOD}")
+    assert [rule.id for rule in found] == [1, 1]
+
+
+@pytest.fixture(scope="module")
+def bpe(tiny_bpe: Tokenizer) -> ByteLevelBPE:
+    """256 bytes and 300 tokens, " the" and "12"-less."""
+    return read_bpe(tiny_bpe)
+
+
+def rule_for(bpe: ByteLevelBPE, new_token: str, *constituents: str, token_id: int = 500) -> RemapRule:
+    return RemapRule(token_id, bpe.strings[token_id], new_token, constituents or tuple(new_token))
+
+
+def faults_of(bpe: ByteLevelBPE, *rules: RemapRule) -> list[str]:
+    with pytest.raises(InputError) as error:
+        check_rules(RemapRules(rules), bpe, "edited.yaml")
+    assert error.value.where == "edited.yaml"
+    return error.value.message.split("; ")
+
+
+def test_rules_that_fit_pass(bpe: ByteLevelBPE) -> None:
+    check_rules(RemapRules((rule_for(bpe, "qxz"), rule_for(bpe, "Ġtheq", "Ġthe", "q", token_id=501))), bpe)
+    check_rules(RemapRules(()), bpe)
+
+
+def test_an_id_given_away_twice_is_a_fault(bpe: ByteLevelBPE) -> None:
+    assert faults_of(bpe, rule_for(bpe, "qxz"), rule_for(bpe, "qxq")) == ["id 500 is given away twice"]
+
+
+@pytest.mark.parametrize("token_id", [-1, 557, 60_000])
+def test_an_unknown_id_is_a_fault(bpe: ByteLevelBPE, token_id: int) -> None:
+    rule = RemapRule(token_id, "x", "qxz", ("q", "x", "z"))
+    assert faults_of(bpe, rule) == [f"id {token_id} is not in the vocabulary of 557"]
+
+
+@pytest.mark.parametrize("string", ["a", "7", "<|endoftext|>"])
+def test_a_protected_id_is_a_fault(bpe: ByteLevelBPE, string: str) -> None:
+    (fault,) = faults_of(bpe, rule_for(bpe, "qxz", token_id=bpe.ids[string]))
+    assert fault.startswith(f"id {bpe.ids[string]} ({string!r}) is protected")
+
+
+def test_a_sacrificed_token_that_is_not_the_ids_is_a_fault(bpe: ByteLevelBPE) -> None:
+    rule = replace(rule_for(bpe, "qxz"), sacrificed_token="Ġzoo")
+    assert faults_of(bpe, rule) == [f"id 500 is {bpe.strings[500]!r}, not 'Ġzoo'"]
+
+
+def test_a_new_token_given_twice_is_a_fault(bpe: ByteLevelBPE) -> None:
+    faults = faults_of(bpe, rule_for(bpe, "qxz"), rule_for(bpe, "qxz", token_id=501))
+    assert faults == ["new token 'qxz' is given twice"]
+
+
+def test_a_new_token_that_exists_is_a_fault(bpe: ByteLevelBPE) -> None:
+    assert faults_of(bpe, rule_for(bpe, "Ġthe")) == [f"new token 'Ġthe' exists already with id {bpe.ids['Ġthe']}"]
+
+
+def test_a_new_token_outside_the_alphabet_is_a_fault(bpe: ByteLevelBPE) -> None:
+    faults = faults_of(bpe, rule_for(bpe, "of the", "of", "Ġthe"))
+    assert faults[0] == "new token 'of the' is not in the byte-level alphabet (a space is Ġ)"
+
+
+def test_a_constituent_that_is_no_token_is_a_fault(bpe: ByteLevelBPE) -> None:
+    assert faults_of(bpe, rule_for(bpe, "qxz", "q", "xz")) == [
+        "new token 'qxz': constituent 'xz' is no token of the base"
+    ]
+
+
+def test_constituents_that_make_up_something_else_are_a_fault(bpe: ByteLevelBPE) -> None:
+    assert faults_of(bpe, rule_for(bpe, "qxz", "q", "x")) == ["new token 'qxz': constituents make up 'qx'"]
+
+
+def test_all_faults_are_reported_together_and_many_are_counted(bpe: ByteLevelBPE) -> None:
+    rules = [rule_for(bpe, "qxz", "q"), replace(rule_for(bpe, "Ġthe"), id=9_999, constituents=("Ġthe",))]
+    assert len(faults_of(bpe, *rules)) == 3
+    many = faults_of(bpe, *(replace(rule_for(bpe, f"qx{'z' * n}"), id=1_000 + n) for n in range(1, 16)))
+    assert many[0].startswith("id 1001 ") and many[9].startswith("id 1010 ")
+    assert many[10:] == ["and 5 more"]
+
+
+def test_rules_pair_the_best_candidate_with_the_first_id(bpe: ByteLevelBPE) -> None:
+    frequencies = np.arange(bpe.size)
+    candidates = [
+        Candidate("qx", (bpe.ids["q"], bpe.ids["x"]), 9, 9),
+        Candidate("xq", (bpe.ids["x"], bpe.ids["q"]), 4, 4),
+    ]
+    rules = make_rules(candidates, [500, 400], bpe, frequencies)
+    assert list(rules) == [
+        RemapRule(500, bpe.strings[500], "qx", ("q", "x"), {"sacrificed": 500, "new": 9, "saving": 9}),
+        RemapRule(400, bpe.strings[400], "xq", ("x", "q"), {"sacrificed": 400, "new": 4, "saving": 4}),
+    ]
+    assert len(rules) == 2
+    assert not rules.edited
+
+
+def test_a_real_selection_makes_rules_that_fit(rules: RemapRules, gpt2_bpe: ByteLevelBPE) -> None:
+    assert len(rules) == 300
+    check_rules(rules, gpt2_bpe)
+    assert rules_from_yaml(rules_as_yaml(rules)) == rules
+
+
+def test_the_vocabulary_keeps_its_size_and_every_id_without_a_rule_its_string(
+    rules: RemapRules, remapped: Tokenizer, gpt2: Tokenizer, gpt2_bpe: ByteLevelBPE
+) -> None:
+    assert remapped.get_vocab_size(with_added_tokens=True) == gpt2.get_vocab_size(with_added_tokens=True)
+    new = {rule.id: rule.new_token for rule in rules}
+    strings = remapped_strings(gpt2_bpe, rules)
+    for token_id, string in enumerate(gpt2_bpe.strings):
+        assert remapped.id_to_token(token_id) == strings[token_id] == new.get(token_id, string)
+    for rule in rules:
+        assert remapped.token_to_id(rule.sacrificed_token) is None
+
+
+def test_every_new_token_is_reachable(rules: RemapRules, remapped: Tokenizer) -> None:
+    assert unreachable_tokens(remapped, rules) == []
+    whole = [rule for rule in rules if "\ufffd" not in text_of(rule.new_token)]
+    assert [remapped.encode(text_of(rule.new_token)).ids for rule in whole] == [[rule.id] for rule in whole]
+
+
+def test_every_kept_token_still_encodes_to_itself(
+    rules: RemapRules, remapped: Tokenizer, gpt2_bpe: ByteLevelBPE
+) -> None:
+    gone = {rule.id for rule in rules} | gpt2_bpe.added_ids
+    kept = [string for token_id, string in enumerate(gpt2_bpe.strings) if token_id not in gone]
+    pieces = {string: [token.value for token in remapped.model.tokenize(string)] for string in kept}
+    assert {string: found for string, found in pieces.items() if found != [string]} == {}
+
+
+def test_text_without_new_or_sacrificed_tokens_keeps_its_ids(
+    rules: RemapRules, merge_scope: str, remapped: Tokenizer, gpt2: Tokenizer, topics_counts: PretokenCounts
+) -> None:
+    touched = [rule.new_token for rule in rules] + [rule.sacrificed_token for rule in rules]
+    chosen = [n for n, piece in enumerate(topics_counts.types) if not any(t in string_of(piece) for t in touched)]
+    rest = PretokenCounts([topics_counts.types[n] for n in chosen], topics_counts.counts[chosen], {}, 0, 0)
+    assert len(rest.types) > 1_500
+    assert measure_agreement(gpt2, remapped, rest).share >= 0.998
+
+
+TEXT = st.lists(
+    st.text(st.characters(exclude_categories=["Cs"]))
+    | st.sampled_from(
+        ["<|endoftext|>", " of the", " of them", "\x00", "\u0301", "====", "\r\n", "\n  ", " class", "한국"]
+    )
+).map("".join)
+
+
+@given(TEXT)
+def test_any_text_comes_back_from_the_remapped_tokenizer(remapped: Tokenizer, text: str) -> None:
+    ids = remapped.encode(text).ids
+    assert remapped.decode(ids, skip_special_tokens=False) == text
+    assert ids.count(50_256) == text.count("<|endoftext|>")
+
+
+def test_help_topics_come_back_from_the_remapped_tokenizer(remapped: Tokenizer, topics: list[str]) -> None:
+    for text in topics:
+        assert remapped.decode(remapped.encode(text).ids) == text
+
+
+@pytest.fixture
+def remap(tiny_bpe: Tokenizer, bpe: ByteLevelBPE) -> Iterator[Callable[..., Tokenizer]]:
+    """A function that gives the tiny BPE new tokens at ids 500, 501, ..."""
+
+    def with_new(*new_tokens: str) -> tuple[Tokenizer, RemapRules]:
+        rules = RemapRules(tuple(rule_for(bpe, t, token_id=500 + n) for n, t in enumerate(new_tokens)))
+        check_rules(rules, bpe)
+        return remap_tokenizer(tiny_bpe, bpe, rules), rules
+
+    return with_new
+
+
+def test_part_of_a_character_can_be_a_new_token(remap: Callable[..., tuple[Tokenizer, RemapRules]]) -> None:
+    part = string_of("한")[:2]
+    tokenizer, rules = remap(part)
+    assert unreachable_tokens(tokenizer, rules) == []
+    assert tokenizer.encode("한").tokens == [part, string_of("한")[2]]
+    assert tokenizer.decode(tokenizer.encode("한국 한").ids) == "한국 한"
+
+
+def test_a_new_token_across_pre_tokens_becomes_part_of_the_pattern(
+    remap: Callable[..., tuple[Tokenizer, RemapRules]], tiny_bpe: Tokenizer
+) -> None:
+    tokenizer, rules = remap("ĠqxĠzv", "qxz")
+    assert len(read_pretokenization(tiny_bpe).splitter(tiny_bpe)(" qx zv")) == 2
+    assert unreachable_tokens(tokenizer, rules) == []
+    assert tokenizer.encode(" qx zv qx zvqxz").tokens[0] == "Ġqxの".replace("の", "Ġzv")
+    assert tokenizer.encode(" qx zv. qx zvs").tokens.count("ĠqxĠzv") == 1
+
+
+def test_a_new_token_that_nothing_can_produce_is_reported(remap: Callable[..., tuple[Tokenizer, RemapRules]]) -> None:
+    # one ends in white space after a word, the other in the middle of what the pre-tokenizer cuts
+    tokenizer, rules = remap("qxĠ", "qxz", "qĊ")
+    assert unreachable_tokens(tokenizer, rules) == ["qxĠ", "qĊ"]
+
+
+def test_no_rules_are_the_distilled_tokenizer(tiny_bpe: Tokenizer, bpe: ByteLevelBPE, topics: list[str]) -> None:
+    tokenizer = remap_tokenizer(tiny_bpe, bpe, RemapRules(()))
+    assert tokenizer.get_vocab() == tiny_bpe.get_vocab()
+    assert tokenizer.encode(topics[0]).ids == tiny_bpe.encode(topics[0]).ids
+
+
+def test_a_file_of_rules_names_its_tokens_in_plain_unicode() -> None:
+    assert yaml.safe_load(rules_as_yaml(RemapRules((RULE,))))["rules"][0]["new_token"] == "Ġofthe"
+    assert "new_token: Ġofthe" in rules_as_yaml(RemapRules((RULE,)))

@@ -1,0 +1,131 @@
+"""What a person does in the Dagster UI, done by a real browser on the real web server and daemon."""
+
+import ipaddress
+import os
+import signal
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from browsing import DagsterUi, graph, metadata_row, open_lineage, open_metadata, visit
+from playwright.sync_api import Browser, Page, expect
+
+from ivr_dagster.core.tokenizer.bpe import read_bpe
+from ivr_dagster.stages import STAGES
+
+pytestmark = pytest.mark.browser
+
+GROUPS = ("corpus", "tokens", "tokenizer", "vocabulary", "embedding", "training", "evaluation")
+SOURCES = ("raw_corpus", "base_model")
+CHECKS = ("agreement_floor", "ids_kept", "round_trip")
+ASSET = "distilled_tokenizer"
+
+
+@pytest.fixture(scope="module")
+def launched_run(browser: Browser, ui: DagsterUi) -> str:
+    """The run that a click on Materialize launches."""
+    before = ui.latest_run()
+    page = browser.new_page()
+    visit(page, f"{ui.url}/assets/{ASSET}", "Description")
+    expect(metadata_row(page, "agreement")).to_have_count(0)
+    page.get_by_role("button").filter(has_text="Materialize").click()
+    expect(page.get_by_text("Launched run")).to_be_visible()
+    page.close()
+    run_id = ui.latest_run()
+    assert run_id is not None and run_id != before
+    return run_id
+
+
+def test_the_servers_listen_on_this_machine_only(ui: DagsterUi) -> None:
+    family = [psutil.Process(ui.process.pid), *psutil.Process(ui.process.pid).children(recursive=True)]
+    listening = {
+        (connection.laddr.ip, connection.laddr.port)
+        for process in family
+        for connection in process.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    }
+    assert ("127.0.0.1", int(ui.url.rpartition(":")[2])) in listening
+    assert all(ipaddress.ip_address(address).is_loopback for address, _ in listening), listening
+
+
+@pytest.mark.parametrize(
+    ("path", "landmark"),
+    [("/", "Timeline"), ("/asset-groups", "Global asset lineage"), (f"/assets/{ASSET}", "Description")],
+)
+def test_no_dialog_covers_the_page(page: Page, ui: DagsterUi, path: str, landmark: str) -> None:
+    visit(page, ui.url + path, landmark)
+    page.wait_for_load_state("networkidle")
+    expect(page.get_by_role("dialog")).to_have_count(0)
+    page.get_by_role("link", name="Runs").first.click()  # fails where something lies over it
+    page.wait_for_url("**/runs**")
+
+
+def test_the_lineage_shows_every_group_and_every_asset(page: Page, ui: DagsterUi) -> None:
+    page.set_viewport_size({"width": 2400, "height": 2400})  # in less, Dagster shortens names
+    open_lineage(page, ui.url)
+    assets = [*SOURCES, *(asset for assets in STAGES.values() for asset in assets)]
+    for name in [*GROUPS, *assets]:
+        expect(graph(page).get_by_text(name, exact=True).first).to_be_visible()
+
+
+def test_a_click_on_materialize_runs_the_asset(ui: DagsterUi, launched_run: str) -> None:
+    assert ui.wait_for_run(launched_run) == "SUCCESS"
+
+
+def test_the_page_of_an_asset_has_description_and_figures(
+    page: Page, ui: DagsterUi, launched_run: str, gpt2_size: int
+) -> None:
+    ui.wait_for_run(launched_run)
+    visit(page, f"{ui.url}/assets/{ASSET}", "Description")
+    expect(page.get_by_text("The base tokenizer's ids out of a Unigram model")).to_be_visible()
+    expect(metadata_row(page, "vocabulary_size")).to_contain_text(str(gpt2_size))
+    agreement = float(metadata_row(page, "agreement").get_by_role("cell").last.inner_text())
+    assert 0.99 <= agreement <= 1
+
+
+def test_a_table_of_metadata_opens(page: Page, ui: DagsterUi, launched_run: str) -> None:
+    ui.wait_for_run(launched_run)
+    visit(page, f"{ui.url}/assets/{ASSET}", "Description")
+    dialog = open_metadata(page, "worst divergences")
+    for column in ("pre-token", "count", "base", "distilled"):
+        expect(dialog.get_by_role("columnheader", name=column)).to_be_visible()
+    dialog.get_by_role("button", name="Close").click()
+    expect(dialog).to_have_count(0)
+
+
+def test_the_checks_of_an_asset_are_shown_as_passed(page: Page, ui: DagsterUi, launched_run: str) -> None:
+    ui.wait_for_run(launched_run)
+    visit(page, f"{ui.url}/assets/{ASSET}", "Description")
+    page.get_by_role("tab", name="Checks").click()
+    expect(page.get_by_text(f"Checks ({len(CHECKS)})")).to_be_visible()
+    for check in CHECKS:
+        expect(page.get_by_text(check, exact=True).first).to_be_visible()
+    expect(page.get_by_text("Succeeded", exact=True)).to_have_count(len(CHECKS))
+
+
+def test_sigterm_ends_both_servers_within_ten_seconds(page: Page, ui: DagsterUi) -> None:
+    """The last test, for it ends what the others use; a page is open, which holds a connection."""
+    visit(page, f"{ui.url}/asset-groups", "Global asset lineage")
+    servers = psutil.Process(ui.process.pid).children()
+    assert {name for server in servers for name in _server_names(server)} == {"dagster-webserver", "dagster-daemon"}
+    started = time.monotonic()
+    os.kill(ui.process.pid, signal.SIGTERM)
+    _, alive = psutil.wait_procs(servers, timeout=10)
+    seconds = time.monotonic() - started
+    assert not alive, f"still there after {seconds:.1f} s: {alive}"
+    assert ui.process.wait(timeout=5) == 0
+
+
+def _server_names(process: psutil.Process) -> set[str]:
+    return {Path(part).name for part in process.cmdline()} & {"dagster-webserver", "dagster-daemon"}
+
+
+@pytest.fixture(scope="session")
+def gpt2_size() -> int:
+    """Ids in the packaged model's vocabulary."""
+    from tokenizers import Tokenizer
+
+    from ivr_dagster.sample import SAMPLE_MODEL
+
+    return read_bpe(Tokenizer.from_file(str(SAMPLE_MODEL / "tokenizer.json"))).size
