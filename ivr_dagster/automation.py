@@ -34,7 +34,7 @@ def automation(vanilla: bool) -> dict[str, list[Any]]:
         name="nightly",
         job=everything,
         cron_schedule="0 3 * * *",
-        description="Rebuilds everything at three in the morning.",
+        description="Rebuilds everything every night at 03:00 UTC.",
     )
 
     @dg.sensor(job=everything, minimum_interval_seconds=30)
@@ -64,4 +64,4 @@ def corpus_request(context: dg.SensorEvaluationContext, corpus: Path) -> dg.RunR
         context.update_cursor(f"{built},{now}")
         return dg.SkipReason("the raw corpus is changing; looking again before building")
     context.update_cursor(f"{now},{now}")
-    return dg.RunRequest(run_key=now, tags={"ivr/raw_corpus": now})
+    return dg.RunRequest(tags={"ivr/raw_corpus": now})

@@ -17,7 +17,7 @@ import click
 
 from ivr_dagster.artifact_paths import ArtifactPaths
 from ivr_dagster.core.errors import InputError
-from ivr_dagster.settings import CHOICES, Settings, load_settings, remember_settings
+from ivr_dagster.settings import CHOICES, Settings, load_settings, read_settings_file, remember_settings
 from ivr_dagster.stages import STAGES
 
 if TYPE_CHECKING:
@@ -119,19 +119,28 @@ class Request:
     def settings_file(self) -> Path:
         return self.config or ArtifactPaths(self.artifacts_dir).settings_file
 
-    def workbench(self, given: dict[str, Any]) -> "Workbench":
+    def workbench(self, given: dict[str, Any], *, remember: bool = True, observe: bool = True) -> "Workbench":
         """The assets under the settings, options included, once sources were looked at; the options are remembered."""
         settings = load_settings(self.artifacts_dir, config=self.config, options=given)
         _quiet_libraries(self.log_level)
         from ivr_dagster.materialize import Workbench
 
         workbench = Workbench(settings, self.artifacts_dir)
-        workbench.observe_sources()
-        remember_settings(self.settings_file, given)
+        if observe:
+            workbench.observe_sources()
+        if remember:
+            remember_settings(self.settings_file, given)
         return workbench
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+class InOrder(click.Group):
+    """Commands as they are used, not by the alphabet."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+@click.group(cls=InOrder, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 @click.option(
     "--artifacts-dir",
     type=click.Path(file_okay=False, path_type=Path),
@@ -173,7 +182,7 @@ def settings_options(*keys: str) -> Callable[[Callable[..., None]], Callable[...
         for key in reversed(keys):
             field = Settings.model_fields[key]
             name = key.replace("_", "-")
-            shown = "none" if field.default == "" else field.default
+            shown = "empty" if field.default == "" else field.default
             help_text = f"{field.description}  [default: {shown}]"
             if key == "train_model_name":
                 name = "model-name"  # what is fine-tuned; the base model is settled by then
@@ -222,16 +231,16 @@ for _stage in STAGES:
     "--until", type=click.Choice(list(STAGES)), help="The last stage to bring up to date.  [default: evaluate]"
 )
 @click.option("--dry-run", is_flag=True, help="Only show what would be materialized, and why.")
-@settings_options(
-    *dict.fromkeys(key for keys in STAGE_OPTIONS.values() for key in keys if key not in ("preset", "train_model_name"))
-)
+@settings_options(*dict.fromkeys(key for keys in STAGE_OPTIONS.values() for key in keys if key != "train_model_name"))
 @click.pass_obj
 def run(request: Request, /, sample: bool, until: str | None, dry_run: bool, **options: Any) -> None:
     """Materialize everything that is stale, in order."""
     given = {key: value for key, value in options.items() if value is not None} | (
         {"preset": "sample"} if sample else {}
     )
-    workbench = request.workbench(given)
+    if sample:
+        _refuse_other_sources(request)
+    workbench = request.workbench(given, remember=not dry_run)
     if dry_run:
         _show_states(request, [state for state in workbench.states() if state.stale])
         return
@@ -246,6 +255,9 @@ def run(request: Request, /, sample: bool, until: str | None, dry_run: bool, **o
             done[stage] = _run_assets(request, workbench, stage, stale)
             if not request.as_json:
                 _show_stage(request, stage, done[stage])
+    failed = workbench.failed_blocking_checks()
+    if failed:
+        raise InputError(f"a blocking check has failed: {failed}")
     _show_run(request, workbench, done)
 
 
@@ -253,14 +265,18 @@ def run(request: Request, /, sample: bool, until: str | None, dry_run: bool, **o
 @click.pass_obj
 def status(request: Request) -> None:
     """Show every asset, fresh or stale, with its key figures."""
-    workbench = request.workbench({})
+    workbench = request.workbench({}, observe=False)
+    try:
+        workbench.observe_sources()
+    except InputError as error:
+        _complain(f"the sources cannot be looked at, what follows is as they were last: {error}", debug=False)
     _show_states(request, workbench.states())
 
 
 @cli.command()
 @click.option(
     "--port",
-    type=click.IntRange(0, 65535),
+    type=click.IntRange(1, 65535),
     default=3000,
     show_default=True,
     help="Port of the web server, on 127.0.0.1.",
@@ -274,6 +290,18 @@ def ui(request: Request, port: int) -> None:
         request.artifacts_dir, config=request.config
     )  # a fault in the settings is told here, not in the browser
     raise SystemExit(serve(request.artifacts_dir, request.config, port))
+
+
+def _refuse_other_sources(request: Request) -> None:
+    """The sample beside somebody's own model or corpus would be neither."""
+    there = read_settings_file(request.settings_file)[0] if request.settings_file.is_file() else {}
+    own = [key for key in ("model_name", "raw_corpora_dir") if there.get(key) not in (None, "", "sample")]
+    if own:
+        raise InputError(
+            f"--sample was asked for, but {own[0]} is set to {there[own[0]]!r}",
+            where=request.settings_file,
+            remedy="Give the sample an --artifacts-dir of its own.",
+        )
 
 
 def _run_assets(request: Request, workbench: "Workbench", stage: str, assets: list[str]) -> "StageResult":
@@ -309,7 +337,7 @@ def _show_states(request: Request, states: list[Any]) -> None:
 
 
 def _show_run(request: Request, workbench: "Workbench", done: dict[str, "StageResult"]) -> None:
-    states = {state.name: state for state in workbench.states()}
+    states = {state.name: state for state in workbench.states() if not state.stale}
     if request.as_json:
         materialized = [name for result in done.values() for name in result.figures]
         checks = [check for result in done.values() for check in result.checks]
@@ -361,6 +389,9 @@ def main() -> None:
         cli.main(args=arguments, prog_name="ivr", standalone_mode=False)
     except click.exceptions.Exit as error:
         raise SystemExit(error.exit_code) from None
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        raise SystemExit(AT_FAULT) from None
     except click.ClickException as error:
         _complain(error.format_message(), debug)
         raise SystemExit(AT_FAULT) from None

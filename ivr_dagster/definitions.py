@@ -75,7 +75,7 @@ def build_definitions(
         resources={
             "settings": shared,
             "base": BaseModelResource(model_name=settings.model_name, revision=settings.revision),
-            "accelerator": AcceleratorResource(device=settings.device, dtype=settings.dtype, seed=settings.seed),
+            "accelerator": AcceleratorResource(device=settings.device, dtype=settings.dtype),
             **io_managers(shared.places),
             **(resources or {}),
         },

@@ -220,10 +220,11 @@ class Workbench:
         ]
         return StageResult(found, checks, result.run_id)
 
-    def failed_blocking_checks(self, before_stage: str) -> str:
-        """Blocking checks that did not pass on what the stages before made, empty where all passed."""
+    def failed_blocking_checks(self, before_stage: str | None = None) -> str:
+        """Blocking checks that did not pass on what the stages before, or all, made; empty where all passed."""
         stages = list(STAGES)
-        earlier = [dg.AssetKey(name) for stage in stages[: stages.index(before_stage)] for name in STAGES[stage]]
+        before = stages[: stages.index(before_stage)] if before_stage else stages
+        earlier = [dg.AssetKey(name) for stage in before for name in STAGES[stage]]
         return self._failed_checks(earlier)
 
     def _failed_checks(self, assets: Iterable[dg.AssetKey]) -> str:

@@ -80,7 +80,9 @@ class Settings(BaseModel):
         description="Longer .txt files are cut into documents of about this many bytes at blank lines. 0: never.",
     )
 
-    max_texts: int = Field(0, ge=0, description="Analyze the first so many documents only. 0: all of the train split.")
+    max_texts: int = Field(
+        0, ge=0, description="Analyze and train on the first so many documents only. 0: all of the train split."
+    )
     agreement_floor: float = Field(
         0.99,
         ge=0,
@@ -90,7 +92,9 @@ class Settings(BaseModel):
 
     max_candidates: int = Field(4000, ge=1, description="How many ids to give to new tokens at most.")
     min_token_len: int = Field(2, ge=2, description="Least length of a new token in UTF-8 bytes.")
-    min_frequency: int = Field(2, ge=1, description="Least number of tokens a new token must save on the train split.")
+    min_frequency: int = Field(
+        2, ge=1, description="Least number of tokens that a new token must save on the train split."
+    )
     merge_scope: str = Field(
         "within",
         description="`within`: new tokens lie inside one pre-token; `across`: they may join whole ones (' of the').",
@@ -131,7 +135,9 @@ class Settings(BaseModel):
         "auto",
         description="Arithmetic of training: auto (bfloat16 on GPUs that have it), float32, bfloat16, float16.",
     )
-    seed: int = Field(42, ge=0, description="Seed of everything random.")
+    seed: int = Field(
+        42, ge=0, description="Seed of random rows and continuations; training has its own in sft_config.yaml."
+    )
 
     @field_validator("text_split_bytes")
     @classmethod
@@ -224,7 +230,7 @@ def _validated(values: dict[str, Any], sources: Mapping[str, str]) -> Settings:
             place = sources.get(key, key)
             if fault["type"] == "extra_forbidden":
                 near = difflib.get_close_matches(key, Settings.model_fields, n=1)
-                faults.append(f"{place}: unknown setting {key!r}" + (f", did you mean {near[0]!r}?" if near else ""))
+                faults.append(f"{place}: unknown setting {key!r}" + (f" (did you mean {near[0]!r})" if near else ""))
             else:
                 message = fault["msg"].removeprefix("Value error, ")
                 faults.append(f"{place}: {key} is {fault['input']!r}: {message[:1].lower()}{message[1:]}")
@@ -267,6 +273,10 @@ def remember_settings(file: Path, given: Mapping[str, Any]) -> None:
 
     from ivr_dagster.core.atomic import replacing
 
+    # what a relative folder means depends on where one stands
+    given = {
+        key: str(Path(value).expanduser().resolve()) if _is_place(key, value) else value for key, value in given.items()
+    }
     if not given:
         return
     editor = YAML()
@@ -281,3 +291,9 @@ def remember_settings(file: Path, given: Mapping[str, Any]) -> None:
     content.update(given)
     with replacing(file) as staged, staged.open("w", encoding="utf-8") as stream:
         editor.dump(content, stream)
+
+
+def _is_place(key: str, value: Any) -> bool:
+    return bool(value) and (
+        key.endswith(("_dir", "_path")) or (key.endswith("model_name") and Path(value).expanduser().is_dir())
+    )

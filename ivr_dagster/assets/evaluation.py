@@ -13,7 +13,7 @@ from ivr_dagster.core.content_hash import content_hash
 from ivr_dagster.core.corpus.cleaned import CleanedCorpus
 from ivr_dagster.core.corpus.subset import documents_within
 from ivr_dagster.core.handles import ModelFolder, ReportFolder, TokenizerFolder, TrainedModel, TrainingBlocks
-from ivr_dagster.core.tokenizer.agreement import measure_round_trip
+from ivr_dagster.core.tokenizer.agreement import count_tokens, measure_round_trip
 from ivr_dagster.core.tokens.sequences import reference_encoder
 from ivr_dagster.core.vocabulary.remap import RemapRules
 from ivr_dagster.progress import track
@@ -106,6 +106,8 @@ def evaluation_report_asset(vanilla: bool) -> dg.AssetsDefinition:
             variants[name] = Variant.of(name, scored, written)
             context.log.info(f"{name}: {scored.bpb:.4f} bits per byte, {scored.bytes_per_token:.3f} bytes per token")
 
+        before, _ = count_tokens(original_tokenizer.backend(), cleaned_corpus.texts("heldout"))
+        after, _ = count_tokens(remapped_tokenizer.backend(), cleaned_corpus.texts("heldout"))
         certificate = json.loads((distilled_tokenizer.path / "agreement.json").read_text(encoding="utf-8"))
         remapped = remapped_tokenizer.backend()
         round_trip = measure_round_trip(remapped, texts)
@@ -113,7 +115,7 @@ def evaluation_report_asset(vanilla: bool) -> dg.AssetsDefinition:
         new_ids = {rule.id for rule in remap_rules}
         report = EvaluationReport(
             variants=variants,
-            token_saving=1 - variants["sft"].tokens / variants["base"].tokens,
+            token_saving=1 - after / before,
             agreement=float(certificate["heldout"]["agreement"]),
             round_trip=round_trip.exact / max(round_trip.texts, 1),
             new_tokens=len(new_ids),

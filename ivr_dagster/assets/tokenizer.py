@@ -74,6 +74,8 @@ def original_tokenizer(settings: SettingsResource, base: BaseModelResource) -> d
     owners=OWNERS,
     io_manager_key="tokenizer_io",
     code_version="1",
+    # of no effect on the tokenizer, but its check must be put anew
+    metadata=depends_on_settings("agreement_floor"),
 )
 def distilled_tokenizer(
     settings: SettingsResource,

@@ -17,6 +17,7 @@ from ivr_dagster.core.corpus.cleaned import CleanedCorpus
 from ivr_dagster.core.corpus.subset import documents_within
 from ivr_dagster.core.handles import ModelFolder, TokenizerFolder, TrainedModel, TrainingBlocks
 from ivr_dagster.core.tokens.sequences import TokenSequences, reference_encoder
+from ivr_dagster.io_managers.artifacts import mark_folder, refuse_foreign
 from ivr_dagster.progress import track
 from ivr_dagster.resources.accelerator import POOL, AcceleratorResource
 from ivr_dagster.resources.base_model import BaseModelResource
@@ -166,6 +167,8 @@ def _fine_tuned(
     device, dtype = accelerator.resolved_device(), accelerator.resolved_dtype()
     ingredients = [content_hash(model.path), content_hash(tokenizer.path), content_hash(blocks), arguments, dtype]
     place = settings.places[asset]
+    refuse_foreign(place)
+    mark_folder(place, asset, context.run_id)
     advance = track(context.log, f"training {asset}", "steps")
 
     def on_log(entry: dict[str, float]) -> None:

@@ -22,6 +22,26 @@ T = TypeVar("T")
 MARKER = ".ivr.json"
 
 
+def refuse_foreign(place: Path) -> None:
+    """See that a folder about to be filled or replaced is not somebody else's.
+
+    Raises:
+        InputError: it holds files and no marker of ours.
+    """
+    if place.is_dir() and any(place.iterdir()) and not (place / MARKER).is_file():
+        raise InputError(
+            "this folder holds files that ivr_dagster did not write, it is not touched",
+            where=place,
+            remedy="Move them away or choose another folder.",
+        )
+
+
+def mark_folder(folder: Path, asset: str, run_id: str) -> None:
+    """Mark a folder as an artifact made by this run."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MARKER).write_text(json.dumps({"asset": asset, "run_id": run_id}) + "\n", encoding="utf-8")
+
+
 class ArtifactIOManager(dg.UPathIOManager, Generic[T]):
     """Reads and writes one kind of artifact at its place below the artifacts folder."""
 
@@ -86,20 +106,10 @@ class FolderIOManager(ArtifactIOManager[T]):
             InputError: a file or a folder of somebody else's stands there.
         """
         staged, place = Path(obj.path), Path(str(path))  # type: ignore[attr-defined]
-        marker = {"asset": context.asset_key.to_user_string(), "run_id": context.run_id}
-        (staged / MARKER).write_text(json.dumps(marker) + "\n", encoding="utf-8")
+        refuse_foreign(place)
+        mark_folder(staged, context.asset_key.to_user_string(), context.run_id)
         if staged == place:
             return  # a training folder, which fills up in its place and is whole once `final_model` is there
-        if place.is_file():
-            raise InputError(
-                "a folder is to be written here, found a file", where=place, remedy="Choose another place."
-            )
-        if place.is_dir() and any(place.iterdir()) and not (place / MARKER).is_file():
-            raise InputError(
-                "this folder holds files that ivr_dagster did not write, it is not replaced",
-                where=place,
-                remedy="Move them away or choose another folder.",
-            )
         publish(staged, place)
         sweep(place.parent)
 

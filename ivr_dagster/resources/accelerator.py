@@ -10,13 +10,12 @@ POOL = "accelerator"
 
 
 class AcceleratorResource(dg.ConfigurableResource):  # type: ignore[type-arg]
-    """Device, arithmetic and seed; torch is imported when an asset first asks."""
+    """Device and arithmetic; torch is imported when an asset first asks."""
 
     device: str = Field("auto", description="auto (cuda, else mps, else cpu), cpu, cuda or mps.")
     dtype: str = Field(
         "auto", description="auto (bfloat16 on cuda where it has it, else float32), float32, bfloat16 or float16."
     )
-    seed: int = Field(42, description="Seed of everything random.")
 
     def resolved_device(self) -> str:
         """cpu, cuda or mps.

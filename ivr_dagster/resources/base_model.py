@@ -84,7 +84,7 @@ class BaseModelResource(dg.ConfigurableResource):  # type: ignore[type-arg]
             ) from error
         except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
             raise InputError(
-                f"the hub is out of reach and {self.model_name!r} is not in the local cache",
+                f"no folder {self.model_name!r}, the hub is out of reach, and the model is not in the local cache",
                 where="model_name",
                 remedy=(
                     "Ways out: go online once; `--model-name FOLDER` with a model you have; copy a cache here and set "

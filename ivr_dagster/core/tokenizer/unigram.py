@@ -10,7 +10,8 @@ that falls steeply with the rank of their merge, and the earliest merge outweigh
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,9 @@ RANK_SCALE = 16.0
 RANK_POWER = -4.0
 # Far below any sum of scores, so that nothing is ever segmented into it
 UNREACHABLE = -1e6
+SHORTEST_RUN = 4
+# a run of one character, with at most three others before it
+RUN_TOKEN = re.compile(rf"(?P<head>.{{0,3}}?)(?P<run>(?P<character>.)(?P=character){{{SHORTEST_RUN - 1},}})", re.DOTALL)
 # What a string that no merge makes scores above its best segmentation. On held-out text 1e-14 to 1 differ by less
 # than 0.1 % of tokens; much smaller would drown in rounding, much larger would tear apart what BPE joins early
 NEW_TOKEN_GAIN = 1e-6
@@ -100,16 +104,41 @@ def repair_scores(strings: Sequence[str], scores: np.ndarray, order: Iterable[in
             return repaired, sorted(raised)
 
 
-def run_cuts(strings: Iterable[str]) -> str | None:
-    """A pattern that cuts runs of one non-alphanumeric character (`====`) at its longest tokens, longest first.
+def run_cuts(base: Tokenizer, strings: Iterable[str]) -> str | None:
+    """A pattern that cuts runs of one non-alphanumeric character (`====`, `Ġ----`) where the base's BPE cuts them.
 
     BPE joins a run from the left into ever larger tokens and leaves the rest at the end. For a sum the order of its
-    terms is all one, so only a cut can tell `[12, 3]` from `[3, 12]`. Runs shorter than four and runs of letters are
-    too often part of something else.
+    terms is all one, so only a cut can tell `[12, 3]` from `[3, 12]`. The base is asked what it takes first off a run
+    of each length, with what its tokens have before runs (`ĊĠĠĠĠ`); looking ahead at the rest tells the lengths apart.
+    Runs shorter than four and runs of letters are too often part of something else.
     """
-    runs = [s for s in strings if len(s) >= 4 and len(set(s)) == 1 and _is_symbol(s[0])]
-    ordered = sorted(runs, key=lambda run: (run[0], -len(run)))
-    return "|".join(f"{re.escape(run[0])}{{{len(run)}}}" for run in ordered) or None
+    heads: defaultdict[str, set[str]] = defaultdict(lambda: {""})
+    longest: Counter[str] = Counter()
+    for string in strings:
+        found = RUN_TOKEN.fullmatch(string)
+        if found and _is_symbol(found["character"]):
+            heads[found["character"]].add(found["head"])
+            longest[found["character"]] = max(longest[found["character"]], len(found["run"]))
+    cuts: list[str] = []
+    for character in sorted(heads):
+        for head in sorted(heads[character], key=lambda head: (-len(head), head)):
+            cuts += _first_cuts(base, head, character, 2 * longest[character])
+    return "|".join(cuts) or None
+
+
+def _first_cuts(base: Tokenizer, head: str, character: str, longest: int) -> Iterator[str]:
+    """A pattern for each first token of `head` and a run: what it takes, and the lengths of what may follow."""
+    lengths: defaultdict[str, list[int]] = defaultdict(list)
+    for length in range(SHORTEST_RUN, longest + 2):
+        lengths[base.model.tokenize(head + character * length)[0].value].append(length)
+    run = re.escape(character)
+    for first in sorted(lengths, key=len, reverse=True):
+        taken = max(0, len(first) - len(head))
+        rests = [length - taken for length in lengths[first]]
+        follow = [f"{run}{{{rest}}}(?!{run})" for rest in rests if rest + taken <= longest]
+        if rests[-1] + taken > longest:  # so it goes on for all longer ones
+            follow.append(f"{run}{{{rests[-1]}}}")
+        yield f"{re.escape(first)}(?={re.escape(head[len(first) :])}(?:{'|'.join(follow)}))"
 
 
 def _is_symbol(character: str) -> bool:
@@ -167,7 +196,7 @@ def distill(base: Tokenizer, bpe: ByteLevelBPE) -> tuple[Tokenizer, list[int]]:
     closed_form = scores_from_merges(bpe)
     by_rank = [made for made in bpe.merge_of if made not in bpe.added_ids and closed_form[made] > UNREACHABLE]
     scores, raised = repair_scores(bpe.strings, closed_form, by_rank)
-    return unigram_tokenizer(base, bpe.strings, scores, cuts=run_cuts(bpe.strings)), raised
+    return unigram_tokenizer(base, bpe.strings, scores, cuts=run_cuts(base, bpe.strings)), raised
 
 
 def scores_with_new(bpe: ByteLevelBPE, strings: Sequence[str]) -> np.ndarray:
@@ -195,4 +224,4 @@ def scores_with_new(bpe: ByteLevelBPE, strings: Sequence[str]) -> np.ndarray:
 def extended_tokenizer(base: Tokenizer, bpe: ByteLevelBPE, new: Sequence[str]) -> Tokenizer:
     """The distilled tokenizer with strings added behind its vocabulary: how new tokens segment before ids are given."""
     strings = [*bpe.strings, *new]
-    return unigram_tokenizer(base, strings, scores_with_new(bpe, strings), cuts=run_cuts(bpe.strings))
+    return unigram_tokenizer(base, strings, scores_with_new(bpe, strings), cuts=run_cuts(base, bpe.strings))

@@ -223,7 +223,9 @@ def _load_model(folder: Path) -> "tuple[Any, torch.dtype]":
             remedy="Give a folder that save_pretrained wrote",
         )
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", local_files_only=True)
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            folder, dtype="auto", local_files_only=True, trust_remote_code=False, use_safetensors=True
+        )
     except (OSError, ValueError) as error:
         raise InputError(
             f"no causal language model can be loaded ({error})",
@@ -244,7 +246,7 @@ def _load_tokenizer(folder: Path) -> Any:
 
     remedy = "Give a folder with tokenizer.json and tokenizer_config.json"
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise InputError(f"no tokenizer can be loaded ({error})", where=folder, remedy=remedy) from error
     # beside a model's config.json AutoTokenizer makes an empty tokenizer out of nothing

@@ -234,7 +234,7 @@ def choose_candidates(
     Raises:
         InputError: phrases are asked for and the base's pre-tokenizer is more than one pattern.
     """
-    cuts = run_cuts(bpe.strings)
+    cuts = run_cuts(base, bpe.strings)
     pieces, weights = cut_pieces(counts, cuts)
     sequences = [[token.id for token in base.model.tokenize(piece)] for piece in pieces]
     within = select_within(

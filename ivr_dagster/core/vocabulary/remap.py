@@ -219,7 +219,9 @@ def remap_tokenizer(base: Tokenizer, bpe: ByteLevelBPE, rules: RemapRules) -> To
     texts = [_whole_text(rule.new_token) for rule in rules]
     phrases = [text for text in texts if text is not None and len(split(text)) > 1]
     pattern = phrase_pattern(phrases, pretokenization.pattern) if phrases and pretokenization.pattern else None
-    return unigram_tokenizer(base, strings, scores_with_new(bpe, strings), cuts=run_cuts(bpe.strings), pattern=pattern)
+    return unigram_tokenizer(
+        base, strings, scores_with_new(bpe, strings), cuts=run_cuts(base, bpe.strings), pattern=pattern
+    )
 
 
 def unreachable_tokens(tokenizer: Tokenizer, rules: RemapRules) -> list[str]:
