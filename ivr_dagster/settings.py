@@ -38,7 +38,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "sample": {
         "model_name": "sample",
         "max_candidates": 1000,
-        "train_bytes": 400_000,
+        "train_bytes": 150_000,
         "block_size": 256,
         "evaluation_bytes": 60_000,
     },

@@ -4,6 +4,7 @@ An asset names the settings it depends on in its metadata (`ivr/settings`); `def
 code version, so that a changed setting makes the asset stale as changed code does.
 """
 
+import os
 import warnings
 from typing import Any
 
@@ -11,6 +12,8 @@ from dagster import BetaWarning
 
 # observable sources are beta in Dagster; that is a choice made here, not news for whoever runs the assets
 warnings.filterwarnings("ignore", category=BetaWarning)
+# read when torch is first imported: threads that spin at barriers lose most of their time to any other busy process
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 OWNERS = ["team:ivr"]
 SETTINGS_KEY = "ivr/settings"

@@ -16,9 +16,11 @@ GROUP = "corpus"
 
 def observe_corpus(settings: SettingsResource) -> str:
     """The content hash of the raw corpus; the sample preset's is made first where no folder is named."""
-    if settings.preset == "sample" and not settings.raw_corpora_dir:
-        write_sample_corpus(settings.places["raw_corpus"])
-    return fingerprint_corpus(settings.places["raw_corpus"])
+    corpus = settings.places["raw_corpus"]
+    # the topics are written last; to make the sample anew takes seconds, and somebody may have changed it since
+    if settings.preset == "sample" and not settings.raw_corpora_dir and not (corpus / "topics.jsonl").is_file():
+        write_sample_corpus(corpus)
+    return fingerprint_corpus(corpus)
 
 
 @dg.observable_source_asset(

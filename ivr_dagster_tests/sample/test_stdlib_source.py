@@ -52,8 +52,8 @@ def test_docstrings_come_in_the_order_of_the_text_and_without_indentation() -> N
 
 
 def test_stripped_library_files_have_the_same_code_and_no_docstring() -> None:
-    files = list(read_stdlib(select=lambda path: 0.3 < _position(path) < 0.33))
-    assert len(files) > 20
+    files = list(read_stdlib(select=lambda path: 0.3 < _position(path) < 0.32))
+    assert len(files) > 15
     for file in files:
         stripped = strip_docstrings(file.text)
         assert docstrings(stripped) == [], file.path
@@ -63,18 +63,18 @@ def test_stripped_library_files_have_the_same_code_and_no_docstring() -> None:
 def test_the_corpus_is_not_in_the_models_training_text() -> None:
     corpus_lines = {
         line.strip()
-        for file in read_stdlib(select=lambda path: documents_library(path) and 0.3 < _position(path) < 0.4)
+        for file in read_stdlib(select=lambda path: documents_library(path) and 0.3 < _position(path) < 0.36)
         for docstring in docstrings(file.text)
         for line in docstring.split("\n")
         if len(line.strip()) >= 50
     }
     training_lines = [
         line.strip()
-        for file in read_stdlib(select=lambda path: not is_heldout(path) and 0.3 < _position(path) < 0.4)
+        for file in read_stdlib(select=lambda path: not is_heldout(path) and 0.3 < _position(path) < 0.36)
         for line in strip_docstrings(file.text).split("\n")
     ]
     shared = corpus_lines.intersection(training_lines)
-    assert len(corpus_lines) > 1000
+    assert len(corpus_lines) > 500
     assert len(shared) / len(corpus_lines) < 0.002, shared  # a comment may repeat a sentence
 
 

@@ -138,14 +138,16 @@ def visit(page: Page, url: str, landmark: str) -> None:
 def open_lineage(page: Page, url: str) -> None:
     """The lineage of all assets from top to bottom, groups opened."""
     visit(page, f"{url}/asset-groups", "Global asset lineage")
+    drawn = graph(page).get_by_text("evaluation", exact=True).first
     for item in ("Expand all groups", "Change graph to vertical orientation"):
-        # the last of the two gears is the graph's
+        expect(drawn).to_be_visible()
+        # the last of the two gears is the graph's, which comes with the drawing
         page.get_by_role("button").filter(has=page.get_by_role("img", name="settings")).last.click()
         page.get_by_role("menuitem").filter(has_text=item).click()
         page.keyboard.press("Escape")
         expect(page.get_by_role("menuitem")).to_have_count(0)
     page.reload()  # the graph is fitted to the window only when it is first drawn
-    expect(graph(page).get_by_text("evaluation", exact=True).first).to_be_visible()
+    expect(drawn).to_be_visible()
 
 
 def graph(page: Page) -> Locator:

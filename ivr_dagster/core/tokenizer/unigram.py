@@ -11,7 +11,8 @@ import json
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ RANK_POWER = -4.0
 # Far below any sum of scores, so that nothing is ever segmented into it
 UNREACHABLE = -1e6
 SHORTEST_RUN = 4
+WHITE_SPACE = "ĠĊ"
 # a run of one character, with at most three others before it
 RUN_TOKEN = re.compile(rf"(?P<head>.{{0,3}}?)(?P<run>(?P<character>.)(?P=character){{{SHORTEST_RUN - 1},}})", re.DOTALL)
 # What a string that no merge makes scores above its best segmentation. On held-out text 1e-14 to 1 differ by less
@@ -114,31 +116,54 @@ def run_cuts(base: Tokenizer, strings: Iterable[str]) -> str | None:
     """
     heads: defaultdict[str, set[str]] = defaultdict(lambda: {""})
     longest: Counter[str] = Counter()
-    for string in strings:
+    known = set(strings)
+    for string in known:
         found = RUN_TOKEN.fullmatch(string)
         if found and _is_symbol(found["character"]):
             heads[found["character"]].add(found["head"])
             longest[found["character"]] = max(longest[found["character"]], len(found["run"]))
-    cuts: list[str] = []
-    for character in sorted(heads):
-        for head in sorted(heads[character], key=lambda head: (-len(head), head)):
-            cuts += _first_cuts(base, head, character, 2 * longest[character])
-    return "|".join(cuts) or None
+    for character, white in product(heads, WHITE_SPACE):
+        if white != character and known & {white + character, white + 2 * character}:
+            heads[character].add(white)
+    return (
+        "|".join(
+            _first_cut(base, head, character, 2 * longest[character])
+            for character in sorted(heads)
+            for head in sorted(heads[character], key=lambda head: (-len(head), head))
+        )
+        or None
+    )
 
 
-def _first_cuts(base: Tokenizer, head: str, character: str, longest: int) -> Iterator[str]:
-    """A pattern for each first token of `head` and a run: what it takes, and the lengths of what may follow."""
+def _first_cut(base: Tokenizer, head: str, character: str, longest: int) -> str:
+    """A pattern for what the base takes first off `head` and a run of any length, told by the length of the rest."""
     lengths: defaultdict[str, list[int]] = defaultdict(list)
     for length in range(SHORTEST_RUN, longest + 2):
         lengths[base.model.tokenize(head + character * length)[0].value].append(length)
     run = re.escape(character)
+    cuts: list[str] = []
     for first in sorted(lengths, key=len, reverse=True):
         taken = max(0, len(first) - len(head))
-        rests = [length - taken for length in lengths[first]]
-        follow = [f"{run}{{{rest}}}(?!{run})" for rest in rests if rest + taken <= longest]
-        if rests[-1] + taken > longest:  # so it goes on for all longer ones
-            follow.append(f"{run}{{{rests[-1]}}}")
-        yield f"{re.escape(first)}(?={re.escape(head[len(first) :])}(?:{'|'.join(follow)}))"
+        rests: list[str] = []
+        for low, high in _ranges(lengths[first]):
+            if high > longest:  # and so for all longer runs
+                rests.append(f"{run}{{{low - taken},}}")
+            else:
+                rests.append(f"{run}{{{low - taken},{high - taken}}}(?!{run})")
+        cuts.append(f"{re.escape(first)}(?={re.escape(head[len(first) :])}(?:{'|'.join(rests)}))")
+    # most text has no run: one look ahead says so
+    return f"(?={re.escape(head)}{run}{{{SHORTEST_RUN}}})(?:{'|'.join(cuts)})"
+
+
+def _ranges(numbers: Iterable[int]) -> list[tuple[int, int]]:
+    """Ascending numbers as ranges, first and last."""
+    ranges: list[tuple[int, int]] = []
+    for number in numbers:
+        if ranges and ranges[-1][1] == number - 1:
+            ranges[-1] = (ranges[-1][0], number)
+        else:
+            ranges.append((number, number))
+    return ranges
 
 
 def _is_symbol(character: str) -> bool:
