@@ -26,8 +26,10 @@ def refuse_foreign(place: Path) -> None:
     """See that a folder about to be filled or replaced is not somebody else's.
 
     Raises:
-        InputError: it holds files and no marker of ours.
+        InputError: it holds files and no marker of ours, or is a file.
     """
+    if place.is_file():
+        raise InputError("a folder is to be written here, found a file", where=place, remedy="Choose another place.")
     if place.is_dir() and any(place.iterdir()) and not (place / MARKER).is_file():
         raise InputError(
             "this folder holds files that ivr_dagster did not write, it is not touched",

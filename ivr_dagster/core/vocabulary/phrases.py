@@ -101,20 +101,21 @@ def _frequent(
 
 
 def _count_without_overlap(documents: list[np.ndarray], chosen: Sequence[tuple[int, ...]]) -> Counter[tuple[int, ...]]:
-    by_start: defaultdict[int, list[tuple[int, ...]]] = defaultdict(list)
-    for gram in sorted(chosen, key=len, reverse=True):
-        by_start[gram[0]].append(gram)
+    wanted, starts = set(chosen), {gram[0] for gram in chosen}
+    sizes = sorted({len(gram) for gram in chosen}, reverse=True)
     counts: Counter[tuple[int, ...]] = Counter()
     for document in documents:
         ids, position = document.tolist(), 0
         while position < len(ids):
-            for gram in by_start.get(ids[position], ()):
-                if tuple(ids[position : position + len(gram)]) == gram:
-                    counts[gram] += 1
-                    position += len(gram)
-                    break
-            else:
-                position += 1
+            step = 1
+            if ids[position] in starts:
+                for size in sizes:
+                    gram = tuple(ids[position : position + size])
+                    if gram in wanted:
+                        counts[gram] += 1
+                        step = len(gram)
+                        break
+            position += step
     return counts
 
 

@@ -1,0 +1,1 @@
+"""Benchmarks: one command, `python -m benchmarks`, makes README's tables."""

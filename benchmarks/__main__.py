@@ -1,0 +1,171 @@
+"""Tokenizer side of the pipeline against peers made of public libraries, in one run.
+
+Peers: `tokenizers.encode_batch_fast` on all cores for encoding, a fresh `UnigramTrainer` for distillation (what
+gpt2-ivr does), the base tokenizer for encoding with the result. Text is the embedded sample corpus, or `--corpus DIR`.
+Raw results go to benchmarks/results/ as JSON, with versions and the machine.
+"""
+
+import argparse
+import json
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+from ivr_dagster.core.corpus.cleaned import CleanedCorpus, write_cleaned_corpus
+from ivr_dagster.core.tokenizer.agreement import count_tokens, measure_agreement, measure_round_trip
+from ivr_dagster.core.tokenizer.bpe import read_bpe
+from ivr_dagster.core.tokenizer.unigram import distill
+from ivr_dagster.core.tokens.counts import count_pretokens, token_frequencies
+from ivr_dagster.core.tokens.sequences import fast_encoder, reference_encoder
+from ivr_dagster.core.vocabulary.candidates import choose_candidates
+from ivr_dagster.core.vocabulary.remap import remap_tokenizer, unreachable_tokens
+from ivr_dagster.core.vocabulary.selection import candidates_table, rules_from_table
+from ivr_dagster.sample import SAMPLE_MODEL
+from ivr_dagster.sample.corpus import write_sample_corpus
+
+RESULTS = Path(__file__).parent / "results"
+T = TypeVar("T")
+
+
+def timed(work: Callable[[], T], repeats: int = 1) -> tuple[T, float]:
+    """The result and the shortest of `repeats` wall-clock times, in seconds."""
+    best = float("inf")
+    for _ in range(repeats):
+        started = time.perf_counter()
+        result = work()
+        best = min(best, time.perf_counter() - started)
+    return result, best
+
+
+def unigram_trainer(base: Tokenizer, texts: list[str]) -> Tokenizer:
+    """The peer's distillation: a Unigram vocabulary of the base's size, trained afresh on the corpus."""
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = base.decoder
+    trainer = trainers.UnigramTrainer(
+        vocab_size=base.get_vocab_size(), initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def measure(raw: Path, sizes: list[int], scopes: list[str]) -> dict[str, Any]:
+    """All figures on one corpus."""
+    base = Tokenizer.from_file(str(SAMPLE_MODEL / "tokenizer.json"))
+    bpe = read_bpe(base)
+    with tempfile.TemporaryDirectory() as folder:
+        counts, seconds_clean = timed(lambda: write_cleaned_corpus(raw, Path(folder) / "cleaned"))
+        corpus = CleanedCorpus(Path(folder) / "cleaned")
+        train, heldout = list(corpus.texts("train")), list(corpus.texts("heldout"))
+    megabytes = counts.train_bytes / 1e6
+    pretokens, seconds_count = timed(lambda: count_pretokens(train, base))
+    encode = fast_encoder(base, pretokens.types)
+    ids, seconds_encode = timed(lambda: encode(train), 3)
+    expected, seconds_peer = timed(lambda: reference_encoder(base)(train), 3)
+    if any((a != b).any() for a, b in zip(ids, expected, strict=True)):
+        raise RuntimeError("the fast encoder and tokenizers disagree")
+    (distilled, raised), seconds_distill = timed(lambda: distill(base, bpe))
+    fresh, seconds_fresh = timed(lambda: unigram_trainer(base, train))
+    heldout_counts = count_pretokens(heldout, base)
+    base_ids, fresh_ids = base.get_vocab(), fresh.get_vocab()
+    tokens_base, heldout_bytes = count_tokens(base, heldout)
+    frequencies = token_frequencies(pretokens, base)
+
+    savings: list[dict[str, Any]] = []
+    for scope in scopes:
+        for size in sizes:
+            choose = partial(choose_candidates, base, bpe, pretokens, train, budget=size, across=scope == "across")
+            selection, seconds_select = timed(choose)
+            rules = rules_from_table(candidates_table(selection, bpe, frequencies))
+            remapped = remap_tokenizer(base, bpe, rules)
+            (tokens, _), seconds_remapped = timed(partial(count_tokens, remapped, heldout), 3)
+            _, seconds_base = timed(lambda: count_tokens(base, heldout), 3)
+            savings.append(
+                {
+                    "scope": scope,
+                    "new_tokens": len(rules),
+                    "token_saving": 1 - tokens / tokens_base,
+                    "bytes_per_token": heldout_bytes / tokens,
+                    "unreachable": len(unreachable_tokens(remapped, rules)),
+                    "round_trip": measure_round_trip(remapped, heldout).holds,
+                    "select_seconds": seconds_select,
+                    "encoding_speed_against_base": seconds_base / seconds_remapped,
+                }
+            )
+    return {
+        "corpus": raw.name,
+        "train_bytes": counts.train_bytes,
+        "heldout_bytes": heldout_bytes,
+        "bytes_per_token_base": heldout_bytes / tokens_base,
+        "clean_mb_per_s": megabytes / seconds_clean,
+        "count_mb_per_s": megabytes / seconds_count,
+        "encode_mb_per_s": megabytes / seconds_encode,
+        "encode_against_encode_batch_fast": seconds_peer / seconds_encode,
+        "distill_seconds": seconds_distill,
+        "scores_repaired": len(raised),
+        "agreement_train": measure_agreement(base, distilled, pretokens).share,
+        "agreement_heldout": measure_agreement(base, distilled, heldout_counts).share,
+        "ids_kept": sum(distilled.get_vocab().get(string) == i for string, i in base_ids.items()),
+        "unigram_trainer_seconds": seconds_fresh,
+        "unigram_trainer_ids_kept": sum(fresh_ids.get(string) == i for string, i in base_ids.items()),
+        "unigram_trainer_agreement": measure_agreement(base, fresh, heldout_counts).share,
+        "savings": savings,
+    }
+
+
+def as_markdown(result: dict[str, Any]) -> str:
+    """README's tables."""
+    r = result
+    lines = [
+        f"{r['corpus']}, {r['train_bytes'] / 1e6:.1f} MB to learn from, {r['heldout_bytes'] / 1e6:.2f} MB held out",
+        "",
+        "| | ours | peer |",
+        "|---|---:|---:|",
+        f"| encoding the corpus, against `encode_batch_fast` | {r['encode_against_encode_batch_fast']:.1f} × | 1 × |",
+        "| distillation: ids kept, against a fresh `UnigramTrainer` "
+        f"| {r['ids_kept']:,} | {r['unigram_trainer_ids_kept']:,} |",
+        f"| agreement, held-out pre-tokens | {r['agreement_heldout']:.3%} | {r['unigram_trainer_agreement']:.3%} |",
+        f"| distillation, seconds | {r['distill_seconds']:.1f} | {r['unigram_trainer_seconds']:.1f} |",
+        "",
+        "| new tokens | scope | tokens saved, held-out | bytes per token | selection, s | encoding speed, base = 1 |",
+        "|---:|---|---:|---:|---:|---:|",
+        f"| 0 | | | {r['bytes_per_token_base']:.2f} | | 1 × |",
+    ]
+    lines += [
+        f"| {s['new_tokens']:,} | {s['scope']} | {s['token_saving']:.1%} | {s['bytes_per_token']:.2f} "
+        f"| {s['select_seconds']:.1f} | {s['encoding_speed_against_base']:.2f} × |"
+        for s in r["savings"]
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure, print, keep."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--corpus", type=Path, help="folder of raw text (default: the embedded sample corpus)")
+    parser.add_argument(
+        "--sizes", type=int, nargs="+", default=[1000, 4000], help="numbers of new tokens (default: 1000 4000)"
+    )
+    parser.add_argument("--scopes", nargs="+", default=["within", "across"], choices=["within", "across"])
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        raw = arguments.corpus or write_sample_corpus(Path(folder) / "sample").path
+        result = measure(raw, arguments.sizes, arguments.scopes)
+    packages = ("tokenizers", "tiktoken", "polars", "pyarrow", "regex")
+    result["versions"] = {name: version(name) for name in packages} | {"python": platform.python_version()}
+    result["machine"] = {"processor": platform.machine(), "cores": os.cpu_count()}
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{result['corpus']}.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(as_markdown(result))
+
+
+if __name__ == "__main__":
+    main()
