@@ -37,11 +37,14 @@ def automation(vanilla: bool) -> dict[str, list[Any]]:
         description="Rebuilds everything every night at 03:00 UTC.",
     )
 
-    @dg.sensor(job=everything, minimum_interval_seconds=30)
+    @dg.sensor(
+        job=everything,
+        minimum_interval_seconds=30,
+        description="Rebuilds everything when the raw corpus is not the last build's and kept still since the last look.",
+    )
     def raw_corpus_changed(
         context: dg.SensorEvaluationContext, settings: SettingsResource
     ) -> dg.RunRequest | dg.SkipReason:
-        """Rebuilds everything when the raw corpus is not the last build's and has kept still since the last look."""
         return corpus_request(context, settings.places["raw_corpus"])
 
     return {

@@ -129,6 +129,13 @@ def launch(playwright: Playwright, executable: str) -> Browser:
     return playwright.chromium.launch(executable_path=executable, args=BROWSER_OPTIONS)
 
 
+def patient(page: Page) -> Page:
+    """The page, on which everything may take as long as it does on a busy machine."""
+    page.set_default_timeout(LOOK_SECONDS * 1000)
+    expect.set_options(timeout=LOOK_SECONDS * 1000)
+    return page
+
+
 def visit(page: Page, url: str, landmark: str) -> None:
     """Open a page and wait until a text on it can be seen."""
     page.goto(url)

@@ -7,8 +7,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from browsing import IVR, LOOK_SECONDS, DagsterUi, environment, find_browser, launch, serving
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from browsing import IVR, DagsterUi, environment, find_browser, launch, patient, serving
+from playwright.sync_api import Browser, Page, sync_playwright
 
 NO_BROWSER = "no browser: `make browser`, or put chromium on PATH"
 
@@ -42,11 +42,9 @@ def ui(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[D
 @pytest.fixture
 def page(browser: Browser, ui: DagsterUi, tmp_path: Path) -> Iterator[Page]:
     """An empty page of a browser that knows nothing; fails if something is asked of another host."""
-    expect.set_options(timeout=LOOK_SECONDS * 1000)
     context = browser.new_context(viewport={"width": 1600, "height": 1000})
-    context.set_default_timeout(LOOK_SECONDS * 1000)
     asked: set[str] = set()
     context.on("request", lambda request: asked.add(urlsplit(request.url).netloc))
-    yield context.new_page()
+    yield patient(context.new_page())
     context.close()
     assert asked - {""} <= {urlsplit(ui.url).netloc}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from browsing import DagsterUi, graph, metadata_row, open_lineage, open_metadata, visit
+from browsing import DagsterUi, graph, metadata_row, open_lineage, open_metadata, patient, visit
 from playwright.sync_api import Browser, Page, expect
 
 from ivr_dagster.core.tokenizer.bpe import read_bpe
@@ -26,7 +26,7 @@ ASSET = "distilled_tokenizer"
 def launched_run(browser: Browser, ui: DagsterUi) -> str:
     """The run that a click on Materialize launches."""
     before = ui.latest_run()
-    page = browser.new_page()
+    page = patient(browser.new_page())
     visit(page, f"{ui.url}/assets/{ASSET}", "Description")
     expect(metadata_row(page, "agreement")).to_have_count(0)
     page.get_by_role("button").filter(has_text="Materialize").click()

@@ -245,13 +245,14 @@ def test_the_promised_saving_comes_true(
     assert (before - after) / promised == pytest.approx(1.0, abs=0.01 if merge_scope == "within" else 0.15)
 
 
-def test_min_bytes_keeps_the_promise_true(gpt2: Tokenizer, gpt2_bpe: ByteLevelBPE, topics: list[str]) -> None:
-    counts = count_pretokens(topics[:20], gpt2)
-    selection = choose_candidates(gpt2, gpt2_bpe, counts, [], budget=100, min_bytes=6)
+def test_min_bytes_keeps_the_promise_true(tiny_bpe: Tokenizer, topics: list[str]) -> None:
+    bpe = read_bpe(tiny_bpe)
+    counts = count_pretokens(topics[:20], tiny_bpe)
+    selection = choose_candidates(tiny_bpe, bpe, counts, [], budget=100, min_bytes=6)
     assert all(len(candidate.string) >= 6 for candidate in selection.candidates)
-    tokenizer = extended_tokenizer(gpt2, gpt2_bpe, [candidate.string for candidate in selection.candidates])
-    saved = count_tokens(gpt2, topics[:20])[0] - count_tokens(tokenizer, topics[:20])[0]
-    assert saved / (selection.tokens_before - selection.tokens_after) == pytest.approx(1.0, abs=0.02)
+    tokenizer = extended_tokenizer(tiny_bpe, bpe, [candidate.string for candidate in selection.candidates])
+    saved = count_tokens(tiny_bpe, topics[:20])[0] - count_tokens(tokenizer, topics[:20])[0]
+    assert saved / (selection.tokens_before - selection.tokens_after) == pytest.approx(1.0, abs=0.05)
 
 
 def test_phrases_where_the_pre_tokenizer_is_no_single_pattern_are_refused(tiny_bpe: Tokenizer) -> None:

@@ -1,0 +1,108 @@
+"""The pictures of docs/images, taken by a browser that looks at a finished artifacts folder in the Dagster UI.
+
+    ivr --artifacts-dir artifacts run --sample
+    python docs/take_screenshots.py --artifacts artifacts --output docs/images
+
+Needs a Chromium (`make browser`). The moves are those of the browser tests, so that pictures and tests stay together.
+"""
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from PIL import Image
+from playwright.sync_api import Page, expect, sync_playwright
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "ivr_dagster_tests" / "ui"))
+from browsing import (
+    find_browser,
+    graph,
+    launch,
+    metadata_row,
+    open_lineage,
+    open_metadata,
+    patient,
+    serving,
+    visit,
+)
+
+
+def lineage(page: Page, url: str) -> None:
+    """All assets in their groups, as large as the window allows."""
+    page.set_viewport_size({"width": 1000, "height": 1180})
+    open_lineage(page, url)
+    panels = page.get_by_role("button").filter(has=page.get_by_role("img", name="panel_show_right"))
+    for left in (1, 0):
+        panels.first.click()
+        expect(panels).to_have_count(left)
+    page.mouse.dblclick(150, 1100)  # on nothing: fits the graph to the window
+    graph(page).get_by_text("evaluation_report").element_handle().wait_for_element_state("stable")
+
+
+def distilled_tokenizer(page: Page, url: str) -> None:
+    """An asset's page: status, description, figures, what made it and what it makes."""
+    page.set_viewport_size({"width": 1600, "height": 1180})
+    visit(page, f"{url}/assets/distilled_tokenizer", "Description")
+    expect(metadata_row(page, "path")).to_be_visible()
+
+
+def checks(page: Page, url: str) -> None:
+    """The checks of an asset, one of them with its figures."""
+    visit(page, f"{url}/assets/distilled_tokenizer?view=checks", "About")
+    expect(page.get_by_text("Succeeded", exact=True)).to_have_count(3)
+    expect(page.locator("canvas")).not_to_have_count(0)  # the charts of its figures over time
+
+
+def evaluation_report(page: Page, url: str) -> None:
+    """The report's page with a plot opened."""
+    visit(page, f"{url}/assets/evaluation_report", "Description")
+    open_metadata(page, "bits per byte by variant")
+    expect(page.get_by_role("img", name="bits per byte by variant")).to_be_visible()
+
+
+PICTURES: tuple[Callable[[Page, str], None], ...] = (lineage, distilled_tokenizer, checks, evaluation_report)
+
+
+def main() -> None:
+    """Take them all.
+
+    Raises:
+        SystemExit: there is no browser.
+    """
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--artifacts", type=Path, required=True, help="folder of a finished `ivr run`")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the pictures")
+    options = parser.parse_args()
+    options.output.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as scratch, sync_playwright() as playwright:
+        executable = find_browser(playwright)
+        if executable is None:
+            raise SystemExit("no browser: `make browser`, or put chromium on PATH")
+        with serving(options.artifacts, Path(scratch) / "ui.log") as ui:
+            browser = launch(playwright, executable)
+            for take in PICTURES:
+                # at 1.4 pixels to the point, small names are sharp
+                context = browser.new_context(viewport={"width": 1600, "height": 1000}, device_scale_factor=1.4)
+                page = patient(context.new_page())
+                take(page, ui.url)
+                page.wait_for_load_state("networkidle")
+                page.mouse.move(0, 0)
+                file = options.output / f"{take.__name__}.png"
+                page.screenshot(path=file, animations="disabled")
+                _shrink(file)
+                context.close()
+                print(f"{file}: {file.stat().st_size / 1000:.0f} KB")  # noqa: T201
+            browser.close()
+
+
+def _shrink(file: Path) -> None:
+    """At most 256 colours, which is what the UI has: a third of the bytes."""
+    with Image.open(file) as picture:
+        reduced = picture.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    reduced.save(file, optimize=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""Each strategy against values computed by hand."""
+
+import pytest
+import torch
+
+from ivr_dagster.core.embedding.initialize import STRATEGIES, initialize_embeddings
+from ivr_dagster.core.embedding.reorder import reorder_embeddings
+from ivr_dagster.core.errors import InputError
+from ivr_dagster.settings import CHOICES
+
+BASE = {
+    "wte": torch.tensor([[1.0, 2.0], [3.0, 6.0], [5.0, 10.0], [-1.0, 0.0], [7.0, 4.0]]),
+    "lm_head": torch.tensor([[0.0, 1.0], [2.0, 3.0], [4.0, 5.0], [6.0, 7.0], [8.0, 9.0]]),
+    "lm_head_bias": torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0]),
+}
+# id 1 goes to a token made of 0 and 4, id 3 to one made of 1, 1 and 2
+CONSTITUENTS = {1: [0, 4], 3: [1, 1, 2]}
+REORDERED = reorder_embeddings(BASE, [0, -1, 2, -1, 4])
+
+
+def rows_of(strategy: str, **settings: int) -> dict[str, list[object]]:
+    filled = initialize_embeddings(REORDERED, BASE, CONSTITUENTS, strategy=strategy, **settings)
+    for name, rows in filled.items():
+        assert torch.equal(rows[[0, 2, 4]], BASE[name][[0, 2, 4]])
+        assert rows.dtype == BASE[name].dtype
+    return {name: rows[[1, 3]].tolist() for name, rows in filled.items()}
+
+
+def test_constituents_are_averaged_from_the_bases_rows_also_of_ids_given_away() -> None:
+    found = rows_of("constituents")
+    assert found["wte"] == [[4.0, 3.0], pytest.approx([11 / 3, 22 / 3])]
+    assert found["lm_head"] == [[4.0, 5.0], pytest.approx([8 / 3, 11 / 3])]
+    assert found["lm_head_bias"] == [3.0, pytest.approx(7 / 3)]
+
+
+def test_the_mean_is_of_kept_rows() -> None:
+    found = rows_of("mean")
+    assert found["wte"] == [pytest.approx([13 / 3, 16 / 3])] * 2
+    assert found["lm_head"] == [pytest.approx([4.0, 5.0])] * 2
+    assert found["lm_head_bias"] == [pytest.approx(3.0)] * 2
+
+
+def test_zeros_are_zeros() -> None:
+    assert rows_of("zeros") == {"wte": [[0, 0]] * 2, "lm_head": [[0, 0]] * 2, "lm_head_bias": [0, 0]}
+
+
+def test_random_rows_are_told_by_the_seed() -> None:
+    assert rows_of("random", seed=1) == rows_of("random", seed=1)
+    assert rows_of("random", seed=1)["wte"] != rows_of("random", seed=2)["wte"]
+    assert rows_of("random", seed=1)["wte"][0] != rows_of("random", seed=1)["wte"][1]
+
+
+def test_random_rows_have_mean_and_deviation_of_the_kept_rows_by_column() -> None:
+    generator = torch.Generator().manual_seed(0)
+    location, scale = torch.tensor([0.0, 5.0, -3.0]), torch.tensor([1.0, 0.1, 4.0])
+    base = {"wte": location + scale * torch.randn(20_000, 3, generator=generator)}
+    new = {n: [0] for n in range(10_000)}
+    filled = initialize_embeddings(base, base, new, strategy="random")["wte"][:10_000]
+    torch.testing.assert_close(filled.mean(dim=0), location, atol=0.15, rtol=0)
+    torch.testing.assert_close(filled.std(dim=0), scale, atol=0, rtol=0.05)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_averaged_in_single_and_rounded_once(dtype: torch.dtype) -> None:
+    rows = torch.randn(300, 4, generator=torch.Generator().manual_seed(0)).to(dtype)
+    filled = initialize_embeddings({"wte": rows}, {"wte": rows}, {7: list(range(300))})["wte"]
+    assert filled.dtype == dtype
+    assert torch.equal(filled[7], rows.float().mean(dim=0).to(dtype))
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_without_new_tokens_nothing_changes(strategy: str) -> None:
+    filled = initialize_embeddings(BASE, BASE, {}, strategy=strategy)
+    assert all(torch.equal(rows, BASE[name]) for name, rows in filled.items())
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_what_was_given_is_left_alone(strategy: str) -> None:
+    before = {name: rows.clone() for name, rows in REORDERED.items()}
+    initialize_embeddings(REORDERED, BASE, CONSTITUENTS, strategy=strategy)
+    assert all(torch.equal(rows, REORDERED[name]) for name, rows in before.items())
+
+
+def test_an_unknown_strategy_is_refused_with_those_there_are() -> None:
+    with pytest.raises(InputError) as error:
+        initialize_embeddings(BASE, BASE, {}, strategy="median")
+    assert error.value.message == "no initialisation strategy 'median'"
+    assert error.value.where == "init_strategy"
+    assert "constituents, mean, random, zeros" in str(error.value)
+
+
+def test_the_settings_offer_the_strategies_there_are() -> None:
+    assert CHOICES["init_strategy"] == tuple(STRATEGIES)

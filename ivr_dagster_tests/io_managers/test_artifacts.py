@@ -1,0 +1,193 @@
+"""What all IO managers share, through real Dagster runs."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from ivr_dagster.artifact_paths import RELATIVE_PATHS, ArtifactPaths
+from ivr_dagster.core.atomic import staging_path
+from ivr_dagster.core.corpus.cleaned import CleanedCorpus
+from ivr_dagster.core.errors import InputError
+from ivr_dagster.core.handles import ModelFolder, ReportFolder, TokenizerFolder, TrainedModel, TrainingBlocks
+from ivr_dagster.core.tokens.sequences import TokenSequences
+from ivr_dagster.definitions import build_definitions
+from ivr_dagster.io_managers import io_managers
+from ivr_dagster.io_managers.artifacts import MARKER
+from ivr_dagster.settings import Settings
+
+FOLDERS: dict[str, tuple[str, type[Any]]] = {
+    "cleaned_corpus": ("documents_io", CleanedCorpus),
+    "token_sequences": ("sequences_io", TokenSequences),
+    "original_tokenizer": ("tokenizer_io", TokenizerFolder),
+    "initialized_model": ("model_io", ModelFolder),
+    "training_blocks": ("blocks_io", TrainingBlocks),
+    "sft_checkpoint": ("trained_model_io", TrainedModel),
+    "evaluation_report": ("report_io", ReportFolder),
+}
+Materialize = Callable[..., None]
+Load = Callable[..., Any]
+
+
+def staged(place: Path, content: str) -> Path:
+    folder = staging_path(place)
+    (folder / "sub").mkdir(parents=True)
+    (folder / "sub" / "file.txt").write_text(content)
+    return folder
+
+
+@pytest.mark.parametrize("asset", FOLDERS)
+def test_a_staged_folder_gets_its_place_and_comes_back_as_its_handle(
+    asset: str, paths: ArtifactPaths, materialize: Materialize, load: Load
+) -> None:
+    io_manager, handle = FOLDERS[asset]
+    for content in ("first", "second"):
+        materialize(asset, io_manager, lambda content=content: handle(staged(paths[asset], content)))
+    value = load(asset, io_manager)
+    assert type(value) is handle
+    assert value.path == paths[asset]
+    assert (value.path / "sub" / "file.txt").read_text() == "second"
+    assert [path.name for path in paths[asset].parent.iterdir()] == [paths[asset].name]
+
+
+def test_a_folder_says_which_asset_and_run_made_it(paths: ArtifactPaths, materialize: Materialize) -> None:
+    materialize("evaluation_report", "report_io", lambda: ReportFolder(staged(paths["evaluation_report"], "x")))
+    marker = json.loads((paths["evaluation_report"] / MARKER).read_text())
+    assert marker["asset"] == "evaluation_report"
+    assert len(marker["run_id"]) == 36
+
+
+def test_a_training_folder_that_filled_up_in_its_place_stays_there(
+    paths: ArtifactPaths, materialize: Materialize, load: Load
+) -> None:
+    from ivr_dagster.io_managers.artifacts import mark_folder
+
+    place = paths["sft_checkpoint"]
+    mark_folder(place, "sft_checkpoint", "an earlier run")  # as the asset does before it begins
+    (place / "checkpoint-5").mkdir(parents=True)
+    materialize("sft_checkpoint", "trained_model_io", lambda: TrainedModel(place))
+    assert load("sft_checkpoint", "trained_model_io").path == place
+    assert (place / "checkpoint-5").is_dir()
+    assert json.loads((place / MARKER).read_text())["run_id"] != "an earlier run"
+
+
+def test_a_foreign_folder_is_not_replaced(paths: ArtifactPaths, materialize: Materialize) -> None:
+    place = paths["cleaned_corpus"]
+    place.mkdir(parents=True)
+    (place / "thesis.txt").write_text("years of work")
+    with pytest.raises(InputError, match="did not write") as error:
+        materialize("cleaned_corpus", "documents_io", lambda: CleanedCorpus(staged(place, "new")))
+    assert error.value.where == place
+    assert [path.name for path in place.iterdir()] == ["thesis.txt"]
+
+
+def test_an_empty_folder_is_taken(paths: ArtifactPaths, materialize: Materialize, load: Load) -> None:
+    paths["cleaned_corpus"].mkdir(parents=True)
+    materialize("cleaned_corpus", "documents_io", lambda: CleanedCorpus(staged(paths["cleaned_corpus"], "new")))
+    assert (load("cleaned_corpus", "documents_io").path / "sub").is_dir()
+
+
+def test_a_file_where_a_folder_goes_is_not_replaced(paths: ArtifactPaths, materialize: Materialize) -> None:
+    place = paths["cleaned_corpus"]
+    place.parent.mkdir(parents=True)
+    place.write_text("years of work")
+    with pytest.raises(InputError, match="found a file") as error:
+        materialize("cleaned_corpus", "documents_io", lambda: CleanedCorpus(staged(place, "new")))
+    assert error.value.where == place
+    assert place.read_text() == "years of work"
+
+
+def test_a_folder_where_a_file_goes_is_not_replaced(
+    tmp_path: Path, paths: ArtifactPaths, materialize: Materialize
+) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    elsewhere = replace(paths, elsewhere={"selection_log": tmp_path / "mine"})
+    with pytest.raises(InputError, match="found a folder") as error:
+        materialize("selection_log", "markdown_io", lambda: "# Selection", places=elsewhere)
+    assert error.value.where == tmp_path / "mine"
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
+
+
+@pytest.mark.parametrize(
+    ("asset", "io_manager"),
+    [
+        *((asset, io_manager) for asset, (io_manager, _) in FOLDERS.items()),
+        ("pretoken_counts", "parquet_io"),
+        ("replacement_candidates", "csv_io"),
+        ("remap_rules", "rules_io"),
+        ("selection_log", "markdown_io"),
+        ("original_embeddings", "tensors_io"),
+    ],
+)
+def test_what_was_never_materialized_is_named_with_its_place(
+    asset: str, io_manager: str, paths: ArtifactPaths, load: Load
+) -> None:
+    with pytest.raises(InputError) as error:
+        load(asset, io_manager)
+    assert error.value.message == f"{asset} was asked for and is not there"
+    assert error.value.where == paths[asset]
+    assert error.value.remedy == f"Materialize {asset} first."
+
+
+def test_an_artifact_goes_where_a_setting_puts_it(
+    tmp_path: Path, paths: ArtifactPaths, materialize: Materialize, load: Load
+) -> None:
+    elsewhere = replace(paths, elsewhere={"selection_log": tmp_path / "mine" / "log.md"})
+    materialize("selection_log", "markdown_io", lambda: "# Selection", places=elsewhere)
+    assert (tmp_path / "mine" / "log.md").read_text() == "# Selection"
+    assert not paths["selection_log"].exists()
+    assert load("selection_log", "markdown_io", places=elsewhere) == "# Selection"
+
+
+def test_a_reader_puts_back_the_folder_of_a_writer_that_was_killed_between_its_renames(
+    paths: ArtifactPaths, materialize: Materialize, load: Load
+) -> None:
+    place = paths["training_blocks"]
+    materialize("training_blocks", "blocks_io", lambda: TrainingBlocks(staged(place, "whole")))
+    place.rename(place.parent / f".{place.name}.old")
+    assert (load("training_blocks", "blocks_io").path / "sub" / "file.txt").read_text() == "whole"
+
+
+@pytest.mark.parametrize("io_manager", ["markdown_io", "report_io"])
+def test_what_killed_writers_left_is_swept_by_the_next(
+    io_manager: str, paths: ArtifactPaths, materialize: Materialize
+) -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as finished:
+        pass
+    asset = {"markdown_io": "selection_log", "report_io": "evaluation_report"}[io_manager]
+    place = paths[asset]
+    leftover = place.parent / f".{place.name}.{finished.pid}-0a1b2c3d.tmp"
+    (leftover / "half").mkdir(parents=True)
+    make = {"markdown_io": lambda: "# x", "report_io": lambda: ReportFolder(staged(place, "x"))}[io_manager]
+    materialize(asset, io_manager, make)
+    assert [path.name for path in place.parent.iterdir()] == [place.name]
+
+
+def test_a_write_that_fails_leaves_the_old_file(paths: ArtifactPaths, materialize: Materialize, load: Load) -> None:
+    materialize("selection_log", "markdown_io", lambda: "old")
+    with pytest.raises(UnicodeEncodeError):
+        materialize("selection_log", "markdown_io", lambda: "new \ud800")
+    assert load("selection_log", "markdown_io") == "old"
+    assert [path.name for path in paths["selection_log"].parent.iterdir()] == [paths["selection_log"].name]
+
+
+def test_every_asset_has_a_place_and_an_io_manager_there_is(tmp_path: Path) -> None:
+    definitions = build_definitions(Settings(model_name="sample"), artifacts_dir=tmp_path)
+    keys = io_managers(ArtifactPaths(tmp_path)).keys()
+    made = [
+        asset
+        for asset in definitions.resolve_all_asset_specs()
+        if not isinstance(asset, dg.SourceAsset) and asset.key.path[-1] not in ("base_model", "raw_corpus")
+    ]
+    assert len(made) > 10
+    assert {asset.key.path[-1] for asset in made} <= RELATIVE_PATHS.keys()
+    assert {
+        asset.metadata["dagster/io_manager_key"] for asset in made if "dagster/io_manager_key" in asset.metadata
+    } <= keys

@@ -1,0 +1,93 @@
+"""Tables through Parquet and CSV."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from polars.testing import assert_frame_equal
+
+from ivr_dagster.artifact_paths import ArtifactPaths
+from ivr_dagster.core.tokens.counts import PretokenCounts, counts_from_table, counts_table
+
+NASTY = [
+    "a,b",
+    'q"q',
+    '""',
+    '"',
+    "'",
+    "\n",
+    "\r",
+    "\r\n x",
+    "\t",
+    " lead",
+    "trail ",
+    "\x00",
+    "\ufffd",
+    "\u2028",
+    "",
+    "null",
+    "NaN",
+    "true",
+    "12",
+    "1e5",
+    "007",
+    "-",
+    "=1+1",
+    "#",
+    "한국어",
+    "ĠĊĉ",
+]
+
+
+def test_parquet_keeps_values_and_types(materialize: Callable[..., None], load: Callable[..., Any]) -> None:
+    table = pl.DataFrame(
+        {
+            "token_id": pl.Series(range(len(NASTY)), dtype=pl.UInt32),
+            "token": NASTY,
+            "frequency": pl.Series(range(len(NASTY)), dtype=pl.Int64),
+        }
+    )
+    materialize("token_stats", "parquet_io", lambda: table)
+    assert_frame_equal(load("token_stats", "parquet_io"), table)
+
+
+def test_pre_token_counts_come_back_through_parquet(materialize: Callable[..., None], load: Callable[..., Any]) -> None:
+    counts = PretokenCounts(NASTY, np.arange(len(NASTY), 0, -1), {"<|endoftext|>": 3}, 0, 1)
+    materialize("pretoken_counts", "parquet_io", lambda: counts_table(counts))
+    back = counts_from_table(load("pretoken_counts", "parquet_io"))
+    assert (back.types, back.counts.tolist(), back.added) == (counts.types, counts.counts.tolist(), counts.added)
+
+
+def candidates(strings: list[str]) -> pl.DataFrame:
+    numbers = pl.Series(range(len(strings)), dtype=pl.Int64)
+    columns: dict[str, Any] = {
+        "rank": numbers + 1,
+        "new_token": strings,
+        "new_text": strings[::-1],
+        "constituents": strings,
+        "saving": numbers * 7,
+        "frequency": numbers,
+        "sacrificed_id": numbers + 50_000,
+        "sacrificed_token": strings,
+        "sacrificed_text": strings,
+        "sacrificed_frequency": numbers,
+    }
+    text = {name: pl.String for name in columns if not isinstance(columns[name], pl.Series)}
+    return pl.DataFrame(columns, schema_overrides=text)
+
+
+@pytest.mark.parametrize("strings", [NASTY, ["12", "34"], ["true"], []])
+def test_csv_keeps_strings_that_look_like_anything_else(
+    strings: list[str], materialize: Callable[..., None], load: Callable[..., Any]
+) -> None:
+    materialize("replacement_candidates", "csv_io", lambda: candidates(strings))
+    assert_frame_equal(load("replacement_candidates", "csv_io"), candidates(strings))
+
+
+def test_csv_is_text_with_a_header(paths: ArtifactPaths, materialize: Callable[..., None]) -> None:
+    materialize("replacement_candidates", "csv_io", lambda: candidates(["Ġthe"]))
+    lines = paths["replacement_candidates"].read_text(encoding="utf-8").splitlines()
+    assert lines[0].startswith("rank,new_token,new_text,")
+    assert lines[1].startswith("1,Ġthe,")

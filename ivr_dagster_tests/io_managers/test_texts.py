@@ -1,0 +1,56 @@
+"""Rules and logs, and what a person has done to the rules."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from ivr_dagster.artifact_paths import ArtifactPaths
+from ivr_dagster.core.errors import InputError
+from ivr_dagster.core.vocabulary.remap import RemapRule, RemapRules
+
+RULES = RemapRules(
+    (
+        RemapRule(700, "Ġzoo", "Ġofthe", ("Ġof", "the"), {"sacrificed": 0, "new": 9, "saving": 9}),
+        RemapRule(701, "null", "íķľ", ("íķ", "ľ"), {"sacrificed": 1, "new": 2, "saving": 3}),
+    )
+)
+Materialize = Callable[..., None]
+Load = Callable[..., Any]
+
+
+def test_rules_come_back_as_they_were_computed(materialize: Materialize, load: Load) -> None:
+    materialize("remap_rules", "rules_io", lambda: RULES)
+    assert load("remap_rules", "rules_io") == RULES
+
+
+def test_a_file_that_a_person_edited_is_read_as_edited_and_left_as_it_is(
+    paths: ArtifactPaths, materialize: Materialize, load: Load
+) -> None:
+    materialize("remap_rules", "rules_io", lambda: RULES)
+    place = paths["remap_rules"]
+    edited = place.read_text(encoding="utf-8").replace("id: 700", "id: 702 # better")
+    place.write_text(edited, encoding="utf-8")
+    found = load("remap_rules", "rules_io")
+    assert found.edited
+    assert [rule.id for rule in found] == [702, 701]
+    materialize("remap_rules", "rules_io", lambda: found)
+    assert place.read_text(encoding="utf-8") == edited
+
+
+def test_rules_of_a_wrong_shape_are_refused_with_file_and_line(
+    paths: ArtifactPaths, materialize: Materialize, load: Load
+) -> None:
+    materialize("remap_rules", "rules_io", lambda: RULES)
+    place = paths["remap_rules"]
+    text = place.read_text(encoding="utf-8").replace("id: 701", "id: seven")
+    place.write_text(text, encoding="utf-8")
+    line = text.splitlines().index("- id: seven") + 1
+    with pytest.raises(InputError, match=f"remap_rules.yaml:{line}: .*'seven'"):
+        load("remap_rules", "rules_io")
+
+
+@pytest.mark.parametrize("text", ["", "# Selection\n\n| `'|'` |\n", "한국어\n\n\x00"])
+def test_a_log_comes_back_as_written(text: str, materialize: Materialize, load: Load) -> None:
+    materialize("selection_log", "markdown_io", lambda: text)
+    assert load("selection_log", "markdown_io") == text

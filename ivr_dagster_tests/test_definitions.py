@@ -1,0 +1,224 @@
+"""What Dagster loads: complete, quick to import, without warnings of our making, and stale when settings change."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from ivr_dagster.automation import corpus_request
+from ivr_dagster.definitions import build_definitions
+from ivr_dagster.settings import Settings
+from ivr_dagster.stages import STAGES, VANILLA
+
+REPOSITORY = Path(__file__).parents[1]
+GROUPS = {"corpus", "tokens", "tokenizer", "vocabulary", "embedding", "training", "evaluation"}
+SOURCES = {"raw_corpus", "base_model"}
+MADE = {asset for assets in STAGES.values() for asset in assets}
+
+# asset, check, blocking
+CHECKS = {
+    ("distilled_tokenizer", "ids_kept", True),
+    ("distilled_tokenizer", "round_trip", True),
+    ("distilled_tokenizer", "agreement_floor", True),
+    ("remapped_tokenizer", "ids_kept", True),
+    ("remapped_tokenizer", "round_trip", True),
+    ("remapped_tokenizer", "new_tokens_reachable", True),
+    ("reordered_embeddings", "kept_rows_bitwise", True),
+    ("initialized_model", "kept_rows_bitwise", True),
+    ("evaluation_report", "bpb_falls_with_training", False),
+    ("evaluation_report", "bpb_of_distilled_near_base", False),
+}
+
+# a setting with another value than its default, and the assets whose content it decides
+DEPENDENTS: dict[str, tuple[object, set[str]]] = {
+    "text_key": ("body", {"cleaned_corpus"}),
+    "encoding": ("latin-1", {"cleaned_corpus"}),
+    "normalization": ("none", {"cleaned_corpus"}),
+    "heldout_fraction": (0.1, {"cleaned_corpus"}),
+    "text_split_bytes": (0, {"cleaned_corpus"}),
+    "model_name": ("sample", {"original_tokenizer", "original_embeddings", "initialized_model"}),
+    "revision": ("main", {"original_tokenizer", "original_embeddings", "initialized_model"}),
+    "max_texts": (10, {"pretoken_counts", "token_sequences", "replacement_candidates"}),
+    "agreement_floor": (0.5, {"distilled_tokenizer"}),
+    "max_candidates": (10, {"replacement_candidates"}),
+    "min_token_len": (3, {"replacement_candidates"}),
+    "min_frequency": (3, {"replacement_candidates"}),
+    "merge_scope": ("across", {"replacement_candidates"}),
+    "init_strategy": ("zeros", {"initialized_model"}),
+    "block_size": (64, {"training_blocks"}),
+    "train_bytes": (1000, {"training_blocks"}),
+    "dtype": ("bfloat16", {"sft_checkpoint", "vanilla_sft_checkpoint"}),
+    "evaluation_bytes": (1000, {"evaluation_report"}),
+    "continuations": (0, {"evaluation_report"}),
+    "seed": (7, {"initialized_model", "evaluation_report"}),
+    "device": ("cpu", set()),
+    "raw_corpora_dir": ("elsewhere", set()),  # its content counts: the source's data version
+}
+
+
+def _code_versions(artifacts: Path, settings: Settings) -> dict[str, str | None]:
+    definitions = build_definitions(settings, artifacts_dir=artifacts)
+    specs = definitions.resolve_all_asset_specs()
+    return {spec.key.to_user_string(): spec.code_version for spec in specs if spec.key.to_user_string() not in SOURCES}
+
+
+def _validate(tmp_path: Path) -> subprocess.CompletedProcess[str]:
+    """`dagster definitions validate` in a folder that has the repository's workspace.yaml alone."""
+    shutil.copy(REPOSITORY / "workspace.yaml", tmp_path)
+    environment = {key: value for key, value in os.environ.items() if key not in ("DAGSTER_HOME", "IVR_CONFIG")}
+    return subprocess.run(
+        [Path(sys.executable).with_name("dagster"), "definitions", "validate"],
+        cwd=tmp_path,
+        env=environment | {"IVR_ARTIFACTS_DIR": str(tmp_path / "artifacts"), "PYTHONWARNINGS": "always"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+
+
+def test_dagster_validates_the_definitions_without_a_warning_about_them(tmp_path: Path) -> None:
+    result = _validate(tmp_path)
+    assert result.returncode == 0, result.stdout
+    assert "Validation successful for code location ivr_dagster" in result.stdout
+    assert not re.findall(r"^.*\bivr_dagster/\S*:\d+: \w*Warning.*$", result.stdout, flags=re.MULTILINE)
+
+
+def test_a_fault_in_the_settings_file_is_what_loading_fails_with(tmp_path: Path) -> None:
+    (tmp_path / "artifacts").mkdir()
+    (tmp_path / "artifacts" / "ivr.yaml").write_text("preset: none\nmax_candidate: 7\n", encoding="utf-8")
+    result = _validate(tmp_path)
+    assert result.returncode != 0
+    assert "ivr.yaml:2: unknown setting 'max_candidate'" in result.stdout
+    assert "did you mean 'max_candidates'" in result.stdout
+
+
+def test_the_ui_serves_the_location_that_the_repository_names() -> None:
+    """Dagster keeps what is switched on or off by that name."""
+    packaged = REPOSITORY / "ivr_dagster" / "workspace.yaml"
+    names = [re.findall(r"_name: (\S+)", file.read_text()) for file in (packaged, REPOSITORY / "workspace.yaml")]
+    assert names[0] == names[1] == ["ivr_dagster.definitions", "ivr_dagster"]
+
+
+def test_importing_the_definitions_loads_no_library_of_models() -> None:
+    heavy = ("torch", "transformers", "datasets", "accelerate", "matplotlib", "safetensors")
+    code = f"import sys, ivr_dagster.definitions; print([name for name in {heavy} if name in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=200)
+    assert result.stdout.strip() == "[]"
+
+
+def test_every_asset_is_described_for_the_ui(tmp_path: Path) -> None:
+    specs = list(build_definitions(Settings(), artifacts_dir=tmp_path).resolve_all_asset_specs())
+    assert {spec.key.to_user_string() for spec in specs} == MADE | SOURCES
+    assert {spec.group_name for spec in specs} == GROUPS
+    for spec in specs:
+        name = spec.key.to_user_string()
+        assert spec.description and len(spec.description) > 60, name
+        assert spec.kinds, name
+        if name not in SOURCES:  # Dagster's observable sources take neither
+            assert spec.owners == ["team:ivr"], name
+            assert spec.code_version, name
+
+
+def test_every_invariant_is_a_check_and_blocks_and_quality_only_warns(tmp_path: Path) -> None:
+    graph = build_definitions(Settings(), artifacts_dir=tmp_path).resolve_asset_graph()
+    specs = {key: graph.get_check_spec(key) for key in graph.asset_check_keys}
+    found = {(key.asset_key.to_user_string(), key.name, spec.blocking) for key, spec in specs.items()}
+    assert found == CHECKS
+    assert all(spec.description for spec in specs.values())
+
+
+def test_without_the_vanilla_baseline_its_checkpoint_is_no_asset(tmp_path: Path) -> None:
+    definitions = build_definitions(Settings(vanilla=False), artifacts_dir=tmp_path)
+    graph = definitions.resolve_asset_graph()
+    assert {key.to_user_string() for key in graph.get_all_asset_keys()} == (MADE | SOURCES) - {VANILLA}
+    for job in ("everything", "tokenizer_side", "training_side"):
+        assert definitions.resolve_job_def(job).nodes
+
+
+@pytest.mark.parametrize("setting", DEPENDENTS)
+def test_a_changed_setting_changes_the_code_version_of_what_depends_on_it_only(setting: str, tmp_path: Path) -> None:
+    value, expected = DEPENDENTS[setting]
+    assert getattr(Settings(), setting) != value
+    before, after = (_code_versions(tmp_path, Settings(**given)) for given in ({}, {setting: value}))
+    assert {asset for asset in before if before[asset] != after[asset]} == expected
+
+
+def test_changed_training_settings_change_the_code_version_of_the_checkpoints_only(tmp_path: Path) -> None:
+    before = _code_versions(tmp_path, Settings())
+    (tmp_path / "sft_config.yaml").write_text("num_train_epochs: 1\n", encoding="utf-8")
+    after = _code_versions(tmp_path, Settings())
+    assert {asset for asset in before if before[asset] != after[asset]} == {"sft_checkpoint", "vanilla_sft_checkpoint"}
+
+
+class TestTheSensorOnTheRawCorpus:
+    """`corpus_request`, look by look."""
+
+    @pytest.fixture
+    def corpus(self, tmp_path: Path) -> Path:
+        folder = tmp_path / "raw"
+        folder.mkdir()
+        (folder / "a.txt").write_text("one\n", encoding="utf-8")
+        return folder
+
+    @pytest.fixture
+    def context(self) -> dg.SensorEvaluationContext:
+        return dg.build_sensor_context()
+
+    def test_asks_for_a_run_once_the_corpus_keeps_still(
+        self, corpus: Path, context: dg.SensorEvaluationContext
+    ) -> None:
+        assert isinstance(corpus_request(context, corpus), dg.SkipReason)
+        (corpus / "b.txt").write_text("two\n", encoding="utf-8")  # a copy is under way
+        assert isinstance(corpus_request(context, corpus), dg.SkipReason)
+        assert isinstance(corpus_request(context, corpus), dg.RunRequest)
+
+    def test_asks_for_one_run_a_change(self, corpus: Path, context: dg.SensorEvaluationContext) -> None:
+        _look_twice(context, corpus)
+        for _ in range(3):
+            assert corpus_request(context, corpus) == dg.SkipReason("the raw corpus has not changed")
+        (corpus / "a.txt").write_text("three\n", encoding="utf-8")
+        assert isinstance(_look_twice(context, corpus), dg.RunRequest)
+        assert isinstance(corpus_request(context, corpus), dg.SkipReason)
+
+    def test_a_removed_file_is_a_change(self, corpus: Path, context: dg.SensorEvaluationContext) -> None:
+        (corpus / "b.txt").write_text("two\n", encoding="utf-8")
+        _look_twice(context, corpus)
+        (corpus / "b.txt").unlink()
+        assert isinstance(_look_twice(context, corpus), dg.RunRequest)
+
+    def test_a_change_taken_back_before_it_kept_still_asks_for_nothing(
+        self, corpus: Path, context: dg.SensorEvaluationContext
+    ) -> None:
+        _look_twice(context, corpus)
+        (corpus / "b.txt").write_text("two\n", encoding="utf-8")
+        corpus_request(context, corpus)
+        (corpus / "b.txt").unlink()
+        assert isinstance(_look_twice(context, corpus), dg.SkipReason)
+
+    def test_a_corpus_that_was_there_before_asks_for_a_run_when_it_comes_back(
+        self, corpus: Path, context: dg.SensorEvaluationContext
+    ) -> None:
+        for text in ("one\n", "two\n", "one\n"):
+            (corpus / "a.txt").write_text(text, encoding="utf-8")
+            request = _look_twice(context, corpus)
+            assert isinstance(request, dg.RunRequest)
+            assert request.run_key is None  # Dagster starts no second run for a key it knows
+
+    def test_a_missing_corpus_is_told_and_asks_for_nothing(
+        self, tmp_path: Path, context: dg.SensorEvaluationContext
+    ) -> None:
+        answer = corpus_request(context, tmp_path / "nowhere")
+        assert isinstance(answer, dg.SkipReason)
+        assert "nowhere" in (answer.skip_message or "")
+
+
+def _look_twice(context: dg.SensorEvaluationContext, corpus: Path) -> dg.RunRequest | dg.SkipReason:
+    corpus_request(context, corpus)
+    return corpus_request(context, corpus)

@@ -1,0 +1,289 @@
+"""Where settings come from, what is refused, and the file that remembers them."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ivr_dagster.artifact_paths import RELATIVE_PATHS
+from ivr_dagster.core.errors import InputError
+from ivr_dagster.settings import CHOICES, PRESETS, Settings, load_settings, read_settings_file, remember_settings
+
+
+def load(folder: Path, text: str = "", environ: dict[str, str] | None = None, **options: Any) -> Settings:
+    (folder / "ivr.yaml").write_text(text)
+    return load_settings(folder, options=options, environ=environ or {})
+
+
+def fault_of(folder: Path, text: str = "", environ: dict[str, str] | None = None, **options: Any) -> str:
+    with pytest.raises(InputError) as error:
+        load(folder, text, environ, **options)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_option_goes_before_environment_before_file_before_preset_before_default(tmp_path: Path) -> None:
+    layers: dict[str, Any] = {"text": "max_candidates: 3", "environ": {"IVR_MAX_CANDIDATES": "2"}, "max_candidates": 1}
+    assert load(tmp_path, **layers).max_candidates == 1
+    del layers["max_candidates"]
+    assert load(tmp_path, **layers).max_candidates == 2
+    del layers["environ"]
+    assert load(tmp_path, **layers).max_candidates == 3
+    assert load(tmp_path, preset="sample").max_candidates == PRESETS["sample"]["max_candidates"] == 1000
+    assert load(tmp_path, "max_candidates: 3", preset="sample").max_candidates == 3
+    assert load(tmp_path).max_candidates == 4000
+    assert load_settings(tmp_path / "nothing there", environ={}) == Settings()
+
+
+@pytest.mark.parametrize("source", ["text", "environ", "option"])
+def test_a_preset_may_come_from_anywhere(tmp_path: Path, source: str) -> None:
+    given: dict[str, Any] = {
+        "text": {"text": "preset: sample"},
+        "environ": {"environ": {"IVR_PRESET": "sample"}},
+        "option": {"preset": "sample"},
+    }[source]
+    assert load(tmp_path, **given).model_name == "sample"
+
+
+def test_the_file_named_is_read_in_place_of_the_artifacts_own(tmp_path: Path) -> None:
+    (tmp_path / "ivr.yaml").write_text("seed: 1")
+    (tmp_path / "other.yaml").write_text("seed: 2")
+    assert load_settings(tmp_path, config=tmp_path / "other.yaml", environ={}).seed == 2
+    with pytest.raises(InputError, match="no such settings file") as error:
+        load_settings(tmp_path, config=tmp_path / "missing.yaml", environ={})
+    assert error.value.where == tmp_path / "missing.yaml"
+
+
+def test_the_environment_is_the_processs_where_none_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IVR_SEED", "7")
+    assert load_settings(tmp_path).seed == 7
+
+
+def test_variables_that_are_no_settings_and_those_of_others_are_passed_over(tmp_path: Path) -> None:
+    environ = {"IVR_ARTIFACTS_DIR": "/x", "IVR_CONFIG": "y", "IVR_LOG_LEVEL": "DEBUG", "SEED": "9", "MY_IVR_SEED": "8"}
+    assert load(tmp_path, environ=environ) == Settings()
+
+
+def test_environment_variables_have_the_types_of_the_settings(tmp_path: Path) -> None:
+    environ = {"IVR_VANILLA": "false", "IVR_HELDOUT_FRACTION": "0.2", "IVR_SEED": "3", "IVR_TEXT_KEY": "meta.body"}
+    found = load(tmp_path, environ=environ)
+    assert (found.vanilla, found.heldout_fraction, found.seed, found.text_key) == (False, 0.2, 3, "meta.body")
+
+
+def test_an_unknown_key_is_named_with_its_place_and_the_nearest_known_one(tmp_path: Path) -> None:
+    fault = fault_of(tmp_path, "# mine\nmax_candidate: 5\n")
+    assert f"{tmp_path / 'ivr.yaml'}:2: unknown setting 'max_candidate'" in fault
+    assert "did you mean 'max_candidates'" in fault
+    assert "IVR_MERGE_SCOP: unknown setting 'merge_scop'" in fault_of(tmp_path, environ={"IVR_MERGE_SCOP": "within"})
+    assert "--sead: unknown setting 'sead'" in fault_of(tmp_path, sead=3)
+    assert "did you mean" not in fault_of(tmp_path, "qqqqqqq: 5\n")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "why"),
+    [
+        ("max_candidates", 0, "greater than or equal to 1"),
+        ("max_candidates", "many", "valid integer"),
+        ("min_token_len", 1, "greater than or equal to 2"),
+        ("heldout_fraction", 0.0, "greater than 0"),
+        ("heldout_fraction", 0.9, "less than 0.9"),
+        ("agreement_floor", 1.5, "less than or equal to 1"),
+        ("max_texts", -1, "greater than or equal to 0"),
+        ("evaluation_bytes", 0, "greater than or equal to 1"),
+        ("text_split_bytes", 100, "at least 256 bytes"),
+        ("vanilla", "perhaps", "valid boolean"),
+        ("text_key", 5, "valid string"),
+        *((key, "nonsense", f"'nonsense' is none of {', '.join(choices)}") for key, choices in CHOICES.items()),
+    ],
+)
+def test_a_value_out_of_bounds_is_named_with_its_key_and_place(
+    tmp_path: Path, key: str, value: object, why: str
+) -> None:
+    fault = fault_of(tmp_path, f"seed: 1\n{key}: {value}\n")
+    assert f"{tmp_path / 'ivr.yaml'}:2: {key} is {value!r}: " in fault
+    assert why in fault
+    assert f"--{key.replace('_', '-')}: {key} is {value!r}" in fault_of(tmp_path, **{key: value})
+
+
+@pytest.mark.parametrize("key", CHOICES)
+def test_every_choice_offered_is_taken(tmp_path: Path, key: str) -> None:
+    for choice in CHOICES[key]:
+        assert getattr(load(tmp_path, **{key: choice}), key) == choice
+
+
+def test_all_faults_are_reported_together_each_with_its_place(tmp_path: Path) -> None:
+    fault = fault_of(tmp_path, "seed: -1\nnonsense: 1\n", {"IVR_DTYPE": "int8"}, max_candidates="x")
+    for part in (
+        f"{tmp_path / 'ivr.yaml'}:1: seed is -1",
+        f"{tmp_path / 'ivr.yaml'}:2: unknown setting 'nonsense'",
+        "IVR_DTYPE: dtype is 'int8'",
+        "--max-candidates: max_candidates is 'x'",
+    ):
+        assert part in fault
+
+
+def test_a_fault_that_a_better_source_overrides_is_none(tmp_path: Path) -> None:
+    assert load(tmp_path, "seed: nonsense", seed=5).seed == 5
+
+
+@pytest.mark.parametrize(
+    ("content", "place", "message"),
+    [
+        (b"seed: 1\nx: [\n", ":3", "the settings file is no YAML"),
+        (b"seed: 1\n\tx: 1\n", ":2", "the settings file is no YAML"),
+        ("seed: 1 # \u00e9\n".encode("latin-1"), "", "the settings file is no YAML"),
+        (b"- seed\n", "", "a mapping of settings was expected"),
+        (b"seed\n", "", "a mapping of settings was expected"),
+        (b"seed: 1\n5: 2\n", ":2", "the name of a setting was expected, found '5'"),
+        (b"yes: 2\n", ":1", "the name of a setting was expected, found 'yes'"),
+        (b"<<: {seed: 3}\n", ":1", "the name of a setting was expected, found '<<'"),
+    ],
+)
+def test_a_file_that_holds_no_settings_is_refused_with_file_and_line(
+    tmp_path: Path, content: bytes, place: str, message: str
+) -> None:
+    file = tmp_path / "ivr.yaml"
+    file.write_bytes(content)
+    with pytest.raises(InputError) as error:
+        load_settings(tmp_path, environ={})
+    assert str(error.value.where) == f"{file}{place}"
+    assert message in error.value.message
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["", "# nothing yet\n", "---\n"])
+def test_an_empty_file_settles_nothing(tmp_path: Path, text: str) -> None:
+    assert load(tmp_path, text) == Settings()
+
+
+def test_settings_are_read_with_the_lines_of_their_keys(tmp_path: Path) -> None:
+    file = tmp_path / "ivr.yaml"
+    file.write_text("# mine\nseed: 3\n\ntext_key: '한국어'\n")
+    assert read_settings_file(file) == ({"seed": 3, "text_key": "한국어"}, {"seed": 2, "text_key": 4})
+
+
+MINE = """\
+# my settings
+seed: 1   # chosen by dice
+
+# which model
+model_name: gpt2
+"""
+
+
+def test_what_is_given_is_remembered_and_comments_and_order_stay(tmp_path: Path) -> None:
+    file = tmp_path / "ivr.yaml"
+    file.write_text(MINE)
+    remember_settings(file, {"seed": 2, "max_candidates": 500})
+    assert file.read_text() == MINE.replace("seed: 1", "seed: 2") + "max_candidates: 500\n"
+
+
+def test_what_is_remembered_already_leaves_the_file_untouched(tmp_path: Path) -> None:
+    file = tmp_path / "ivr.yaml"
+    file.write_text(MINE)
+    before = file.stat()
+    remember_settings(file, {"seed": 1})
+    remember_settings(file, {})
+    after = file.stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+def test_a_new_file_says_what_it_is_and_is_read_back(tmp_path: Path) -> None:
+    file = tmp_path / "artifacts" / "ivr.yaml"
+    given = {"model_name": "gpt2", "heldout_fraction": 0.1, "vanilla": False, "text_key": "본문: x"}
+    remember_settings(file, given)
+    assert file.read_text().startswith("# Settings of ivr_dagster.")
+    assert yaml.safe_load(file.read_text()) == given
+    found = load_settings(file.parent, environ={})
+    assert {key: getattr(found, key) for key in given} == given
+    assert [path.name for path in file.parent.iterdir()] == ["ivr.yaml"]
+
+
+def test_nothing_given_makes_no_file(tmp_path: Path) -> None:
+    remember_settings(tmp_path / "ivr.yaml", {})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_relative_folders_are_remembered_from_the_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "gpt2-folder").mkdir()
+    remember_settings(
+        tmp_path / "ivr.yaml",
+        {"raw_corpora_dir": "texts", "remap_rules_path": "rules.yaml", "model_name": "gpt2-folder", "output_dir": ""},
+    )
+    assert yaml.safe_load((tmp_path / "ivr.yaml").read_text()) == {
+        "raw_corpora_dir": str(tmp_path / "texts"),
+        "remap_rules_path": str(tmp_path / "rules.yaml"),
+        "model_name": str(tmp_path / "gpt2-folder"),
+        "output_dir": "",
+    }
+
+
+def test_without_settings_every_artifact_lies_below_the_artifacts_folder(tmp_path: Path) -> None:
+    paths = Settings().paths(tmp_path)
+    assert {asset: paths[asset] for asset in RELATIVE_PATHS} == {
+        asset: tmp_path / place for asset, place in RELATIVE_PATHS.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("setting", "asset"),
+    [
+        ("raw_corpora_dir", "raw_corpus"),
+        ("cleaned_corpora_dir", "cleaned_corpus"),
+        ("original_tokenizer_dir", "original_tokenizer"),
+        ("remapped_tokenizer_dir", "remapped_tokenizer"),
+        ("tokenizer_path", "remapped_tokenizer"),
+        ("remap_rules_path", "remap_rules"),
+        ("train_model_name", "initialized_model"),
+        ("dataset_path", "training_blocks"),
+        ("output_dir", "sft_checkpoint"),
+    ],
+)
+def test_a_setting_moves_its_artifact_and_no_other(tmp_path: Path, setting: str, asset: str) -> None:
+    paths = Settings(**{setting: str(tmp_path / "elsewhere")}).paths(tmp_path / "artifacts")
+    below = Settings().paths(tmp_path / "artifacts")
+    assert paths[asset] == tmp_path / "elsewhere"
+    assert [other for other in RELATIVE_PATHS if paths[other] != below[other]] == [asset]
+
+
+def test_the_embeddings_folder_moves_all_three_and_a_model_of_its_own_goes_before_it(tmp_path: Path) -> None:
+    paths = Settings(embeddings_dir=str(tmp_path / "e")).paths(tmp_path)
+    assert paths["original_embeddings"] == tmp_path / "e" / "original_embeddings.safetensors"
+    assert paths["reordered_embeddings"] == tmp_path / "e" / "reordered_embeddings.safetensors"
+    assert paths["initialized_model"] == tmp_path / "e" / "initialized_model"
+    both = Settings(embeddings_dir=str(tmp_path / "e"), train_model_name=str(tmp_path / "m")).paths(tmp_path)
+    assert both["initialized_model"] == tmp_path / "m"
+    assert both["original_embeddings"].parent == tmp_path / "e"
+
+
+def test_the_tokenizer_to_train_with_goes_before_the_remapped_one(tmp_path: Path) -> None:
+    settings = Settings(tokenizer_path=str(tmp_path / "a"), remapped_tokenizer_dir=str(tmp_path / "b"))
+    assert settings.paths(tmp_path)["remapped_tokenizer"] == tmp_path / "a"
+
+
+def test_folders_may_begin_at_home_or_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    paths = Settings(raw_corpora_dir="~/texts", output_dir="out").paths(Path("artifacts"))
+    assert paths["raw_corpus"] == tmp_path / "home" / "texts"
+    assert paths["sft_checkpoint"] == tmp_path / "out"
+    assert paths.root == tmp_path / "artifacts"
+
+
+def test_a_fingerprint_tells_the_named_settings_and_no_others() -> None:
+    assert Settings(seed=1).fingerprint("seed", "dtype") == Settings(seed=1, vanilla=False).fingerprint("dtype", "seed")
+    assert Settings(seed=1).fingerprint("seed") != Settings(seed=2).fingerprint("seed")
+
+
+def test_reports_show_settings_without_the_folders_of_this_machine() -> None:
+    shown = Settings(raw_corpora_dir="/home/me/secret", output_dir="/home/me/out", seed=3).public()
+    assert shown["seed"] == 3
+    assert shown["merge_scope"] == "within"
+    assert not any("/home/me" in str(value) for value in shown.values())
+
+
+def test_settings_cannot_be_changed_afterwards() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        Settings().seed = 3  # type: ignore[misc]
