@@ -75,7 +75,7 @@ def measure(raw: Path, sizes: list[int], scopes: list[str]) -> dict[str, Any]:
     (distilled, raised), seconds_distill = timed(lambda: distill(base, bpe))
     fresh, seconds_fresh = timed(lambda: unigram_trainer(base, train))
     heldout_counts = count_pretokens(heldout, base)
-    base_ids, fresh_ids = base.get_vocab(), fresh.get_vocab()
+    base_ids, distilled_ids, fresh_ids = (tokenizer.get_vocab() for tokenizer in (base, distilled, fresh))
     tokens_base, heldout_bytes = count_tokens(base, heldout)
     frequencies = token_frequencies(pretokens, base)
 
@@ -113,7 +113,7 @@ def measure(raw: Path, sizes: list[int], scopes: list[str]) -> dict[str, Any]:
         "scores_repaired": len(raised),
         "agreement_train": measure_agreement(base, distilled, pretokens).share,
         "agreement_heldout": measure_agreement(base, distilled, heldout_counts).share,
-        "ids_kept": sum(distilled.get_vocab().get(string) == i for string, i in base_ids.items()),
+        "ids_kept": sum(distilled_ids.get(string) == i for string, i in base_ids.items()),
         "unigram_trainer_seconds": seconds_fresh,
         "unigram_trainer_ids_kept": sum(fresh_ids.get(string) == i for string, i in base_ids.items()),
         "unigram_trainer_agreement": measure_agreement(base, fresh, heldout_counts).share,

@@ -40,7 +40,7 @@ def automation(vanilla: bool) -> dict[str, list[Any]]:
     @dg.sensor(
         job=everything,
         minimum_interval_seconds=30,
-        description="Rebuilds everything when the raw corpus is not the last build's and kept still since the last look.",
+        description="Rebuilds everything when the raw corpus is not the last build's and kept still for a while.",
     )
     def raw_corpus_changed(
         context: dg.SensorEvaluationContext, settings: SettingsResource

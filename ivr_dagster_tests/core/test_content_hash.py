@@ -55,6 +55,7 @@ def test_tensors_that_differ_in_name_shape_dtype_or_bits_have_other_hashes() -> 
         {"wte": rows.reshape(4)},
         {"wte": rows.to(torch.bfloat16)},
         {"wte": rows.to(torch.float16)},
+        {"wte": rows.view(torch.int32)},
         {"wte": rows.T},
         {"wte": rows * torch.tensor([[1.0, 1.0], [-1.0, 1.0]])},  # -0.0
         {"wte": nan},

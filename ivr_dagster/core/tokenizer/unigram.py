@@ -12,6 +12,7 @@ import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal
 from itertools import product
 from typing import Any
 
@@ -52,8 +53,26 @@ def scores_from_merges(bpe: ByteLevelBPE) -> np.ndarray:
     for made in sorted(bpe.merge_of, key=lambda made: len(bpe.strings[made])):  # halves first, whatever their ranks
         rank, left, right = bpe.merge_of[made]
         if min(scores[left], scores[right]) > UNREACHABLE:
-            scores[made] = scores[left] + scores[right] + gain(rank)
+            scores[made] = storable(float(scores[left] + scores[right] + gain(rank)))
     return scores
+
+
+def storable(score: float) -> float:
+    """The least score not below `score` that comes back from a `tokenizer.json` as it was written.
+
+    `tokenizers` reads numbers by serde_json's fast way, digits as one number and a power of ten, each rounded: about
+    every eighth score comes back one unit in the last place off, which is enough to turn a tie.
+    """
+    while _read_back(score) != score:
+        score = math.nextafter(score, math.inf)
+    return score
+
+
+def _read_back(score: float) -> float:
+    sign, digits, exponent = Decimal(repr(score)).as_tuple()
+    number = float("".join(map(str, digits)))
+    power = float(f"1e{abs(int(exponent))}")
+    return (-number if sign else number) / power if int(exponent) < 0 else (-number if sign else number) * power
 
 
 def best_split(string: str, score_of: Mapping[str, float], longest: int) -> float:
@@ -98,7 +117,7 @@ def repair_scores(strings: Sequence[str], scores: np.ndarray, order: Iterable[in
             rival = best_split(string, score_of, longest)
             if rival >= score_of[string]:
                 # a few units in the last place: a prefix in front of it rounds the sum once more
-                score_of[string] = rival + 8 * math.ulp(max(abs(rival), 1.0))
+                score_of[string] = storable(rival + 8 * math.ulp(max(abs(rival), 1.0)))
                 repaired[token_id] = score_of[string]
                 raised.add(token_id)
                 changed = True
@@ -241,8 +260,8 @@ def scores_with_new(bpe: ByteLevelBPE, strings: Sequence[str]) -> np.ndarray:
     for position in order:
         string = strings[position]
         if string not in bpe.ids:
-            scores[position] = best_split(string, score_of, longest) + NEW_TOKEN_GAIN
-            score_of[string] = float(scores[position])
+            score_of[string] = storable(best_split(string, score_of, longest) + NEW_TOKEN_GAIN)
+            scores[position] = score_of[string]
     return repair_scores(strings, scores, [i for i in order if scores[i] > UNREACHABLE])[0]
 
 

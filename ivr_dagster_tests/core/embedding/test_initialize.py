@@ -61,11 +61,14 @@ def test_random_rows_have_mean_and_deviation_of_the_kept_rows_by_column() -> Non
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_is_averaged_in_single_and_rounded_once(dtype: torch.dtype) -> None:
+def test_half_precision_is_computed_in_single_and_rounded_once(dtype: torch.dtype) -> None:
     rows = torch.randn(300, 4, generator=torch.Generator().manual_seed(0)).to(dtype)
     filled = initialize_embeddings({"wte": rows}, {"wte": rows}, {7: list(range(300))})["wte"]
     assert filled.dtype == dtype
     assert torch.equal(filled[7], rows.float().mean(dim=0).to(dtype))
+    filled = initialize_embeddings({"wte": rows}, {"wte": rows}, {0: [1]}, strategy="random", seed=5)["wte"]
+    noise = torch.randn(1, 4, generator=torch.Generator().manual_seed(5))
+    assert torch.equal(filled[:1], (rows[1:].float().mean(dim=0) + rows[1:].float().std(dim=0) * noise).to(dtype))
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

@@ -111,6 +111,13 @@ def test_special_tokens_length_chat_template_and_padding_side_are_kept(
     assert not written.clean_up_tokenization_spaces
 
 
+def test_files_of_a_bpe_give_way_in_the_folder(tmp_path: Path, original: Path, gpt2_distilled: Tokenizer) -> None:
+    for name in ("vocab.json", "merges.txt"):
+        (tmp_path / name).write_text("of the BPE that was here before")
+    write_tokenizer(gpt2_distilled, original, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["tokenizer.json", "tokenizer_config.json"]
+
+
 def test_skipping_special_tokens_leaves_the_end_of_text_out(distilled_loaded: Any) -> None:
     ids = distilled_loaded("one<|endoftext|>two").input_ids
     assert ids.count(50_256) == 1

@@ -142,9 +142,9 @@ def test_halves_that_merge_later_than_their_whole_are_scored_first() -> None:
 
 
 def test_what_would_be_made_of_a_token_that_nothing_makes_is_never_yielded_as_in_bpe() -> None:
-    base = bpe_of(["ab", "cd", "abcd"], [("ab", "cd")])
+    base = bpe_of(["ab", "cd", "abx", "abcd"], [("ab", "x"), ("ab", "cd")])
     distilled, _ = distill(base, read_bpe(base))
-    for text in ("abcd", "ab", "xabcdx"):
+    for text in ("abcd", "ab", "abx", "xabcdx"):
         assert distilled.encode(text).ids == base.encode(text).ids == [base.token_to_id(letter) for letter in text]
 
 
@@ -323,6 +323,13 @@ def test_runs_are_cut_where_the_base_cuts_them_and_letters_digits_and_short_runs
         assert inside[:2] == ["x", expected[0]]
     for whole in ("===", "--", "------", "aaaaaaaa", "00000000"):
         assert [piece for piece, _ in split.pre_tokenize_str(whole)] == [whole]
+
+
+def test_a_space_that_the_base_joins_to_part_of_a_run_stays_with_it() -> None:
+    base = bpe_of(["**", "Ġ**", "****"], [("*", "*"), ("Ġ", "**"), ("**", "**")])
+    distilled, _ = distill(base, read_bpe(base))
+    for length in range(2, 30, 2):
+        assert distilled.encode(" " + "*" * length).tokens == base.encode(" " + "*" * length).tokens
 
 
 def test_without_tokens_of_four_symbols_there_is_no_cut() -> None:

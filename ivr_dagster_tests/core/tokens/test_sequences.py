@@ -114,6 +114,7 @@ def test_sequences_come_back_from_parquet_in_order_and_dtype(
     texts = ["", *topics[:40], "", "", "the end"]
     documents = [(f"document {n}", text) for n, text in enumerate(texts)]
     total = write_token_sequences(iter(documents), gpt2_fast, tmp_path)
+    monkeypatch.setattr(sequences, "BATCH_TEXTS", 3)
     expected = reference_encoder(gpt2)(texts)
     stored = TokenSequences(tmp_path)
     assert len(list(tmp_path.glob("*.parquet"))) > 1

@@ -3,21 +3,23 @@
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer
+from tokenizers import Regex, Tokenizer, pre_tokenizers
 
 from ivr_dagster.core.errors import InputError
-from ivr_dagster.core.tokenizer.agreement import measure_agreement
+from ivr_dagster.core.tokenizer.agreement import count_tokens, measure_agreement
 from ivr_dagster.core.tokenizer.bpe import ByteLevelBPE, read_bpe
+from ivr_dagster.core.tokenizer.folder import write_tokenizer
 from ivr_dagster.core.tokens.byte_level import CHARACTER_TO_BYTE, string_of, text_of
-from ivr_dagster.core.tokens.counts import PretokenCounts
+from ivr_dagster.core.tokens.counts import PretokenCounts, count_pretokens, token_frequencies
 from ivr_dagster.core.tokens.pretokens import read_pretokenization
-from ivr_dagster.core.vocabulary.candidates import Candidate
+from ivr_dagster.core.vocabulary.candidates import Candidate, choose_candidates
 from ivr_dagster.core.vocabulary.remap import (
     HEADER,
     RemapRule,
@@ -30,6 +32,8 @@ from ivr_dagster.core.vocabulary.remap import (
     rules_from_yaml,
     unreachable_tokens,
 )
+from ivr_dagster.core.vocabulary.selection import candidates_table, rules_from_table
+from ivr_dagster.sample import SAMPLE_MODEL
 
 STRING = st.text(sorted(CHARACTER_TO_BYTE), min_size=1, max_size=8) | st.sampled_from(
     ["null", "true", "~", "1e3", "0x1F", "2024-01-01", "-", ":", "#", "'", '"', "yes", "<<", "=", "x" * 1500]
@@ -298,6 +302,59 @@ def test_any_text_comes_back_from_the_remapped_tokenizer(remapped: Tokenizer, te
 def test_help_topics_come_back_from_the_remapped_tokenizer(remapped: Tokenizer, topics: list[str]) -> None:
     for text in topics:
         assert remapped.decode(remapped.encode(text).ids) == text
+
+
+def test_the_remapped_tokenizer_gives_the_same_ids_and_text_when_loaded_by_transformers(
+    tmp_path: Path, remapped: Tokenizer, topics: list[str]
+) -> None:
+    from transformers import AutoTokenizer
+
+    write_tokenizer(remapped, SAMPLE_MODEL, tmp_path)
+    loaded = AutoTokenizer.from_pretrained(tmp_path, local_files_only=True)
+    for text in [*topics[:5], "It is n't , of the<|endoftext|> a . \x00한국"]:
+        ids = loaded(text).input_ids
+        assert ids == remapped.encode(text).ids
+        assert loaded.decode(ids) == text
+    assert loaded.eos_token_id == 50_256
+
+
+LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
+    r"\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+@pytest.mark.parametrize(
+    "pre_tokenizer",
+    [
+        pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(Regex(LLAMA3), "isolated"),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            ]
+        ),
+        pre_tokenizers.Sequence(
+            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        ),
+    ],
+    ids=["Llama 3", "SmolLM2"],
+)
+def test_other_bases_are_adapted_with_every_new_token_reachable_and_any_text_coming_back(
+    pre_tokenizer: pre_tokenizers.PreTokenizer, train_bpe: Callable[..., Tokenizer], topics: list[str]
+) -> None:
+    base = train_bpe(topics[:10], 600, pre_tokenizer=pre_tokenizer)
+    bpe, texts = read_bpe(base), topics[10:30]
+    counts = count_pretokens(texts, base)
+    selection = choose_candidates(base, bpe, counts, texts, budget=150, across=True)
+    rules = rules_from_table(candidates_table(selection, bpe, token_frequencies(counts, base)))
+    check_rules(rules, bpe)
+    tokenizer = remap_tokenizer(base, bpe, rules)
+    assert unreachable_tokens(tokenizer, rules) == []
+    assert any("Ġ" in rule.new_token[1:] and rule.new_token[-1].isalpha() for rule in rules)
+    for text in [*texts, "한국 12345\r\n\n  (of the), ==== \x00<|endoftext|>"]:
+        assert tokenizer.decode(tokenizer.encode(text).ids, skip_special_tokens=False) == text
+    before, after = count_tokens(base, texts)[0], count_tokens(tokenizer, texts)[0]
+    assert before - after >= 0.9 * (selection.tokens_before - selection.tokens_after)
 
 
 @pytest.fixture
