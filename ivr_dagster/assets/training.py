@@ -168,7 +168,7 @@ def _fine_tuned(
     ingredients = [content_hash(model.path), content_hash(tokenizer.path), content_hash(blocks), arguments, dtype]
     place = settings.places[asset]
     refuse_foreign(place)
-    mark_folder(place, asset, context.run_id)
+    mark_folder(place, asset, context.run.run_id)
     advance = track(context.log, f"training {asset}", "steps")
 
     def on_log(entry: dict[str, float]) -> None:
