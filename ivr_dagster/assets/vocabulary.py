@@ -17,7 +17,7 @@ from ivr_dagster.core.tokenizer.bpe import read_bpe
 from ivr_dagster.core.tokenizer.folder import write_tokenizer
 from ivr_dagster.core.tokens.counts import counts_from_table
 from ivr_dagster.core.vocabulary.candidates import choose_candidates
-from ivr_dagster.core.vocabulary.remap import RemapRules, check_rules, remap_tokenizer, rules_from_yaml
+from ivr_dagster.core.vocabulary.remap import RemapRules, check_rules, remap_tokenizer, read_rules
 from ivr_dagster.core.vocabulary.selection import candidates_table, rules_from_table, selection_log_text
 from ivr_dagster.progress import track
 from ivr_dagster.resources.settings import SettingsResource
@@ -131,7 +131,7 @@ def edited_rules(places: ArtifactPaths) -> RemapRules | None:
     place = places["remap_rules"]
     if not place.is_file():
         return None
-    rules = rules_from_yaml(place.read_text(encoding="utf-8"), place)
+    rules = read_rules(place)
     return rules if rules.edited else None
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import dagster as dg
 from upath import UPath
 
-from ivr_dagster.core.vocabulary.remap import RemapRules, rules_as_yaml, rules_from_yaml
+from ivr_dagster.core.vocabulary.remap import RemapRules, read_rules, rules_as_yaml
 from ivr_dagster.io_managers.artifacts import ArtifactIOManager
 
 
@@ -23,7 +23,7 @@ class RulesIOManager(ArtifactIOManager[RemapRules]):
 
     def read(self, path: Path) -> RemapRules:
         """The rules as they stand in the file."""
-        return rules_from_yaml(path.read_text(encoding="utf-8"), path)
+        return read_rules(path)
 
 
 class MarkdownIOManager(ArtifactIOManager[str]):

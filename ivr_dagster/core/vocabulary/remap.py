@@ -106,6 +106,20 @@ def rules_as_yaml(rules: RemapRules) -> str:
     return HEADER + body
 
 
+def read_rules(path: Path) -> RemapRules:
+    """The rules of a file.
+
+    Raises:
+        InputError: it is not UTF-8, or as of :func:`rules_from_yaml`.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        message = f"the remap rules are not UTF-8: byte {error.object[error.start]:#04x} at offset {error.start}"
+        raise InputError(message, where=path, remedy="Save the file as UTF-8, or delete it.") from error
+    return rules_from_yaml(text, path)
+
+
 def rules_from_yaml(text: str, where: Path | str = "remap_rules.yaml") -> RemapRules:
     """Rules out of their YAML form; their shape is checked here, their sense by :func:`check_rules`.
 

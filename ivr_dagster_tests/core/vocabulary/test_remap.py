@@ -26,6 +26,7 @@ from ivr_dagster.core.vocabulary.remap import (
     RemapRules,
     check_rules,
     make_rules,
+    read_rules,
     remap_tokenizer,
     remapped_strings,
     rules_as_yaml,
@@ -402,3 +403,10 @@ def test_no_rules_are_the_distilled_tokenizer(tiny_bpe: Tokenizer, bpe: ByteLeve
 def test_a_file_of_rules_names_its_tokens_in_plain_unicode() -> None:
     assert yaml.safe_load(rules_as_yaml(RemapRules((RULE,))))["rules"][0]["new_token"] == "Ġofthe"
     assert "new_token: Ġofthe" in rules_as_yaml(RemapRules((RULE,)))
+
+
+def test_rules_that_are_not_utf8_are_named_with_byte_and_offset(tmp_path: Path) -> None:
+    file = tmp_path / "remap_rules.yaml"
+    file.write_bytes(b"rules:\n- new_token: \xff\n")
+    with pytest.raises(InputError, match=r"remap_rules\.yaml: .*byte 0xff at offset 20"):
+        read_rules(file)
