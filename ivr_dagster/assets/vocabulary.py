@@ -17,7 +17,7 @@ from ivr_dagster.core.tokenizer.bpe import read_bpe
 from ivr_dagster.core.tokenizer.folder import write_tokenizer
 from ivr_dagster.core.tokens.counts import counts_from_table
 from ivr_dagster.core.vocabulary.candidates import choose_candidates
-from ivr_dagster.core.vocabulary.remap import RemapRules, check_rules, remap_tokenizer, read_rules
+from ivr_dagster.core.vocabulary.remap import RemapRules, check_rules, read_rules, remap_tokenizer
 from ivr_dagster.core.vocabulary.selection import candidates_table, rules_from_table, selection_log_text
 from ivr_dagster.progress import track
 from ivr_dagster.resources.settings import SettingsResource
