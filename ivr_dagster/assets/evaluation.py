@@ -72,7 +72,7 @@ def evaluation_report_asset(vanilla: bool) -> dg.AssetsDefinition:
         """
         from ivr_dagster.core.evaluation.bits_per_byte import bits_per_byte
         from ivr_dagster.core.evaluation.continuations import continue_texts
-        from ivr_dagster.core.evaluation.report import EvaluationReport, Variant, plots, write_report
+        from ivr_dagster.core.evaluation.report import EvaluationReport, Variant, write_report
 
         started = time.monotonic()
         wanted, size = documents_within(cleaned_corpus.documents("heldout"), settings.evaluation_bytes)
@@ -127,11 +127,8 @@ def evaluation_report_asset(vanilla: bool) -> dg.AssetsDefinition:
         )
         curves = _curves(settings, training_blocks, sft_checkpoint)
         with settings.staged("evaluation_report") as folder:
-            write_report(report, folder, curves)
-        pictures = {
-            PICTURES.get(name, name): inline_png(png, PICTURES.get(name, name))
-            for name, png in plots(report, curves).items()
-        }
+            plots = write_report(report, folder, curves)
+        pictures = {PICTURES.get(name, name): inline_png(png, PICTURES.get(name, name)) for name, png in plots.items()}
         return dg.MaterializeResult(
             value=ReportFolder(folder),
             data_version=dg.DataVersion(content_hash((folder / "report.json").read_text(encoding="utf-8"))),

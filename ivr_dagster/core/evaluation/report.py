@@ -250,8 +250,10 @@ def plots(report: EvaluationReport, curves: Mapping[str, LossCurve] | None = Non
     return result
 
 
-def write_report(report: EvaluationReport, folder: Path, curves: Mapping[str, LossCurve] | None = None) -> None:
-    """Write `report.json`, `report.md` and `plots/<name>.png` into `folder`.
+def write_report(
+    report: EvaluationReport, folder: Path, curves: Mapping[str, LossCurve] | None = None
+) -> dict[str, bytes]:
+    """Write `report.json`, `report.md` and `plots/<name>.png` into `folder`; returns the plots by name.
 
     Raises:
         InputError: a figure that is no finite number; nothing is written then.
@@ -264,6 +266,7 @@ def write_report(report: EvaluationReport, folder: Path, curves: Mapping[str, Lo
     (folder / "report.json").write_text(values + "\n", encoding="utf-8")
     markdown = as_markdown(report, {name: f"plots/{name}.png" for name in images})
     (folder / "report.md").write_text(markdown, encoding="utf-8")
+    return images
 
 
 _UNITS = (
