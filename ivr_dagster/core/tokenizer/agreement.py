@@ -58,13 +58,14 @@ def measure_agreement(base: Tokenizer, other: Tokenizer, counts: PretokenCounts)
     Both encode the type as a text of its own, so cuts that `other` makes after the base's pre-tokenizer take part.
     """
     base_ids, other_ids = encode_types(base, counts.types), encode_types(other, counts.types)
-    same = np.fromiter((a == b for a, b in zip(base_ids, other_ids, strict=True)), dtype=bool, count=len(base_ids))
-    worst = np.flatnonzero(~same)[:LISTED_DIVERGENCES]  # types come by falling count
+    differing = np.array(
+        [n for n, (a, b) in enumerate(zip(base_ids, other_ids, strict=True)) if a != b], dtype=np.int64
+    )
     return Agreement(
         types=len(counts.types),
-        types_identical=int(same.sum()),
+        types_identical=len(counts.types) - len(differing),
         occurrences=counts.occurrences,
-        occurrences_identical=int(counts.counts[same].sum()),
+        occurrences_identical=counts.occurrences - int(counts.counts[differing].sum()),
         divergences=[
             Divergence(
                 counts.types[n],
@@ -72,9 +73,15 @@ def measure_agreement(base: Tokenizer, other: Tokenizer, counts: PretokenCounts)
                 [str(base.id_to_token(i)) for i in base_ids[n]],
                 [str(other.id_to_token(i)) for i in other_ids[n]],
             )
-            for n in worst
+            for n in differing[:LISTED_DIVERGENCES]  # types come by falling count
         ],
     )
+
+
+def differing_types(base: Tokenizer, other: Tokenizer, counts: PretokenCounts) -> list[int]:
+    """Places in `counts.types` of those that `base` and `other` give different ids, the most frequent first."""
+    pairs = zip(encode_types(base, counts.types), encode_types(other, counts.types), strict=True)
+    return [n for n, (a, b) in enumerate(pairs) if a != b]
 
 
 @dataclass(frozen=True)
@@ -104,6 +111,50 @@ def measure_round_trip(tokenizer: Tokenizer, texts: Iterable[str]) -> RoundTrip:
             if text != back and failure is None:
                 failure = (text, back)
     return RoundTrip(total, exact, failure)
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Tokens of the same texts under two tokenizers.
+
+    Attributes:
+        texts: how many were compared.
+        bytes: their UTF-8 bytes.
+        base, other: tokens in all.
+        longer: how many texts are longer under `other`.
+        worst: of these, the beginnings of those that grew most, with their tokens under base and other.
+    """
+
+    texts: int
+    bytes: int
+    base: int
+    other: int
+    longer: int
+    worst: tuple[tuple[str, int, int], ...]
+
+    @property
+    def saving(self) -> float:
+        """Token saving: 1 - other/base, 0.0 for an empty text."""
+        return 1 - self.other / self.base if self.base else 0.0
+
+
+def compare_lengths(base: Tokenizer, other: Tokenizer, texts: Iterable[str], *, listed: int = 10) -> Lengths:
+    """Tokens of every text under `base` and `other`, read once."""
+    texts = iter(texts)
+    count = size = in_base = in_other = longer = 0
+    worst: list[tuple[str, int, int]] = []
+    while batch := list(islice(texts, 256)):
+        pairs = [
+            [len(e.ids) for e in tokenizer.encode_batch_fast(batch, add_special_tokens=False)]
+            for tokenizer in (base, other)
+        ]
+        for text, before, after in zip(batch, *pairs, strict=True):
+            count, size, in_base, in_other = count + 1, size + len(text.encode()), in_base + before, in_other + after
+            if after > before:
+                longer += 1
+                worst.append((text[:60], before, after))
+        worst = sorted(worst, key=lambda row: row[1] / row[2])[:listed]
+    return Lengths(count, size, in_base, in_other, longer, tuple(worst))
 
 
 def count_tokens(tokenizer: Tokenizer, texts: Iterable[str]) -> tuple[int, int]:

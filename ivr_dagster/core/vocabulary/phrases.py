@@ -4,17 +4,20 @@ A token across pre-tokens exists only if the pre-tokenizer yields its text as on
 tries the phrases first; a look-ahead makes sure that a phrase ends where its last pre-token ends.
 """
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import regex
 
+from ivr_dagster.core.tokenizer.trie import trie_pattern
+
 LONGEST_PHRASE = 4  # pre-tokens; longer ones are rarely common to many documents
-DOCUMENTS_NEEDED = 2  # a phrase of one document says nothing about the next
-# what may not follow, by the kind of the last character: the pre-token would go on
-_ENDS = {"letter": r"(?![\p{L}\p{M}])", "number": r"(?!\p{N})", "symbol": r"(?![^\s\p{L}\p{N}])"}
+# in patterns like Llama 3's: line breaks are pre-tokens of their own kind
+LINE_BREAKS = r"[\r\n]"
+
+Gram = tuple[int, ...]  # pre-token types by number
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +42,14 @@ def select_phrases(
     budget: int,
     min_saving: int,
     allowed: Callable[[str], bool],
+    least_documents: int = 2,
+    kept: Sequence[str] = (),
 ) -> list[Phrase]:
     """Up to `budget` phrases of two to four pre-tokens by falling saving.
 
     All n-grams are counted in one pass. The best by their overlapping counts, three times the budget, are then put to
-    the corpus together, leftmost and longest first, as the pre-tokenizer will; what each saves there decides.
+    the corpus together, leftmost and longest first, as the pre-tokenizer will. What each saves there decides which
+    are put to it once more, without the others in their way.
 
     Args:
         texts: the train split.
@@ -52,33 +58,49 @@ def select_phrases(
         budget: how many at most.
         min_saving: tokens a phrase must save.
         allowed: whether a text may be a new token (no existing string, nothing the tokenizer cuts).
+        least_documents: in how many documents it must stand: a phrase of one says nothing about the next.
+        kept: phrases that take part whatever their counts, and beside the budget.
     """
     numbers: dict[str, int] = {}
     documents = [
-        np.array([numbers.setdefault(piece, len(numbers)) for piece in split(text)], np.int64) for text in texts
+        np.array([numbers.setdefault(piece, len(numbers)) for piece in split(text)], np.int32) for text in texts
     ]
     types = list(numbers)
     lengths = np.array([length_of(piece) for piece in types], dtype=np.int64)
-    ranked: list[tuple[int, tuple[int, ...]]] = []
+    ranked: list[tuple[int, Gram]] = []
     for size in range(2, LONGEST_PHRASE + 1):
-        ranked += _frequent(documents, lengths, size, min_saving)
+        ranked += _frequent(documents, lengths, size, min_saving, least_documents)
     ranked.sort(key=lambda item: (-item[0], item[1]))
-    chosen: list[tuple[int, ...]] = []
+
+    def text_of_gram(gram: Gram) -> str:
+        return "".join(types[n] for n in gram)
+
+    # the same text may stand for different pre-tokens, by what follows it: it takes part once
+    chosen: dict[str, list[Gram]] = {text: [] for text in kept}
+    wanted = len(chosen) + 3 * budget
     for _, gram in ranked:
-        if len(chosen) >= 3 * budget:
-            break
-        text = "".join(types[n] for n in gram)
-        if end_kind(text) is not None and allowed(text):
-            chosen.append(gram)
-    counts = _count_without_overlap(documents, chosen)
-    savings = {gram: count * (int(lengths[list(gram)].sum()) - 1) for gram, count in counts.items()}
-    best = sorted((g for g in savings if savings[g] >= min_saving), key=lambda gram: (-savings[gram], gram))[:budget]
-    return [Phrase(tuple(types[n] for n in gram), savings[gram], counts[gram]) for gram in best]
+        text = text_of_gram(gram)
+        if text in chosen or (len(chosen) < wanted and allowed(text)):
+            chosen.setdefault(text, []).append(gram)
+    for most in (budget + len(kept), None):
+        counts = _count_without_overlap(documents, [gram for grams in chosen.values() for gram in grams])
+        saving = {
+            text: sum(counts[gram] * (int(lengths[list(gram)].sum()) - 1) for gram in grams)
+            for text, grams in chosen.items()
+        }
+        best = sorted(chosen, key=lambda text: (-saving[text], text))
+        chosen = {text: chosen[text] for text in best if saving[text] >= min_saving or text in kept}
+        chosen = {text: chosen[text] for text in [*chosen][:most]}
+    return [
+        Phrase(tuple(types[n] for n in grams[0]), saving[text], sum(counts[gram] for gram in grams))
+        for text, grams in chosen.items()
+        if saving[text] >= min_saving
+    ]
 
 
 def _frequent(
-    documents: list[np.ndarray], lengths: np.ndarray, size: int, min_saving: int
-) -> list[tuple[int, tuple[int, ...]]]:
+    documents: list[np.ndarray], lengths: np.ndarray, size: int, min_saving: int, least_documents: int
+) -> list[tuple[int, Gram]]:
     """(saving by overlapping count, n-gram) of the n-grams that stand in enough documents and save enough."""
     grams, owners = [], []
     for number, document in enumerate(documents):
@@ -89,21 +111,21 @@ def _frequent(
         return []
     rows, owner = np.concatenate(grams), np.concatenate(owners)
     # two columns at a time into one number, so that sorting works on integers and not on rows
-    codes = rows[:, 0]
+    codes = rows[:, 0].astype(np.int64)
     for column in range(1, size):
         _, codes = np.unique(codes * (int(rows.max()) + 1) + rows[:, column], return_inverse=True)
     _, first, inverse, counts = np.unique(codes, return_index=True, return_inverse=True, return_counts=True)
     seen = np.unique(inverse * len(documents) + owner) // len(documents)
     in_documents = np.bincount(seen, minlength=len(counts))
     saving = counts * (lengths[rows[first]].sum(axis=1) - 1)
-    keep = np.flatnonzero((in_documents >= DOCUMENTS_NEEDED) & (saving >= min_saving))
+    keep = np.flatnonzero((in_documents >= least_documents) & (saving >= min_saving))
     return [(int(saving[n]), tuple(rows[first[n]].tolist())) for n in keep]
 
 
-def _count_without_overlap(documents: list[np.ndarray], chosen: Sequence[tuple[int, ...]]) -> Counter[tuple[int, ...]]:
+def _count_without_overlap(documents: list[np.ndarray], chosen: Sequence[Gram]) -> Counter[Gram]:
     wanted, starts = set(chosen), {gram[0] for gram in chosen}
     sizes = sorted({len(gram) for gram in chosen}, reverse=True)
-    counts: Counter[tuple[int, ...]] = Counter()
+    counts: Counter[Gram] = Counter()
     for document in documents:
         ids, position = document.tolist(), 0
         while position < len(ids):
@@ -119,44 +141,29 @@ def _count_without_overlap(documents: list[np.ndarray], chosen: Sequence[tuple[i
     return counts
 
 
-def end_kind(text: str) -> str | None:
-    """What kind of pre-token the text ends in, None where its end depends on more than the next character."""
-    if regex.search(r"[\p{L}\p{M}]\Z", text):
-        return "letter"
-    if regex.search(r"\p{N}\Z", text):
-        return "number"
-    return None if text[-1].isspace() else "symbol"
+def end_of(text: str, base_pattern: str) -> str | None:
+    """A look ahead that holds where the last pre-token of `text` ends there, None where no look ahead can tell.
+
+    Known are the ways of GPT-2's pattern and of Llama 3's: letters, digits and symbols go on while their like follows;
+    white space goes on up to the last one before a word (`\\s+(?!\\S)`), and a line break may stand alone there.
+    """
+    last, breaks = text[-1], LINE_BREAKS in base_pattern
+    if regex.fullmatch(r"[\p{L}\p{M}]", last):
+        return r"(?![\p{L}\p{M}])"
+    if regex.fullmatch(r"\p{N}", last):
+        return r"(?!\p{N})"
+    if not last.isspace():
+        # with Llama 3's, line breaks go with the symbols before them, and one symbol goes with the word behind it
+        return r"(?![^\s\p{N}]|[\r\n])" if breaks else r"(?![^\s\p{L}\p{N}])"
+    if r"\s+(?!\S)" not in base_pattern:
+        return None
+    if last == " ":
+        return r"(?!\S|[\r\n]|\s(?!\S))" if breaks else r"(?!\S|\s(?!\S))"
+    return r"(?!\s*[\r\n])" if breaks else r"(?!\s(?!\S))"
 
 
 def phrase_pattern(phrases: Iterable[str], base_pattern: str) -> str:
-    """The base pattern with phrases before it, factored into a trie for each kind of end."""
-    by_kind: defaultdict[str, list[str]] = defaultdict(list)
-    for phrase in phrases:
-        kind = end_kind(phrase)
-        if kind is not None:
-            by_kind[kind].append(phrase)
-    # the longest must win whatever its kind, so one trie holds all, each end with its own look-ahead
-    trie: dict[str, object] = {}
-    for kind, members in by_kind.items():
-        for phrase in members:
-            node = trie
-            for character in phrase:
-                node = node.setdefault(character, {})  # type: ignore[assignment]
-            node[""] = _ENDS[kind]
-    return f"{_as_pattern(trie)}|{base_pattern}" if trie else base_pattern
-
-
-def _as_pattern(node: dict[str, object]) -> str:
-    """A trie as a pattern; chains of single children become literals, an end is its look-ahead."""
-    branches = []
-    for character, child in node.items():
-        if character == "":
-            continue
-        literal = regex.escape(character, special_only=True, literal_spaces=True)
-        while isinstance(child, dict) and len(child) == 1 and "" not in child:
-            ((following, child),) = child.items()
-            literal += regex.escape(following, special_only=True, literal_spaces=True)
-        branches.append(literal + _as_pattern(child))  # type: ignore[arg-type]
-    if "" in node:
-        branches.append(str(node[""]))  # last: a longer phrase goes first
-    return branches[0] if len(branches) == 1 else f"(?:{'|'.join(branches)})"
+    """The base pattern with phrases before it as a trie, the longest first, each with what must follow it."""
+    ends = {phrase: end_of(phrase, base_pattern) for phrase in phrases}
+    trie = {phrase: end for phrase, end in ends.items() if end is not None}
+    return f"{trie_pattern(trie)}|{base_pattern}" if trie else base_pattern

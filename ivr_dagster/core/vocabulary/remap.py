@@ -6,8 +6,9 @@ vocabulary, and the remapped tokenizer that follows from them alone.
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,13 @@ from tokenizers import Tokenizer
 
 from ivr_dagster.core.errors import InputError
 from ivr_dagster.core.tokenizer.bpe import ByteLevelBPE
-from ivr_dagster.core.tokenizer.unigram import run_cuts, scores_with_new, unigram_tokenizer
-from ivr_dagster.core.tokens.byte_level import bytes_of, is_byte_level
+from ivr_dagster.core.tokenizer.cuts import cut_patterns, find_exceptions, run_cuts
+from ivr_dagster.core.tokenizer.scores import scores_with_new
+from ivr_dagster.core.tokenizer.unigram import unigram_tokenizer
+from ivr_dagster.core.tokens.byte_level import bytes_of, is_byte_level, string_of
+from ivr_dagster.core.tokens.counts import PretokenCounts, encode_types
 from ivr_dagster.core.tokens.pretokens import read_pretokenization
-from ivr_dagster.core.vocabulary.candidates import Candidate
+from ivr_dagster.core.vocabulary.candidate import Candidate
 from ivr_dagster.core.vocabulary.phrases import phrase_pattern
 from ivr_dagster.core.vocabulary.sacrifice import protected_ids
 
@@ -222,10 +226,32 @@ def remapped_strings(bpe: ByteLevelBPE, rules: RemapRules) -> list[str]:
     return strings
 
 
-def remap_tokenizer(base: Tokenizer, bpe: ByteLevelBPE, rules: RemapRules) -> Tokenizer:
+@dataclass(frozen=True)
+class Remapping:
+    """The remapped tokenizer and the exceptions in it: first piece by whole pre-token (byte-level strings)."""
+
+    tokenizer: Tokenizer
+    exceptions: Mapping[str, str] = field(default_factory=dict)
+
+
+def remap_tokenizer(
+    base: Tokenizer,
+    bpe: ByteLevelBPE,
+    rules: RemapRules,
+    counts: PretokenCounts | None = None,
+    *,
+    exceptions: int = 0,
+) -> Remapping:
     """The base tokenizer's ids with the rules applied, as a Unigram tokenizer.
 
     New tokens that reach over pre-tokens become part of the pre-tokenizer's pattern.
+
+    Args:
+        base: the base tokenizer.
+        bpe: its vocabulary.
+        rules: what changes.
+        counts: pre-token counts on which what no rule touches is to be segmented as the base does.
+        exceptions: how many pre-token types at most get cuts of their own for that; 0 for none.
     """
     strings = remapped_strings(bpe, rules)
     pretokenization = read_pretokenization(base)
@@ -233,9 +259,44 @@ def remap_tokenizer(base: Tokenizer, bpe: ByteLevelBPE, rules: RemapRules) -> To
     texts = [_whole_text(rule.new_token) for rule in rules]
     phrases = [text for text in texts if text is not None and len(split(text)) > 1]
     pattern = phrase_pattern(phrases, pretokenization.pattern) if phrases and pretokenization.pattern else None
-    return unigram_tokenizer(
-        base, strings, scores_with_new(bpe, strings), cuts=run_cuts(base, bpe.strings), pattern=pattern
-    )
+    runs = run_cuts(base, bpe.strings)
+    build = partial(unigram_tokenizer, base, strings, scores_with_new(base, bpe, strings), pattern=pattern)
+    plain = build(cuts=cut_patterns(runs, {}))
+    if counts is None or not exceptions:
+        return Remapping(plain)
+    untouched = untouched_types(base, plain, rules, counts)
+    failing = [string_of(counts.types[n]) for n, same in untouched if not same]
+    found = find_exceptions(base, plain, runs, failing, exceptions)
+    found = _without_new_tokens(plain, found, {rule.new_token for rule in rules})
+    return Remapping(build(cuts=cut_patterns(runs, found)) if found else plain, found)
+
+
+def untouched_types(
+    base: Tokenizer, remapped: Tokenizer, rules: RemapRules, counts: PretokenCounts
+) -> list[tuple[int, bool]]:
+    """Places in `counts.types` of those without a sacrificed or a new token, and whether both give them the same ids.
+
+    The model knows their segmentation from pre-training; any other is a needless loss.
+    """
+    changed = {rule.id for rule in rules}
+    pairs = zip(encode_types(base, counts.types), encode_types(remapped, counts.types), strict=True)
+    return [(n, a == b) for n, (a, b) in enumerate(pairs) if changed.isdisjoint(a) and changed.isdisjoint(b)]
+
+
+def _without_new_tokens(plain: Tokenizer, exceptions: Mapping[str, str], new: set[str]) -> dict[str, str]:
+    """Exceptions left when no string that new tokens stand in may be cut, nor one that needs such a string cut."""
+    kept = {
+        string: piece
+        for string, piece in exceptions.items()
+        if new.isdisjoint(token.value for token in plain.model.tokenize(string))
+    }
+    while True:
+        rests = {string: string[len(piece) :] for string, piece in kept.items()}
+        lost = [string for string, rest in rests.items() if rest in exceptions and rest not in kept]
+        if not lost:
+            return kept
+        for string in lost:
+            del kept[string]
 
 
 def unreachable_tokens(tokenizer: Tokenizer, rules: RemapRules) -> list[str]:

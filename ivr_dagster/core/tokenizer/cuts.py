@@ -1,0 +1,155 @@
+"""Cuts after ByteLevel that settle what no sum of scores can: runs of one character, and exceptions by type.
+
+A cut where BPE itself has a boundary changes nothing for BPE: no merge crosses a boundary that is left at the end, so
+the two sides are encoded as if each stood alone. For Unigram it takes every rival away that reaches over the boundary.
+What belongs here: where to cut, as patterns over byte-level strings; that it helps is verified type by type.
+"""
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from itertools import accumulate, product
+
+from tokenizers import Regex, Tokenizer, pre_tokenizers
+
+from ivr_dagster.core.tokenizer.trie import choice, choice_by_first, escaped, trie_pattern
+from ivr_dagster.core.tokens.byte_level import text_of
+
+SHORTEST_RUN = 4
+WHITE_SPACE = "ĠĊ"
+# a run of one character, with at most three others before it
+RUN_TOKEN = re.compile(rf"(?P<head>.{{0,3}}?)(?P<run>(?P<character>.)(?P=character){{{SHORTEST_RUN - 1},}})", re.DOTALL)
+
+
+def cut_patterns(runs: str | None, exceptions: Mapping[str, str]) -> list[str]:
+    """Patterns for both kinds of cuts, exceptions first; each is to become a `Split` of its own.
+
+    One pattern for both would take twice the time: only runs let the engine skip what cannot match.
+    """
+    return [*([exception_pattern(exceptions)] if exceptions else []), *([runs] if runs else [])]
+
+
+def run_cuts(base: Tokenizer, strings: Iterable[str]) -> str | None:
+    """A pattern that cuts runs of one non-alphanumeric character (`====`, `Ġ----`) where the base's BPE cuts them.
+
+    BPE joins a run from the left into ever larger tokens and leaves the rest at the end. For a sum the order of its
+    terms is all one, so only a cut can tell `[12, 3]` from `[3, 12]`. The base is asked what it takes first off a run
+    of each length, with what its tokens have before runs (`ĊĠĠĠĠ`); looking ahead at the rest tells the lengths apart.
+    Runs shorter than four and runs of letters are too often part of something else.
+    """
+    heads: defaultdict[str, set[str]] = defaultdict(lambda: {""})
+    longest: Counter[str] = Counter()
+    known = set(strings)
+    for string in known:
+        found = RUN_TOKEN.fullmatch(string)
+        if found and _is_symbol(found["character"]):
+            heads[found["character"]].add(found["head"])
+            longest[found["character"]] = max(longest[found["character"]], len(found["run"]))
+    for character, white in product(heads, WHITE_SPACE):
+        if white != character and known & {white + character, white + 2 * character}:
+            heads[character].add(white)
+    by_first: defaultdict[str, list[str]] = defaultdict(list)
+    for character in sorted(heads):
+        for head in sorted(heads[character], key=lambda head: (-len(head), head)):
+            by_first[(head + character)[0]].append(_first_cut(base, head, character, 2 * longest[character]))
+    return choice_by_first([(first, choice(cuts)) for first, cuts in by_first.items()]) if by_first else None
+
+
+def _first_cut(base: Tokenizer, head: str, character: str, longest: int) -> str:
+    """A pattern for what the base takes first off `head` and a run of any length, told by the length of the rest."""
+    lengths: defaultdict[str, list[int]] = defaultdict(list)
+    for length in range(SHORTEST_RUN, longest + 2):
+        lengths[base.model.tokenize(head + character * length)[0].value].append(length)
+    run = escaped(character)
+    cuts: list[str] = []
+    for first in sorted(lengths, key=len, reverse=True):
+        taken = max(0, len(first) - len(head))
+        rests: list[str] = []
+        for low, high in _ranges(lengths[first]):
+            if high > longest:  # and so for all longer runs
+                rests.append(f"{run}{{{low - taken},}}")
+            else:
+                rests.append(f"{run}{{{low - taken},{high - taken}}}(?!{run})")
+        cuts.append(f"{escaped(first)}(?={escaped(head[len(first) :])}(?:{'|'.join(rests)}))")
+    # most text has no run: one look ahead says so
+    return f"(?={escaped(head)}{run}{{{SHORTEST_RUN}}})(?:{'|'.join(cuts)})"
+
+
+def _ranges(numbers: Iterable[int]) -> list[tuple[int, int]]:
+    """Ascending numbers as ranges, first and last."""
+    ranges: list[tuple[int, int]] = []
+    for number in numbers:
+        if ranges and ranges[-1][1] == number - 1:
+            ranges[-1] = (ranges[-1][0], number)
+        else:
+            ranges.append((number, number))
+    return ranges
+
+
+def _is_symbol(character: str) -> bool:
+    text = text_of(character)
+    return text != "\ufffd" and not text.isalnum()
+
+
+def find_exceptions(
+    base: Tokenizer, unigram: Tokenizer, runs: str | None, strings: Iterable[str], most: int
+) -> dict[str, str]:
+    """Cuts under which `unigram` segments each of `strings` as `base` does, as few for each string as it needs.
+
+    Args:
+        base: the base tokenizer; its model is asked.
+        unigram: the tokenizer to be cut for; its model is asked, behind the cuts of `runs`.
+        runs: the pattern of :func:`run_cuts`, or None.
+        strings: whole pre-tokens (byte-level) that the two segment differently, the most important first.
+        most: how many strings to settle at most.
+
+    Returns:
+        For a whole string its first piece. What follows the piece is again a whole string, with an entry of its own
+        where it needs one. Strings that no cut settles have none.
+    """
+    splitter = pre_tokenizers.Split(Regex(runs), "isolated") if runs else None
+    exceptions: dict[str, str] = {}
+
+    def cut_by_base(string: str) -> list[str]:
+        return [token.value for token in base.model.tokenize(string)]
+
+    def cut_by_unigram(string: str) -> list[str]:
+        pieces = [piece for piece, _ in splitter.pre_tokenize_str(string)] if splitter else [string]
+        return [token.value for piece in pieces for token in unigram.model.tokenize(piece)]
+
+    def settled(string: str) -> dict[str, str]:
+        """Entries for a string that needs at least one, none where there is no way."""
+        expected = cut_by_base(string)
+        if "".join(expected) != string:
+            return {}  # the base drops bytes that it has no token for
+        ends = list(accumulate(map(len, expected)))[:-1]
+        held = [n for n, end in enumerate(ends, start=1) if cut_by_unigram(string[:end]) == expected[:n]]
+        for n in reversed(held):
+            rest = string[ends[n - 1] :]
+            if rest in exceptions or cut_by_unigram(rest) == expected[n:]:
+                return {string: string[: ends[n - 1]]}
+        for n in reversed(held):  # the longest piece first, so that few cuts follow
+            further = settled(string[ends[n - 1] :])
+            if further:
+                return {string: string[: ends[n - 1]]} | further
+        return {}
+
+    for number, string in enumerate(strings):
+        if number >= most:
+            break
+        if string not in exceptions:
+            exceptions |= settled(string)
+    return exceptions
+
+
+def exception_pattern(exceptions: Mapping[str, str]) -> str:
+    r"""A pattern that matches the first piece of each string where the whole of it stands.
+
+    `\G` holds at the start of the pre-token and where the match before it ended, so that the rest of a string is
+    looked up as a whole again. Strings are factored into a trie, and what follows a piece into another.
+    """
+    rests: defaultdict[str, list[str]] = defaultdict(list)
+    for string, piece in exceptions.items():
+        rests[piece].append(string[len(piece) :])
+    pieces = {piece: f"(?={trie_pattern(dict.fromkeys(after, ''))}$)" for piece, after in rests.items()}
+    return rf"\G{trie_pattern(pieces)}"
