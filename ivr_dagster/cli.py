@@ -17,7 +17,7 @@ import click
 
 from ivr_dagster.artifact_paths import ArtifactPaths
 from ivr_dagster.core.errors import InputError
-from ivr_dagster.settings import CHOICES, Settings, load_settings, read_settings_file, remember_settings
+from ivr_dagster.settings import CHOICES, WORDS, Settings, load_settings, read_settings_file, remember_settings
 from ivr_dagster.stages import STAGES
 
 if TYPE_CHECKING:
@@ -40,9 +40,21 @@ STAGE_OPTIONS: dict[str, tuple[str, ...]] = {
         "text_split_bytes",
     ),
     "analyze": ("max_texts",),
-    "distill-tokenizer": ("agreement_floor",),
-    "select": ("max_candidates", "min_token_len", "min_frequency", "merge_scope"),
-    "remap": ("remap_rules_path",),
+    "distill-tokenizer": ("agreement_floor", "exceptions"),
+    "select": (
+        "max_candidates",
+        "least_saving",
+        "min_token_len",
+        "max_token_len",
+        "min_frequency",
+        "letters_only",
+        "join_digits",
+        "merge_scope",
+        "max_phrases",
+        "least_documents",
+        "sticky",
+    ),
+    "remap": ("remap_rules_path", "exceptions"),
     "align": (
         "model_name",
         "original_tokenizer_dir",
@@ -93,10 +105,23 @@ KEY_FIGURES: dict[str, tuple[str, ...]] = {
     "pretoken_counts": ("pretoken_types", "pretokens"),
     "token_stats": ("tokens", "bytes_per_token", "unused_ids"),
     "token_sequences": ("tokens",),
-    "distilled_tokenizer": ("agreement", "agreement_heldout"),
-    "replacement_candidates": ("candidates", "token_saving_train"),
+    "distilled_tokenizer": ("agreement", "agreement_heldout", "exceptions"),
+    "replacement_candidates": (
+        "candidates",
+        "token_saving_train",
+        "token_saving_heldout",
+        "rules_kept",
+        "rules_moved",
+        "rules_dropped",
+    ),
     "remap_rules": ("rules", "edited_by_hand"),
-    "remapped_tokenizer": ("tokens_reassigned", "token_saving", "bytes_per_token"),
+    "remapped_tokenizer": (
+        "tokens_reassigned",
+        "token_saving",
+        "bytes_per_token",
+        "agreement_kept",
+        "documents_longer",
+    ),
     "original_embeddings": ("rows", "columns", "tied"),
     "reordered_embeddings": ("kept_rows", "new_rows"),
     "initialized_model": ("parameters", "new_rows"),
@@ -105,7 +130,16 @@ KEY_FIGURES: dict[str, tuple[str, ...]] = {
     "vanilla_sft_checkpoint": ("steps", "train_loss", "tokens_per_second"),
     "evaluation_report": ("bpb_base", "bpb_initialized", "bpb_sft", "bpb_vanilla_sft", "token_saving"),
 }
-SHARES = {"agreement", "agreement_heldout", "token_saving", "token_saving_train", "round_trip", "new_tokens_used_share"}
+SHARES = {
+    "agreement",
+    "agreement_heldout",
+    "agreement_kept",
+    "token_saving",
+    "token_saving_train",
+    "token_saving_heldout",
+    "round_trip",
+    "new_tokens_used_share",
+}
 
 
 class Request:
@@ -131,6 +165,21 @@ class Request:
         if remember:
             remember_settings(self.settings_file, given)
         return workbench
+
+
+class NumberOrWord(click.ParamType):  # type: ignore[type-arg]
+    """A whole number, or one of the words that stand for one."""
+
+    def __init__(self, words: dict[str, int]) -> None:
+        self.words, self.name = words, "|".join(["integer", *words])
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+        if str(value) in self.words:
+            return str(value)
+        try:
+            return int(value)
+        except ValueError:
+            self.fail(f"{value!r} is neither a whole number nor {' nor '.join(self.words)}", param, ctx)
 
 
 class InOrder(click.Group):
@@ -190,6 +239,8 @@ def settings_options(*keys: str) -> Callable[[Callable[..., None]], Callable[...
                 command = click.option(f"--{name}/--no-{name}", key, default=None, help=help_text)(command)
             else:
                 kind: Any = click.Choice(CHOICES[key]) if key in CHOICES else field.annotation
+                if key in WORDS:
+                    kind = NumberOrWord(WORDS[key])
                 command = click.option(f"--{name}", key, type=kind, default=None, help=help_text)(command)
         return command
 

@@ -32,6 +32,9 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "dtype": ("auto", "float32", "bfloat16", "float16"),
 }
 
+# words that stand for numbers
+WORDS: dict[str, dict[str, int]] = {"max_candidates": {"auto": 0}, "exceptions": {"off": 0, "on": 10_000}}
+
 PRESETS: dict[str, dict[str, Any]] = {
     "none": {},
     # the packaged model on the standard library's docstrings: minutes on two cores
@@ -90,14 +93,55 @@ class Settings(BaseModel):
         description="Least agreement of the distilled tokenizer with the base, as a share of pre-token occurrences.",
     )
 
-    max_candidates: int = Field(4000, ge=1, description="How many ids to give to new tokens at most.")
+    exceptions: int = Field(
+        10_000,
+        ge=0,
+        description="How many pre-token types, the most frequent first, may get cuts of their own where scores cannot "
+        "make them agree with the base. 0 or off: none.",
+    )
+
+    longer_documents_ceiling: float = Field(
+        0.001,
+        ge=0,
+        le=1,
+        description="Greatest share of held-out documents that may take more tokens than before.",
+    )
+
+    max_candidates: int = Field(
+        4000,
+        ge=0,
+        description="How many ids to give to new tokens at most. 0 or auto: as long as the next hundred save "
+        "least_saving.",
+    )
+    least_saving: float = Field(
+        0.001,
+        gt=0,
+        lt=1,
+        description="With max_candidates auto: share of held-out tokens that the next hundred new tokens must save.",
+    )
     min_token_len: int = Field(2, ge=2, description="Least length of a new token in UTF-8 bytes.")
+    max_token_len: int = Field(0, ge=0, description="Greatest length of a new token in UTF-8 bytes. 0: no limit.")
+    letters_only: bool = Field(
+        False, description="New tokens hold letters and single spaces before them only, no digits or symbols."
+    )
+    join_digits: bool = Field(True, description="Whether new tokens may hold digits.")
     min_frequency: int = Field(
         2, ge=1, description="Least number of tokens that a new token must save on the train split."
     )
     merge_scope: str = Field(
         "within",
         description="`within`: new tokens lie inside one pre-token; `across`: they may join whole ones (' of the').",
+    )
+    max_phrases: int = Field(
+        0, ge=0, description="How many of the new tokens may join pre-tokens. 0: as many as are worth it."
+    )
+    least_documents: int = Field(
+        2, ge=1, description="In how many documents of the train split a phrase of pre-tokens must stand."
+    )
+    sticky: bool = Field(
+        True,
+        description="Rules in force that are still worth it stay, with their ids, so that a fine-tuned model stays "
+        "usable when the corpus changes a little.",
     )
 
     original_tokenizer_dir: str = Field("", description="Folder of the base tokenizer. Empty: the artifact.")
@@ -145,6 +189,14 @@ class Settings(BaseModel):
         if 0 < value < 256:
             raise ValueError("give 0 (never cut) or at least 256 bytes")
         return value
+
+    @field_validator(*WORDS, mode="before")
+    @classmethod
+    def _word_for_a_number(cls, value: Any, info: Any) -> Any:
+        words = WORDS[info.field_name]
+        if isinstance(value, bool):  # YAML reads on and off so
+            value = "on" if value else "off"
+        return words.get(value, value) if isinstance(value, str) else value
 
     @field_validator(*CHOICES)
     @classmethod

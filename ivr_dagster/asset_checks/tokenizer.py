@@ -1,13 +1,12 @@
 """What the distilled tokenizer must keep: ids, text, and the base tokenizer's segmentation."""
 
-import json
-
 import dagster as dg
 
 from ivr_dagster.asset_checks import beside, verdict
 from ivr_dagster.core.corpus.cleaned import CleanedCorpus
 from ivr_dagster.core.handles import TokenizerFolder
 from ivr_dagster.core.tokenizer.agreement import measure_round_trip
+from ivr_dagster.core.tokenizer.folder import read_certificate
 from ivr_dagster.resources.settings import SettingsResource
 
 
@@ -38,7 +37,7 @@ def distilled_round_trip(distilled_tokenizer: TokenizerFolder, cleaned_corpus: C
 @dg.asset_check(asset="distilled_tokenizer", name="agreement_floor", blocking=True)
 def agreement_floor(settings: SettingsResource, distilled_tokenizer: TokenizerFolder) -> dg.AssetCheckResult:
     """Agreement with the base tokenizer on train and held-out text is at or above the floor (`agreement_floor`)."""
-    certificate = json.loads((distilled_tokenizer.path / "agreement.json").read_text(encoding="utf-8"))
+    certificate = read_certificate(distilled_tokenizer.path)
     agreement, heldout = (float(certificate[split]["agreement"]) for split in ("train", "heldout"))
     return verdict(
         min(agreement, heldout) >= settings.agreement_floor,

@@ -7,7 +7,9 @@ from ivr_dagster.asset_checks.tokenizer import round_trip_verdict
 from ivr_dagster.core.corpus.cleaned import CleanedCorpus
 from ivr_dagster.core.handles import TokenizerFolder
 from ivr_dagster.core.tokenizer.bpe import strings_by_id
+from ivr_dagster.core.tokenizer.folder import read_certificate
 from ivr_dagster.core.vocabulary.remap import RemapRules, unreachable_tokens
+from ivr_dagster.resources.settings import SettingsResource
 
 
 @dg.asset_check(
@@ -53,4 +55,21 @@ def new_tokens_reachable(remapped_tokenizer: TokenizerFolder, remap_rules: Remap
         new_tokens=len(remap_rules),
         unreachable=len(lost),
         first_unreachable=", ".join(map(repr, lost[:10])),
+    )
+
+
+@dg.asset_check(asset="remapped_tokenizer", name="documents_no_longer")
+def documents_no_longer(settings: SettingsResource, remapped_tokenizer: TokenizerFolder) -> dg.AssetCheckResult:
+    """Hardly a held-out document takes more tokens than before (`longer_documents_ceiling`)."""
+    lengths = read_certificate(remapped_tokenizer.path)["heldout_lengths"]
+    share = lengths["longer"] / max(lengths["texts"], 1)
+    return verdict(
+        share <= settings.longer_documents_ceiling,
+        severity=dg.AssetCheckSeverity.WARN,
+        remedy="These documents use what the train split does not: see the documents that grew on the asset's page; "
+        "let the corpus hold more of their kind, or reassign fewer ids.",
+        documents=lengths["texts"],
+        documents_longer=lengths["longer"],
+        share_longer=share,
+        ceiling=settings.longer_documents_ceiling,
     )

@@ -2,7 +2,7 @@
 
 import base64
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import dagster as dg
@@ -38,8 +38,8 @@ def inline_png(png: bytes, alternative: str) -> dg.MarkdownMetadataValue:
     return dg.MetadataValue.md(f"![{alternative}](data:image/png;base64,{base64.b64encode(png).decode()})")
 
 
-def curve(xs: Sequence[float], ys: Sequence[float] | np.ndarray, *, x: str, y: str) -> bytes:
-    """A line plot as PNG."""
+def curves(xs: Sequence[float], lines: Mapping[str, Sequence[float] | np.ndarray], *, x: str, y: str) -> bytes:
+    """A plot of lines over the same places as PNG."""
     import io
 
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -47,8 +47,11 @@ def curve(xs: Sequence[float], ys: Sequence[float] | np.ndarray, *, x: str, y: s
 
     figure = Figure(figsize=(6, 3), layout="constrained")
     axes = figure.add_subplot(xlabel=x, ylabel=y)
-    axes.plot(xs, ys)
+    for label, ys in lines.items():
+        axes.plot(xs, ys, label=label)
     axes.grid(alpha=0.3)
+    if len(lines) > 1:
+        axes.legend()
     buffer = io.BytesIO()
     canvas: Any = FigureCanvasAgg(figure)
     canvas.print_png(buffer)

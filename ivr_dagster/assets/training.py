@@ -11,7 +11,7 @@ import dagster as dg
 import numpy as np
 
 from ivr_dagster.assets import OWNERS, SFT_CONFIG, depends_on_settings
-from ivr_dagster.assets.display import curve, inline_png
+from ivr_dagster.assets.display import curves, inline_png
 from ivr_dagster.core.content_hash import content_hash
 from ivr_dagster.core.corpus.cleaned import CleanedCorpus
 from ivr_dagster.core.corpus.subset import documents_within
@@ -213,7 +213,9 @@ def _figures(result: "SftResult") -> dict[str, dg.MetadataValue | float | int | 
         "seconds": round(result.seconds, 2),
         "tokens_per_second": round(result.tokens_per_second, 1),
         "resumed_from_step": result.resumed_from or 0,
-        "training loss": inline_png(curve(steps, losses, x="step", y="loss, nats per token"), "training loss"),
+        "training loss": inline_png(
+            curves(steps, {"loss": losses}, x="step", y="loss, nats per token"), "training loss"
+        ),
     }
 
 

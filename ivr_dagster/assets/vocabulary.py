@@ -1,6 +1,7 @@
 """In-place vocabulary reassignment: new tokens, the ids they get, and the tokenizer that follows."""
 
 import time
+from collections.abc import Callable
 
 import dagster as dg
 import numpy as np
@@ -8,19 +9,27 @@ import polars as pl
 
 from ivr_dagster.artifact_paths import ArtifactPaths
 from ivr_dagster.assets import OWNERS, depends_on_settings
-from ivr_dagster.assets.display import curve, inline_png, markdown_table
+from ivr_dagster.assets.display import curves, inline_png, markdown_table
 from ivr_dagster.core.content_hash import content_hash
 from ivr_dagster.core.corpus.cleaned import CleanedCorpus
 from ivr_dagster.core.handles import TokenizerFolder
-from ivr_dagster.core.tokenizer.agreement import count_tokens
+from ivr_dagster.core.tokenizer.agreement import compare_lengths
 from ivr_dagster.core.tokenizer.bpe import read_bpe
 from ivr_dagster.core.tokenizer.folder import write_tokenizer
 from ivr_dagster.core.tokens.counts import counts_from_table
-from ivr_dagster.core.vocabulary.candidates import choose_candidates
-from ivr_dagster.core.vocabulary.remap import RemapRules, check_rules, read_rules, remap_tokenizer
-from ivr_dagster.core.vocabulary.selection import candidates_table, rules_from_table, selection_log_text
+from ivr_dagster.core.vocabulary.candidate import Guards
+from ivr_dagster.core.vocabulary.remap import RemapRules, check_rules, read_rules, remap_tokenizer, untouched_types
+from ivr_dagster.core.vocabulary.selection import (
+    HARDLY_WORTH,
+    Plan,
+    plan_selection,
+    rules_from_table,
+    selection_log_text,
+    verdict,
+)
 from ivr_dagster.progress import track
 from ivr_dagster.resources.settings import SettingsResource
+from ivr_dagster.settings import Settings
 
 GROUP = "vocabulary"
 
@@ -30,8 +39,21 @@ GROUP = "vocabulary"
     kinds={"csv", "polars"},
     owners=OWNERS,
     io_manager_key="csv_io",
-    code_version="1",
-    metadata=depends_on_settings("max_candidates", "min_token_len", "min_frequency", "merge_scope", "max_texts"),
+    code_version="2",
+    metadata=depends_on_settings(
+        "max_candidates",
+        "least_saving",
+        "min_token_len",
+        "max_token_len",
+        "min_frequency",
+        "letters_only",
+        "join_digits",
+        "merge_scope",
+        "max_phrases",
+        "least_documents",
+        "sticky",
+        "max_texts",
+    ),
 )
 def replacement_candidates(
     context: dg.AssetExecutionContext,
@@ -45,46 +67,94 @@ def replacement_candidates(
 
     New tokens are found by going on with BPE on the domain's own pre-token counts: the pair of neighbours that occurs
     most often is joined, counts are updated, and so on. Ids come from tokens that the domain uses least, the rarest by
-    merge rank among equals; bytes, special tokens, digits and the parts of new tokens stay.
+    merge rank among equals; bytes, special tokens, digits and the parts of new tokens stay. Rules in force that are
+    still worth it stay as they are.
     """
     started = time.monotonic()
-    base = original_tokenizer.backend()
-    bpe = read_bpe(base)
-    frequencies = token_stats["frequency"].to_numpy()
-    selection = choose_candidates(
-        base,
-        bpe,
-        counts_from_table(pretoken_counts),
-        cleaned_corpus.texts("train", max_texts=settings.max_texts or None),
-        budget=settings.max_candidates,
-        min_bytes=settings.min_token_len,
-        min_frequency=settings.min_frequency,
-        across=settings.merge_scope == "across",
+    plan = plan_from_settings(
+        settings,
+        settings.places,
+        cleaned_corpus,
+        original_tokenizer,
+        pretoken_counts,
+        token_stats,
         progress=track(context.log, "selecting", "new tokens"),
     )
-    table = candidates_table(selection, bpe, frequencies)
-    saved = np.cumsum(table["saving"].to_numpy())
+    table = plan.table
+    judgement = verdict(plan.saving_heldout, len(table))
+    (context.log.warning if plan.saving_heldout < HARDLY_WORTH else context.log.info)(judgement)
+    saved, heldout = (np.cumsum(table[name].to_numpy()) for name in ("saving", "heldout_saving"))
     return dg.MaterializeResult(
         value=table,
         data_version=dg.DataVersion(content_hash(table)),
         metadata={
             "candidates": len(table),
-            "token_saving_train": 1 - selection.tokens_after / max(selection.tokens_before, 1),
+            "token_saving_train": plan.saving_train,
+            "token_saving_heldout": plan.saving_heldout,
+            "verdict": judgement,
+            "rules_kept": plan.kept,
+            "rules_moved": plan.moved,
+            "rules_dropped": plan.dropped,
             "sacrificed_in_use": int((table["sacrificed_frequency"] > 0).sum()),
             "seconds": round(time.monotonic() - started, 2),
             "first new tokens": dg.MetadataValue.md(
                 markdown_table(table.head(30).select("new_text", "saving", "frequency", "sacrificed_text"))
             ),
+            "given up in spite of use": dg.MetadataValue.md(
+                markdown_table(
+                    table.filter(pl.col("sacrificed_frequency") > 0)
+                    .sort("sacrificed_frequency", descending=True)
+                    .head(20)
+                    .select("sacrificed_text", "sacrificed_frequency", "sacrificed_cost", "new_text", "saving")
+                )
+            ),
             "saving by number of new tokens": inline_png(
-                curve(
+                curves(
                     range(1, len(saved) + 1),
-                    saved / max(selection.tokens_before, 1),
+                    {"train": saved / max(plan.train_tokens, 1), "held-out": heldout},
                     x="new tokens",
-                    y="share of train tokens saved",
+                    y="share of tokens saved",
                 ),
                 "saving against the number of new tokens",
             ),
         },
+    )
+
+
+def plan_from_settings(
+    settings: Settings,
+    places: ArtifactPaths,
+    corpus: CleanedCorpus,
+    original: TokenizerFolder,
+    pretoken_counts: pl.DataFrame,
+    token_stats: pl.DataFrame,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> Plan:
+    """The selection under these settings; nothing is written."""
+    base = original.backend()
+    rules = places["remap_rules"]
+    return plan_selection(
+        base,
+        read_bpe(base),
+        counts_from_table(pretoken_counts),
+        token_stats["frequency"].to_numpy(),
+        corpus.texts("train", max_texts=settings.max_texts or None),
+        list(corpus.texts("heldout")),
+        budget=settings.max_candidates or None,
+        least_saving=settings.least_saving,
+        guards=Guards(
+            min_frequency=settings.min_frequency,
+            min_bytes=settings.min_token_len,
+            max_bytes=settings.max_token_len,
+            letters_only=settings.letters_only,
+            join_digits=settings.join_digits,
+            least_documents=settings.least_documents,
+        ),
+        across=settings.merge_scope == "across",
+        most_phrases=settings.max_phrases or None,
+        before=read_rules(rules) if settings.sticky and rules.is_file() else None,
+        progress=progress,
     )
 
 
@@ -135,38 +205,61 @@ def edited_rules(places: ArtifactPaths) -> RemapRules | None:
     return rules if rules.edited else None
 
 
-@dg.asset(group_name=GROUP, kinds={"huggingface"}, owners=OWNERS, io_manager_key="tokenizer_io", code_version="1")
+@dg.asset(
+    group_name=GROUP,
+    kinds={"huggingface"},
+    owners=OWNERS,
+    io_manager_key="tokenizer_io",
+    code_version="2",
+    metadata=depends_on_settings("exceptions"),
+)
 def remapped_tokenizer(
     settings: SettingsResource,
     original_tokenizer: TokenizerFolder,
     remap_rules: RemapRules,
+    pretoken_counts: pl.DataFrame,
     cleaned_corpus: CleanedCorpus,
     distilled_tokenizer: TokenizerFolder,
 ) -> dg.MaterializeResult[TokenizerFolder]:
     """The tokenizer of the adapted model: the distilled one with the remap rules applied.
 
     Its vocabulary has the base's size, every id without a rule its old string, so a model's embedding keeps its shape
-    and nearly all of its rows. `token_saving` is measured on held-out text.
+    and nearly all of its rows. `token_saving` is measured on held-out text; `agreement_kept` is the share of train
+    pre-tokens without new or sacrificed tokens that are segmented as the base does.
     """
     started = time.monotonic()
     base = original_tokenizer.backend()
     bpe = read_bpe(base)
     check_rules(remap_rules, bpe, settings.places["remap_rules"])
+    counts = counts_from_table(pretoken_counts)
+    remapping = remap_tokenizer(base, bpe, remap_rules, counts, exceptions=settings.exceptions)
     with settings.staged("remapped_tokenizer") as folder:
-        write_tokenizer(remap_tokenizer(base, bpe, remap_rules), distilled_tokenizer.path, folder)
+        write_tokenizer(remapping.tokenizer, distilled_tokenizer.path, folder)
         loaded = TokenizerFolder(folder).backend()
-        before, size = count_tokens(base, cleaned_corpus.texts("heldout"))
-        after, _ = count_tokens(loaded, cleaned_corpus.texts("heldout"))
+        lengths = compare_lengths(base, loaded, cleaned_corpus.texts("heldout"))
+        untouched = untouched_types(base, loaded, remap_rules, counts)
+    kept, same = (sum(int(counts.counts[n]) for n, equal in untouched if equal or not only) for only in (False, True))
     return dg.MaterializeResult(
         value=TokenizerFolder(folder),
         data_version=dg.DataVersion(content_hash(folder)),
         metadata={
             "vocabulary_size": loaded.get_vocab_size(),
             "tokens_reassigned": len(remap_rules),
-            "token_saving": 1 - after / before,
-            "bytes_per_token_base": size / before,
-            "bytes_per_token": size / after,
-            "heldout_bytes": size,
+            "token_saving": lengths.saving,
+            "bytes_per_token_base": lengths.bytes / max(lengths.base, 1),
+            "bytes_per_token": lengths.bytes / max(lengths.other, 1),
+            "heldout_bytes": lengths.bytes,
+            "heldout_documents": lengths.texts,
+            "documents_longer": lengths.longer,
+            "agreement_kept": same / kept if kept else 1.0,
+            "exceptions": len(remapping.exceptions),
             "seconds": round(time.monotonic() - started, 2),
+            "documents that grew": dg.MetadataValue.md(
+                markdown_table(
+                    pl.DataFrame(lengths.worst, schema=["begins with", "tokens before", "tokens now"], orient="row")
+                )
+                if lengths.worst
+                else "None."
+            ),
         },
     )

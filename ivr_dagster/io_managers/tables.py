@@ -30,7 +30,8 @@ class CsvIOManager(ArtifactIOManager[pl.DataFrame]):
         """The table; columns of digits are numbers, all others strings."""
         # byte-level strings may look like numbers ("12") or be empty of anything but quotes: types are not guessed
         head = pl.read_csv(path, n_rows=0).columns
-        return pl.read_csv(path, schema_overrides={name: CANDIDATE_COLUMNS.get(name, pl.String()) for name in head})
+        types = {name: CANDIDATE_COLUMNS.get(name, pl.String()) for name in head}
+        return pl.read_csv(path, schema_overrides=types).with_columns(pl.col(pl.String).fill_null(""))
 
 
 CANDIDATE_COLUMNS: dict[str, pl.DataType] = {

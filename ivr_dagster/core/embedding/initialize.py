@@ -73,7 +73,8 @@ def _new_rows(
 
     shape = (len(parts), *base.shape[1:])
     if strategy == "constituents":
-        return torch.stack([base[list(ids)].mean(dim=0) for ids in parts])
+        # a byte that the base has no token for has no constituents
+        return torch.stack([base[list(ids)].mean(dim=0) if ids else kept.mean(dim=0) for ids in parts])
     if strategy == "mean":
         return kept.mean(dim=0).expand(shape)
     if strategy == "random":

@@ -137,6 +137,10 @@ class Lengths:
         """Token saving: 1 - other/base, 0.0 for an empty text."""
         return 1 - self.other / self.base if self.base else 0.0
 
+    def as_dict(self) -> dict[str, object]:
+        """For `agreement.json`."""
+        return vars(self) | {"worst": [list(row) for row in self.worst]}
+
 
 def compare_lengths(base: Tokenizer, other: Tokenizer, texts: Iterable[str], *, listed: int = 10) -> Lengths:
     """Tokens of every text under `base` and `other`, read once."""

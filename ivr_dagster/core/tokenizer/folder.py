@@ -2,13 +2,16 @@
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer
 
 from ivr_dagster.core.errors import InputError
 
 KEPT_FILES = ("chat_template.jinja",)
+CERTIFICATE = "agreement.json"
 
 
 def write_original_tokenizer(source: Path, target: Path) -> None:
@@ -54,3 +57,22 @@ def write_tokenizer(tokenizer: Tokenizer, like: Path, target: Path) -> None:
     for name in ("vocab.json", "merges.txt"):  # of a BPE, which `tokenizer.json` may no longer be
         (target / name).unlink(missing_ok=True)
     tokenizer.save(str(target / "tokenizer.json"), pretty=False)
+
+
+def write_certificate(certificate: Mapping[str, object], folder: Path) -> None:
+    """What was compared and found, beside the tokenizer, as `agreement.json`."""
+    text = json.dumps(certificate, ensure_ascii=False, indent=1) + "\n"
+    (folder / CERTIFICATE).write_text(text, encoding="utf-8")
+
+
+def read_certificate(folder: Path) -> dict[str, Any]:
+    """What :func:`write_certificate` wrote.
+
+    Raises:
+        InputError: there is none.
+    """
+    file = folder / CERTIFICATE
+    if not file.is_file():
+        raise InputError("no certificate beside the tokenizer", where=file, remedy="Materialize the tokenizer again.")
+    certificate: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return certificate

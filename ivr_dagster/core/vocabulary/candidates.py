@@ -14,8 +14,9 @@ from tokenizers import Tokenizer
 from ivr_dagster.core.errors import InputError
 from ivr_dagster.core.tokenizer.bpe import ByteLevelBPE
 from ivr_dagster.core.tokenizer.cuts import run_cuts
+from ivr_dagster.core.tokenizer.trie import escaped
 from ivr_dagster.core.tokenizer.unigram import extended_tokenizer
-from ivr_dagster.core.tokens.byte_level import BYTE_TO_CHARACTER, bytes_of, string_of
+from ivr_dagster.core.tokens.byte_level import BYTE_TO_CHARACTER, CHARACTER_TO_BYTE, bytes_of, string_of
 from ivr_dagster.core.tokens.counts import PretokenCounts, encode_types
 from ivr_dagster.core.tokens.pretokens import PreTokenization, read_pretokenization
 from ivr_dagster.core.vocabulary.candidate import Candidate, Guards, Selection
@@ -121,15 +122,15 @@ def _choose_within(
     guards: Guards,
     progress: Callable[[int, int], None] | None,
 ) -> Selection:
-    cuts = run_cuts(base, bpe.strings)
-    pieces, weights = cut_pieces(counts, cuts)
+    cuts = [run_cuts(base, bpe.strings), *(escaped(c) for c in CHARACTER_TO_BYTE if c not in bpe.ids)]
+    pieces, weights = cut_pieces(counts, "|".join(filter(None, cuts)) or None)
+    present = [n for n, piece in enumerate(pieces) if len(piece) > 1 or piece in bpe.ids]
+    pieces, weights = [pieces[n] for n in present], weights[present]
     sequences = [[token.id for token in base.model.tokenize(piece)] for piece in pieces]
     started = None
     if kept:
         model = extended_tokenizer(base, bpe, [candidate.string for candidate in kept]).model
-        # added tokens behind the model's vocabulary are not in this model's ids
-        ids = {candidate.string: bpe.size + n for n, candidate in enumerate(kept)}
-        started = [[ids.get(t.value, bpe.ids.get(t.value, -1)) for t in model.tokenize(piece)] for piece in pieces]
+        started = [[token.id for token in model.tokenize(piece)] for piece in pieces]
     return select_within(
         sequences,
         weights,
@@ -208,15 +209,14 @@ def heldout_savings(
     whole = [text for text in (_text(string) for string in new) if text is not None and len(split(text)) > 1]
     pattern = phrase_pattern(whole, pretokenization.pattern) if whole and pretokenization.pattern else None
     tokenizer = extended_tokenizer(base, bpe, new, pattern=pattern)
-    first = tokenizer.token_to_id(new[0]) if new else 0
     occurrences = np.zeros(len(new), dtype=np.int64)
     total = 0
     for start in range(0, len(texts), 256):
         batch = list(texts[start : start + 256])
         total += sum(len(e.ids) for e in base.encode_batch_fast(batch, add_special_tokens=False))
         for encoding in tokenizer.encode_batch_fast(batch, add_special_tokens=False):
-            ids = np.array(encoding.ids, dtype=np.int64) - first
-            np.add.at(occurrences, ids[(ids >= 0) & (ids < len(new))], 1)
+            ids = np.array(encoding.ids, dtype=np.int64) - bpe.size
+            np.add.at(occurrences, ids[ids >= 0], 1)
     gains = np.array([max(len(c.constituents) - 1, 0) for c in selection.candidates], dtype=np.int64)
     return occurrences * gains, total
 

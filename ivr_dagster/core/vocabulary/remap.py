@@ -21,7 +21,7 @@ from ivr_dagster.core.tokenizer.bpe import ByteLevelBPE
 from ivr_dagster.core.tokenizer.cuts import cut_patterns, find_exceptions, run_cuts
 from ivr_dagster.core.tokenizer.scores import scores_with_new
 from ivr_dagster.core.tokenizer.unigram import unigram_tokenizer
-from ivr_dagster.core.tokens.byte_level import bytes_of, is_byte_level, string_of
+from ivr_dagster.core.tokens.byte_level import CHARACTER_TO_BYTE, bytes_of, is_byte_level, string_of
 from ivr_dagster.core.tokens.counts import PretokenCounts, encode_types
 from ivr_dagster.core.tokens.pretokens import read_pretokenization
 from ivr_dagster.core.vocabulary.candidate import Candidate
@@ -37,7 +37,8 @@ class RemapRule:
         id: the id.
         sacrificed_token: the base token that gives it up (byte-level string).
         new_token: the string that takes it (byte-level).
-        constituents: the base tokens whose concatenation the new token is, in order.
+        constituents: the base tokens whose concatenation the new token is, in order; none for a byte that the base has
+            no token for.
         frequencies: occurrences on the train split: `sacrificed` under the base tokenizer, `new` once all new tokens
             are in use, `saving` in tokens when it was chosen. For people; nothing is computed from them.
     """
@@ -169,7 +170,7 @@ def _shape_fault(row: Any) -> str | None:
         if not isinstance(row.get(key), str) or not row[key]:
             return f"rule for id {row['id']}: `{key}` must be a string (quote it), found {row.get(key)!r}"
     parts = row.get("constituents")
-    if not isinstance(parts, list) or not parts or not all(isinstance(part, str) for part in parts):
+    if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):
         return f"rule for id {row['id']}: `constituents` must be a list of strings, found {parts!r}"
     frequencies = row.get("frequencies") or {}
     if not isinstance(frequencies, dict) or not all(isinstance(value, int) for value in frequencies.values()):
@@ -186,6 +187,7 @@ def check_rules(rules: RemapRules, bpe: ByteLevelBPE, where: Path | str = "remap
             base or do not make up the new token.
     """
     protected = protected_ids(bpe)
+    missing = CHARACTER_TO_BYTE.keys() - bpe.ids.keys()  # bytes without a token have no constituents
     ids: set[int] = set()
     strings: set[str] = set()
     faults: list[str] = []
@@ -209,7 +211,7 @@ def check_rules(rules: RemapRules, bpe: ByteLevelBPE, where: Path | str = "remap
         unknown = [part for part in rule.constituents if part not in bpe.ids]
         if unknown:
             faults.append(f"new token {rule.new_token!r}: constituent {unknown[0]!r} is no token of the base")
-        elif "".join(rule.constituents) != rule.new_token:
+        elif "".join(rule.constituents) != rule.new_token and (rule.constituents or rule.new_token not in missing):
             faults.append(f"new token {rule.new_token!r}: constituents make up {''.join(rule.constituents)!r}")
         ids.add(rule.id)
         strings.add(rule.new_token)

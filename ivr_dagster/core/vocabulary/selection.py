@@ -1,36 +1,161 @@
-"""The selection as a table and as a log for people; the rules that follow from the table."""
+"""The selection as a whole: candidates, the ids they get, what is given up, and a log of it for people.
 
-from collections.abc import Iterator
+The rules follow from the table alone.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
+from tokenizers import Tokenizer, models
 
 from ivr_dagster.core.tokenizer.bpe import ByteLevelBPE
+from ivr_dagster.core.tokenizer.scores import scores_with_new
 from ivr_dagster.core.tokens.byte_level import text_of
-from ivr_dagster.core.vocabulary.candidates import Selection
+from ivr_dagster.core.tokens.counts import PretokenCounts
+from ivr_dagster.core.vocabulary.candidate import Guards, Selection
+from ivr_dagster.core.vocabulary.candidates import choose_candidates, heldout_savings
 from ivr_dagster.core.vocabulary.remap import RemapRule, RemapRules
 from ivr_dagster.core.vocabulary.sacrifice import choose_sacrifices, protected_ids
 
 LISTED = 40
+STEP = 100  # new tokens; the grain in which the saving of the next ones is looked at
+# where `auto` stops at the latest: more rows than can be learned in a fine-tuning of some megabytes
+AUTO_MOST = 10_000
+# below this share of held-out tokens a fine-tuning costs more than shorter sequences give back
+HARDLY_WORTH = 0.10
 
 
-def candidates_table(selection: Selection, bpe: ByteLevelBPE, frequencies: np.ndarray) -> pl.DataFrame:
-    """Candidates with the ids they are to get, the best first.
+@dataclass(frozen=True)
+class Plan:
+    """What is to be reassigned.
+
+    Attributes:
+        table: see :func:`candidates_table`.
+        train_tokens: tokens of the train split under the base tokenizer.
+        kept, moved, dropped: rules of before that stay, whose new token gets another id, that are gone.
+    """
+
+    table: pl.DataFrame
+    train_tokens: int
+    kept: int = 0
+    moved: int = 0
+    dropped: int = 0
+
+    @property
+    def saving_train(self) -> float:
+        """Share of the train split's tokens saved."""
+        return float(self.table["saving"].sum()) / max(self.train_tokens, 1)
+
+    @property
+    def saving_heldout(self) -> float:
+        """Share of the held-out split's tokens saved."""
+        return float(self.table["heldout_saving"].sum())
+
+
+def plan_selection(
+    base: Tokenizer,
+    bpe: ByteLevelBPE,
+    counts: PretokenCounts,
+    frequencies: np.ndarray,
+    texts: Iterable[str],
+    heldout: Sequence[str],
+    *,
+    budget: int | None,
+    least_saving: float = 0.001,
+    guards: Guards = Guards(),  # noqa: B008 (frozen)
+    across: bool = False,
+    most_phrases: int | None = None,
+    before: RemapRules | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Plan:
+    """Choose new tokens and the ids they get.
+
+    Args:
+        base, bpe: the base tokenizer and its vocabulary of V ids.
+        counts: pre-token counts of the train split.
+        frequencies: occurrences of the base's ids there, int64 [V].
+        texts: the train split; read for phrases only.
+        heldout: the held-out split.
+        budget: how many at most; None for as many as pay, up to `AUTO_MOST`.
+        least_saving: share of held-out tokens that the next hundred must save where `budget` is None.
+        guards, across, most_phrases, progress: as of :func:`choose_candidates`.
+        before: rules in force, which stay where they are still worth it; rules of another base are passed over.
+    """
+    free = bpe.size - len(protected_ids(bpe))
+    rules = [rule for rule in before or () if bpe.strings[rule.id : rule.id + 1] == (rule.sacrificed_token,)]
+    selection = choose_candidates(
+        base,
+        bpe,
+        counts,
+        texts,
+        budget=min(AUTO_MOST, free // 2) if budget is None else budget,
+        guards=guards,
+        across=across,
+        most_phrases=most_phrases,
+        kept=[rule.new_token for rule in rules],
+        progress=progress,
+    )
+    saved, total = heldout_savings(base, bpe, selection, heldout)
+    if budget is None:
+        count = pays_up_to(saved, total, least_saving)
+        selection = Selection(selection.candidates[:count], selection.tokens_before, selection.tokens_after)
+    ids = {rule.new_token: rule.id for rule in rules}
+    table = candidates_table(selection, bpe, frequencies, heldout=saved / max(total, 1), ids_before=ids)
+    table = table.with_columns(sacrificed_cost=_costs(base, bpe, table))
+    chosen = set(table["new_token"])
+    kept = int((table["status"] == "kept").sum())
+    dropped = sum(rule.new_token not in chosen for rule in before or ())
+    return Plan(table, selection.tokens_before, kept, len(before or ()) - kept - dropped, dropped)
+
+
+def pays_up_to(saved: np.ndarray, total: int, least: float) -> int:
+    """How many candidates to take: up to the hundred that saves less than `least` of the held-out tokens.
+
+    Args:
+        saved: tokens that each candidate saves, in order.
+        total: held-out tokens under the base tokenizer.
+        least: a share.
+    """
+    for start in range(0, len(saved), STEP):
+        hundred = saved[start : start + STEP]
+        if hundred.sum() < least * total * len(hundred) / STEP:
+            return start
+    return len(saved)
+
+
+def candidates_table(
+    selection: Selection,
+    bpe: ByteLevelBPE,
+    frequencies: np.ndarray,
+    *,
+    heldout: np.ndarray | None = None,
+    ids_before: dict[str, int] | None = None,
+) -> pl.DataFrame:
+    """Candidates with the ids they are to get, in the selection's order.
 
     Args:
         selection: candidates by falling saving.
         bpe: the base vocabulary, V ids.
         frequencies: occurrences of the base's ids on the train split, int64 [V].
+        heldout: share of held-out tokens that each candidate saves, float64; zeros if not given.
+        ids_before: ids of strings that had one; they keep it unless it has become a constituent's.
 
     Returns:
         Columns rank, new_token, new_text, constituents (strings, separated by spaces, which no byte-level string
-        holds), saving and frequency (tokens, occurrences on the train split), sacrificed_id, sacrificed_token,
-        sacrificed_text, sacrificed_frequency.
+        holds), saving and frequency (tokens, occurrences on the train split), heldout_saving (share of held-out
+        tokens), sacrificed_id, sacrificed_token, sacrificed_text, sacrificed_frequency, status (kept, moved, new).
     """
     candidates = selection.candidates
+    ids_before = ids_before or {}
     protected = protected_ids(bpe, {i for candidate in candidates for i in candidate.constituents})
-    sacrifices = choose_sacrifices(bpe, frequencies, protected, len(candidates))
+    kept = {c.string: ids_before[c.string] for c in candidates if ids_before.get(c.string, -1) not in {-1, *protected}}
+    fresh = iter(choose_sacrifices(bpe, frequencies, protected.union(kept.values()), len(candidates) - len(kept)))
+    sacrifices = [kept[c.string] if c.string in kept else next(fresh) for c in candidates]
     given_up = [bpe.strings[i] for i in sacrifices]
+    status = ["kept" if c.string in kept else "moved" if c.string in ids_before else "new" for c in candidates]
+    shares = np.zeros(len(candidates)) if heldout is None else heldout[: len(candidates)]
     return pl.DataFrame(
         {
             "rank": pl.Series(range(1, len(candidates) + 1), dtype=pl.Int64),
@@ -41,58 +166,88 @@ def candidates_table(selection: Selection, bpe: ByteLevelBPE, frequencies: np.nd
             ),
             "saving": pl.Series([c.saving for c in candidates], dtype=pl.Int64),
             "frequency": pl.Series([c.frequency for c in candidates], dtype=pl.Int64),
+            "heldout_saving": pl.Series(shares, dtype=pl.Float64),
             "sacrificed_id": pl.Series(sacrifices, dtype=pl.Int64),
             "sacrificed_token": pl.Series(given_up, dtype=pl.String),
             "sacrificed_text": pl.Series([text_of(string) for string in given_up], dtype=pl.String),
             "sacrificed_frequency": pl.Series(frequencies[sacrifices], dtype=pl.Int64),
+            "status": pl.Series(status, dtype=pl.String),
         }
     )
 
 
+def _costs(base: Tokenizer, bpe: ByteLevelBPE, table: pl.DataFrame) -> pl.Series:
+    """Tokens that each sacrificed token's own string takes once the ids are given away, `Int64`."""
+    strings = list(bpe.strings)
+    for token_id, string in zip(table["sacrificed_id"], table["new_token"], strict=True):
+        strings[token_id] = string
+    scores = scores_with_new(base, bpe, strings)
+    model = models.Unigram([(string, float(score)) for string, score in zip(strings, scores, strict=True)])
+    return pl.Series([len(model.tokenize(string)) for string in table["sacrificed_token"]], dtype=pl.Int64)
+
+
 def rules_from_table(table: pl.DataFrame) -> RemapRules:
-    """The remap rules that a table of candidates asks for."""
+    """The remap rules that a table of candidates asks for, by id: the same whatever their order in the table."""
     return RemapRules(
         tuple(
             RemapRule(
                 id=row["sacrificed_id"],
                 sacrificed_token=row["sacrificed_token"],
                 new_token=row["new_token"],
-                constituents=tuple(row["constituents"].split(" ")),
+                constituents=tuple(row["constituents"].split(" ")) if row["constituents"] else (),
                 frequencies={
                     "sacrificed": row["sacrificed_frequency"],
                     "new": row["frequency"],
                     "saving": row["saving"],
                 },
             )
-            for row in table.iter_rows(named=True)
+            for row in table.sort("sacrificed_id").iter_rows(named=True)
         )
     )
 
 
+def verdict(saving_heldout: float, count: int) -> str:
+    """Whether the reassignment is worth its fine-tuning, in one sentence."""
+    if saving_heldout < HARDLY_WORTH:
+        return (
+            f"Hardly worth it: {count:,} new tokens save {saving_heldout:.1%} of held-out tokens, less than "
+            f"{HARDLY_WORTH:.0%}. Their rows have to be learned; fine-tuning the base model as it is will likely do as "
+            "well. --merge-scope across saves more, where phrases recur."
+        )
+    return f"{count:,} new tokens save {saving_heldout:.1%} of held-out tokens."
+
+
 def selection_log_text(table: pl.DataFrame, train_tokens: int) -> str:
     """Markdown: what was chosen and why, the saving by hundreds, what is given up and what that text costs."""
-    saving = table["saving"].to_numpy()
-    total = int(saving.sum())
+    saving, heldout = table["saving"].to_numpy(), table["heldout_saving"].to_numpy()
     lost = table.filter(pl.col("sacrificed_frequency") > 0)
+    status = dict(table["status"].value_counts().iter_rows())
     lines = [
         "# Selection",
         "",
-        f"{len(table):,} new tokens save {total:,} of {train_tokens:,} tokens of the train split "
-        f"({total / max(train_tokens, 1):.1%}). Every saving is counted where "
-        "the token stands once all are in use, so that they add up.",
+        verdict(float(heldout.sum()), len(table)),
+        "",
+        f"On the train split they save {int(saving.sum()):,} of {train_tokens:,} tokens "
+        f"({saving.sum() / max(train_tokens, 1):.1%}). Every saving is counted where the token stands once all are in "
+        "use, so that they add up.",
+        "",
+        f"{status.get('kept', 0):,} stood in the rules before and keep their id, {status.get('moved', 0):,} get "
+        f"another one, {status.get('new', 0):,} are new.",
         "",
         f"{len(table) - len(lost):,} of the sacrificed tokens never occur in the train split; {len(lost):,} do, "
         f"{int(lost['sacrificed_frequency'].sum()):,} times in all.",
         "",
         "## Saving by number of new tokens",
         "",
-        "| new tokens | saved tokens | share of train tokens | the last hundred saved |",
-        "|---:|---:|---:|---:|",
+        "| new tokens | saved tokens, train | share | share of held-out tokens | of these the last hundred |",
+        "|---:|---:|---:|---:|---:|",
     ]
     for count in _milestones(len(table)):
-        last = int(saving[max(0, count - 100) : count].sum())
         upto = int(saving[:count].sum())
-        lines.append(f"| {count:,} | {upto:,} | {upto / max(train_tokens, 1):.2%} | {last:,} |")
+        lines.append(
+            f"| {count:,} | {upto:,} | {upto / max(train_tokens, 1):.2%} | {heldout[:count].sum():.2%} "
+            f"| {heldout[max(0, count - STEP) : count].sum():.3%} |"
+        )
     columns = [
         ("new token", "new_text"),
         ("made of", "constituents"),
@@ -105,6 +260,7 @@ def selection_log_text(table: pl.DataFrame, train_tokens: int) -> str:
         columns = [
             ("given up", "sacrificed_text"),
             ("occurrences", "sacrificed_frequency"),
+            ("tokens it takes now", "sacrificed_cost"),
             ("for", "new_text"),
             ("which saves", "saving"),
         ]
