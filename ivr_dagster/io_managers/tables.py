@@ -34,6 +34,5 @@ class CsvIOManager(ArtifactIOManager[pl.DataFrame]):
         return pl.read_csv(path, schema_overrides=types).with_columns(pl.col(pl.String).fill_null(""))
 
 
-CANDIDATE_COLUMNS: dict[str, pl.DataType] = {
-    name: pl.Int64() for name in ("rank", "saving", "frequency", "sacrificed_id", "sacrificed_frequency")
-}
+_COUNTS = ("rank", "saving", "frequency", "sacrificed_id", "sacrificed_frequency", "sacrificed_cost")
+CANDIDATE_COLUMNS: dict[str, pl.DataType] = {"heldout_saving": pl.Float64()} | {name: pl.Int64() for name in _COUNTS}
