@@ -31,8 +31,8 @@ RANK_SCALE = 100.0
 LIFT_MARGIN = 0.01
 # Far below any sum of scores, so that nothing is ever segmented into it
 UNREACHABLE = -1e6
-# What a string that no merge makes scores above its best segmentation. On held-out text 1e-14 to 1 differ by less
-# than 0.1 % of tokens; much smaller would drown in rounding, much larger would tear apart what BPE joins early
+# What a new token scores above its best segmentation for each token it saves, so that of new tokens that overlap those
+# win that save more. Much smaller would drown in rounding, much larger would tear apart what BPE joins early
 NEW_TOKEN_GAIN = 1e-6
 
 
@@ -147,12 +147,13 @@ def _read_back(score: float) -> float:
     return (-number if sign else number) / power if int(exponent) < 0 else (-number if sign else number) * power
 
 
-def best_split(string: str, score_of: Mapping[str, float], longest: int) -> float:
-    """Score of the best segmentation of `string` into two or more tokens, -inf where there is none.
+def best_split(string: str, score_of: Mapping[str, float], longest: int) -> tuple[float, int]:
+    """Score and number of tokens of the best segmentation of `string` into two or more, (-inf, 0) where there is none.
 
     Sums run left to right, as in `tokenizers`, so that both round alike.
     """
     best = [0.0] + [-math.inf] * len(string)
+    tokens = [0] * (len(string) + 1)
     size = len(string)
     for end in range(1, size + 1):
         for start in range(max(0, end - longest), end):
@@ -161,7 +162,8 @@ def best_split(string: str, score_of: Mapping[str, float], longest: int) -> floa
             piece = score_of.get(string[start:end])
             if piece is not None and best[start] + piece > best[end]:
                 best[end] = best[start] + piece
-    return best[size]
+                tokens[end] = tokens[start] + 1
+    return best[size], tokens[size]
 
 
 def repair_scores(strings: Sequence[str], scores: np.ndarray, order: Iterable[int]) -> tuple[np.ndarray, list[int]]:
@@ -186,7 +188,7 @@ def repair_scores(strings: Sequence[str], scores: np.ndarray, order: Iterable[in
         changed = False
         for token_id in order:
             string = strings[token_id]
-            rival = best_split(string, score_of, longest)
+            rival, _ = best_split(string, score_of, longest)
             if rival >= score_of[string]:
                 # a few units in the last place: a prefix in front of it rounds the sum once more
                 score_of[string] = storable(rival + 8 * math.ulp(max(abs(rival), 1.0)))
@@ -200,8 +202,8 @@ def repair_scores(strings: Sequence[str], scores: np.ndarray, order: Iterable[in
 def scores_with_new(base: Tokenizer, bpe: ByteLevelBPE, strings: Sequence[str]) -> np.ndarray:
     """Scores of a vocabulary in which some base tokens have given way to new strings, float64 [len(strings)].
 
-    Kept tokens start from the base's scores; each new one, the shorter first, scores just above its best other
-    segmentation; then every token is made the best segmentation of itself.
+    Kept tokens start from the base's scores; each new one, the shorter first, scores above its best other
+    segmentation, the more the more tokens that has; then every token is made the best segmentation of itself.
     """
     base_scores, _ = scores_from_merges(base, bpe)
     scores = np.full(len(strings), UNREACHABLE)
@@ -216,6 +218,7 @@ def scores_with_new(base: Tokenizer, bpe: ByteLevelBPE, strings: Sequence[str]) 
     for position in order:
         string = strings[position]
         if string not in bpe.ids and string not in CHARACTER_TO_BYTE:
-            score_of[string] = storable(best_split(string, score_of, longest) + NEW_TOKEN_GAIN)
+            rival, tokens = best_split(string, score_of, longest)
+            score_of[string] = storable(rival + NEW_TOKEN_GAIN * (tokens - 1))
             scores[position] = score_of[string]
     return repair_scores(strings, scores, [i for i in order if scores[i] > UNREACHABLE])[0]

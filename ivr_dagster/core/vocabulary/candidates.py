@@ -70,15 +70,23 @@ def choose_candidates(
     budget -= len(in_bytes)
     phrases_kept, words_kept = _by_scope(base, bpe, pretokenization, kept)
     within = _choose_within(base, bpe, counts, words_kept, budget, guards, progress)
+    if not kept:  # once more with what was found: some are not used where longer ones overlap them
+        found = within.candidates[:budget]
+        again = _choose_within(base, bpe, counts, found, budget - len(found) + len(found) // 10, guards, None)
+        within = Selection(_best(again.candidates, budget), again.tokens_before, again.tokens_after)
     candidates = within.candidates
     if across:
         phrases = _choose_phrases(base, bpe, counts, texts, within, phrases_kept, budget, guards)
         candidates = [*candidates, *phrases[:most_phrases]]
-    before = set(kept)
+    best = [*in_bytes, *_best(candidates, budget, frozenset(kept))]
+    return Selection(best, within.tokens_before, within.tokens_before - sum(candidate.saving for candidate in best))
+
+
+def _best(candidates: list[Candidate], budget: int, before: frozenset[str] = frozenset()) -> list[Candidate]:
+    """The `budget` best by falling saving, ties by string; those of `before` stay where they can."""
     worth = {c.string: c.saving * (STAYING_POWER if c.string in before else 1) for c in candidates}
     best = sorted(candidates, key=lambda candidate: (-worth[candidate.string], candidate.string))[:budget]
-    best = [*in_bytes, *sorted(best, key=lambda candidate: (-candidate.saving, candidate.string))]
-    return Selection(best, within.tokens_before, within.tokens_before - sum(candidate.saving for candidate in best))
+    return sorted(best, key=lambda candidate: (-candidate.saving, candidate.string))
 
 
 def bytes_without_token(bpe: ByteLevelBPE, counts: PretokenCounts) -> list[Candidate]:

@@ -7,6 +7,7 @@ counted where it stands at the end, so that savings add up.
 import heapq
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 
 import numpy as np
 
@@ -35,7 +36,7 @@ def select_within(
         strings: the base vocabulary by id, V entries; no candidate equals one of these.
         budget: how many new candidates at most.
         guards: what a candidate must be; shorter strings than allowed are joined on the way to longer ones.
-        kept: candidates to start from; those that still save enough come back with what they save now.
+        kept: candidates to start from; those that still save enough come back with what they save by themselves.
         kept_sequences: ids of each type once the kept ones are in use, V + n for the n-th.
         progress: called with (candidates so far, budget).
     """
@@ -47,7 +48,8 @@ def select_within(
     }
     long = [n for n, ids in enumerate(sequences) if len(ids) > 1]
     originals = [list(sequences[n]) for n in long]
-    words = [list(kept_sequences[n]) for n in long] if kept_sequences is not None else originals.copy()
+    started = [list(kept_sequences[n]) for n in long] if kept_sequences is not None else originals
+    words = started.copy()
     weights = [int(counts[n]) for n in long]
     tokens_before = sum(int(c) * len(ids) for ids, c in zip(sequences, counts, strict=True))
 
@@ -61,6 +63,7 @@ def select_within(
         for token in word:
             if token in constituents:
                 frequency[token] += weights[n]
+    standing = frequency.copy()  # of what was kept
     # ties fall to the lower ids, so that the order never depends on hashing
     heap = [(-count, pair) for pair, count in pair_counts.items()]
     heapq.heapify(heap)
@@ -122,7 +125,11 @@ def select_within(
         if progress is not None and live % 100 == 0:
             progress(live, budget)
 
-    saved = _savings(originals, words, weights, names)
+    # what is new saves over what was kept, not over the base
+    saved = _savings(originals, started, weights, names) if kept else Counter()
+    further = _savings(started, words, weights, names)
+    saved.update({token: saving for token, saving in further.items() if token >= first_new})
+    frequency.update({token: standing[token] - frequency[token] for token in standing})
     candidates = [Candidate(names[new], constituents[new], saved[new], frequency[new]) for new in constituents]
     chosen = sorted(
         (c for c in candidates if c.saving >= guards.min_frequency and guards.min_bytes <= len(c.string)),
@@ -132,16 +139,17 @@ def select_within(
 
 
 def _savings(originals: list[list[int]], words: list[list[int]], weights: list[int], names: list[str]) -> Counter[int]:
-    """What each token of `words` saves over the base tokens of `originals` in its place."""
+    """What each token of `words` saves over the base tokens of `originals` that end in its place."""
     saved: Counter[int] = Counter()
     for original, word, weight in zip(originals, words, weights, strict=True):
-        parts = iter(original)
+        ends = accumulate(len(names[token]) for token in original)
+        end, covered = next(ends, None), 0
         for token in word:
-            length, covered = len(names[token]), 0
-            while covered < length:
-                covered += len(names[next(parts)])
-                saved[token] += weight
+            covered += len(names[token])
             saved[token] -= weight
+            while end is not None and end <= covered:
+                saved[token] += weight
+                end = next(ends, None)
     return saved
 
 
