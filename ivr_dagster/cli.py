@@ -10,6 +10,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -249,8 +250,11 @@ def settings_options(*keys: str) -> Callable[[Callable[..., None]], Callable[...
 
 def _stage_command(stage: str) -> None:
     @click.pass_obj
-    def command(request: Request, /, normalize_force: bool = False, **options: Any) -> None:
+    def command(request: Request, /, normalize_force: bool = False, dry_run: bool = False, **options: Any) -> None:
         given = {key: value for key, value in options.items() if value is not None}
+        if dry_run:
+            _show_plan(request, request.workbench(given, remember=False, observe=False))
+            return
         workbench = request.workbench(given)
         failed = workbench.failed_blocking_checks(before_stage=stage)
         if failed:
@@ -264,6 +268,10 @@ def _stage_command(stage: str) -> None:
             "--normalize-force",
             is_flag=True,
             help="Clean the corpus again even if nothing changed (a stage run by name always does).",
+        )(decorated)
+    if stage == "select":
+        decorated = click.option(
+            "--dry-run", is_flag=True, help="Only show what would be chosen, and the saving by number of new tokens."
         )(decorated)
     cli.command(name=stage, help=STAGE_HELP[stage])(decorated)
 
@@ -361,6 +369,35 @@ def _run_assets(request: Request, workbench: "Workbench", stage: str, assets: li
 
     with ProgressBars(stage, len(assets), quiet=request.as_json) as bars, listening(bars.advance):
         return workbench.run(assets, log_level=request.log_level, tags={"ivr/stage": stage})
+
+
+def _show_plan(request: Request, workbench: "Workbench") -> None:
+    from ivr_dagster.core.vocabulary.selection import saving_curve, verdict
+    from ivr_dagster.terminal import ProgressBars, plan_tables
+
+    with ProgressBars("select, dry run", 1, quiet=request.as_json) as bars:
+        plan = workbench.plan_selection(lambda done, total: bars.advance("selecting", done, total, "new tokens"))
+    points = saving_curve(plan.table, plan.train_tokens)
+    sentence = verdict(plan.saving_heldout, len(plan.table))
+    if not request.as_json:
+        plan_tables(plan, points, sentence)
+        return
+    click.echo(
+        json.dumps(
+            {
+                "stage": "select",
+                "dry_run": True,
+                "candidates": len(plan.table),
+                "token_saving_train": plan.saving_train,
+                "token_saving_heldout": plan.saving_heldout,
+                "rules_kept": plan.kept,
+                "rules_moved": plan.moved,
+                "rules_dropped": plan.dropped,
+                "verdict": sentence,
+                "curve": [asdict(point) for point in points],
+            }
+        )
+    )
 
 
 def _show_stage(request: Request, stage: str, result: "StageResult") -> None:

@@ -6,7 +6,7 @@ What belongs here: the instance, what is stale and why, and running assets in th
 import logging
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,8 +19,10 @@ from dagster._core.errors import DagsterAssetCheckFailedError, DagsterExecutionI
 
 from ivr_dagster.artifact_paths import ArtifactPaths
 from ivr_dagster.assets.corpus import observe_corpus
-from ivr_dagster.assets.vocabulary import edited_rules
+from ivr_dagster.assets.vocabulary import edited_rules, plan_from_settings
 from ivr_dagster.core.atomic import recover
+from ivr_dagster.core.errors import InputError
+from ivr_dagster.core.vocabulary.selection import Plan
 from ivr_dagster.definitions import build_definitions
 from ivr_dagster.resources.settings import SettingsResource
 from ivr_dagster.settings import Settings
@@ -173,6 +175,26 @@ class Workbench:
         records = self.instance.fetch_observations(dg.AssetKey(name), limit=1).records
         observation = records[0].asset_observation if records else None
         return observation.tags.get(DATA_VERSION_TAG) if observation else None
+
+    def load(self, name: str) -> Any:
+        """An asset's value, as the next step would get it.
+
+        Raises:
+            InputError: it was never materialized.
+        """
+        stage = next(stage for stage, names in STAGES.items() if name in names)
+        if not self.paths[name].exists():
+            raise InputError(f"{name} is not there yet", where=self.paths[name], remedy=f"Run `ivr {stage}` first.")
+        logging.disable(logging.INFO)  # Dagster tells of every file it opens, at DEBUG, to a console of its own
+        try:
+            return self._definitions.load_asset_value(dg.AssetKey(name), instance=self.instance)
+        finally:
+            logging.disable(logging.NOTSET)
+
+    def plan_selection(self, progress: Callable[[int, int], None] | None = None) -> Plan:
+        """What the stage `select` would choose; nothing is written."""
+        names = ("cleaned_corpus", "original_tokenizer", "pretoken_counts", "token_stats")
+        return plan_from_settings(self.settings, self.paths, *map(self.load, names), progress=progress)
 
     def run(
         self, assets: Iterable[str], *, log_level: str = "WARNING", tags: Mapping[str, str] | None = None

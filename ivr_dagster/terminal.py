@@ -4,9 +4,10 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -16,7 +17,12 @@ from ivr_dagster.artifact_paths import ArtifactPaths
 OUT = Console() if sys.stdout.isatty() else Console(width=200)
 ERR = Console(stderr=True)
 
+if TYPE_CHECKING:
+    from ivr_dagster.core.vocabulary.selection import CurvePoint, Plan
+
 SECONDS_BETWEEN_LINES = 5.0
+BAR_WIDTH = 40
+LISTED = 15
 
 
 class ProgressBars:
@@ -93,6 +99,44 @@ def states_table(states: list[Any], figures_of: Callable[[Any], str]) -> None:
         table.add_row("" if state.stage == last else state.stage, state.name, shown, when, figures_of(state))
         last = state.stage
     OUT.print(table if states else "Nothing is stale.")
+
+
+def plan_tables(plan: "Plan", points: list["CurvePoint"], verdict: str) -> None:
+    """A selection that was not written: the saving by number of new tokens, the first of them, what is given up."""
+    OUT.print(f"[bold]{verdict}[/]", highlight=False)
+    OUT.print(f"Of the rules in force {plan.kept:,} stay, {plan.moved:,} get another id, {plan.dropped:,} go.")
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("new tokens", "train", "held-out", "last hundred"):
+        table.add_column(column, justify="right")
+    table.add_column("tokens saved, held-out")
+    most = max((point.heldout for point in points), default=0) or 1
+    for point in points:
+        table.add_row(
+            f"{point.new_tokens:,}",
+            f"{point.train:.2%}",
+            f"{point.heldout:.2%}",
+            f"{point.last_hundred:.3%}",
+            "█" * round(BAR_WIDTH * point.heldout / most),
+        )
+    OUT.print(table)
+    for title, rows, columns in (
+        ("first new tokens", plan.table.head(LISTED), ("new_text", "saving", "frequency", "sacrificed_text")),
+        (
+            "given up in spite of use",
+            plan.table.filter(plan.table["sacrificed_frequency"] > 0)
+            .sort("sacrificed_frequency", descending=True)
+            .head(LISTED),
+            ("sacrificed_text", "sacrificed_frequency", "sacrificed_cost", "new_text", "saving"),
+        ),
+    ):
+        if len(rows):
+            table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+            for name in columns:
+                table.add_column(name.replace("_", " "), justify="left" if name.endswith("text") else "right")
+            for row in rows.select(columns).iter_rows():
+                table.add_row(*(escape(repr(cell)) if isinstance(cell, str) else f"{cell:,}" for cell in row))
+            OUT.print(table)
+    OUT.print("Nothing was written. `ivr select` with the same options does.", highlight=False)
 
 
 def run_table(states: Mapping[str, Any], paths: ArtifactPaths, *, materialized: int) -> None:

@@ -1,6 +1,5 @@
 """Evaluation: every variant on the same held-out bytes."""
 
-import json
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -13,7 +12,8 @@ from ivr_dagster.core.content_hash import content_hash
 from ivr_dagster.core.corpus.cleaned import CleanedCorpus
 from ivr_dagster.core.corpus.subset import documents_within
 from ivr_dagster.core.handles import ModelFolder, ReportFolder, TokenizerFolder, TrainedModel, TrainingBlocks
-from ivr_dagster.core.tokenizer.agreement import count_tokens, measure_round_trip
+from ivr_dagster.core.tokenizer.agreement import compare_lengths, measure_round_trip
+from ivr_dagster.core.tokenizer.folder import read_certificate
 from ivr_dagster.core.tokens.sequences import reference_encoder
 from ivr_dagster.core.vocabulary.remap import RemapRules
 from ivr_dagster.progress import track
@@ -106,16 +106,15 @@ def evaluation_report_asset(vanilla: bool) -> dg.AssetsDefinition:
             variants[name] = Variant.of(name, scored, written)
             context.log.info(f"{name}: {scored.bpb:.4f} bits per byte, {scored.bytes_per_token:.3f} bytes per token")
 
-        before, _ = count_tokens(original_tokenizer.backend(), cleaned_corpus.texts("heldout"))
-        after, _ = count_tokens(remapped_tokenizer.backend(), cleaned_corpus.texts("heldout"))
-        certificate = json.loads((distilled_tokenizer.path / "agreement.json").read_text(encoding="utf-8"))
         remapped = remapped_tokenizer.backend()
+        lengths = compare_lengths(original_tokenizer.backend(), remapped, cleaned_corpus.texts("heldout"))
+        certificate = read_certificate(distilled_tokenizer.path)
         round_trip = measure_round_trip(remapped, texts)
         used = {i for encoding in remapped.encode_batch_fast(texts, add_special_tokens=False) for i in encoding.ids}
         new_ids = {rule.id for rule in remap_rules}
         report = EvaluationReport(
             variants=variants,
-            token_saving=1 - after / before,
+            token_saving=lengths.saving,
             agreement=float(certificate["heldout"]["agreement"]),
             round_trip=round_trip.exact / max(round_trip.texts, 1),
             new_tokens=len(new_ids),

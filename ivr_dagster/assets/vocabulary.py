@@ -15,7 +15,7 @@ from ivr_dagster.core.corpus.cleaned import CleanedCorpus
 from ivr_dagster.core.handles import TokenizerFolder
 from ivr_dagster.core.tokenizer.agreement import compare_lengths
 from ivr_dagster.core.tokenizer.bpe import read_bpe
-from ivr_dagster.core.tokenizer.folder import write_tokenizer
+from ivr_dagster.core.tokenizer.folder import write_certificate, write_tokenizer
 from ivr_dagster.core.tokens.counts import counts_from_table
 from ivr_dagster.core.vocabulary.candidate import Guards
 from ivr_dagster.core.vocabulary.remap import RemapRules, check_rules, read_rules, remap_tokenizer, untouched_types
@@ -211,7 +211,8 @@ def edited_rules(places: ArtifactPaths) -> RemapRules | None:
     owners=OWNERS,
     io_manager_key="tokenizer_io",
     code_version="2",
-    metadata=depends_on_settings("exceptions"),
+    # longer_documents_ceiling is of no effect on the tokenizer, but its check must be put anew
+    metadata=depends_on_settings("exceptions", "longer_documents_ceiling"),
 )
 def remapped_tokenizer(
     settings: SettingsResource,
@@ -238,7 +239,15 @@ def remapped_tokenizer(
         loaded = TokenizerFolder(folder).backend()
         lengths = compare_lengths(base, loaded, cleaned_corpus.texts("heldout"))
         untouched = untouched_types(base, loaded, remap_rules, counts)
-    kept, same = (sum(int(counts.counts[n]) for n, equal in untouched if equal or not only) for only in (False, True))
+        kept = sum(int(counts.counts[n]) for n, _ in untouched)
+        same = sum(int(counts.counts[n]) for n, equal in untouched if equal)
+        certificate = {
+            "untouched_occurrences": kept,
+            "untouched_occurrences_identical": same,
+            "exceptions": len(remapping.exceptions),
+            "heldout_lengths": lengths.as_dict(),
+        }
+        write_certificate(certificate, folder)
     return dg.MaterializeResult(
         value=TokenizerFolder(folder),
         data_version=dg.DataVersion(content_hash(folder)),

@@ -29,37 +29,52 @@ def cut_patterns(runs: str | None, exceptions: Mapping[str, str]) -> list[str]:
     return [*([exception_pattern(exceptions)] if exceptions else []), *([runs] if runs else [])]
 
 
-def run_cuts(base: Tokenizer, strings: Iterable[str]) -> str | None:
+def run_cuts(base: Tokenizer, strings: Iterable[str], new: Iterable[str] = ()) -> str | None:
     """A pattern that cuts runs of one non-alphanumeric character (`====`, `Ġ----`) where the base's BPE cuts them.
 
     BPE joins a run from the left into ever larger tokens and leaves the rest at the end. For a sum the order of its
     terms is all one, so only a cut can tell `[12, 3]` from `[3, 12]`. The base is asked what it takes first off a run
     of each length, with what its tokens have before runs (`ĊĠĠĠĠ`); looking ahead at the rest tells the lengths apart.
     Runs shorter than four and runs of letters are too often part of something else.
+
+    Args:
+        base: the base tokenizer; its model is asked.
+        strings: its vocabulary.
+        new: new tokens; a run that is one of them stays whole.
     """
     heads: defaultdict[str, set[str]] = defaultdict(lambda: {""})
     longest: Counter[str] = Counter()
-    known = set(strings)
-    for string in known:
-        found = RUN_TOKEN.fullmatch(string)
-        if found and _is_symbol(found["character"]):
-            heads[found["character"]].add(found["head"])
-            longest[found["character"]] = max(longest[found["character"]], len(found["run"]))
+    known, whole = set(strings), set(new)
+    for string in known | whole:
+        found = whole_run(string)
+        if found:
+            head, character, length = found
+            if string in known:
+                heads[character].add(head)
+            longest[character] = max(longest[character], length)
     for character, white in product(heads, WHITE_SPACE):
         if white != character and known & {white + character, white + 2 * character}:
             heads[character].add(white)
     by_first: defaultdict[str, list[str]] = defaultdict(list)
     for character in sorted(heads):
         for head in sorted(heads[character], key=lambda head: (-len(head), head)):
-            by_first[(head + character)[0]].append(_first_cut(base, head, character, 2 * longest[character]))
+            cut = _first_cut(base, head, character, 2 * longest[character], whole)
+            by_first[(head + character)[0]].append(cut)
     return choice_by_first([(first, choice(cuts)) for first, cuts in by_first.items()]) if by_first else None
 
 
-def _first_cut(base: Tokenizer, head: str, character: str, longest: int) -> str:
+def whole_run(string: str) -> tuple[str, str, int] | None:
+    """Head, character and length of a string that ends in a run of symbols and is nothing else, else None."""
+    found = RUN_TOKEN.fullmatch(string)
+    return (found["head"], found["character"], len(found["run"])) if found and _is_symbol(found["character"]) else None
+
+
+def _first_cut(base: Tokenizer, head: str, character: str, longest: int, whole: set[str]) -> str:
     """A pattern for what the base takes first off `head` and a run of any length, told by the length of the rest."""
     lengths: defaultdict[str, list[int]] = defaultdict(list)
     for length in range(SHORTEST_RUN, longest + 2):
-        lengths[base.model.tokenize(head + character * length)[0].value].append(length)
+        string = head + character * length
+        lengths[string if string in whole else base.model.tokenize(string)[0].value].append(length)
     run = escaped(character)
     cuts: list[str] = []
     for first in sorted(lengths, key=len, reverse=True):

@@ -109,5 +109,5 @@ def extended_tokenizer(
         pattern: takes the place of the pre-tokenizer's, for phrases across its pre-tokens.
     """
     strings = [*bpe.strings, *new]
-    cuts = cut_patterns(run_cuts(base, bpe.strings), {})
+    cuts = cut_patterns(run_cuts(base, bpe.strings, new), {})
     return unigram_tokenizer(base, strings, scores_with_new(base, bpe, strings), cuts=cuts, pattern=pattern)

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 
 from ivr_dagster.core.errors import InputError
 from ivr_dagster.core.tokenizer.bpe import ByteLevelBPE
-from ivr_dagster.core.tokenizer.cuts import run_cuts
+from ivr_dagster.core.tokenizer.cuts import run_cuts, whole_run
 from ivr_dagster.core.tokenizer.trie import escaped
 from ivr_dagster.core.tokenizer.unigram import extended_tokenizer
 from ivr_dagster.core.tokens.byte_level import BYTE_TO_CHARACTER, CHARACTER_TO_BYTE, bytes_of, string_of
@@ -240,14 +240,15 @@ def cut_pieces(counts: PretokenCounts, cuts: str | None) -> tuple[list[str], np.
     """Byte-level strings inside which a new token may lie, with their counts (int64), by falling count.
 
     Pre-token types, cut where the distilled tokenizer cuts them once more: a candidate across such a cut could never
-    be produced.
+    be produced. Types that are runs as a whole stay so: a run that becomes a token is not cut.
     """
     if cuts is None:
         return [string_of(piece) for piece in counts.types], counts.counts
     pattern = regex.compile(f"({cuts})")
     pieces: Counter[str] = Counter()
     for text, count in zip(counts.types, counts.counts.tolist(), strict=True):
-        for piece in pattern.split(string_of(text)):
+        string = string_of(text)
+        for piece in [string] if whole_run(string) else pattern.split(string):
             if piece:
                 pieces[piece] += count
     ordered = sorted(pieces, key=lambda piece: (-pieces[piece], piece))

@@ -261,7 +261,7 @@ def remap_tokenizer(
     texts = [_whole_text(rule.new_token) for rule in rules]
     phrases = [text for text in texts if text is not None and len(split(text)) > 1]
     pattern = phrase_pattern(phrases, pretokenization.pattern) if phrases and pretokenization.pattern else None
-    runs = run_cuts(base, bpe.strings)
+    runs = run_cuts(base, bpe.strings, [rule.new_token for rule in rules])
     build = partial(unigram_tokenizer, base, strings, scores_with_new(base, bpe, strings), pattern=pattern)
     plain = build(cuts=cut_patterns(runs, {}))
     if counts is None or not exceptions:

@@ -54,6 +54,26 @@ class Plan:
         return float(self.table["heldout_saving"].sum())
 
 
+@dataclass(frozen=True, slots=True)
+class CurvePoint:
+    """Shares of tokens saved by the first `new_tokens`, and what the last hundred of them save of held-out tokens."""
+
+    new_tokens: int
+    train: float
+    heldout: float
+    last_hundred: float
+
+
+def saving_curve(table: pl.DataFrame, train_tokens: int) -> list[CurvePoint]:
+    """The saving at round numbers of new tokens, and at all of them."""
+    train = table["saving"].to_numpy() / max(train_tokens, 1)
+    heldout = table["heldout_saving"].to_numpy()
+    return [
+        CurvePoint(n, float(train[:n].sum()), float(heldout[:n].sum()), float(heldout[max(0, n - STEP) : n].sum()))
+        for n in _milestones(len(table))
+    ]
+
+
 def plan_selection(
     base: Tokenizer,
     bpe: ByteLevelBPE,
@@ -242,12 +262,11 @@ def selection_log_text(table: pl.DataFrame, train_tokens: int) -> str:
         "| new tokens | saved tokens, train | share | share of held-out tokens | of these the last hundred |",
         "|---:|---:|---:|---:|---:|",
     ]
-    for count in _milestones(len(table)):
-        upto = int(saving[:count].sum())
-        lines.append(
-            f"| {count:,} | {upto:,} | {upto / max(train_tokens, 1):.2%} | {heldout[:count].sum():.2%} "
-            f"| {heldout[max(0, count - STEP) : count].sum():.3%} |"
-        )
+    lines += [
+        f"| {point.new_tokens:,} | {saving[: point.new_tokens].sum():,} | {point.train:.2%} | {point.heldout:.2%} "
+        f"| {point.last_hundred:.3%} |"
+        for point in saving_curve(table, train_tokens)
+    ]
     columns = [
         ("new token", "new_text"),
         ("made of", "constituents"),
