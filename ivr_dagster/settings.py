@@ -136,7 +136,7 @@ class Settings(BaseModel):
         0, ge=0, description="How many of the new tokens may join pre-tokens. 0: as many as are worth it."
     )
     least_documents: int = Field(
-        2, ge=1, description="In how many documents of the train split a phrase of pre-tokens must stand."
+        3, ge=1, description="In how many documents of the train split a phrase of pre-tokens must stand."
     )
     sticky: bool = Field(
         True,

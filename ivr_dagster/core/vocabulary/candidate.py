@@ -45,7 +45,7 @@ class Guards:
     max_bytes: int = 0
     letters_only: bool = False
     join_digits: bool = True
-    least_documents: int = 2
+    least_documents: int = 3
 
     def may_join(self, string: str) -> bool:
         """Whether this string, or a longer one made of it, may become a token; its least length is left out."""

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import polars as pl
 import regex
 
 from ivr_dagster.core.tokenizer.trie import trie_pattern
@@ -42,7 +43,7 @@ def select_phrases(
     budget: int,
     min_saving: int,
     allowed: Callable[[str], bool],
-    least_documents: int = 2,
+    least_documents: int = 3,
     kept: Sequence[str] = (),
 ) -> list[Phrase]:
     """Up to `budget` phrases of two to four pre-tokens by falling saving.
@@ -63,7 +64,7 @@ def select_phrases(
     """
     numbers: dict[str, int] = {}
     documents = [
-        np.array([numbers.setdefault(piece, len(numbers)) for piece in split(text)], np.int32) for text in texts
+        np.array([numbers.setdefault(piece, len(numbers)) for piece in split(text)], np.uint32) for text in texts
     ]
     types = list(numbers)
     lengths = np.array([length_of(piece) for piece in types], dtype=np.int64)
@@ -102,24 +103,27 @@ def _frequent(
     documents: list[np.ndarray], lengths: np.ndarray, size: int, min_saving: int, least_documents: int
 ) -> list[tuple[int, Gram]]:
     """(saving by overlapping count, n-gram) of the n-grams that stand in enough documents and save enough."""
-    grams, owners = [], []
-    for number, document in enumerate(documents):
-        if len(document) >= size:
-            grams.append(np.lib.stride_tricks.sliding_window_view(document, size))
-            owners.append(np.full(len(document) - size + 1, number))
-    if not grams:
+    if not documents:
         return []
-    rows, owner = np.concatenate(grams), np.concatenate(owners)
-    # two columns at a time into one number, so that sorting works on integers and not on rows
-    codes = rows[:, 0].astype(np.int64)
-    for column in range(1, size):
-        _, codes = np.unique(codes * (int(rows.max()) + 1) + rows[:, column], return_inverse=True)
-    _, first, inverse, counts = np.unique(codes, return_index=True, return_inverse=True, return_counts=True)
-    seen = np.unique(inverse * len(documents) + owner) // len(documents)
-    in_documents = np.bincount(seen, minlength=len(counts))
-    saving = counts * (lengths[rows[first]].sum(axis=1) - 1)
-    keep = np.flatnonzero((in_documents >= least_documents) & (saving >= min_saving))
-    return [(int(saving[n]), tuple(rows[first[n]].tolist())) for n in keep]
+    tokens = np.concatenate(documents)
+    owner = np.repeat(np.arange(len(documents), dtype=np.uint32), [len(document) for document in documents])
+    count = max(len(tokens) - size + 1, 0)
+    names = [f"t{n}" for n in range(size)]
+    grams = pl.LazyFrame({name: tokens[n : n + count] for n, name in enumerate(names)} | {"document": owner[:count]})
+    inside = owner[:count] == owner[size - 1 :]  # not from one document into the next
+    saves = pl.sum_horizontal(pl.lit(pl.Series(lengths)).gather(pl.col(name)) for name in names) - 1
+    found = (
+        grams.filter(pl.Series(inside))
+        .group_by(names)
+        .agg(count=pl.len(), first=pl.col("document").min(), last=pl.col("document").max())
+        .filter((pl.col("first") != pl.col("last")) if least_documents > 1 else pl.lit(True))
+        .with_columns(saving=saves * pl.col("count"))
+        .filter(pl.col("saving") >= min_saving)
+    )
+    if least_documents > 2:
+        spread = grams.filter(pl.Series(inside)).group_by(names).agg(documents=pl.col("document").n_unique())
+        found = found.join(spread, on=names).filter(pl.col("documents") >= least_documents)
+    return [(saving, tuple(gram)) for *gram, saving in found.select(*names, "saving").collect().rows()]
 
 
 def _count_without_overlap(documents: list[np.ndarray], chosen: Sequence[Gram]) -> Counter[Gram]:

@@ -134,7 +134,7 @@ def select_within(
     chosen = sorted(
         (c for c in candidates if c.saving >= guards.min_frequency and guards.min_bytes <= len(c.string)),
         key=lambda c: -c.saving,
-    )
+    )[: budget + len(kept)]
     return Selection(chosen, tokens_before, tokens_before - sum(candidate.saving for candidate in chosen))
 
 
