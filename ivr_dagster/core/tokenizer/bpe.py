@@ -4,8 +4,11 @@ What belongs here: reading a byte-level BPE out of a `tokenizers.Tokenizer`. Enc
 """
 
 import json
+from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -40,11 +43,34 @@ class ByteLevelBPE:
 
     @cached_property
     def merge_of(self) -> dict[int, tuple[int, int, int]]:
-        """(merge rank, left id, right id) of the first merge that makes an id; bytes and added tokens have none."""
-        found: dict[int, tuple[int, int, int]] = {}
-        for rank, (left, right, made) in enumerate(self.merges):
-            found.setdefault(made, (rank, left, right))
-        return found
+        """(merge rank, left id, right id) of the merge that makes an id; bytes and added tokens have none.
+
+        Where several merges make the same token, as in vocabularies converted from ranks alone (Llama 3), it is the
+        one by which BPE arrives at the token's own string, or the first if it never does.
+        """
+        makers: defaultdict[int, list[int]] = defaultdict(list)
+        for rank, (_, _, made) in enumerate(self.merges):
+            makers[made].append(rank)
+        rank_of = {(left, right): rank for rank, (left, right, _) in reversed([*enumerate(self.merges)])}
+        return {
+            made: (rank, *self.merges[rank][:2])
+            for made, ranks in makers.items()
+            for rank in (ranks[0] if len(ranks) == 1 else self._last_rank(made, rank_of) or ranks[0],)
+        }
+
+    def _last_rank(self, token: int, rank_of: Mapping[tuple[int, int], int]) -> int | None:
+        """Rank of the merge that completes `token` when BPE encodes its string, None where it does not."""
+        if any(character not in self.ids for character in self.strings[token]):
+            return None
+        parts = [self.ids[character] for character in self.strings[token]]
+        while len(parts) > 1:
+            ranks = [rank_of.get(pair, len(self.merges)) for pair in pairwise(parts)]
+            rank = min(ranks)
+            if rank == len(self.merges):
+                return None
+            place = ranks.index(rank)
+            parts[place : place + 2] = [self.merges[rank][2]]
+        return rank if parts == [token] else None
 
     @cached_property
     def ranks(self) -> np.ndarray:

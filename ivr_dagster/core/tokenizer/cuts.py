@@ -19,6 +19,9 @@ SHORTEST_RUN = 4
 WHITE_SPACE = "ĠĊ"
 # a run of one character, with at most three others before it
 RUN_TOKEN = re.compile(rf"(?P<head>.{{0,3}}?)(?P<run>(?P<character>.)(?P=character){{{SHORTEST_RUN - 1},}})", re.DOTALL)
+RUN_WITH_TAIL = re.compile(
+    rf".{{0,3}}?(?P<character>.)(?P=character){{{SHORTEST_RUN - 1},}}(?P<tail>(?!(?P=character)).+)", re.DOTALL
+)
 
 
 def cut_patterns(runs: str | None, exceptions: Mapping[str, str]) -> list[str]:
@@ -55,10 +58,11 @@ def run_cuts(base: Tokenizer, strings: Iterable[str], new: Iterable[str] = ()) -
     for character, white in product(heads, WHITE_SPACE):
         if white != character and known & {white + character, white + 2 * character}:
             heads[character].add(white)
+    tails = _tails(known, heads.keys())
     by_first: defaultdict[str, list[str]] = defaultdict(list)
     for character in sorted(heads):
         for head in sorted(heads[character], key=lambda head: (-len(head), head)):
-            cut = _first_cut(base, head, character, 2 * longest[character], whole)
+            cut = _first_cut(base, head, character, 2 * longest[character], whole, tails[character])
             by_first[(head + character)[0]].append(cut)
     return choice_by_first([(first, choice(cuts)) for first, cuts in by_first.items()]) if by_first else None
 
@@ -69,22 +73,37 @@ def whole_run(string: str) -> tuple[str, str, int] | None:
     return (found["head"], found["character"], len(found["run"])) if found and _is_symbol(found["character"]) else None
 
 
-def _first_cut(base: Tokenizer, head: str, character: str, longest: int, whole: set[str]) -> str:
-    """A pattern for what the base takes first off `head` and a run of any length, told by the length of the rest."""
+def _tails(strings: Iterable[str], characters: Iterable[str]) -> dict[str, set[str]]:
+    """By character of a run what follows runs of it inside of tokens (`+` in `------+`)."""
+    tails: dict[str, set[str]] = {character: set() for character in characters}
+    for string in strings:
+        found = RUN_WITH_TAIL.fullmatch(string)
+        if found and found["character"] in tails:
+            tails[found["character"]].add(found["tail"])
+    return tails
+
+
+def _first_cut(base: Tokenizer, head: str, character: str, longest: int, whole: set[str], tails: set[str]) -> str:
+    """A pattern for what the base takes first off `head` and a run of any length, told by the length of the rest.
+
+    What it takes off a run that goes on in one of `tails` is another matter, and left to the scores.
+    """
     lengths: defaultdict[str, list[int]] = defaultdict(list)
     for length in range(SHORTEST_RUN, longest + 2):
         string = head + character * length
         lengths[string if string in whole else base.model.tokenize(string)[0].value].append(length)
     run = escaped(character)
+    goes_on = trie_pattern(dict.fromkeys(tails, "")) if tails else ""
+    end = f"(?!{choice([run, goes_on] if goes_on else [run])})"
     cuts: list[str] = []
     for first in sorted(lengths, key=len, reverse=True):
         taken = max(0, len(first) - len(head))
         rests: list[str] = []
         for low, high in _ranges(lengths[first]):
             if high > longest:  # and so for all longer runs
-                rests.append(f"{run}{{{low - taken},}}")
+                rests.append(f"(?>{run}{{{low - taken},}}){end}" if goes_on else f"{run}{{{low - taken},}}")
             else:
-                rests.append(f"{run}{{{low - taken},{high - taken}}}(?!{run})")
+                rests.append(f"{run}{{{low - taken},{high - taken}}}{end}")
         cuts.append(f"{escaped(first)}(?={escaped(head[len(first) :])}(?:{'|'.join(rests)}))")
     # most text has no run: one look ahead says so
     return f"(?={escaped(head)}{run}{{{SHORTEST_RUN}}})(?:{'|'.join(cuts)})"
@@ -124,6 +143,7 @@ def find_exceptions(
     """
     splitter = pre_tokenizers.Split(Regex(runs), "isolated") if runs else None
     exceptions: dict[str, str] = {}
+    hopeless: set[str] = set()
 
     def cut_by_base(string: str) -> list[str]:
         return [token.value for token in base.model.tokenize(string)]
@@ -144,9 +164,11 @@ def find_exceptions(
             if rest in exceptions or cut_by_unigram(rest) == expected[n:]:
                 return {string: string[: ends[n - 1]]}
         for n in reversed(held):  # the longest piece first, so that few cuts follow
-            further = settled(string[ends[n - 1] :])
+            rest = string[ends[n - 1] :]
+            further = {} if rest in hopeless else settled(rest)
             if further:
                 return {string: string[: ends[n - 1]]} | further
+        hopeless.add(string)
         return {}
 
     for number, string in enumerate(strings):

@@ -105,15 +105,19 @@ def lift_gains(bpe: ByteLevelBPE, gains: Mapping[int, float]) -> dict[int, float
             lifted[leader] = max(lifted[leader], others / dict(terms_)[leader] * (1.0 + LIFT_MARGIN))
 
 
-@lru_cache(maxsize=4)
 def scores_from_merges(base: Tokenizer, bpe: ByteLevelBPE) -> tuple[np.ndarray, tuple[int, ...]]:
     """Scores of the base's own tokens, float64 [V], and the ids that only a score of their own could settle.
 
     Gains by rank, lifted, then repaired: each token is the one best segmentation of its string, but for those that
-    the base's own merges never arrive at; they get `UNREACHABLE`.
+    the base never yields; they get `UNREACHABLE`.
     """
+    return _scores_from_merges(bpe, tokens_never_yielded(base, bpe))
+
+
+@lru_cache(maxsize=4)
+def _scores_from_merges(bpe: ByteLevelBPE, never: frozenset[int]) -> tuple[np.ndarray, tuple[int, ...]]:
     scores = scores_from_gains(bpe, lift_gains(bpe, gains_from_ranks(bpe)))
-    scores[list(tokens_never_yielded(base, bpe))] = UNREACHABLE
+    scores[list(never)] = UNREACHABLE
     by_rank = [made for made in bpe.merge_of if made not in bpe.added_ids and scores[made] > UNREACHABLE]
     repaired, raised = repair_scores(bpe.strings, scores, by_rank)
     repaired.setflags(write=False)  # the cache hands it out again

@@ -1,5 +1,7 @@
 """Agreement, round trip and token counts on examples counted by hand."""
 
+import json
+
 import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -7,7 +9,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from ivr_dagster.core.tokenizer.agreement import (
     LISTED_DIVERGENCES,
     Divergence,
+    Lengths,
+    compare_lengths,
     count_tokens,
+    differing_types,
     measure_agreement,
     measure_round_trip,
 )
@@ -64,6 +69,15 @@ def test_only_the_most_frequent_divergences_are_listed() -> None:
     assert [divergence.count for divergence in listed] == [100 - n for n in range(LISTED_DIVERGENCES)]
 
 
+def test_types_that_differ_are_told_by_their_places_the_most_frequent_first() -> None:
+    counts = counted(ab=6, abc=3, x=2, abcabc=1)
+    assert differing_types(AB_FIRST, BC_FIRST, counts) == [1, 3]
+    assert differing_types(AB_FIRST, AB_FIRST, counts) == []
+    assert differing_types(AB_FIRST, BC_FIRST, counted()) == []
+    many = counted(**{"abc" + "x" * n: 100 - n for n in range(60)})
+    assert differing_types(AB_FIRST, BC_FIRST, many) == list(range(60))  # not only those that are listed
+
+
 def test_a_round_trip_that_fails_shows_the_first_text_and_what_came_back() -> None:
     texts = ["abc", "", "a b\n", "한국어", "x-ray", "xx"]
     whole = measure_round_trip(AB_FIRST, texts)
@@ -75,3 +89,37 @@ def test_a_round_trip_that_fails_shows_the_first_text_and_what_came_back() -> No
 def test_tokens_and_bytes_are_counted_over_all_batches() -> None:
     assert count_tokens(AB_FIRST, iter(["abc", "한", ""] * 300)) == (300 * (2 + 3), 300 * (3 + 3))
     assert count_tokens(AB_FIRST, []) == (0, 0)
+
+
+ONLY_AB, ONLY_BC = bytes_and(("a", "b")), bytes_and(("b", "c"))
+
+
+def test_lengths_are_summed_and_texts_that_grew_are_listed_with_the_worst_first() -> None:
+    texts = ["ab", "bc", "xab", "한", "", "abab" + "x" * 100]
+    lengths = compare_lengths(ONLY_AB, ONLY_BC, iter(texts))
+    assert lengths == Lengths(
+        texts=6,
+        bytes=2 + 2 + 3 + 3 + 0 + 104,
+        base=1 + 2 + 2 + 3 + 0 + 102,
+        other=2 + 1 + 3 + 3 + 0 + 104,
+        longer=3,
+        worst=(("ab", 1, 2), ("xab", 2, 3), ("abab" + "x" * 56, 102, 104)),
+    )
+    assert lengths.saving == pytest.approx(1 - 113 / 110)
+    assert compare_lengths(ONLY_BC, ONLY_AB, texts).saving == pytest.approx(1 - 110 / 113)
+    assert json.loads(json.dumps(lengths.as_dict()))["worst"][0] == ["ab", 1, 2]
+
+
+def test_only_the_worst_texts_of_all_batches_are_listed() -> None:
+    texts = ["x" * n + "ab" for n in range(700, 0, -1)]
+    lengths = compare_lengths(ONLY_AB, ONLY_BC, texts, listed=3)
+    assert (lengths.texts, lengths.longer) == (700, 700)
+    assert lengths.worst == (("xab", 2, 3), ("xxab", 3, 4), ("xxxab", 4, 5))
+    assert len(compare_lengths(ONLY_AB, ONLY_BC, texts).worst) == 10
+
+
+def test_a_tokenizer_saves_nothing_against_itself_and_none_does_on_an_empty_text() -> None:
+    same = compare_lengths(ONLY_AB, ONLY_AB, ["ab", "abc"])
+    assert (same.base, same.other, same.longer, same.worst, same.saving) == (3, 3, 0, (), 0.0)
+    assert compare_lengths(ONLY_AB, ONLY_BC, []) == Lengths(0, 0, 0, 0, 0, ())
+    assert compare_lengths(ONLY_AB, ONLY_BC, [""]).saving == 0.0

@@ -5,12 +5,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from ivr_dagster.core.errors import InputError
-from ivr_dagster.core.tokenizer.folder import write_original_tokenizer, write_tokenizer
+from ivr_dagster.core.tokenizer.folder import (
+    CERTIFICATE,
+    read_certificate,
+    write_certificate,
+    write_original_tokenizer,
+    write_tokenizer,
+)
+from ivr_dagster.core.tokenizer.unigram import Distillation
+from ivr_dagster.core.tokens.byte_level import text_of
 from ivr_dagster.sample import SAMPLE_MODEL
 
 TEXTS = ["It is n't , you see ! <|endoftext|> a  b", "한국어\n\n  e\u0301 \x00", " . ?  do not ' s"]
@@ -30,9 +38,9 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def distilled(tmp_path_factory: pytest.TempPathFactory, original: Path, gpt2_distilled: Tokenizer) -> Path:
+def distilled(tmp_path_factory: pytest.TempPathFactory, original: Path, gpt2_exact_on_odd: Distillation) -> Path:
     folder = tmp_path_factory.mktemp("distilled")
-    write_tokenizer(gpt2_distilled, original, folder)
+    write_tokenizer(gpt2_exact_on_odd.tokenizer, original, folder)
     return folder
 
 
@@ -80,17 +88,27 @@ def test_a_tokenizer_that_only_exists_in_python_is_refused(tmp_path: Path) -> No
 
 
 def test_the_written_tokenizer_gives_the_ids_it_was_given_with(
-    distilled: Path, distilled_loaded: Any, gpt2_distilled: Tokenizer, topics: list[str]
+    distilled: Path, distilled_loaded: Any, gpt2_exact_on_odd: Distillation, topics: list[str]
 ) -> None:
+    given_with = gpt2_exact_on_odd.tokenizer
     read = Tokenizer.from_file(str(distilled / "tokenizer.json"))
-    for text in [*TEXTS, *topics[:10]]:
-        ids = gpt2_distilled.encode(text).ids
+    for text in [*TEXTS, *topics[:10], *map(text_of, gpt2_exact_on_odd.exceptions)]:
+        ids = given_with.encode(text).ids
         assert read.encode(text).ids == ids
         assert distilled_loaded(text).input_ids == ids
-    assert distilled_loaded.get_vocab() == gpt2_distilled.get_vocab()
+    assert distilled_loaded.get_vocab() == given_with.get_vocab()
 
 
-@given(st.text(st.characters(exclude_categories=["Cs"])) | st.text(" .,!?'sntrve\n", max_size=30))
+@given(
+    st.text(st.characters(exclude_categories=["Cs"]))
+    | st.text(st.characters(categories=["Mn", "Mc", "Me", "Cc", "Cf", "Zs"]))
+    | st.text(" .,!?'sntrve\n", max_size=30)
+)
+@example("\u0301")
+@example("a" * 100_000)
+@example(" " * 100_000)
+@example("\u0301" * 100_000)
+@example(("Grüße [0.5]\t한국어 x=(((1;e\u0301 ppp n't .\r\n" * 5_000)[:100_000])
 def test_decoding_by_transformers_gives_the_text_back(distilled_loaded: Any, text: str) -> None:
     assert distilled_loaded.decode(distilled_loaded(text).input_ids) == text
 
@@ -122,3 +140,21 @@ def test_skipping_special_tokens_leaves_the_end_of_text_out(distilled_loaded: An
     ids = distilled_loaded("one<|endoftext|>two").input_ids
     assert ids.count(50_256) == 1
     assert distilled_loaded.decode(ids, skip_special_tokens=True) == "onetwo"
+
+
+def test_a_certificate_lies_beside_the_tokenizer_for_people_and_programs(tmp_path: Path) -> None:
+    certificate = {"train": {"agreement": 0.99, "divergences": []}, "unreachable_in_base": ["Ġ한"], "exceptions": 3}
+    write_certificate(certificate, tmp_path)
+    text = (tmp_path / CERTIFICATE).read_text(encoding="utf-8")
+    assert CERTIFICATE == "agreement.json"
+    assert "Ġ한" in text and text.endswith("}\n")
+    assert read_certificate(tmp_path) == json.loads(text) == certificate
+    write_certificate({"exceptions": 0}, tmp_path)
+    assert read_certificate(tmp_path) == {"exceptions": 0}
+
+
+def test_a_missing_certificate_is_named_with_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no certificate beside the tokenizer") as error:
+        read_certificate(tmp_path)
+    assert error.value.where == tmp_path / "agreement.json"
+    assert "Materialize the tokenizer again" in str(error.value)

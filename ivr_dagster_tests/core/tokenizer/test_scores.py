@@ -1,0 +1,341 @@
+"""Scores and their repair: against brute force, exact integers, and what a BPE does."""
+
+import json
+import math
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models
+
+from ivr_dagster.core.tokenizer.bpe import ByteLevelBPE, read_bpe
+from ivr_dagster.core.tokenizer.scores import (
+    LEAST_GAIN,
+    NEW_TOKEN_GAIN,
+    RANK_SCALE,
+    UNREACHABLE,
+    best_split,
+    gains_from_ranks,
+    lift_gains,
+    repair_scores,
+    scores_from_gains,
+    scores_from_merges,
+    scores_with_new,
+    storable,
+    tokens_never_yielded,
+)
+from ivr_dagster.core.tokenizer.unigram import distill, extended_tokenizer
+
+STRING = st.text("abc", min_size=1, max_size=7)
+
+
+@st.composite
+def vocabularies(draw: st.DrawFn) -> tuple[list[str], np.ndarray]:
+    """The letters a, b, c and up to ten strings of them, with scores of all magnitudes."""
+    strings = ["a", "b", "c", *sorted(draw(st.sets(st.text("abc", min_size=2, max_size=5), max_size=10)))]
+    score = st.floats(-10, 10) | st.sampled_from([0.0, 1.0, 1e-9, 1 / 3])
+    return strings, np.array([draw(score) for _ in strings])
+
+
+def segmentations(string: str, strings: list[str]) -> Iterator[list[str]]:
+    """Every way to write `string` as tokens."""
+    if not string:
+        yield []
+    for end in range(1, len(string) + 1):
+        if string[:end] in strings:
+            for rest in segmentations(string[end:], strings):
+                yield [string[:end], *rest]
+
+
+def score(pieces: list[str], score_of: dict[str, float]) -> float:
+    """Left to right, as both Viterbis add."""
+    total = 0.0
+    for piece in pieces:
+        total += score_of[piece]
+    return total
+
+
+@given(vocabularies(), STRING)
+def test_the_viterbi_of_tokenizers_finds_the_best_of_all_segmentations(
+    vocabulary: tuple[list[str], np.ndarray], string: str
+) -> None:
+    strings, scores = vocabulary
+    score_of = dict(zip(strings, map(float, scores), strict=True))
+    model = models.Unigram(list(score_of.items()))
+    found = [token.value for token in model.tokenize(string)]
+    assert "".join(found) == string
+    assert score(found, score_of) == max(score(pieces, score_of) for pieces in segmentations(string, strings))
+
+
+@given(vocabularies(), STRING)
+def test_the_best_split_is_the_best_segmentation_into_two_or_more_and_tells_how_many(
+    vocabulary: tuple[list[str], np.ndarray], string: str
+) -> None:
+    strings, scores = vocabulary
+    score_of = dict(zip(strings, map(float, scores), strict=True))
+    rivals = [(score(pieces, score_of), len(pieces)) for pieces in segmentations(string, strings) if len(pieces) > 1]
+    found = best_split(string, score_of, max(map(len, strings)))
+    assert found[0] == max(rivals, default=(-math.inf, 0))[0]
+    assert found in rivals or (found == (-math.inf, 0) and not rivals)
+
+
+@given(vocabularies())
+def test_after_repair_every_token_is_the_one_best_segmentation_of_itself(
+    vocabulary: tuple[list[str], np.ndarray],
+) -> None:
+    strings, scores = vocabulary
+    before = scores.copy()
+    repaired, raised = repair_scores(strings, scores, range(len(strings)))
+    np.testing.assert_array_equal(scores, before)
+    assert [n for n in range(len(strings)) if repaired[n] != scores[n]] == raised
+    assert all(repaired >= scores)
+    score_of = dict(zip(strings, map(float, repaired), strict=True))
+    model = models.Unigram(list(score_of.items()))
+    for string in strings:
+        best, *others = sorted((score(p, score_of) for p in segmentations(string, strings)), reverse=True)
+        assert score_of[string] == best
+        assert not others or others[0] < best
+        assert [token.value for token in model.tokenize(string)] == [string]
+
+
+def test_repair_leaves_alone_what_is_not_in_its_order() -> None:
+    strings, scores = ["a", "b", "ab", "ba"], np.array([1.0, 1.0, 0.0, 0.0])
+    repaired, raised = repair_scores(strings, scores, [3])
+    assert raised == [3]
+    assert repaired[3] > 2.0
+    assert repaired[:3].tolist() == [1.0, 1.0, 0.0]
+
+
+@given(st.lists(st.floats(1e-16, 1e4) | st.floats(-1e6, -1e-16) | st.sampled_from([0.0, UNREACHABLE])))
+def test_a_storable_score_comes_back_from_json_as_it_was(scores: list[float]) -> None:
+    kept = [storable(score) for score in scores]
+    for score, stored in zip(scores, kept, strict=True):
+        assert 0 <= stored - score <= 64 * math.ulp(score)
+    tokenizer = Tokenizer(models.Unigram([(str(n), score) for n, score in enumerate(kept)]))
+    back = json.loads(Tokenizer.from_str(tokenizer.to_str()).to_str())["model"]["vocab"]
+    assert [score for _, score in back] == kept
+
+
+def test_gains_fall_with_one_power_of_the_rank_from_1_to_the_least_gain(gpt2_bpe: ByteLevelBPE) -> None:
+    of = gains_from_ranks(gpt2_bpe)
+    gains = np.array([of[made] for _, _, made in gpt2_bpe.merges])
+    assert gains[0] == 1.0
+    assert np.all(np.diff(gains) < 0)
+    assert gains[-1] == pytest.approx(LEAST_GAIN, rel=1e-3)
+    powers = np.log(gains[1:]) / np.log(1 + np.arange(1, len(gains)) / RANK_SCALE)
+    np.testing.assert_allclose(powers, powers[0])
+
+
+def test_a_token_scores_the_sum_of_its_halves_and_the_gain_of_their_merge(bpe_of: Callable[..., Tokenizer]) -> None:
+    bpe = read_bpe(bpe_of(["ab", "abc", "zz"], [("a", "b"), ("ab", "c")]))
+    scores = scores_from_gains(bpe, {256: 0.5, 257: 0.25})
+    assert scores[:256].tolist() == [0.0] * 256
+    assert scores[256:].tolist() == [0.5, 0.75, UNREACHABLE]
+
+
+def test_halves_that_merge_later_than_their_whole_are_scored_first(bpe_of: Callable[..., Tokenizer]) -> None:
+    bpe = read_bpe(bpe_of(["abc", "ab"], [("ab", "c"), ("a", "b")]))
+    assert scores_from_gains(bpe, {256: 0.5, 257: 0.25})[256:].tolist() == [0.75, 0.25]
+
+
+def test_an_early_merge_is_lifted_above_two_late_ones_that_together_outweigh_it(
+    bpe_of: Callable[..., Tokenizer],
+) -> None:
+    merges = [("b", "c"), ("a", "b"), ("c", "d"), ("a", "bc"), ("abc", "d")]
+    base = bpe_of([left + right for left, right in merges], merges)
+    bpe = read_bpe(base)
+    gains = {bpe.ids[s]: gain for s, gain in {"bc": 1.0, "ab": 0.7, "cd": 0.6, "abc": 0.1, "abcd": 0.05}.items()}
+
+    def tokens(gains: dict[int, float]) -> list[str]:
+        pairs = zip(bpe.strings, map(float, scores_from_gains(bpe, gains)), strict=True)
+        return [token.value for token in models.Unigram(list(pairs)).tokenize("abcd")]
+
+    assert tokens(gains) == ["ab", "cd"]
+    lifted = lift_gains(bpe, gains)
+    assert tokens(lifted) == ["abcd"] == base.encode("abcd").tokens
+    early = bpe.ids["bc"]
+    assert 0.7 + 0.6 - 0.1 - 0.05 < lifted[early] < 1.2
+    assert lifted == gains | {early: lifted[early]}
+
+
+@st.composite
+def merges_of_distinct_letters(draw: st.DrawFn) -> tuple[list[tuple[str, str]], list[float]]:
+    """Merges, halves before wholes, of strings in which no letter comes twice, with gains of any order."""
+    pool, merges = list("abcdef"), list[tuple[str, str]]()
+    for _ in range(draw(st.integers(1, 20))):
+        left, right = draw(st.sampled_from(pool)), draw(st.sampled_from(pool))
+        if not set(left) & set(right) and left + right not in pool:
+            merges.append((left, right))
+            pool.append(left + right)
+    return merges, [draw(st.floats(1e-6, 1.0)) for _ in merges]
+
+
+@given(merges_of_distinct_letters())
+def test_where_no_letter_repeats_lifts_alone_make_every_token_the_best_segmentation_of_itself(
+    bpe_of: Callable[..., Tokenizer], drawn: tuple[list[tuple[str, str]], list[float]]
+) -> None:
+    merges, values = drawn
+    base = bpe_of([left + right for left, right in merges], merges)
+    bpe = read_bpe(base)
+    gains = {made: value for (_, _, made), value in zip(bpe.merges, values, strict=True)}
+    lifted = lift_gains(bpe, gains)
+    assert lifted.keys() == gains.keys()
+    assert all(lifted[made] >= gains[made] for made in gains)
+    strings = [string for string in bpe.strings if set(string) <= set("abcdef")]
+    score_of = dict(zip(bpe.strings, map(float, scores_from_gains(bpe, lifted)), strict=True))
+    for made in bpe.merge_of:
+        string = bpe.strings[made]
+        if base.encode(string).ids == [made]:
+            best = max(score(pieces, score_of) for pieces in segmentations(string, strings))
+            assert score_of[string] == pytest.approx(best, rel=1e-12)
+
+
+def test_lifts_lower_no_gain_of_gpt2_and_leave_few_tokens_to_scores_of_their_own(
+    gpt2: Tokenizer, gpt2_bpe: ByteLevelBPE
+) -> None:
+    gains = gains_from_ranks(gpt2_bpe)
+    lifted = lift_gains(gpt2_bpe, gains)
+    assert lifted.keys() == gains.keys()
+    assert all(lifted[made] >= gains[made] for made in gains)
+    assert any(lifted[made] > gains[made] for made in gains)
+    last = gpt2_bpe.merges[-1][2]
+    assert lifted[last] == gains[last] == pytest.approx(LEAST_GAIN, rel=1e-3)
+    scores, raised = scores_from_merges(gpt2, gpt2_bpe)
+    of_gains = scores_from_gains(gpt2_bpe, lifted)
+    assert raised == tuple(np.flatnonzero(scores != of_gains))
+    assert all(scores >= of_gains)
+    made = [token_id for token_id in gpt2_bpe.merge_of if token_id not in gpt2_bpe.added_ids]
+    without_lifts = repair_scores(gpt2_bpe.strings, scores_from_gains(gpt2_bpe, gains), made)[1]
+    assert 10 * len(raised) < len(without_lifts)
+
+
+def test_every_token_of_gpt2_scores_more_than_any_other_segmentation_of_its_string(
+    gpt2: Tokenizer, gpt2_bpe: ByteLevelBPE
+) -> None:
+    """In exact arithmetic: every score is a whole number of 2**-100."""
+    scores, raised = scores_from_merges(gpt2, gpt2_bpe)
+    exact = [int(float(score) * 2.0**100) for score in scores]
+    assert [number / 2**100 for number in exact] == scores.tolist()
+    of = {s: number for s, number in zip(gpt2_bpe.strings, exact, strict=True) if number > UNREACHABLE * 2**100}
+    assert len(of) == 50_256
+    beaten = []
+    for string, number in of.items():
+        best: list[int | None] = [0]  # of the first characters, cut anywhere but nowhere
+        for end in range(1, len(string) + 1):
+            starts = (start for start in range(end) if end - start < len(string) and string[start:end] in of)
+            sums = [so_far + of[string[start:end]] for start in starts if (so_far := best[start]) is not None]
+            best.append(max(sums, default=None))
+        if (rival := best[-1]) is not None and rival >= number:
+            beaten.append(string)
+    assert beaten == []
+    assert len(raised) <= 36
+
+
+def test_every_token_of_gpt2_encodes_to_itself_once_stored(gpt2_distilled: Tokenizer, gpt2_bpe: ByteLevelBPE) -> None:
+    added, stored = gpt2_bpe.added_ids, Tokenizer.from_str(gpt2_distilled.to_str())
+    other = {
+        string: [token.value for token in stored.model.tokenize(string)]
+        for token_id, string in enumerate(gpt2_bpe.strings)
+        if token_id not in added
+    }
+    assert len(other) == 50_256
+    assert {string: pieces for string, pieces in other.items() if pieces != [string]} == {}
+
+
+def test_the_scores_that_are_handed_out_again_cannot_be_written(bpe_of: Callable[..., Tokenizer]) -> None:
+    base = bpe_of(["ab"], [("a", "b")])
+    bpe = read_bpe(base)
+    scores, _ = scores_from_merges(base, bpe)
+    with pytest.raises(ValueError, match="read-only"):
+        scores[0] = 1.0
+    assert scores_from_merges(base, bpe)[0] is scores
+
+
+NEVER_MADE = (["bc", "ab", "abc"], [("b", "c"), ("a", "b"), ("ab", "c")])  # bc comes first and takes the b
+
+
+@given(st.text("abcx", max_size=12))
+def test_a_token_that_the_bases_merges_never_arrive_at_is_never_yielded(
+    bpe_of: Callable[..., Tokenizer], text: str
+) -> None:
+    base = bpe_of(*NEVER_MADE)
+    bpe = read_bpe(base)
+    never = bpe.ids["abc"]
+    assert tokens_never_yielded(base, bpe) == {never}
+    assert scores_from_merges(base, bpe)[0].tolist().index(UNREACHABLE) == never
+    tokenizer = distill(base, bpe).tokenizer
+    assert tokenizer.encode("abc").ids == base.encode("abc").ids == [bpe.ids["a"], bpe.ids["bc"]]
+    assert never not in base.encode(text).ids
+    assert never not in tokenizer.encode(text).ids
+
+
+def test_where_merges_are_ignored_it_is_yielded_as_a_whole_pretoken(bpe_of: Callable[..., Tokenizer]) -> None:
+    base = bpe_of(*NEVER_MADE, ignore_merges=True)
+    bpe = read_bpe(base)
+    assert tokens_never_yielded(base, bpe) == frozenset()
+    assert base.encode("abc").tokens == ["abc"]
+    assert base.encode("abcx").tokens == ["a", "bc", "x"]
+    tokenizer = distill(base, bpe).tokenizer
+    assert tokenizer.encode("abc").tokens == ["abc"]
+    assert tokenizer.encode("bc").tokens == ["bc"]
+
+
+def test_gpt2_yields_every_one_of_its_tokens(gpt2: Tokenizer, gpt2_bpe: ByteLevelBPE) -> None:
+    assert tokens_never_yielded(gpt2, gpt2_bpe) == frozenset()
+
+
+def test_what_would_be_made_of_a_token_that_nothing_makes_is_never_yielded_as_in_bpe(
+    bpe_of: Callable[..., Tokenizer],
+) -> None:
+    base = bpe_of(["ab", "cd", "abx", "abcd"], [("ab", "x"), ("ab", "cd")])
+    bpe = read_bpe(base)
+    assert tokens_never_yielded(base, bpe) == {bpe.ids[string] for string in ("ab", "cd", "abx", "abcd")}
+    tokenizer = distill(base, bpe).tokenizer
+    for text in ("abcd", "ab", "abx", "xabcdx"):
+        assert tokenizer.encode(text).ids == base.encode(text).ids == [base.token_to_id(letter) for letter in text]
+
+
+def test_a_new_token_scores_above_its_best_split_for_each_token_that_it_saves_and_the_rest_stay(
+    bpe_of: Callable[..., Tokenizer],
+) -> None:
+    base = bpe_of(["ab", "abc"], [("a", "b"), ("ab", "c")])
+    bpe = read_bpe(base)
+    scores = scores_with_new(base, bpe, [*bpe.strings, "abcab", "xy", "wxyz", "klmn"])
+    assert scores[:-4].tolist() == scores_from_merges(base, bpe)[0].tolist()
+    abcab, xy, wxyz, klmn = scores[-4:]
+    assert abcab - (scores[bpe.ids["abc"]] + scores[bpe.ids["ab"]]) == pytest.approx(NEW_TOKEN_GAIN)
+    assert xy == pytest.approx(NEW_TOKEN_GAIN)
+    assert wxyz - xy == pytest.approx(2 * NEW_TOKEN_GAIN)  # w, xy, z
+    assert klmn == pytest.approx(3 * NEW_TOKEN_GAIN)
+
+
+def test_of_two_new_tokens_that_overlap_the_one_that_saves_more_wins(bpe_of: Callable[..., Tokenizer]) -> None:
+    base = bpe_of(["ab"], [("a", "b")])
+    tokenizer = extended_tokenizer(base, read_bpe(base), ["klm", "mn", "pq", "qrs"])
+    assert tokenizer.encode("klmn").tokens == ["klm", "n"]
+    assert tokenizer.encode("pqrs").tokens == ["p", "qrs"]
+    assert tokenizer.encode("klmpqxmnab").tokens == ["klm", "pq", "x", "mn", "ab"]
+
+
+def test_a_new_token_is_yielded_though_a_base_token_that_it_contains_has_given_way(
+    bpe_of: Callable[..., Tokenizer],
+) -> None:
+    base = bpe_of(["ab", "abc"], [("a", "b"), ("ab", "c")])
+    bpe = read_bpe(base)
+    strings = [string if string != "ab" else "abcd" for string in bpe.strings]
+    scores = scores_with_new(base, bpe, strings)
+    assert scores[bpe.ids["ab"]] - scores[bpe.ids["abc"]] == pytest.approx(NEW_TOKEN_GAIN)  # at the id of ab: abc, d
+    assert scores[bpe.ids["abc"]] == scores_from_merges(base, bpe)[0][bpe.ids["abc"]]
+
+
+def test_a_byte_that_the_base_has_no_token_for_may_be_new_and_scores_0(bpe_of: Callable[..., Tokenizer]) -> None:
+    base = bpe_of(["ab"], [("a", "b")], lacking="d")
+    bpe = read_bpe(base)
+    scores = scores_with_new(base, bpe, [*bpe.strings, "d", "dab"])
+    assert scores[-2] == 0.0
+    assert scores[-1] - scores[bpe.ids["ab"]] == pytest.approx(NEW_TOKEN_GAIN)
+    tokenizer = extended_tokenizer(base, bpe, ["d", "dab"])
+    assert base.encode("dxdab").tokens == ["x", "ab"]
+    assert tokenizer.encode("dxdab").tokens == ["d", "x", "dab"]

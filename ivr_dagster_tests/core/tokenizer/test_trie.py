@@ -1,0 +1,106 @@
+"""Literal strings as one pattern: against trying them one by one, in both engines."""
+
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+
+import regex
+from hypothesis import example, given
+from hypothesis import strategies as st
+from tokenizers import Regex, pre_tokenizers
+
+from ivr_dagster.core.tokenizer.trie import WIDEST_CHOICE, choice, choice_by_first, escaped, trie_pattern
+from ivr_dagster.core.tokens.byte_level import CHARACTER_TO_BYTE
+
+SPECIAL = r"[]\^-&~|. *+?(){}#"
+ALPHABET = f"{SPECIAL}abé$,:!<>="
+AFTER: dict[str, Callable[[str], bool]] = {
+    "": lambda rest: True,
+    "$": lambda rest: rest == "",
+    "(?=a)": lambda rest: rest.startswith("a"),
+    r"(?!\[)": lambda rest: not rest.startswith("["),
+}
+
+
+def entries(alphabet: str) -> st.SearchStrategy[dict[str, str]]:
+    return st.dictionaries(st.text(alphabet, min_size=1, max_size=4), st.sampled_from([*AFTER]), min_size=1)
+
+
+def matches(entries: dict[str, str], text: str) -> Iterator[tuple[int, int]]:
+    """From left to right, at each place the longest entry that what must follow does follow."""
+    at = 0
+    while at < len(text):
+        fitting = (s for s, after in entries.items() if text.startswith(s, at) and AFTER[after](text[at + len(s) :]))
+        longest = max(fitting, key=len, default="")
+        if longest:
+            yield at, at + len(longest)
+        at += len(longest) or 1
+
+
+def isolated(spans: list[tuple[int, int]], text: str) -> list[str]:
+    """The text cut before and behind each span."""
+    places = sorted({0, len(text), *(place for span in spans for place in span)})
+    return [text[start:end] for start, end in pairwise(places)]
+
+
+def split(pattern: str, text: str) -> list[str]:
+    return [piece for piece, _ in pre_tokenizers.Split(Regex(pattern), "isolated").pre_tokenize_str(text)]
+
+
+def check(entries: dict[str, str], text: str) -> None:
+    pattern = trie_pattern(entries)
+    expected = list(matches(entries, text))
+    assert [match.span() for match in regex.finditer(pattern, text)] == expected
+    assert split(pattern, text) == isolated(expected, text)
+
+
+@given(st.data())
+def test_exactly_the_strings_given_match_the_longest_first_with_what_must_follow(data: st.DataObject) -> None:
+    alphabet = data.draw(st.sampled_from(["ab", "a[b", ALPHABET]))
+    strings = data.draw(entries(alphabet))
+    part = st.sampled_from(sorted(strings)) | st.text(alphabet, max_size=3)
+    check(strings, "".join(data.draw(st.lists(part, max_size=12))))
+
+
+@given(st.lists(st.sampled_from(ALPHABET), max_size=20).map("".join), st.integers(0, 4))
+@example(ALPHABET, 1)
+def test_more_beginnings_than_one_choice_holds_match_as_few_do(text: str, length: int) -> None:
+    assert len(ALPHABET) > 2 * WIDEST_CHOICE
+    strings = {first + text[:length]: "" for first in ALPHABET} | {"a" + second: "(?=a)" for second in ALPHABET}
+    assert "(?=[" in trie_pattern(strings)
+    check(strings, text + "".join(strings))
+
+
+def test_only_more_than_eight_branches_are_told_apart_by_a_look_ahead() -> None:
+    assert choice_by_first([(c, c) for c in "abcdefgh"]) == "(?:a|b|c|d|e|f|g|h)"
+    assert choice_by_first([(c, c) for c in "abcdefghi"]) == (
+        "(?:(?=[ab])(?:a|b)|(?=[cd])(?:c|d)|(?=[ef])(?:e|f)|(?=[gh])(?:g|h)|(?=[i])i)"
+    )
+
+
+def test_groups_of_groups_tell_all_256_bytes_apart() -> None:
+    strings = {character + character: "" for character in CHARACTER_TO_BYTE}
+    pattern = trie_pattern(strings)
+    for character in CHARACTER_TO_BYTE:
+        assert split(pattern, f"x{2 * character}y") == ["x", 2 * character, "y"] or character in "xy"
+        assert regex.fullmatch(pattern, 2 * character)
+        assert not regex.search(pattern, character)
+
+
+def test_an_escaped_character_matches_itself_alone_in_both_engines() -> None:
+    characters = {*SPECIAL, *CHARACTER_TO_BYTE}
+    for character in characters:
+        others = "".join(sorted(characters - {character}))
+        pattern = escaped(character)
+        assert regex.fullmatch(pattern, character)
+        assert not regex.search(pattern, others)
+        assert split(pattern, f"{others}{character}{others}") == [others, character, others]
+
+
+def test_the_empty_string_alone_is_what_must_follow() -> None:
+    assert trie_pattern({"": "(?=a)"}) == "(?=a)"
+    assert trie_pattern({"ab": "(?=a)"}) == "ab(?=a)"
+
+
+def test_of_several_patterns_the_first_that_matches_is_taken() -> None:
+    assert choice(["a+"]) == "a+"
+    assert split(choice(["aa", "a+", "b"]), "aaab") == ["aa", "a", "b"]
