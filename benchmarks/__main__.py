@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import platform
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -20,17 +21,22 @@ from typing import Any, TypeVar
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from ivr_dagster.core.corpus.cleaned import CleanedCorpus, write_cleaned_corpus
-from ivr_dagster.core.tokenizer.agreement import count_tokens, measure_agreement, measure_round_trip
+from ivr_dagster.core.tokenizer.agreement import (
+    compare_lengths,
+    count_tokens,
+    measure_agreement,
+    measure_round_trip,
+)
 from ivr_dagster.core.tokenizer.bpe import read_bpe
 from ivr_dagster.core.tokenizer.unigram import distill
 from ivr_dagster.core.tokens.counts import count_pretokens, token_frequencies
 from ivr_dagster.core.tokens.sequences import fast_encoder, reference_encoder
-from ivr_dagster.core.vocabulary.candidates import choose_candidates
 from ivr_dagster.core.vocabulary.remap import remap_tokenizer, unreachable_tokens
-from ivr_dagster.core.vocabulary.selection import candidates_table, rules_from_table
+from ivr_dagster.core.vocabulary.selection import plan_selection, rules_from_table
 from ivr_dagster.sample import SAMPLE_MODEL
 from ivr_dagster.sample.corpus import write_sample_corpus
 
+EXCEPTIONS = 10_000  # the default of the setting
 RESULTS = Path(__file__).parent / "results"
 T = TypeVar("T")
 
@@ -57,9 +63,9 @@ def unigram_trainer(base: Tokenizer, texts: list[str]) -> Tokenizer:
     return tokenizer
 
 
-def measure(raw: Path, sizes: list[int], scopes: list[str]) -> dict[str, Any]:
+def measure(raw: Path, tokenizer: Path, sizes: list[int], scopes: list[str], unseen: list[Path]) -> dict[str, Any]:
     """All figures on one corpus."""
-    base = Tokenizer.from_file(str(SAMPLE_MODEL / "tokenizer.json"))
+    base = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
     bpe = read_bpe(base)
     with tempfile.TemporaryDirectory() as folder:
         counts, seconds_clean = timed(lambda: write_cleaned_corpus(raw, Path(folder) / "cleaned"))
@@ -72,47 +78,83 @@ def measure(raw: Path, sizes: list[int], scopes: list[str]) -> dict[str, Any]:
     expected, seconds_peer = timed(lambda: reference_encoder(base)(train), 3)
     if any((a != b).any() for a, b in zip(ids, expected, strict=True)):
         raise RuntimeError("the fast encoder and tokenizers disagree")
-    (distilled, raised), seconds_distill = timed(lambda: distill(base, bpe))
+    plain, seconds_plain = timed(lambda: distill(base, bpe))
+    distillation, seconds_exceptions = timed(lambda: distill(base, bpe, pretokens, exceptions=EXCEPTIONS))
+    distilled = Tokenizer.from_str(distillation.tokenizer.to_str())  # as it comes back from its file
     fresh, seconds_fresh = timed(lambda: unigram_trainer(base, train))
     heldout_counts = count_pretokens(heldout, base)
-    base_ids, distilled_ids, fresh_ids = (tokenizer.get_vocab() for tokenizer in (base, distilled, fresh))
-    tokens_base, heldout_bytes = count_tokens(base, heldout)
+    base_ids, distilled_ids, fresh_ids = (each.get_vocab() for each in (base, distilled, fresh))
     frequencies = token_frequencies(pretokens, base)
+    speed = {
+        name: timed(partial(count_tokens, each, heldout), 3)[1]
+        for name, each in (("base", base), ("plain", plain.tokenizer), ("distilled", distilled))
+    }
 
     savings: list[dict[str, Any]] = []
     for scope in scopes:
         for size in sizes:
-            choose = partial(choose_candidates, base, bpe, pretokens, train, budget=size, across=scope == "across")
-            selection, seconds_select = timed(choose)
-            rules = rules_from_table(candidates_table(selection, bpe, frequencies))
-            remapped = remap_tokenizer(base, bpe, rules)
-            (tokens, _), seconds_remapped = timed(partial(count_tokens, remapped, heldout), 3)
-            _, seconds_base = timed(lambda: count_tokens(base, heldout), 3)
+            plan, seconds_select = timed(
+                partial(
+                    plan_selection,
+                    base,
+                    bpe,
+                    pretokens,
+                    frequencies,
+                    train,
+                    heldout,
+                    budget=size,
+                    across=scope == "across",
+                )
+            )
+            rules = rules_from_table(plan.table)
+            remapping, seconds_remap = timed(
+                partial(remap_tokenizer, base, bpe, rules, pretokens, exceptions=EXCEPTIONS)
+            )
+            remapped = Tokenizer.from_str(remapping.tokenizer.to_str())
+            lengths = compare_lengths(base, remapped, heldout)
+            _, seconds_remapped = timed(partial(count_tokens, remapped, heldout), 3)
             savings.append(
                 {
                     "scope": scope,
                     "new_tokens": len(rules),
-                    "token_saving": 1 - tokens / tokens_base,
-                    "bytes_per_token": heldout_bytes / tokens,
+                    "token_saving": lengths.saving,
+                    "bytes_per_token": lengths.bytes / lengths.other,
+                    "documents": lengths.texts,
+                    "documents_longer": lengths.longer,
                     "unreachable": len(unreachable_tokens(remapped, rules)),
+                    "ids_kept": sum(remapped.token_to_id(string) == i for string, i in base_ids.items()),
                     "round_trip": measure_round_trip(remapped, heldout).holds,
                     "select_seconds": seconds_select,
-                    "encoding_speed_against_base": seconds_base / seconds_remapped,
+                    "remap_seconds": seconds_remap,
+                    "encoding_speed_against_base": speed["base"] / seconds_remapped,
                 }
             )
+            print(f"{scope} {size}: {lengths.saving:.2%}", file=sys.stderr)
     return {
         "corpus": raw.name,
         "train_bytes": counts.train_bytes,
-        "heldout_bytes": heldout_bytes,
-        "bytes_per_token_base": heldout_bytes / tokens_base,
+        "heldout_bytes": counts.heldout_bytes,
+        "vocabulary_size": bpe.size,
+        "bytes_per_token_base": counts.heldout_bytes / count_tokens(base, heldout)[0],
         "clean_mb_per_s": megabytes / seconds_clean,
         "count_mb_per_s": megabytes / seconds_count,
         "encode_mb_per_s": megabytes / seconds_encode,
         "encode_against_encode_batch_fast": seconds_peer / seconds_encode,
-        "distill_seconds": seconds_distill,
-        "scores_repaired": len(raised),
+        "analyze_seconds": seconds_count + seconds_encode,
+        "distill_seconds": seconds_plain + seconds_exceptions,
+        "scores_repaired": len(distillation.raised),
+        "exceptions": len(distillation.exceptions),
+        "agreement_train_plain": measure_agreement(base, plain.tokenizer, pretokens).share,
+        "agreement_heldout_plain": measure_agreement(base, plain.tokenizer, heldout_counts).share,
         "agreement_train": measure_agreement(base, distilled, pretokens).share,
         "agreement_heldout": measure_agreement(base, distilled, heldout_counts).share,
+        "agreement_unseen": {
+            file.stem: measure_agreement(base, distilled, count_pretokens(_paragraphs(file), base)).share
+            for file in unseen
+        },
+        "round_trip_distilled": measure_round_trip(distilled, heldout).holds,
+        "encoding_speed_plain": speed["base"] / speed["plain"],
+        "encoding_speed_distilled": speed["base"] / speed["distilled"],
         "ids_kept": sum(distilled_ids.get(string) == i for string, i in base_ids.items()),
         "unigram_trainer_seconds": seconds_fresh,
         "unigram_trainer_ids_kept": sum(fresh_ids.get(string) == i for string, i in base_ids.items()),
@@ -121,29 +163,48 @@ def measure(raw: Path, sizes: list[int], scopes: list[str]) -> dict[str, Any]:
     }
 
 
+def _paragraphs(file: Path) -> list[str]:
+    return file.read_text(encoding="utf-8").split("\n\n\n")
+
+
 def as_markdown(result: dict[str, Any]) -> str:
     """README's tables."""
     r = result
+    last = r["savings"][-1] if r["savings"] else {"select_seconds": 0.0, "remap_seconds": 0.0}
     lines = [
         f"{r['corpus']}, {r['train_bytes'] / 1e6:.1f} MB to learn from, {r['heldout_bytes'] / 1e6:.2f} MB held out",
         "",
-        "| | ours | peer |",
+        "| | ours | peer in the same run |",
         "|---|---:|---:|",
         f"| encoding the corpus, against `encode_batch_fast` | {r['encode_against_encode_batch_fast']:.1f} × | 1 × |",
         "| distillation: ids kept, against a fresh `UnigramTrainer` "
         f"| {r['ids_kept']:,} | {r['unigram_trainer_ids_kept']:,} |",
-        f"| agreement, held-out pre-tokens | {r['agreement_heldout']:.3%} | {r['unigram_trainer_agreement']:.3%} |",
+        f"| agreement, train pre-tokens ({r['exceptions']:,} exceptions) | {r['agreement_train']:.4%} | |",
+        f"| agreement, held-out pre-tokens | {r['agreement_heldout']:.4%} | {r['unigram_trainer_agreement']:.3%} |",
+        f"| … by scores alone, train / held-out "
+        f"| {r['agreement_train_plain']:.4%} / {r['agreement_heldout_plain']:.4%} | |",
+        *(f"| agreement, {name} | {share:.4%} | |" for name, share in r["agreement_unseen"].items()),
+        f"| round trip of held-out documents | {'exact' if r['round_trip_distilled'] else 'NOT EXACT'} | |",
+        f"| encoding with the result, base = 1 (without exceptions) | {r['encoding_speed_distilled']:.2f} × "
+        f"({r['encoding_speed_plain']:.2f} ×) | |",
+        f"| analysis, seconds | {r['analyze_seconds']:.1f} | |",
         f"| distillation, seconds | {r['distill_seconds']:.1f} | {r['unigram_trainer_seconds']:.1f} |",
+        f"| selection and remapping (last line below), seconds | {last['select_seconds']:.1f} + "
+        f"{last['remap_seconds']:.1f} | |",
         "",
-        "| new tokens | scope | tokens saved, held-out | bytes per token | selection, s | encoding speed, base = 1 |",
-        "|---:|---|---:|---:|---:|---:|",
-        f"| 0 | | | {r['bytes_per_token_base']:.2f} | | 1 × |",
+        "| new tokens | scope | tokens saved, held-out | bytes per token | documents longer | selection, s "
+        "| encoding speed, base = 1 |",
+        "|---:|---|---:|---:|---:|---:|---:|",
+        f"| 0 | | | {r['bytes_per_token_base']:.2f} | | | 1 × |",
     ]
     lines += [
         f"| {s['new_tokens']:,} | {s['scope']} | {s['token_saving']:.1%} | {s['bytes_per_token']:.2f} "
-        f"| {s['select_seconds']:.1f} | {s['encoding_speed_against_base']:.2f} × |"
+        f"| {s['documents_longer']} of {s['documents']:,} | {s['select_seconds']:.1f} "
+        f"| {s['encoding_speed_against_base']:.2f} × |"
         for s in r["savings"]
     ]
+    faults = [s for s in r["savings"] if s["unreachable"] or not s["round_trip"]]
+    lines += ["", f"New tokens unreachable, or round trip not exact: in {len(faults)} of {len(r['savings'])} lines."]
     return "\n".join(lines)
 
 
@@ -155,10 +216,12 @@ def main() -> None:
         "--sizes", type=int, nargs="+", default=[1000, 4000], help="numbers of new tokens (default: 1000 4000)"
     )
     parser.add_argument("--scopes", nargs="+", default=["within", "across"], choices=["within", "across"])
+    parser.add_argument("--tokenizer", type=Path, default=SAMPLE_MODEL, help="folder of a base tokenizer")
+    parser.add_argument("--unseen", type=Path, nargs="+", default=[], help="text files to measure agreement on")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         raw = arguments.corpus or write_sample_corpus(Path(folder) / "sample").path
-        result = measure(raw, arguments.sizes, arguments.scopes)
+        result = measure(raw, arguments.tokenizer, arguments.sizes, arguments.scopes, arguments.unseen)
     packages = ("tokenizers", "tiktoken", "polars", "pyarrow", "regex")
     result["versions"] = {name: version(name) for name in packages} | {"python": platform.python_version()}
     result["machine"] = {"processor": platform.machine(), "cores": os.cpu_count()}
