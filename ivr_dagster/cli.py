@@ -377,7 +377,7 @@ def _show_plan(request: Request, workbench: "Workbench") -> None:
 
     with ProgressBars("select, dry run", 1, quiet=request.as_json) as bars:
         plan = workbench.plan_selection(lambda done, total: bars.advance("selecting", done, total, "new tokens"))
-    points = saving_curve(plan.table, plan.train_tokens)
+    points = saving_curve(plan.table)
     sentence = verdict(plan.saving_heldout, len(plan.table))
     if not request.as_json:
         plan_tables(plan, points, sentence)

@@ -106,14 +106,13 @@ def plan_tables(plan: "Plan", points: list["CurvePoint"], verdict: str) -> None:
     OUT.print(f"[bold]{verdict}[/]", highlight=False)
     OUT.print(f"Of the rules in force {plan.kept:,} stay, {plan.moved:,} get another id, {plan.dropped:,} go.")
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("new tokens", "train", "held-out", "last hundred"):
+    for column in ("new tokens", "saved", "last hundred"):
         table.add_column(column, justify="right")
     table.add_column("tokens saved, held-out")
     most = max((point.heldout for point in points), default=0) or 1
     for point in points:
         table.add_row(
             f"{point.new_tokens:,}",
-            f"{point.train:.2%}",
             f"{point.heldout:.2%}",
             f"{point.last_hundred:.3%}",
             "█" * round(BAR_WIDTH * point.heldout / most),

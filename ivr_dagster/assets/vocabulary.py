@@ -83,7 +83,7 @@ def replacement_candidates(
     table = plan.table
     judgement = verdict(plan.saving_heldout, len(table))
     (context.log.warning if plan.saving_heldout < HARDLY_WORTH else context.log.info)(judgement)
-    saved, heldout = (np.cumsum(table[name].to_numpy()) for name in ("saving", "heldout_saving"))
+    saved = np.cumsum(table["heldout_saving"].to_numpy())
     return dg.MaterializeResult(
         value=table,
         data_version=dg.DataVersion(content_hash(table)),
@@ -111,9 +111,9 @@ def replacement_candidates(
             "saving by number of new tokens": inline_png(
                 curves(
                     range(1, len(saved) + 1),
-                    {"train": saved / max(plan.train_tokens, 1), "held-out": heldout},
+                    {"held-out": saved},
                     x="new tokens",
-                    y="share of tokens saved",
+                    y="share of held-out tokens saved",
                 ),
                 "saving against the number of new tokens",
             ),

@@ -16,6 +16,8 @@ from ivr_dagster.core.tokenizer.trie import choice, choice_by_first, escaped, tr
 from ivr_dagster.core.tokens.byte_level import text_of
 
 SHORTEST_RUN = 4
+# what is longer (base64, DNA) hardly comes twice, and the search for cuts grows with the cube of the length
+LONGEST_EXCEPTION = 200
 WHITE_SPACE = "ĠĊ"
 # a run of one character, with at most three others before it
 RUN_TOKEN = re.compile(rf"(?P<head>.{{0,3}}?)(?P<run>(?P<character>.)(?P=character){{{SHORTEST_RUN - 1},}})", re.DOTALL)
@@ -154,6 +156,8 @@ def find_exceptions(
 
     def settled(string: str) -> dict[str, str]:
         """Entries for a string that needs at least one, none where there is no way."""
+        if len(string) > LONGEST_EXCEPTION:
+            return {}
         expected = cut_by_base(string)
         if "".join(expected) != string:
             return {}  # the base drops bytes that it has no token for

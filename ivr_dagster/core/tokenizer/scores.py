@@ -6,7 +6,7 @@ on text is `agreement.py`'s to measure.
 BPE applies merges in rank order, Unigram maximises a sum. Let every merge have a gain and every token the sum of its
 merges' gains; were each gain larger than all later ones together, the best sum would be BPE's choice on every string,
 but for runs such as `(((`, whose orders are worth the same. Fifty thousand such steps do not fit into a float64. Gains
-that fall with a power of the rank settle all but some thousand of the conflicts among GPT-2's own tokens, and those
+that fall with a power of the rank settle all but some hundred of the conflicts inside GPT-2's own tokens, and those
 are settled one by one (`lift_gains`): the earliest merge of the segmentation that BPE prefers gets what it lacks.
 """
 
@@ -203,11 +203,12 @@ def repair_scores(strings: Sequence[str], scores: np.ndarray, order: Iterable[in
             return repaired, sorted(raised)
 
 
-def scores_with_new(base: Tokenizer, bpe: ByteLevelBPE, strings: Sequence[str]) -> np.ndarray:
+def scores_with_new(base: Tokenizer, bpe: ByteLevelBPE, strings: Sequence[str], *, repair: bool = True) -> np.ndarray:
     """Scores of a vocabulary in which some base tokens have given way to new strings, float64 [len(strings)].
 
     Kept tokens start from the base's scores; each new one, the shorter first, scores above its best other
-    segmentation, the more the more tokens that has; then every token is made the best segmentation of itself.
+    segmentation, the more the more tokens that has; then every token is made the best segmentation of itself, unless
+    `repair` is off: for a look at how much is saved, the few that are not do not matter.
     """
     base_scores, _ = scores_from_merges(base, bpe)
     scores = np.full(len(strings), UNREACHABLE)
@@ -223,6 +224,10 @@ def scores_with_new(base: Tokenizer, bpe: ByteLevelBPE, strings: Sequence[str]) 
         string = strings[position]
         if string not in bpe.ids and string not in CHARACTER_TO_BYTE:
             rival, tokens = best_split(string, score_of, longest)
+            if not tokens:  # it holds a byte without a token: nothing else can stand for it
+                rival, tokens = 0.0, 2
             score_of[string] = storable(rival + NEW_TOKEN_GAIN * (tokens - 1))
             scores[position] = score_of[string]
+    if not repair:
+        return scores
     return repair_scores(strings, scores, [i for i in order if scores[i] > UNREACHABLE])[0]

@@ -98,7 +98,7 @@ def distill(
 
 
 def extended_tokenizer(
-    base: Tokenizer, bpe: ByteLevelBPE, new: Sequence[str], *, pattern: str | None = None
+    base: Tokenizer, bpe: ByteLevelBPE, new: Sequence[str], *, pattern: str | None = None, repair: bool = True
 ) -> Tokenizer:
     """The distilled tokenizer with strings added behind its vocabulary: how new tokens segment before ids are given.
 
@@ -107,7 +107,9 @@ def extended_tokenizer(
         bpe: its vocabulary, V ids.
         new: strings that get the ids V, V + 1, ...; none of them is in the vocabulary.
         pattern: takes the place of the pre-tokenizer's, for phrases across its pre-tokens.
+        repair: as of :func:`scores_with_new`.
     """
     strings = [*bpe.strings, *new]
     cuts = cut_patterns(run_cuts(base, bpe.strings, new), {})
-    return unigram_tokenizer(base, strings, scores_with_new(base, bpe, strings), cuts=cuts, pattern=pattern)
+    scores = scores_with_new(base, bpe, strings, repair=repair)
+    return unigram_tokenizer(base, strings, scores, cuts=cuts, pattern=pattern)

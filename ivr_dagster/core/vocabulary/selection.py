@@ -15,7 +15,7 @@ from ivr_dagster.core.tokenizer.scores import scores_with_new
 from ivr_dagster.core.tokens.byte_level import text_of
 from ivr_dagster.core.tokens.counts import PretokenCounts
 from ivr_dagster.core.vocabulary.candidate import Guards, Selection
-from ivr_dagster.core.vocabulary.candidates import choose_candidates, heldout_savings
+from ivr_dagster.core.vocabulary.candidates import choose_candidates, order_by_worth
 from ivr_dagster.core.vocabulary.remap import RemapRule, RemapRules
 from ivr_dagster.core.vocabulary.sacrifice import choose_sacrifices, protected_ids
 
@@ -56,21 +56,18 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class CurvePoint:
-    """Shares of tokens saved by the first `new_tokens`, and what the last hundred of them save of held-out tokens."""
+    """Share of held-out tokens saved by the first `new_tokens`, and what the last hundred of them add to it."""
 
     new_tokens: int
-    train: float
     heldout: float
     last_hundred: float
 
 
-def saving_curve(table: pl.DataFrame, train_tokens: int) -> list[CurvePoint]:
+def saving_curve(table: pl.DataFrame) -> list[CurvePoint]:
     """The saving at round numbers of new tokens, and at all of them."""
-    train = table["saving"].to_numpy() / max(train_tokens, 1)
-    heldout = table["heldout_saving"].to_numpy()
+    added = table["heldout_saving"].to_numpy()
     return [
-        CurvePoint(n, float(train[:n].sum()), float(heldout[:n].sum()), float(heldout[max(0, n - STEP) : n].sum()))
-        for n in _milestones(len(table))
+        CurvePoint(n, float(added[:n].sum()), float(added[max(0, n - STEP) : n].sum())) for n in _milestones(len(table))
     ]
 
 
@@ -117,12 +114,12 @@ def plan_selection(
         kept=[rule.new_token for rule in rules],
         progress=progress,
     )
-    saved, total = heldout_savings(base, bpe, selection, heldout)
+    ordered, shares = order_by_worth(base, bpe, selection, counts, heldout)
     if budget is None:
-        count = pays_up_to(saved, total, least_saving)
-        selection = Selection(selection.candidates[:count], selection.tokens_before, selection.tokens_after)
+        ordered = ordered[: pays_up_to(shares, least_saving)]
+    selection = Selection(ordered, selection.tokens_before, selection.tokens_after)
     ids = {rule.new_token: rule.id for rule in rules}
-    table = candidates_table(selection, bpe, frequencies, heldout=saved / max(total, 1), ids_before=ids)
+    table = candidates_table(selection, bpe, frequencies, heldout=shares, ids_before=ids)
     table = table.with_columns(sacrificed_cost=_costs(base, bpe, table))
     chosen = set(table["new_token"])
     kept = int((table["status"] == "kept").sum())
@@ -130,19 +127,18 @@ def plan_selection(
     return Plan(table, selection.tokens_before, kept, len(before or ()) - kept - dropped, dropped)
 
 
-def pays_up_to(saved: np.ndarray, total: int, least: float) -> int:
-    """How many candidates to take: up to the hundred that saves less than `least` of the held-out tokens.
+def pays_up_to(shares: np.ndarray, least: float) -> int:
+    """How many candidates to take: up to the hundred that adds less than `least` to the held-out saving.
 
     Args:
-        saved: tokens that each candidate saves, in order.
-        total: held-out tokens under the base tokenizer.
-        least: a share.
+        shares: what each candidate adds, in order.
+        least: a share of held-out tokens.
     """
-    for start in range(0, len(saved), STEP):
-        hundred = saved[start : start + STEP]
-        if hundred.sum() < least * total * len(hundred) / STEP:
+    for start in range(0, len(shares), STEP):
+        hundred = shares[start : start + STEP]
+        if hundred.sum() < least * len(hundred) / STEP:
             return start
-    return len(saved)
+    return len(shares)
 
 
 def candidates_table(
@@ -156,16 +152,17 @@ def candidates_table(
     """Candidates with the ids they are to get, in the selection's order.
 
     Args:
-        selection: candidates by falling saving.
+        selection: candidates, the most worth having first.
         bpe: the base vocabulary, V ids.
         frequencies: occurrences of the base's ids on the train split, int64 [V].
-        heldout: share of held-out tokens that each candidate saves, float64; zeros if not given.
+        heldout: what each candidate adds to the share of held-out tokens saved, float64; zeros if not given.
         ids_before: ids of strings that had one; they keep it unless it has become a constituent's.
 
     Returns:
         Columns rank, new_token, new_text, constituents (strings, separated by spaces, which no byte-level string
-        holds), saving and frequency (tokens, occurrences on the train split), heldout_saving (share of held-out
-        tokens), sacrificed_id, sacrificed_token, sacrificed_text, sacrificed_frequency, status (kept, moved, new).
+        holds), saving and frequency (tokens, occurrences on the train split), heldout_saving (what
+        it adds to the share of held-out tokens saved), sacrificed_id, sacrificed_token, sacrificed_text,
+        sacrificed_frequency, status (kept, moved, new).
     """
     candidates = selection.candidates
     ids_before = ids_before or {}
@@ -259,13 +256,11 @@ def selection_log_text(table: pl.DataFrame, train_tokens: int) -> str:
         "",
         "## Saving by number of new tokens",
         "",
-        "| new tokens | saved tokens, train | share | share of held-out tokens | of these the last hundred |",
-        "|---:|---:|---:|---:|---:|",
+        "| new tokens | held-out tokens saved | of these the last hundred |",
+        "|---:|---:|---:|",
     ]
     lines += [
-        f"| {point.new_tokens:,} | {saving[: point.new_tokens].sum():,} | {point.train:.2%} | {point.heldout:.2%} "
-        f"| {point.last_hundred:.3%} |"
-        for point in saving_curve(table, train_tokens)
+        f"| {point.new_tokens:,} | {point.heldout:.2%} | {point.last_hundred:.3%} |" for point in saving_curve(table)
     ]
     columns = [
         ("new token", "new_text"),

@@ -1,6 +1,8 @@
 """Phrases: counted without overlap, produced by tokenizers where they end at a pre-token's end and nowhere else."""
 
 import re
+from collections import Counter
+from itertools import accumulate
 
 import pytest
 import regex
@@ -10,8 +12,13 @@ from tokenizers import Regex, pre_tokenizers
 
 from ivr_dagster.core.tokens.byte_level import string_of
 from ivr_dagster.core.tokens.pretokens import DIGITS_THEN_GPT2_PATTERN, GPT2_PATTERN
-from ivr_dagster.core.vocabulary.phrases import LONGEST_PHRASE, Phrase, end_kind, phrase_pattern, select_phrases
+from ivr_dagster.core.vocabulary.phrases import LONGEST_PHRASE, Phrase, end_of, phrase_pattern, select_phrases
 
+LLAMA3_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
+    r"\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+PATTERNS = {"GPT-2": GPT2_PATTERN, "SmolLM2": DIGITS_THEN_GPT2_PATTERN, "Llama 3": LLAMA3_PATTERN}
 SPLIT = regex.compile(GPT2_PATTERN).findall
 
 
@@ -37,7 +44,7 @@ WORDS = st.lists(st.sampled_from(["of", "the", "sea", "men", "and"]), max_size=1
     ),
 )
 def test_counts_without_overlap_are_those_of_re(texts: list[list[str]], wanted: set[str]) -> None:
-    documents = [" " + " ".join(words) for words in texts] * 2
+    documents = [" " + " ".join(words) for words in texts] * 3
     found = select(documents, allowed=wanted.__contains__)
     alternatives = "|".join(rf"{phrase}\b" for phrase in sorted(wanted, key=len, reverse=True))
     expected: dict[str, int] = {}
@@ -58,52 +65,73 @@ def test_a_phrase_saves_the_tokens_of_its_pre_tokens_but_one_wherever_it_stands(
     assert found[0].pretokens == (" the", " antidisestablishmentarian", " creed", " and")
 
 
-def test_a_phrase_of_one_document_is_none() -> None:
-    assert select([" of the sea" * 9]) == []
-    assert " of the" in by_text(select([" of the sea" * 9, " of the"]))
+@pytest.mark.parametrize("least", [1, 2, 3, 4])
+def test_a_phrase_of_too_few_documents_is_not_taken(least: int) -> None:
+    texts = [" of the sea" * 9, *[" of the"] * 2]
+    phrases = by_text(select(texts, least_documents=least))
+    assert (" of the" in phrases) == (least <= 3)
+    assert (" the sea" in phrases or " of the sea" in phrases) == (least == 1)
+
+
+def test_by_default_a_phrase_stands_in_three_documents() -> None:
+    assert select([" of the" * 9] * 2) == []
+    assert by_text(select([" of the"] * 3)) == {" of the": (3, 3)}
+
+
+def test_no_phrase_reaches_from_one_document_into_the_next() -> None:
+    assert select([" of", " the"] * 5) == []
+    assert select([" of", "", " the"] * 5, least_documents=1) == []
+    assert select([], least_documents=1) == []
 
 
 def test_no_phrase_is_longer_than_four_pre_tokens() -> None:
-    found = select([" a b c d e f g h"] * 2)
+    found = select([" a b c d e f g h"] * 3)
     assert max(len(phrase.pretokens) for phrase in found) == LONGEST_PHRASE == 4
 
 
 def test_phrases_come_by_falling_saving_within_budget_and_above_the_least_saving() -> None:
-    texts = [" of the" * 5 + "." + " in a" * 3 + "!" + " at an"] * 2
+    texts = [" of the" * 5 + "." + " in a" * 3 + "!" + " at an"] * 3
     phrases = [" of the", " in a", " at an"]
     assert by_text(select(texts, allowed=phrases.__contains__)) == {
-        " of the": (10, 10),
-        " in a": (6, 6),
-        " at an": (2, 2),
+        " of the": (15, 15),
+        " in a": (9, 9),
+        " at an": (3, 3),
     }
     assert [p.text for p in select(texts, allowed=phrases.__contains__, budget=1)] == [" of the"]
-    assert [p.text for p in select(texts, allowed=phrases.__contains__, min_saving=3)] == [" of the", " in a"]
+    assert [p.text for p in select(texts, allowed=phrases.__contains__, min_saving=4)] == [" of the", " in a"]
 
 
-def test_no_phrase_ends_in_white_space() -> None:
-    found = select(["of the  \n  of the  \n "] * 3)
-    assert found
-    assert not any(phrase.text[-1].isspace() for phrase in found)
+def test_kept_phrases_take_part_beside_the_budget_and_unasked() -> None:
+    texts = [" of the" * 5 + "." + " in a" * 3 + "!" + " at an"] * 3
+    assert by_text(select(texts, budget=1, allowed=" of the".__eq__, kept=[" at an"])) == {
+        " of the": (15, 15),
+        " at an": (3, 3),
+    }
+    assert by_text(select(texts, budget=0, kept=[" at an", " in a"])) == {" in a": (9, 9), " at an": (3, 3)}
 
 
-@pytest.mark.parametrize(
-    ("text", "kind"),
-    [
-        (" of the", "letter"),
-        ("한국어", "letter"),
-        ("e\u0301", "letter"),
-        (" in 1999", "number"),
-        ("x½", "number"),
-        (" the (", "symbol"),
-        ("a_", "symbol"),
-        ("🙂", "symbol"),
-        (" of the ", None),
-        ("end\n", None),
-        ("wide\u3000", None),
-    ],
-)
-def test_what_a_phrase_ends_in_is_known_by_its_last_character(text: str, kind: str | None) -> None:
-    assert end_kind(text) == kind
+def test_a_kept_phrase_that_saves_too_little_is_gone() -> None:
+    texts = [" of the" * 5, " at an!"] * 3
+    kept = [" of the", " at an", " nowhere here"]
+    assert by_text(select(texts, budget=0, min_saving=4, kept=kept)) == {" of the": (15, 15)}
+
+
+def test_the_end_of_a_sentence_and_a_blank_line_are_a_phrase() -> None:
+    found = by_text(select(["one.\n\ntwo", "one.\n\n"] * 3, allowed=".\n\n".__eq__))
+    # before a word the last line break is a pre-token of its own
+    assert found == {".\n\n": (6, 9)}
+
+
+WORD = st.sampled_from(["of", "the", "them", "1", "23"])
+SEPARATOR = st.sampled_from([" ", "\n", ". ", ".\n\n"])
+SENTENCES = st.lists(st.tuples(WORD, SEPARATOR).map("".join), max_size=12).map(lambda words: "".join([*words, "end"]))
+
+
+@given(st.lists(SENTENCES, min_size=1, max_size=3))
+def test_a_phrase_is_produced_as_often_as_was_counted(texts: list[str]) -> None:
+    found = select(texts, least_documents=1)
+    produced = Counter(piece for text in texts for piece in split([phrase.text for phrase in found], text))
+    assert {p.text: p.frequency for p in found} == {p.text: produced[p.text] for p in found}
 
 
 def split(phrases: list[str], text: str, base: str = GPT2_PATTERN) -> list[str]:
@@ -120,85 +148,98 @@ def test_a_phrase_is_produced_at_a_pre_tokens_end_and_not_inside_a_longer_word()
     assert split([" a ("], " a (b a ((") == [" a (", "b", " a", " (("]
 
 
+def test_white_space_at_a_phrases_end_goes_up_to_where_the_bases_does() -> None:
+    assert split([".\n\n"], "a.\n\nb.\n\n c.\n\n") == ["a", ".\n\n", "b", ".\n\n", " c", ".\n\n"]
+    assert split([".\n\n"], "a.\n\n\nb.\n\n  c") == ["a", ".\n\n", "\n", "b", ".", "\n\n ", " c"]
+    assert split([". "], "a. b.  c. ") == ["a", ".", " b", ". ", " c", ". "]
+    assert split([".\n\n"], "a.\n\nb.\n\n c.\n\n\n", LLAMA3_PATTERN) == ["a", ".\n\n", "b", ".\n\n", " c", ".\n\n\n"]
+    assert split(["a\n"], "a\nb a\n b a\n\nb", LLAMA3_PATTERN) == ["a\n", "b", " a", "\n", " b", " a", "\n\n", "b"]
+
+
 def test_the_longest_phrase_wins() -> None:
     phrases = [" of", " of the", " of the year"]
     assert split([" of the", " of the year"], " of the year of the years") == [" of the year", " of the", " years"]
     assert split([*phrases, " of the year ("], " of the year (") == [" of the year ("]
 
 
-def test_without_phrases_the_pattern_is_the_bases() -> None:
+def test_phrases_that_no_look_ahead_can_tell_the_end_of_are_left_out() -> None:
+    assert end_of(" of ", DIGITS_THEN_GPT2_PATTERN) is None
+    assert end_of(" of the", DIGITS_THEN_GPT2_PATTERN) is not None
     assert phrase_pattern([], GPT2_PATTERN) == GPT2_PATTERN
-    assert phrase_pattern([" of the "], GPT2_PATTERN) == GPT2_PATTERN
+    assert phrase_pattern([" of "], DIGITS_THEN_GPT2_PATTERN) == DIGITS_THEN_GPT2_PATTERN
+    assert split([" of ", " of the"], " of  the of the", DIGITS_THEN_GPT2_PATTERN) == [" of", " ", " the", " of the"]
 
 
-PIECES = [
-    "of",
-    " the",
-    " them",
-    " (",
-    ")",
-    ".*",
-    "[a",
-    "\\d",
-    "|",
-    "^",
-    "$",
-    "{2}",
-    "#",
-    " 1",
-    "23",
-    "'s",
-    "'",
-    "\n",
-    "  ",
-]
-PIECES += ["é", "e\u0301", "한국", "-", "&&", "~~", "🙂", "\x00", "?", "+"]
-TEXT = st.lists(st.sampled_from(PIECES) | st.text(st.characters(exclude_categories=["Cs", "Cn"]), max_size=2)).map(
-    "".join
-)
+SIMPLE = ["of", " the", " them", ".", " ", "  ", "\n", "\n\n", "1", " 23"]
+PIECES = ["of", " the", " them", " (", ")", ".*", "[a", "\\d", "|", "^", "$", "{2}", "#", " 1", "23", "'s", "don't"]
+PIECES += ["\n", "\r\n", "  ", " ", "é", "한국", "-", "&&", "~~", "🙂", "\x00", "?", "+", "½"]
+# what base pre-tokens go on with in ways that `end_of` does not know stands in LOST below
+ELSE = st.text(st.characters(categories=["L", "N", "S", "P"], exclude_characters="'"), max_size=2)
+PIECE = st.sampled_from(PIECES) | ELSE
 
 
 @st.composite
-def texts_with_phrases(draw: st.DrawFn) -> tuple[str, list[str]]:
-    """A text and n-grams of its pre-tokens, of others and of any characters."""
-    text = draw(TEXT)
-    phrases = draw(st.lists(st.lists(st.sampled_from(PIECES), min_size=2, max_size=4).map("".join), max_size=4))
-    pieces = SPLIT(text)
-    for start in draw(st.lists(st.integers(0, max(0, len(pieces) - 2)), max_size=6)):
-        phrases.append("".join(pieces[start : start + draw(st.integers(2, 4))]))
-    return text, [phrase for phrase in phrases if phrase]
+def texts_with_phrases(draw: st.DrawFn, base: str, pieces: st.SearchStrategy[str]) -> tuple[str, list[str]]:
+    """A text and n-grams of its pre-tokens, of another text's and of any pieces."""
+    text, other = (draw(st.lists(pieces, max_size=10).map("".join)) for _ in range(2))
+    phrases = draw(st.lists(st.lists(pieces, min_size=2, max_size=4).map("".join), max_size=2))
+    for pretokens in (regex.findall(base, text), regex.findall(base, other)):
+        for start in draw(st.lists(st.integers(0, max(0, len(pretokens) - 2)), max_size=4)):
+            phrases.append("".join(pretokens[start : start + draw(st.integers(2, 4))]))
+    # only the contraction's "'" ends in a symbol that a letter may go on from
+    return text, [phrase for phrase in phrases if phrase and phrase[-1] != "'"]
 
 
-@pytest.mark.parametrize("base", [GPT2_PATTERN, DIGITS_THEN_GPT2_PATTERN])
-@given(texts_with_phrases())
+def ends_of(pieces: list[str]) -> set[int]:
+    return set(accumulate(map(len, pieces)))
+
+
+@pytest.mark.parametrize("base", PATTERNS.values(), ids=PATTERNS)
+@given(st.data())
+def test_any_text_is_cut_where_whole_base_pre_tokens_end(base: str, data: st.DataObject) -> None:
+    text, phrases = data.draw(texts_with_phrases(base, PIECE) | texts_with_phrases(base, st.sampled_from(SIMPLE)))
+    found = split(phrases, text, base)
+    assert "".join(found) == text
+    assert ends_of(found) <= ends_of(split([], text, base))
+
+
+@given(texts_with_phrases(GPT2_PATTERN, st.sampled_from(SIMPLE)))
 @example((" of the" * 3 + "m", [" of the", " of the of the"]))
-def test_any_text_is_cut_at_the_longest_phrase_that_fits_or_as_the_base_cuts_it(
-    base: str, case: tuple[str, list[str]]
+def test_words_spaces_and_line_breaks_are_cut_at_the_longest_phrase_that_ends_with_a_base_pre_token(
+    case: tuple[str, list[str]],
 ) -> None:
     text, phrases = case
-    letter, number, symbol = r"[\p{L}\p{M}]", r"\p{N}", r"[^\s\p{L}\p{N}]"
-    goes_on = {"letter": letter, "number": number, "symbol": symbol}
+    ends = ends_of(SPLIT(text))
     expected: list[str] = []
     position = 0
     while position < len(text):
-        fitting = [
-            phrase
-            for phrase in phrases
-            if (kind := end_kind(phrase))
-            and text.startswith(phrase, position)
-            and not regex.compile(goes_on[kind]).match(text, position + len(phrase))
-        ]
-        match = regex.compile(base).match(text, position)
-        assert match is not None
-        piece = max(fitting, key=len, default=match.group())
-        expected.append(piece)
-        position += len(piece)
-    found = split(phrases, text, base)
-    assert found == expected
-    assert "".join(found) == text
+        fitting = [p for p in phrases if text.startswith(p, position) and position + len(p) in ends]
+        base_piece = text[position : min(end for end in ends if end > position)]
+        expected.append(max([*fitting, base_piece], key=len))
+        position += len(expected[-1])
+    assert split(phrases, text) == expected
 
 
-@given(texts_with_phrases())
+LOST = [
+    ("GPT-2", "b'", "b's"),  # "'s" is a pre-token
+    ("GPT-2", "e\u0301", "e\u0301."),  # to GPT-2 a mark is a symbol, and symbols go on
+    ("Llama 3", "e\u0301", "e\u0301."),
+    ("Llama 3", "a\t", "a\tb"),  # any one character but a line break goes with the word behind it
+    ("Llama 3", "a\t", "a\t\t\tb"),
+    ("Llama 3", "a\u3000", "a\u3000b"),
+    ("GPT-2", "a\x1c", "a\x1c."),  # white space to Python alone
+]
+
+
+@pytest.mark.parametrize(("base", "phrase", "text"), LOST)
+@pytest.mark.xfail(strict=True, reason="end_of does not look for how such a pre-token goes on")
+def test_a_phrase_is_not_produced_where_its_last_pre_token_goes_on(base: str, phrase: str, text: str) -> None:
+    pattern = PATTERNS[base]
+    assert len(regex.findall(pattern, phrase)) == 2
+    assert ends_of(split([phrase], text, pattern)) <= ends_of(split([], text, pattern))
+
+
+@given(texts_with_phrases(GPT2_PATTERN, PIECE))
 def test_phrases_reach_the_model_as_one_byte_level_string(case: tuple[str, list[str]]) -> None:
     text, phrases = case
     pattern = pre_tokenizers.Split(Regex(phrase_pattern(phrases, GPT2_PATTERN)), "isolated")
