@@ -184,7 +184,7 @@ def test_rules_edited_by_hand_are_noticed_honoured_and_kept(folder: Path, finish
 def test_a_failed_blocking_check_fails_the_stage_and_names_figure_and_remedy(
     folder: Path, finished: dict[str, dict[str, Any]]
 ) -> None:
-    bench = workbench(folder, agreement_floor=1.0)
+    bench = workbench(folder, agreement_floor=1.0, exceptions=0)
     with pytest.raises(StageFailed, match=r"agreement_floor.*floor 1\.0.*worst divergences"):
         bench.run(["distilled_tokenizer"])
     assert "agreement_floor" in bench.failed_blocking_checks("select")
@@ -235,6 +235,53 @@ def test_json_is_one_object_on_standard_output(folder: Path, finished: dict[str,
     rows = {row["asset"]: row for row in json.loads(asked.stdout)["assets"]}
     assert all(row["fresh"] for row in rows.values())
     assert rows["remapped_tokenizer"]["figures"]["tokens_reassigned"] == 150
+
+
+def test_a_dry_selection_shows_the_saving_by_number_of_new_tokens_and_writes_nothing(
+    folder: Path, finished: dict[str, dict[str, Any]]
+) -> None:
+    settings = {f"IVR_{key.upper()}": str(value) for key, value in SMALL.items() if key != "max_candidates"}
+    settings |= {"IVR_RAW_CORPORA_DIR": str(folder / "raw"), "IVR_CONFIG_PATH": str(folder / "sft_config.yaml")}
+    artifacts = folder / "artifacts"
+    before = {
+        file: file.read_bytes() for file in artifacts.rglob("*") if file.is_file() and ".dagster" not in file.parts
+    }
+    dry = ("--artifacts-dir", str(artifacts), "--json", "select", "--dry-run", "--max-candidates")
+    asked = ivr(*dry, "300", "--merge-scope", "across", "--least-documents", "2", **settings)
+    assert asked.returncode == 0, asked.stderr
+    plan = json.loads(asked.stdout)
+    assert plan["candidates"] == 300
+    assert [point["new_tokens"] for point in plan["curve"]] == [100, 200, 300]
+    assert plan["curve"][0]["heldout"] < plan["curve"][-1]["heldout"] == pytest.approx(plan["token_saving_heldout"])
+    assert plan["rules_kept"] > 75  # of the 150 in force
+    fewer = json.loads(ivr(*dry, "auto", "--least-saving", "0.05", **settings).stdout)
+    assert 0 < fewer["candidates"] < 300
+    assert fewer["candidates"] % 100 == 0
+    after = {
+        file: file.read_bytes() for file in artifacts.rglob("*") if file.is_file() and ".dagster" not in file.parts
+    }
+    assert before == after
+
+
+def test_a_selection_that_finds_nothing_to_read_names_the_stage_to_run(tmp_path: Path) -> None:
+    asked = ivr("--artifacts-dir", str(tmp_path / "artifacts"), "select", "--dry-run", IVR_MODEL_NAME="sample")
+    assert asked.returncode == 2
+    assert "cleaned_corpus is not there yet. Run `ivr init` first" in asked.stderr
+    wrong = ivr("--artifacts-dir", str(tmp_path / "artifacts"), "select", "--max-candidates", "lots")
+    assert wrong.returncode == 2
+    assert "'lots' is neither a whole number nor auto" in wrong.stderr
+
+
+def test_what_is_distilled_is_exact_on_the_train_split_and_certified(
+    folder: Path, finished: dict[str, dict[str, Any]]
+) -> None:
+    certificate = json.loads((folder / "artifacts/tokenizers/distilled_unigram/agreement.json").read_text())
+    assert certificate["train"]["agreement"] == finished["distilled_tokenizer"]["agreement"] == 1.0
+    assert certificate["train"]["divergences"] == []
+    assert certificate["exceptions"] == finished["distilled_tokenizer"]["exceptions"] > 0
+    remapped = json.loads((folder / "artifacts/tokenizers/remapped/agreement.json").read_text())
+    assert remapped["untouched_occurrences_identical"] > 0.999 * remapped["untouched_occurrences"]
+    assert remapped["heldout_lengths"]["longer"] == finished["remapped_tokenizer"]["documents_longer"]
 
 
 def test_a_training_killed_with_sigkill_goes_on_from_its_last_checkpoint(

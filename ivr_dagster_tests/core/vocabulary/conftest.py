@@ -6,8 +6,9 @@ from tokenizers import Tokenizer
 
 from ivr_dagster.core.tokenizer.bpe import ByteLevelBPE
 from ivr_dagster.core.tokens.counts import PretokenCounts, token_frequencies
-from ivr_dagster.core.vocabulary.candidates import Selection, choose_candidates
-from ivr_dagster.core.vocabulary.remap import RemapRules, remap_tokenizer
+from ivr_dagster.core.vocabulary.candidate import Selection
+from ivr_dagster.core.vocabulary.candidates import choose_candidates
+from ivr_dagster.core.vocabulary.remap import Remapping, RemapRules, remap_tokenizer
 from ivr_dagster.core.vocabulary.selection import candidates_table, rules_from_table
 
 BUDGET = 300
@@ -40,6 +41,12 @@ def rules(table: pl.DataFrame) -> RemapRules:
 
 
 @pytest.fixture(scope="session")
-def remapped(gpt2: Tokenizer, gpt2_bpe: ByteLevelBPE, rules: RemapRules) -> Tokenizer:
+def remapping(gpt2: Tokenizer, gpt2_bpe: ByteLevelBPE, rules: RemapRules, topics_counts: PretokenCounts) -> Remapping:
+    """What follows, with exceptions for what the topics hold."""
+    return remap_tokenizer(gpt2, gpt2_bpe, rules, topics_counts, exceptions=10_000)
+
+
+@pytest.fixture(scope="session")
+def remapped(remapping: Remapping) -> Tokenizer:
     """The tokenizer that follows."""
-    return remap_tokenizer(gpt2, gpt2_bpe, rules)
+    return remapping.tokenizer

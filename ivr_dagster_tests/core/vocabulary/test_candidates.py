@@ -1,163 +1,339 @@
-"""Continued BPE against recounting every pair in every round, and what a selection promises against what it brings."""
+"""What a selection promises against what it brings, what is kept, and what comes before all else."""
 
 import os
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
-from itertools import groupby, pairwise
-from random import Random
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from tokenizers import Regex, Tokenizer, pre_tokenizers
+import regex
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
 from ivr_dagster.core.errors import InputError
 from ivr_dagster.core.tokenizer.agreement import count_tokens
 from ivr_dagster.core.tokenizer.bpe import ByteLevelBPE, read_bpe
 from ivr_dagster.core.tokenizer.unigram import extended_tokenizer
-from ivr_dagster.core.tokens.byte_level import string_of, text_of
-from ivr_dagster.core.tokens.counts import PretokenCounts, count_pretokens
-from ivr_dagster.core.tokens.pretokens import read_pretokenization
-from ivr_dagster.core.vocabulary.candidates import Selection, choose_candidates, cut_pieces, select_within
-
-LETTERS = ["a", "b", "c"]
-# "ab" and "ca" are tokens of the base that it does not use in some places
-KNOWN = [*LETTERS, "ab", "ca"]
-
-
-@st.composite
-def corpora(draw: st.DrawFn, ids: int = 3) -> tuple[list[list[int]], np.ndarray]:
-    """Up to eight types as ids below `ids`, with counts."""
-    sequences = draw(st.lists(st.lists(st.integers(0, ids - 1), max_size=12), max_size=8))
-    counts = draw(st.lists(st.integers(1, 9), min_size=len(sequences), max_size=len(sequences)))
-    return sequences, np.array(counts, dtype=np.int64)
+from ivr_dagster.core.tokens.byte_level import BYTE_TO_CHARACTER, bytes_of, string_of, text_of
+from ivr_dagster.core.tokens.counts import PretokenCounts, count_pretokens, encode_types
+from ivr_dagster.core.tokens.pretokens import GPT2_PATTERN, read_pretokenization
+from ivr_dagster.core.vocabulary.candidate import Candidate, Guards, Selection
+from ivr_dagster.core.vocabulary.candidates import (
+    NEVER_IN_UTF8,
+    STAYING_POWER,
+    bytes_without_token,
+    choose_candidates,
+    cut_pieces,
+    order_by_worth,
+)
+from ivr_dagster.core.vocabulary.phrases import phrase_pattern
 
 
-def occurrences(words: list[list[str]], counts: np.ndarray) -> Counter[tuple[str, str]]:
-    """Joins that each pair of neighbours allows: in a run of n equal strings every second one."""
-    found: Counter[tuple[str, str]] = Counter()
-    for word, count in zip(words, counts.tolist(), strict=True):
-        runs = [(string, len(list(run))) for string, run in groupby(word)]
-        for string, length in runs:
-            found[string, string] += length // 2 * count
-        for (left, _), (right, _) in pairwise(runs):
-            found[left, right] += count
-    return +found
+def types(counts: dict[str, int]) -> PretokenCounts:
+    return PretokenCounts(list(counts), np.array(list(counts.values()), np.int64), {}, 0, 0)
 
 
-def joined(word: list[str], pair: tuple[str, str]) -> list[str]:
-    """The word with every occurrence of the pair joined, from the left."""
-    if len(word) < 2:
-        return word
-    if (word[0], word[1]) == pair:
-        return [word[0] + word[1], *joined(word[2:], pair)]
-    return [word[0], *joined(word[1:], pair)]
+def strings_of(selection: Selection) -> list[str]:
+    return [candidate.string for candidate in selection.candidates]
 
 
-def select_by_recounting(
-    words: list[list[str]], counts: np.ndarray, *, budget: int, min_bytes: int, min_frequency: int
-) -> dict[str, tuple[int, int]]:
-    """Saving and frequency of each candidate, in the order of joining; words are of single letters."""
-    rank = {string: n for n, string in enumerate(KNOWN)}
-    while True:
-        standing: Counter[str] = Counter()
-        for word, count in zip(words, counts.tolist(), strict=True):
-            for string in word:
-                standing[string] += count
-        kept = {
-            string: (standing[string] * (len(string) - 1), standing[string])
-            for string in rank
-            if string not in KNOWN
-            and len(string) >= min_bytes
-            and standing[string] * (len(string) - 1) >= min_frequency
-        }
-        pairs = {
-            pair: count
-            for pair, count in occurrences(words, counts).items()
-            if count >= min_frequency and pair[0] + pair[1] not in KNOWN
-        }
-        if len(kept) >= budget or not pairs:
-            return kept
-        best = min(pairs, key=lambda pair: (-pairs[pair], rank[pair[0]], rank[pair[1]]))
-        rank.setdefault(best[0] + best[1], len(rank))
-        words = [joined(word, best) for word in words]
+def phrases_of(base: Tokenizer, strings: Sequence[str]) -> list[str]:
+    """Those that the base's pre-tokenizer cuts, as text."""
+    split = read_pretokenization(base).splitter(base)
+    texts = [bytes_of(string).decode("utf-8", "ignore") for string in strings]
+    return [text for string, text in zip(strings, texts, strict=True) if string_of(text) == string and split(text)[1:]]
 
 
-@given(corpora(), st.integers(1, 8), st.integers(2, 4), st.integers(1, 6))
-def test_the_candidates_are_those_of_recounting_every_pair_in_every_round(
-    corpus: tuple[list[list[int]], np.ndarray], budget: int, min_bytes: int, min_frequency: int
+def extended(base: Tokenizer, strings: Sequence[str], repair: bool = True) -> Tokenizer:
+    """The tokenizer with these tokens, phrases in its pattern."""
+    pattern = phrase_pattern(phrases_of(base, strings), str(read_pretokenization(base).pattern))
+    return extended_tokenizer(base, read_bpe(base), strings, pattern=pattern, repair=repair)
+
+
+@pytest.fixture(scope="module")
+def bytes_only() -> Tokenizer:
+    """A BPE without merges: whatever stands in a pre-token is a candidate."""
+    tokenizer = Tokenizer(models.BPE({c: n for n, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return tokenizer
+
+
+def test_candidates_for_gpt2_are_new_and_made_of_its_tokens(
+    selection: Selection, merge_scope: str, gpt2: Tokenizer, gpt2_bpe: ByteLevelBPE
 ) -> None:
-    sequences, counts = corpus
-    found = select_within(
-        sequences, counts, KNOWN, budget=budget, min_bytes=min_bytes, min_frequency=min_frequency
-    ).candidates
-    expected = select_by_recounting(
-        [[KNOWN[i] for i in ids] for ids in sequences],
-        counts,
-        budget=budget,
-        min_bytes=min_bytes,
-        min_frequency=min_frequency,
+    strings = strings_of(selection)
+    assert len(set(strings)) == len(strings) == 300
+    assert not set(strings) & gpt2_bpe.ids.keys()
+    for candidate in selection.candidates:
+        assert "".join(gpt2_bpe.strings[i] for i in candidate.constituents) == candidate.string
+    savings = [candidate.saving for candidate in selection.candidates]
+    assert savings == sorted(savings, reverse=True)
+    assert selection.tokens_before - selection.tokens_after == sum(savings)
+    phrases = phrases_of(gpt2, strings)
+    assert len(phrases) > 100 if merge_scope == "across" else not phrases
+
+
+def test_the_promised_saving_comes_true(
+    selection: Selection, gpt2: Tokenizer, remapped: Tokenizer, topics: list[str]
+) -> None:
+    before, _ = count_tokens(gpt2, topics)
+    after, _ = count_tokens(remapped, topics)
+    promised = selection.tokens_before - selection.tokens_after
+    assert selection.tokens_before == pytest.approx(before, rel=1e-3)
+    assert promised > 0.15 * before
+    # phrases are counted with three times as many competitors: they keep more than they promise
+    assert (before - after) / promised == pytest.approx(1.0, abs=0.03)
+
+
+@pytest.mark.parametrize("across", [False, True])
+def test_it_comes_true_on_the_counted_types_of_a_small_vocabulary_but_for_a_few_per_cent(
+    across: bool, tiny_bpe: Tokenizer, topics: list[str]
+) -> None:
+    texts = topics[:20]
+    counts = count_pretokens(texts, tiny_bpe)
+    selection = choose_candidates(tiny_bpe, read_bpe(tiny_bpe), counts, texts, budget=100, across=across)
+    tokenizer = extended(tiny_bpe, strings_of(selection))
+    saved = count_tokens(tiny_bpe, texts)[0] - count_tokens(tokenizer, texts)[0]
+    assert saved / (selection.tokens_before - selection.tokens_after) == pytest.approx(1.0, abs=0.05)
+
+
+def test_min_bytes_keeps_the_promise_true(tiny_bpe: Tokenizer, topics: list[str]) -> None:
+    bpe = read_bpe(tiny_bpe)
+    counts = count_pretokens(topics[:20], tiny_bpe)
+    selection = choose_candidates(tiny_bpe, bpe, counts, [], budget=100, guards=Guards(min_bytes=6))
+    assert all(len(string) >= 6 for string in strings_of(selection))
+    tokenizer = extended_tokenizer(tiny_bpe, bpe, strings_of(selection))
+    saved = count_tokens(tiny_bpe, topics[:20])[0] - count_tokens(tokenizer, topics[:20])[0]
+    assert saved / (selection.tokens_before - selection.tokens_after) == pytest.approx(1.0, abs=0.05)
+
+
+LETTERS = regex.compile(r"( ?[\p{L}\ufffd]+)*")  # parts of characters pass
+GUARDS: dict[str, tuple[Guards, Callable[[str], bool]]] = {
+    "max_bytes": (Guards(max_bytes=7), lambda string: len(string) <= 7),
+    "min_bytes": (Guards(min_bytes=5), lambda string: len(string) >= 5),
+    "letters_only": (Guards(letters_only=True), lambda string: LETTERS.fullmatch(text_of(string)) is not None),
+    "join_digits": (Guards(join_digits=False), lambda string: not any(c.isnumeric() for c in text_of(string))),
+    "min_frequency": (Guards(min_frequency=30), lambda string: True),
+}
+
+
+@pytest.mark.parametrize("guard", GUARDS)
+@pytest.mark.parametrize("across", [False, True])
+def test_no_candidate_breaks_a_guard_be_it_a_phrase_or_not(
+    guard: str, across: bool, tiny_bpe: Tokenizer, topics: list[str]
+) -> None:
+    guards, obeyed = GUARDS[guard]
+    counts = count_pretokens(topics[20:30], tiny_bpe)
+    bpe = read_bpe(tiny_bpe)
+    selection = choose_candidates(
+        tiny_bpe, bpe, counts, topics[20:30], budget=100, guards=guards, across=across
     )
-    order = sorted(expected, key=lambda string: -expected[string][0])  # equal savings in the order of joining
-    assert [(c.string, c.saving, c.frequency) for c in found] == [(s, *expected[s]) for s in order]
+    strings = strings_of(selection)
+    assert len(set(strings)) == len(strings) > 20
+    assert not set(strings) & bpe.ids.keys()
+    assert bool(phrases_of(tiny_bpe, strings)) == across
+    assert [string for string in strings if not obeyed(string)] == []
+    assert all(candidate.saving >= guards.min_frequency for candidate in selection.candidates)
 
 
-def test_runs_are_joined_without_overlap() -> None:
-    found = select_within([[0] * 7], np.array([1]), LETTERS, budget=1, min_frequency=1)
-    assert [(c.string, c.saving, c.frequency) for c in found.candidates] == [("aa", 3, 3)]
+@pytest.mark.xfail(strict=True, reason="part of a character passes for a letter whatever it is part of")
+def test_no_part_of_a_symbol_passes_for_a_letter(bytes_only: Tokenizer) -> None:
+    counts = types({"a\u2019": 9, "a\u201d": 9})
+    guards = Guards(letters_only=True)
+    assert choose_candidates(bytes_only, read_bpe(bytes_only), counts, [], budget=5, guards=guards).candidates == []
 
 
-@given(corpora(ids=5), st.integers(1, 8), st.integers(2, 4), st.integers(1, 6))
-def test_what_is_asked_of_candidates_is_obeyed_and_savings_add_up(
-    corpus: tuple[list[list[int]], np.ndarray], budget: int, min_bytes: int, min_frequency: int
+@pytest.mark.parametrize("guard", ["max_bytes", "min_bytes", "letters_only", "join_digits"])
+@pytest.mark.xfail(strict=True, reason="kept strings are not put to the guards")
+def test_guards_hold_for_what_was_chosen_before(guard: str, tiny_bpe: Tokenizer, topics: list[str]) -> None:
+    guards, obeyed = GUARDS[guard]
+    bpe, counts = read_bpe(tiny_bpe), count_pretokens(topics[20:30], tiny_bpe)
+
+    def choose(**settings: object) -> Selection:
+        return choose_candidates(tiny_bpe, bpe, counts, topics[20:30], budget=100, across=True, **settings)  # type: ignore[arg-type]
+
+    again = choose(guards=guards, kept=strings_of(choose()))
+    assert [string for string in strings_of(again) if not obeyed(string)] == []
+
+
+def test_a_selection_chosen_again_with_its_own_result_kept_hardly_changes(
+    selection: Selection,
+    merge_scope: str,
+    gpt2: Tokenizer,
+    gpt2_bpe: ByteLevelBPE,
+    topics: list[str],
+    topics_counts: PretokenCounts,
 ) -> None:
-    sequences, counts = corpus
-    selection = select_within(sequences, counts, KNOWN, budget=budget, min_bytes=min_bytes, min_frequency=min_frequency)
-    found = selection.candidates
-    assert len(found) <= budget
-    assert len({c.string for c in found}) == len(found)
-    for candidate in found:
-        assert candidate.string not in KNOWN
-        assert len(candidate.string) >= min_bytes
-        assert candidate.saving >= min_frequency
-        assert candidate.frequency > 0
-        assert "".join(KNOWN[i] for i in candidate.constituents) == candidate.string
-    assert [c.saving for c in found] == sorted((c.saving for c in found), reverse=True)
-    assert selection.tokens_before == sum(len(ids) * n for ids, n in zip(sequences, counts.tolist(), strict=True))
-    assert selection.tokens_before - selection.tokens_after == sum(c.saving for c in found)
+    strings = strings_of(selection)
+    across = merge_scope == "across"
+    again = choose_candidates(
+        gpt2, gpt2_bpe, topics_counts, topics, budget=len(strings), across=across, kept=strings
+    )
+    assert len(set(strings_of(again)) - set(strings)) <= 0.02 * len(strings)
 
 
-def test_a_string_that_longer_ones_take_all_places_of_gives_its_id_back() -> None:
-    # "ab" is joined first and always goes on to "abc"; its id goes to "cc"
-    found = select_within([[0, 1, 2], [2, 2]], np.array([5, 3]), LETTERS, budget=2).candidates
-    assert [(c.string, c.constituents, c.saving, c.frequency) for c in found] == [
-        ("abc", (0, 1, 2), 10, 5),
-        ("cc", (2, 2), 3, 3),
+def test_a_kept_string_gives_way_to_one_that_saves_more_than_staying_power_times_as_much(bytes_only: Tokenizer) -> None:
+    bpe = read_bpe(bytes_only)
+
+    def chosen(occurrences: int, kept: list[str]) -> list[str]:
+        counts = types({"ab": 10, "xy": occurrences})
+        return strings_of(choose_candidates(bytes_only, bpe, counts, [], budget=1, kept=kept))
+
+    assert chosen(11, []) == ["xy"]
+    assert chosen(11, ["ab"]) == ["ab"]
+    assert chosen(10 * STAYING_POWER, ["ab"]) == ["ab"]
+    assert chosen(10 * STAYING_POWER + 1, ["ab"]) == ["xy"]
+
+
+def test_a_kept_phrase_gives_way_likewise(bytes_only: Tokenizer) -> None:
+    bpe = read_bpe(bytes_only)
+
+    def chosen(occurrences: int, kept: list[str]) -> list[str]:
+        texts = [*["a,"] * 10, *["1;"] * occurrences]
+        counts = count_pretokens(texts, bytes_only)
+        return strings_of(choose_candidates(bytes_only, bpe, counts, texts, budget=1, across=True, kept=kept))
+
+    assert chosen(11, []) == ["1;"]
+    assert chosen(11, ["a,"]) == ["a,"]
+    assert chosen(10 * STAYING_POWER - 1, ["a,"]) == ["a,"]
+    assert chosen(10 * STAYING_POWER + 1, ["a,"]) == ["1;"]
+
+
+def test_kept_strings_that_the_text_no_longer_has_are_gone(bytes_only: Tokenizer) -> None:
+    bpe = read_bpe(bytes_only)
+    found = choose_candidates(bytes_only, bpe, types({"ab": 10}), [], budget=5, kept=["xy", "ab"])
+    assert found.candidates == [Candidate("ab", (bpe.ids["a"], bpe.ids["b"]), 10, 10)]
+
+
+def test_what_the_base_has_or_keeps_whole_is_not_kept_again(bytes_only: Tokenizer) -> None:
+    bpe = read_bpe(bytes_only)
+    assert choose_candidates(bytes_only, bpe, types({"a": 10}), [], budget=5, kept=["a"]).candidates == []
+
+
+def test_kept_phrases_of_words_are_passed_over_within_pre_tokens(bytes_only: Tokenizer) -> None:
+    texts = ["a,"] * 10
+    counts = count_pretokens(texts, bytes_only)
+    found = choose_candidates(bytes_only, read_bpe(bytes_only), counts, texts, budget=5, kept=["a,"])
+    assert found.candidates == []
+
+
+@pytest.mark.parametrize("most", [0, 3])
+def test_phrases_can_be_limited(most: int, tiny_bpe: Tokenizer, topics: list[str]) -> None:
+    bpe, counts = read_bpe(tiny_bpe), count_pretokens(topics[20:30], tiny_bpe)
+
+    def choose(most_phrases: int | None) -> list[str]:
+        selection = choose_candidates(
+            tiny_bpe, bpe, counts, topics[20:30], budget=60, across=True, most_phrases=most_phrases
+        )
+        return strings_of(selection)
+
+    every, some = choose(None), choose(most)
+    assert phrases_of(tiny_bpe, some) == phrases_of(tiny_bpe, every)[:most]  # the best of them
+    assert len(some) == len(every) == 60
+
+
+@pytest.fixture(scope="module")
+def without_some_bytes(train_bpe: Callable[..., Tokenizer], topics: list[str]) -> Tokenizer:
+    """A BPE that drops "~", "é" and a byte that no UTF-8 holds."""
+    missing = {"~", *string_of("é"), BYTE_TO_CHARACTER[0xFF]}
+    return train_bpe(topics[:5], 100, alphabet=sorted(set(pre_tokenizers.ByteLevel.alphabet()) - missing))
+
+
+def test_bytes_without_a_token_are_counted(without_some_bytes: Tokenizer, tiny_bpe: Tokenizer) -> None:
+    texts = ["~é", "a~ ~\u0129 b"]
+    counts = types({text: n for n, text in enumerate(texts, start=1)})
+    seen = b"".join(text.encode() * n for n, text in enumerate(texts, start=1))
+    wanted = sorted([ord("~"), *"é".encode()])
+    assert bytes_without_token(read_bpe(without_some_bytes), counts) == [
+        Candidate(BYTE_TO_CHARACTER[byte], (), 0, seen.count(byte)) for byte in wanted
     ]
+    assert bytes_without_token(read_bpe(tiny_bpe), counts) == []
 
 
-def test_strings_too_short_for_an_id_are_joined_on_the_way_and_promise_nothing() -> None:
-    selection = select_within([[0, 1, 2], [0, 1]], np.array([5, 100]), LETTERS, budget=5, min_bytes=3)
-    assert [(c.string, c.saving) for c in selection.candidates] == [("abc", 10)]
-    assert (selection.tokens_before, selection.tokens_after) == (215, 205)
+def test_utf8_holds_all_bytes_but_those_named() -> None:
+    characters = (chr(n) for n in [*range(0x800), *range(0x800, 0x110000, 61)] if not 0xD800 <= n < 0xE000)
+    assert set(range(256)) - {byte for character in characters for byte in character.encode()} == NEVER_IN_UTF8
 
 
-def test_frozen_ids_are_never_joined() -> None:
-    found = select_within([[0, 1, 2, 2]], np.array([5]), LETTERS, budget=5, frozen=frozenset({1})).candidates
-    assert [c.string for c in found] == ["cc"]
+def test_bytes_without_a_token_come_before_all_else_and_within_the_budget(without_some_bytes: Tokenizer) -> None:
+    bpe = read_bpe(without_some_bytes)
+    counts = types({" café": 30, " zebra": 10, "~": 3})
+    found = choose_candidates(without_some_bytes, bpe, counts, [], budget=5)
+    assert found.candidates[:3] == [
+        Candidate(BYTE_TO_CHARACTER[byte], (), 0, occurrences) for byte, occurrences in [(0x7E, 3), (0xA9, 30), (0xC3, 30)]
+    ]
+    assert len(found.candidates) == 5
+    assert not any(set(string) & set("~" + string_of("é")) for string in strings_of(found)[3:])
+    assert found.tokens_before - found.tokens_after == sum(c.saving for c in found.candidates)
+    assert strings_of(choose_candidates(without_some_bytes, bpe, counts, [], budget=2)) == strings_of(found)[:2]
 
 
-@given(corpora(), st.randoms(use_true_random=False))
-def test_the_order_of_types_is_all_one(corpus: tuple[list[list[int]], np.ndarray], random: Random) -> None:
-    sequences, counts = corpus
-    shuffled = list(range(len(sequences)))
-    random.shuffle(shuffled)
-    assert select_within(sequences, counts, KNOWN, budget=5) == select_within(
-        [sequences[n] for n in shuffled], counts[shuffled], KNOWN, budget=5
-    )
+@pytest.mark.xfail(strict=True, raises=Exception, reason="a run of such a byte is put to a Unigram that lacks it")
+def test_runs_of_a_byte_without_a_token_are_no_obstacle(without_some_bytes: Tokenizer) -> None:
+    counts = types({" zebra": 10, "~~~~~": 3})
+    found = choose_candidates(without_some_bytes, read_bpe(without_some_bytes), counts, [], budget=9)
+    assert "~" in strings_of(found)
+
+
+@pytest.mark.xfail(strict=True, reason="constituents leave out what the base drops")
+def test_phrases_over_a_byte_without_a_token_are_made_of_what_they_say(without_some_bytes: Tokenizer) -> None:
+    bpe, texts = read_bpe(without_some_bytes), [" of the café of men"] * 9
+    counts = count_pretokens(texts, without_some_bytes)
+    found = choose_candidates(without_some_bytes, bpe, counts, texts, budget=60, across=True).candidates
+    assert [c.string for c in found if c.constituents and "".join(bpe.strings[i] for i in c.constituents) != c.string] == []
+
+
+@pytest.mark.parametrize("run", ["=" * 5, "=" * 37, "=" * 64, "\n" + " " * 11])
+def test_runs_that_are_whole_types_may_become_tokens_and_are_produced(run: str, tiny_bpe: Tokenizer) -> None:
+    bpe, counts = read_bpe(tiny_bpe), types({run: 9, "==": 1, " a": 5})
+    strings = strings_of(choose_candidates(tiny_bpe, bpe, counts, [], budget=5))
+    assert string_of(run) not in bpe.ids
+    assert string_of(run) in strings
+    assert extended_tokenizer(tiny_bpe, bpe, strings).encode(run).tokens == [string_of(run)]
+
+
+@pytest.mark.parametrize("run", [")====", " " + "=" * 41, " ++=====", "\n\n    "])
+@pytest.mark.xfail(strict=True, reason="run_cuts cuts a new run behind a head that no token of the base has")
+def test_a_run_behind_a_head_of_its_own_is_produced(run: str, tiny_bpe: Tokenizer) -> None:
+    bpe = read_bpe(tiny_bpe)
+    found = choose_candidates(tiny_bpe, bpe, types({run: 9}), [], budget=9)
+    tokenizer = extended_tokenizer(tiny_bpe, bpe, strings_of(found))
+    assert {s: tokenizer.encode(text_of(s)).tokens for s in strings_of(found)} == {s: [s] for s in strings_of(found)}
+
+
+@pytest.mark.parametrize("across", [False, True])
+def test_what_candidates_add_on_held_out_text_is_measured(across: bool, tiny_bpe: Tokenizer, topics: list[str]) -> None:
+    bpe, texts, heldout = read_bpe(tiny_bpe), topics[20:50], topics[50:60]
+    counts = count_pretokens(texts, tiny_bpe)
+    selection = choose_candidates(tiny_bpe, bpe, counts, texts, budget=240, across=across)
+    ordered, shares = order_by_worth(tiny_bpe, bpe, selection, counts, heldout)
+    assert sorted(ordered, key=str) == sorted(selection.candidates, key=str)
+    assert (shares > 0).all()
+    strings = [candidate.string for candidate in ordered]
+
+    def saved(chosen: Sequence[str], repair: bool = True) -> float:
+        return 1 - count_tokens(extended(tiny_bpe, chosen, repair), heldout)[0] / count_tokens(tiny_bpe, heldout)[0]
+
+    assert shares.sum() == pytest.approx(saved(strings, repair=False))
+    assert shares.sum() == pytest.approx(saved(strings), rel=0.1)
+    assert shares[:120].sum() == pytest.approx(saved(strings[:120], repair=False))
+    # those that are missed least come last
+    assert saved(strings[:120]) > saved(strings[120:])
+
+
+def test_bytes_go_first_and_add_nothing(without_some_bytes: Tokenizer, topics: list[str]) -> None:
+    bpe, counts = read_bpe(without_some_bytes), count_pretokens([*topics[:3], "é~"], without_some_bytes)
+    selection = choose_candidates(without_some_bytes, bpe, counts, [], budget=20)
+    ordered, shares = order_by_worth(without_some_bytes, bpe, selection, counts, topics[3:5])
+    assert ordered[:3] == selection.candidates[:3]
+    assert shares[:3].tolist() == [0, 0, 0]
+    assert shares.sum() > 0
+
+
+def test_no_candidates_add_nothing(tiny_bpe: Tokenizer, topics: list[str]) -> None:
+    ordered, shares = order_by_worth(tiny_bpe, read_bpe(tiny_bpe), Selection([], 9, 9), types({"a": 9}), topics[:2])
+    assert (ordered, shares.tolist()) == ([], [])
 
 
 HASHING = """
@@ -169,7 +345,7 @@ from ivr_dagster.core.vocabulary.candidates import choose_candidates
 alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
 base = Tokenizer(models.BPE({c: n for n, c in enumerate(alphabet)}, []))
 base.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-texts = ["of the men and of the women", "women and men of the sea", "the sea of men and women"] * 2
+texts = ["of the men and of the women", "women and men of the sea", "the sea of men and women"] * 3
 counts = count_pretokens(texts, base)
 print([c.string for c in choose_candidates(base, read_bpe(base), counts, texts, budget=12, across=True).candidates])
 """
@@ -190,69 +366,23 @@ def test_ties_do_not_depend_on_the_hash_seed() -> None:
     assert "Ġof" in printed.pop()
 
 
-def test_progress_tells_how_much_of_the_budget_is_used() -> None:
-    letters = [chr(0x4E00 + n) for n in range(400)]
-    pairs = [[n, n + 1] for n in range(0, 400, 2)]
-    heard: list[tuple[int, int]] = []
-    select_within(
-        pairs, np.full(200, 5), letters, budget=150, progress=lambda done, budget: heard.append((done, budget))
-    )
-    assert heard == [(100, 150)]
-
-
-def types(counts: dict[str, int]) -> PretokenCounts:
-    return PretokenCounts(list(counts), np.array(list(counts.values()), np.int64), {}, 0, 0)
-
-
 def test_pieces_are_cut_where_the_distilled_tokenizer_cuts_and_counted_together() -> None:
-    pieces, counts = cut_pieces(types({" ====": 3, "=====": 2, " a": 4}), "={4}")
-    assert dict(zip(pieces, counts.tolist(), strict=True)) == {"====": 5, "Ġa": 4, "Ġ": 3, "=": 2}
-    assert pieces == ["====", "Ġa", "Ġ", "="]
+    pieces, counts = cut_pieces(types({"y====x": 3, "====x": 2, " a": 4}), "={4}")
+    assert dict(zip(pieces, counts.tolist(), strict=True)) == {"====": 5, "x": 5, "Ġa": 4, "y": 3}
+    assert pieces == ["====", "x", "Ġa", "y"]
     pieces, counts = cut_pieces(types({" ====": 3, "é": 2}), None)
     assert dict(zip(pieces, counts.tolist(), strict=True)) == {"Ġ====": 3, string_of("é"): 2}
+
+
+def test_types_that_are_runs_as_a_whole_are_not_cut() -> None:
+    pieces, counts = cut_pieces(types({"=====": 3, " ====": 2, "====": 1, "===": 5, "aaaa": 4}), "={3,4}|a{4}")
+    assert dict(zip(pieces, counts.tolist(), strict=True)) == {"=====": 3, "Ġ====": 2, "====": 1, "===": 5, "aaaa": 4}
 
 
 def test_no_candidate_lies_across_a_cut(gpt2: Tokenizer, gpt2_bpe: ByteLevelBPE) -> None:
     texts = ["=" * 40 + "->" + "=" * 40 + "|"] * 50
     found = choose_candidates(gpt2, gpt2_bpe, count_pretokens(texts, gpt2), texts, budget=5).candidates
     assert all("====" not in c.string for c in found)
-
-
-def test_candidates_for_gpt2_are_new_and_made_of_its_tokens(
-    selection: Selection, merge_scope: str, gpt2: Tokenizer, gpt2_bpe: ByteLevelBPE
-) -> None:
-    assert len(selection.candidates) == 300
-    for candidate in selection.candidates:
-        assert candidate.string not in gpt2_bpe.ids
-        assert "".join(gpt2_bpe.strings[i] for i in candidate.constituents) == candidate.string
-    savings = [candidate.saving for candidate in selection.candidates]
-    assert savings == sorted(savings, reverse=True)
-    assert selection.tokens_before - selection.tokens_after == sum(savings)
-    split = read_pretokenization(gpt2).splitter(gpt2)
-    phrases = [c.string for c in selection.candidates if len(split(text_of(c.string))) > 1]
-    assert len(phrases) > 100 if merge_scope == "across" else not phrases
-
-
-def test_the_promised_saving_comes_true(
-    selection: Selection, merge_scope: str, gpt2: Tokenizer, remapped: Tokenizer, topics: list[str]
-) -> None:
-    before, _ = count_tokens(gpt2, topics)
-    after, _ = count_tokens(remapped, topics)
-    promised = selection.tokens_before - selection.tokens_after
-    assert selection.tokens_before == pytest.approx(before, rel=1e-3)
-    assert promised > 0.15 * before
-    # phrases are counted with three times as many competitors: they keep more than they promise
-    assert (before - after) / promised == pytest.approx(1.0, abs=0.01 if merge_scope == "within" else 0.15)
-
-
-def test_min_bytes_keeps_the_promise_true(tiny_bpe: Tokenizer, topics: list[str]) -> None:
-    bpe = read_bpe(tiny_bpe)
-    counts = count_pretokens(topics[:20], tiny_bpe)
-    selection = choose_candidates(tiny_bpe, bpe, counts, [], budget=100, min_bytes=6)
-    assert all(len(candidate.string) >= 6 for candidate in selection.candidates)
-    tokenizer = extended_tokenizer(tiny_bpe, bpe, [candidate.string for candidate in selection.candidates])
-    saved = count_tokens(tiny_bpe, topics[:20])[0] - count_tokens(tokenizer, topics[:20])[0]
-    assert saved / (selection.tokens_before - selection.tokens_after) == pytest.approx(1.0, abs=0.05)
 
 
 def test_phrases_where_the_pre_tokenizer_is_no_single_pattern_are_refused(tiny_bpe: Tokenizer) -> None:
