@@ -70,6 +70,12 @@ def finished(folder: Path) -> dict[str, dict[str, Any]]:
     return figures
 
 
+def contents(artifacts: Path) -> dict[Path, bytes]:
+    """Every file but those of the Dagster instance."""
+    files = (file for file in artifacts.rglob("*") if file.is_file() and ".dagster" not in file.parts)
+    return {file: file.read_bytes() for file in files}
+
+
 def stale(bench: Workbench) -> dict[str, str]:
     return {state.name: state.stale for state in bench.states() if state.stale}
 
