@@ -47,19 +47,13 @@ def run_cuts(base: Tokenizer, strings: Iterable[str], new: Iterable[str] = ()) -
         strings: its vocabulary.
         new: new tokens; a run that is one of them stays whole.
     """
-    heads: defaultdict[str, set[str]] = defaultdict(lambda: {""})
-    longest: Counter[str] = Counter()
     known, whole = set(strings), set(new)
+    heads = run_heads(known)
+    longest: Counter[str] = Counter()
     for string in known | whole:
-        found = whole_run(string)
+        found = whole_run(string, heads)
         if found:
-            head, character, length = found
-            if string in known:
-                heads[character].add(head)
-            longest[character] = max(longest[character], length)
-    for character, white in product(heads, WHITE_SPACE):
-        if white != character and known & {white + character, white + 2 * character}:
-            heads[character].add(white)
+            longest[found[1]] = max(longest[found[1]], found[2])
     tails = _tails(known, heads.keys())
     by_first: defaultdict[str, list[str]] = defaultdict(list)
     for character in sorted(heads):
@@ -69,10 +63,26 @@ def run_cuts(base: Tokenizer, strings: Iterable[str], new: Iterable[str] = ()) -
     return choice_by_first([(first, choice(cuts)) for first, cuts in by_first.items()]) if by_first else None
 
 
-def whole_run(string: str) -> tuple[str, str, int] | None:
-    """Head, character and length of a string that ends in a run of symbols and is nothing else, else None."""
+def run_heads(strings: Iterable[str]) -> dict[str, set[str]]:
+    """By character whose runs are cut what tokens have before such runs, nothing and white space included."""
+    known = set(strings)
+    heads: defaultdict[str, set[str]] = defaultdict(lambda: {""})
+    for string in known:
+        found = RUN_TOKEN.fullmatch(string)
+        if found and _is_symbol(found["character"]):
+            heads[found["character"]].add(found["head"])
+    for character, white in product(heads, WHITE_SPACE):
+        if white != character and known & {white + character, white + 2 * character}:
+            heads[character].add(white)
+    return dict(heads)
+
+
+def whole_run(string: str, heads: Mapping[str, set[str]]) -> tuple[str, str, int] | None:
+    """Head, character and length of a string that is one of these heads and a run, else None."""
     found = RUN_TOKEN.fullmatch(string)
-    return (found["head"], found["character"], len(found["run"])) if found and _is_symbol(found["character"]) else None
+    if found is None or found["head"] not in heads.get(found["character"], ()):
+        return None
+    return found["head"], found["character"], len(found["run"])
 
 
 def _tails(strings: Iterable[str], characters: Iterable[str]) -> dict[str, set[str]]:

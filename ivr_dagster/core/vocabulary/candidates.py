@@ -5,7 +5,7 @@ saves. Strings that had an id before keep it unless another is worth much more.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import regex
@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from ivr_dagster.core.errors import InputError
 from ivr_dagster.core.tokenizer.agreement import count_tokens
 from ivr_dagster.core.tokenizer.bpe import ByteLevelBPE
-from ivr_dagster.core.tokenizer.cuts import run_cuts, whole_run
+from ivr_dagster.core.tokenizer.cuts import run_cuts, run_heads, whole_run
 from ivr_dagster.core.tokenizer.scores import UNREACHABLE, best_split, scores_with_new
 from ivr_dagster.core.tokenizer.trie import escaped
 from ivr_dagster.core.tokenizer.unigram import extended_tokenizer
@@ -135,7 +135,7 @@ def _choose_within(
     progress: Callable[[int, int], None] | None,
 ) -> Selection:
     cuts = [run_cuts(base, bpe.strings), *(escaped(c) for c in CHARACTER_TO_BYTE if c not in bpe.ids)]
-    pieces, weights = cut_pieces(counts, "|".join(filter(None, cuts)) or None)
+    pieces, weights = cut_pieces(counts, "|".join(filter(None, cuts)) or None, run_heads(bpe.strings))
     present = [n for n, piece in enumerate(pieces) if len(piece) > 1 or piece in bpe.ids]
     pieces, weights = [pieces[n] for n in present], weights[present]
     sequences = [[token.id for token in base.model.tokenize(piece)] for piece in pieces]
@@ -237,17 +237,35 @@ def order_by_worth(
     return [*fixed, *ordered], np.concatenate([np.zeros(len(fixed)), *shares])
 
 
-def _measured_saving(
-    base: Tokenizer, bpe: ByteLevelBPE, candidates: Sequence[Candidate], heldout: Sequence[str], total: int
-) -> float:
-    """Share of `total` held-out tokens that these candidates save."""
+def reachable(base: Tokenizer, bpe: ByteLevelBPE, candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Those whose own string is encoded as that one token once all are in use; strings without a text by the model."""
+    tokenizer = _with_candidates(base, bpe, candidates, repair=True)
+    found = []
+    for n, candidate in enumerate(candidates):
+        text = _text(candidate.string)
+        if text is None:
+            ids = [token.id for token in tokenizer.model.tokenize(candidate.string)]
+        else:
+            ids = tokenizer.encode(text, add_special_tokens=False).ids
+        if ids == [bpe.size + n]:
+            found.append(candidate)
+    return found
+
+
+def _with_candidates(base: Tokenizer, bpe: ByteLevelBPE, candidates: Sequence[Candidate], *, repair: bool) -> Tokenizer:
     new = [candidate.string for candidate in candidates]
     pretokenization = read_pretokenization(base)
     split = pretokenization.splitter(base)
     whole = [text for text in (_text(string) for string in new) if text is not None and len(split(text)) > 1]
     pattern = phrase_pattern(whole, pretokenization.pattern) if whole and pretokenization.pattern else None
-    tokenizer = extended_tokenizer(base, bpe, new, pattern=pattern, repair=False)
-    return 1 - count_tokens(tokenizer, heldout)[0] / max(total, 1)
+    return extended_tokenizer(base, bpe, new, pattern=pattern, repair=repair)
+
+
+def _measured_saving(
+    base: Tokenizer, bpe: ByteLevelBPE, candidates: Sequence[Candidate], heldout: Sequence[str], total: int
+) -> float:
+    """Share of `total` held-out tokens that these candidates save."""
+    return 1 - count_tokens(_with_candidates(base, bpe, candidates, repair=False), heldout)[0] / max(total, 1)
 
 
 def _missed(base: Tokenizer, bpe: ByteLevelBPE, candidates: Sequence[Candidate], counts: PretokenCounts) -> np.ndarray:
@@ -277,11 +295,11 @@ def _text(string: str) -> str | None:
         return None
 
 
-def cut_pieces(counts: PretokenCounts, cuts: str | None) -> tuple[list[str], np.ndarray]:
+def cut_pieces(counts: PretokenCounts, cuts: str | None, heads: Mapping[str, set[str]]) -> tuple[list[str], np.ndarray]:
     """Byte-level strings inside which a new token may lie, with their counts (int64), by falling count.
 
     Pre-token types, cut where the distilled tokenizer cuts them once more: a candidate across such a cut could never
-    be produced. Types that are runs as a whole stay so: a run that becomes a token is not cut.
+    be produced. Types that are runs as a whole (behind one of `heads`) stay so: a run that becomes a token is not cut.
     """
     if cuts is None:
         return [string_of(piece) for piece in counts.types], counts.counts
@@ -289,7 +307,7 @@ def cut_pieces(counts: PretokenCounts, cuts: str | None) -> tuple[list[str], np.
     pieces: Counter[str] = Counter()
     for text, count in zip(counts.types, counts.counts.tolist(), strict=True):
         string = string_of(text)
-        for piece in [string] if whole_run(string) else pattern.split(string):
+        for piece in [string] if whole_run(string, heads) else pattern.split(string):
             if piece:
                 pieces[piece] += count
     ordered = sorted(pieces, key=lambda piece: (-pieces[piece], piece))

@@ -4,7 +4,7 @@ The rules follow from the table alone.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
@@ -15,7 +15,7 @@ from ivr_dagster.core.tokenizer.scores import scores_with_new
 from ivr_dagster.core.tokens.byte_level import text_of
 from ivr_dagster.core.tokens.counts import PretokenCounts
 from ivr_dagster.core.vocabulary.candidate import Guards, Selection
-from ivr_dagster.core.vocabulary.candidates import choose_candidates, order_by_worth
+from ivr_dagster.core.vocabulary.candidates import choose_candidates, order_by_worth, reachable
 from ivr_dagster.core.vocabulary.remap import RemapRule, RemapRules
 from ivr_dagster.core.vocabulary.sacrifice import choose_sacrifices, protected_ids
 
@@ -114,6 +114,7 @@ def plan_selection(
         kept=[rule.new_token for rule in rules],
         progress=progress,
     )
+    selection = replace(selection, candidates=reachable(base, bpe, selection.candidates))
     ordered, shares = order_by_worth(base, bpe, selection, counts, heldout)
     if budget is None:
         ordered = ordered[: pays_up_to(shares, least_saving)]
