@@ -83,8 +83,17 @@ def test_an_unknown_key_is_named_with_its_place_and_the_nearest_known_one(tmp_pa
 @pytest.mark.parametrize(
     ("key", "value", "why"),
     [
-        ("max_candidates", 0, "greater than or equal to 1"),
+        ("max_candidates", -1, "greater than or equal to 0"),
         ("max_candidates", "many", "valid integer"),
+        ("exceptions", -1, "greater than or equal to 0"),
+        ("exceptions", "sometimes", "valid integer"),
+        ("least_saving", 0.0, "greater than 0"),
+        ("least_saving", 1.0, "less than 1"),
+        ("least_documents", 0, "greater than or equal to 1"),
+        ("max_phrases", -1, "greater than or equal to 0"),
+        ("max_token_len", -1, "greater than or equal to 0"),
+        ("longer_documents_ceiling", 1.5, "less than or equal to 1"),
+        ("sticky", "perhaps", "valid boolean"),
         ("min_token_len", 1, "greater than or equal to 2"),
         ("heldout_fraction", 0.0, "greater than 0"),
         ("heldout_fraction", 0.9, "less than 0.9"),
@@ -104,6 +113,47 @@ def test_a_value_out_of_bounds_is_named_with_its_key_and_place(
     assert f"{tmp_path / 'ivr.yaml'}:2: {key} is {value!r}: " in fault
     assert why in fault
     assert f"--{key.replace('_', '-')}: {key} is {value!r}" in fault_of(tmp_path, **{key: value})
+
+
+@pytest.mark.parametrize(
+    ("key", "written", "number"),
+    [
+        ("max_candidates", "auto", 0),
+        ("max_candidates", "0", 0),
+        ("max_candidates", "2500", 2500),
+        ("exceptions", "off", 0),
+        ("exceptions", "on", 10_000),
+        ("exceptions", "false", 0),
+        ("exceptions", "true", 10_000),
+        ("exceptions", "0", 0),
+        ("exceptions", "500", 500),
+    ],
+)
+def test_words_stand_for_numbers_wherever_they_are_written(
+    tmp_path: Path, key: str, written: str, number: int
+) -> None:
+    assert getattr(load(tmp_path, f"{key}: {written}\n"), key) == number
+    assert getattr(load(tmp_path, f"{key}: '{written}'\n"), key) == number
+    assert getattr(load(tmp_path, environ={f"IVR_{key.upper()}": written}), key) == number
+    assert getattr(load(tmp_path, **{key: written}), key) == number
+
+
+@pytest.mark.parametrize(("key", "value", "number"), [("exceptions", False, 0), ("exceptions", True, 10_000), ("exceptions", 7, 7)])
+def test_yaml_reads_on_and_off_as_truth_values_which_are_words_too(
+    tmp_path: Path, key: str, value: object, number: int
+) -> None:
+    assert getattr(load(tmp_path, **{key: value}), key) == number
+    assert getattr(Settings(**{key: value}), key) == number
+
+
+@pytest.mark.parametrize(
+    ("key", "word", "shown"),
+    [("max_candidates", "off", False), ("max_candidates", "all", "all"), ("exceptions", "auto", "auto")],
+)
+def test_another_keys_word_is_refused_with_its_place(tmp_path: Path, key: str, word: str, shown: object) -> None:
+    assert f"{tmp_path / 'ivr.yaml'}:2: {key} is {shown!r}: " in fault_of(tmp_path, f"seed: 1\n{key}: {word}\n")
+    assert f"IVR_{key.upper()}: {key} is {word!r}: " in fault_of(tmp_path, environ={f"IVR_{key.upper()}": word})
+    assert f"--{key.replace('_', '-')}: {key} is {word!r}: " in fault_of(tmp_path, **{key: word})
 
 
 @pytest.mark.parametrize("key", CHOICES)

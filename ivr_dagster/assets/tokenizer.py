@@ -16,6 +16,7 @@ from ivr_dagster.core.tokenizer.bpe import read_bpe
 from ivr_dagster.core.tokenizer.folder import write_certificate, write_original_tokenizer, write_tokenizer
 from ivr_dagster.core.tokenizer.scores import tokens_never_yielded
 from ivr_dagster.core.tokenizer.unigram import distill
+from ivr_dagster.core.tokens.byte_level import CHARACTER_TO_BYTE
 from ivr_dagster.core.tokens.counts import count_pretokens, counts_from_table
 from ivr_dagster.core.tokens.pretokens import read_pretokenization
 from ivr_dagster.resources.base_model import BaseModelResource
@@ -65,6 +66,7 @@ def original_tokenizer(settings: SettingsResource, base: BaseModelResource) -> d
             "vocabulary_size": bpe.size,
             "merges": len(bpe.merges),
             "added_tokens": len(bpe.added_ids),
+            "bytes_without_token": sum(character not in bpe.ids for character in CHARACTER_TO_BYTE),
             "pre-tokenizer pattern": pretokenization.pattern or "none: tokenizers splits the text itself",
         },
     )

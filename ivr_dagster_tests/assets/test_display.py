@@ -1,9 +1,12 @@
 """What a browser shows of a string is all there is to it."""
 
+import struct
+
+import numpy as np
 import polars as pl
 import pytest
 
-from ivr_dagster.assets.display import markdown_table, visible
+from ivr_dagster.assets.display import curves, inline_png, markdown_table, visible
 
 
 @pytest.mark.parametrize(
@@ -29,3 +32,39 @@ def test_spaces_that_a_browser_drops_and_control_characters_are_seen(text: str, 
 def test_a_table_survives_strings_with_bars_and_backticks() -> None:
     table = markdown_table(pl.DataFrame({"token": ["a|b", "`"], "count": [1, 2000]}))
     assert table.splitlines() == ["| token | count |", "|---|---|", "| `a\\|b` | 1 |", "| `'` | 2,000 |"]
+
+
+@pytest.mark.parametrize("lines", [{"held-out": [0.1, 0.2]}, {"a": np.array([0.1, 0.2]), "b": [0.0, 0.5]}, {}])
+def test_curves_over_the_same_places_are_a_picture(lines: dict[str, list[float]]) -> None:
+    png = curves(range(1, 3), lines, x="new tokens", y="share")
+    assert png.startswith(b"\x89PNG\r\n\x1a\n")
+    width, height = struct.unpack(">II", png[16:24])
+    assert width > height > 100
+
+
+def test_every_curve_is_drawn_and_named_where_there_are_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    from matplotlib.axes import Axes
+
+    drawn: list[tuple[str, list[float]]] = []
+    legends: list[int] = []
+    plot, legend = Axes.plot, Axes.legend
+
+    def watch(self: Axes, xs: object, ys: list[float], label: str) -> object:
+        drawn.append((label, list(ys)))
+        return plot(self, xs, ys, label=label)
+
+    def name(self: Axes) -> object:
+        legends.append(len(drawn))
+        return legend(self)
+
+    monkeypatch.setattr(Axes, "plot", watch)
+    monkeypatch.setattr(Axes, "legend", name)
+    curves([1, 2], {"loss": [3.0, 2.0]}, x="step", y="nats")
+    assert (drawn, legends) == ([("loss", [3.0, 2.0])], [])
+    curves([1, 2], {"base": [3.0, 2.0], "remapped": [2.5, 1.5]}, x="step", y="nats")
+    assert drawn[1:] == [("base", [3.0, 2.0]), ("remapped", [2.5, 1.5])]
+    assert legends == [3]
+
+
+def test_a_picture_is_shown_in_the_page_itself() -> None:
+    assert inline_png(b"abc", "a curve").value == "![a curve](data:image/png;base64,YWJj)"

@@ -69,10 +69,13 @@ def candidates(strings: list[str]) -> pl.DataFrame:
         "constituents": strings,
         "saving": numbers * 7,
         "frequency": numbers,
+        "heldout_saving": numbers / 7_000_000,
         "sacrificed_id": numbers + 50_000,
         "sacrificed_token": strings,
         "sacrificed_text": strings,
         "sacrificed_frequency": numbers,
+        "status": strings,
+        "sacrificed_cost": numbers + 1,
     }
     text = {name: pl.String for name in columns if not isinstance(columns[name], pl.Series)}
     return pl.DataFrame(columns, schema_overrides=text)
@@ -84,6 +87,24 @@ def test_csv_keeps_strings_that_look_like_anything_else(
 ) -> None:
     materialize("replacement_candidates", "csv_io", lambda: candidates(strings))
     assert_frame_equal(load("replacement_candidates", "csv_io"), candidates(strings))
+
+
+def test_csv_keeps_every_bit_of_a_share(materialize: Callable[..., None], load: Callable[..., Any]) -> None:
+    shares = pl.Series("heldout_saving", [0.0, 1e-9, 0.1, 1 / 3, 2.0**-40], dtype=pl.Float64)
+    materialize("replacement_candidates", "csv_io", lambda: candidates(["x"] * 5).with_columns(shares))
+    back = load("replacement_candidates", "csv_io")
+    assert back["heldout_saving"].to_list() == shares.to_list()
+    assert back["sacrificed_cost"].dtype == pl.Int64
+
+
+def test_empty_strings_come_back_empty_also_where_a_byte_has_no_constituents(
+    materialize: Callable[..., None], load: Callable[..., Any]
+) -> None:
+    table = candidates(["é", ""])
+    materialize("replacement_candidates", "csv_io", lambda: table)
+    back = load("replacement_candidates", "csv_io")
+    assert back["constituents"].to_list() == ["é", ""]
+    assert back.null_count().sum_horizontal().item() == 0
 
 
 def test_csv_is_text_with_a_header(paths: ArtifactPaths, materialize: Callable[..., None]) -> None:

@@ -33,6 +33,13 @@ def test_constituents_are_averaged_from_the_bases_rows_also_of_ids_given_away() 
     assert found["lm_head_bias"] == [3.0, pytest.approx(7 / 3)]
 
 
+def test_a_new_token_without_constituents_gets_the_mean_of_kept_rows() -> None:
+    filled = initialize_embeddings(REORDERED, BASE, CONSTITUENTS | {3: []}, strategy="constituents")
+    for name, rows in filled.items():
+        assert torch.equal(rows[1], BASE[name][[0, 4]].mean(dim=0))
+        torch.testing.assert_close(rows[3], BASE[name][[0, 2, 4]].mean(dim=0))
+
+
 def test_the_mean_is_of_kept_rows() -> None:
     found = rows_of("mean")
     assert found["wte"] == [pytest.approx([13 / 3, 16 / 3])] * 2
