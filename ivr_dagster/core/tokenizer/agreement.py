@@ -10,6 +10,7 @@ from itertools import islice
 import numpy as np
 from tokenizers import Tokenizer
 
+from ivr_dagster.core.tokens.byte_level import whole_text
 from ivr_dagster.core.tokens.counts import PretokenCounts, encode_types
 
 LISTED_DIVERGENCES = 50
@@ -82,6 +83,18 @@ def differing_types(base: Tokenizer, other: Tokenizer, counts: PretokenCounts) -
     """Places in `counts.types` of those that `base` and `other` give different ids, the most frequent first."""
     pairs = zip(encode_types(base, counts.types), encode_types(other, counts.types), strict=True)
     return [n for n, (a, b) in enumerate(pairs) if a != b]
+
+
+def encodes_to_itself(tokenizer: Tokenizer, string: str, token_id: int) -> bool:
+    """Whether the text of a token is encoded as that one token.
+
+    A string that is part of a character has no text; it is put to the model, behind the pre-tokenizer.
+    """
+    text = whole_text(string)
+    if text is None:
+        return [token.id for token in tokenizer.model.tokenize(string)] == [token_id]
+    ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
+    return ids == [token_id]
 
 
 @dataclass(frozen=True)

@@ -41,3 +41,11 @@ def text_of(string: str) -> str:
     A string outside the byte-level alphabet (`<｜end｜>`) is its own text.
     """
     return bytes_of(string).decode("utf-8", "replace") if is_byte_level(string) else string
+
+
+def whole_text(string: str) -> str | None:
+    """The text of a byte-level string, None where its bytes are no whole UTF-8 characters."""
+    try:
+        return bytes_of(string).decode("utf-8")
+    except UnicodeDecodeError:
+        return None

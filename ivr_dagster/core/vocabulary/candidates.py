@@ -12,7 +12,7 @@ import regex
 from tokenizers import Tokenizer
 
 from ivr_dagster.core.errors import InputError
-from ivr_dagster.core.tokenizer.agreement import count_tokens
+from ivr_dagster.core.tokenizer.agreement import count_tokens, encodes_to_itself
 from ivr_dagster.core.tokenizer.bpe import ByteLevelBPE
 from ivr_dagster.core.tokenizer.cuts import run_cuts, run_heads, whole_run
 from ivr_dagster.core.tokenizer.scores import UNREACHABLE, best_split, scores_with_new
@@ -22,7 +22,7 @@ from ivr_dagster.core.tokens.byte_level import BYTE_TO_CHARACTER, CHARACTER_TO_B
 from ivr_dagster.core.tokens.counts import PretokenCounts, encode_types
 from ivr_dagster.core.tokens.pretokens import PreTokenization, read_pretokenization
 from ivr_dagster.core.vocabulary.candidate import Candidate, Guards, Selection
-from ivr_dagster.core.vocabulary.phrases import end_of, phrase_pattern, select_phrases
+from ivr_dagster.core.vocabulary.phrases import end_of, pattern_with, select_phrases
 from ivr_dagster.core.vocabulary.within import select_within
 
 # a string without an id takes the place of one that has it if it saves more than so many times as much
@@ -238,27 +238,14 @@ def order_by_worth(
 
 
 def reachable(base: Tokenizer, bpe: ByteLevelBPE, candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Those whose own string is encoded as that one token once all are in use; strings without a text by the model."""
+    """Those whose own text is encoded as that one token once all are in use."""
     tokenizer = _with_candidates(base, bpe, candidates, repair=True)
-    found = []
-    for n, candidate in enumerate(candidates):
-        text = _text(candidate.string)
-        if text is None:
-            ids = [token.id for token in tokenizer.model.tokenize(candidate.string)]
-        else:
-            ids = tokenizer.encode(text, add_special_tokens=False).ids
-        if ids == [bpe.size + n]:
-            found.append(candidate)
-    return found
+    return [c for n, c in enumerate(candidates) if encodes_to_itself(tokenizer, c.string, bpe.size + n)]
 
 
 def _with_candidates(base: Tokenizer, bpe: ByteLevelBPE, candidates: Sequence[Candidate], *, repair: bool) -> Tokenizer:
     new = [candidate.string for candidate in candidates]
-    pretokenization = read_pretokenization(base)
-    split = pretokenization.splitter(base)
-    whole = [text for text in (_text(string) for string in new) if text is not None and len(split(text)) > 1]
-    pattern = phrase_pattern(whole, pretokenization.pattern) if whole and pretokenization.pattern else None
-    return extended_tokenizer(base, bpe, new, pattern=pattern, repair=repair)
+    return extended_tokenizer(base, bpe, new, pattern=pattern_with(base, new), repair=repair)
 
 
 def _measured_saving(
@@ -286,13 +273,6 @@ def _missed(base: Tokenizer, bpe: ByteLevelBPE, candidates: Sequence[Candidate],
     parts = np.array([best_split(candidate.string, score_of, longest)[1] for candidate in candidates])
     missed: np.ndarray = standing * (parts - 1)
     return missed
-
-
-def _text(string: str) -> str | None:
-    try:
-        return bytes_of(string).decode("utf-8")
-    except UnicodeDecodeError:
-        return None
 
 
 def cut_pieces(counts: PretokenCounts, cuts: str | None, heads: Mapping[str, set[str]]) -> tuple[list[str], np.ndarray]:

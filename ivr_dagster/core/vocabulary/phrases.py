@@ -11,8 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 import regex
+from tokenizers import Tokenizer
 
 from ivr_dagster.core.tokenizer.trie import trie_pattern
+from ivr_dagster.core.tokens.byte_level import whole_text
+from ivr_dagster.core.tokens.pretokens import read_pretokenization
 
 LONGEST_PHRASE = 4  # pre-tokens; longer ones are rarely common to many documents
 # in patterns like Llama 3's: line breaks are pre-tokens of their own kind
@@ -171,3 +174,12 @@ def phrase_pattern(phrases: Iterable[str], base_pattern: str) -> str:
     ends = {phrase: end_of(phrase, base_pattern) for phrase in phrases}
     trie = {phrase: end for phrase, end in ends.items() if end is not None}
     return f"{trie_pattern(trie)}|{base_pattern}" if trie else base_pattern
+
+
+def pattern_with(base: Tokenizer, new: Iterable[str]) -> str | None:
+    """The base's pattern with those of the new tokens before it that reach over its pre-tokens, None if none does."""
+    pretokenization = read_pretokenization(base)
+    split = pretokenization.splitter(base)
+    texts = (whole_text(string) for string in new)
+    phrases = [text for text in texts if text is not None and len(split(text)) > 1]
+    return phrase_pattern(phrases, pretokenization.pattern) if phrases and pretokenization.pattern else None

@@ -17,15 +17,15 @@ import yaml
 from tokenizers import Tokenizer
 
 from ivr_dagster.core.errors import InputError
+from ivr_dagster.core.tokenizer.agreement import encodes_to_itself
 from ivr_dagster.core.tokenizer.bpe import ByteLevelBPE
 from ivr_dagster.core.tokenizer.cuts import cut_patterns, find_exceptions, run_cuts
 from ivr_dagster.core.tokenizer.scores import scores_with_new
 from ivr_dagster.core.tokenizer.unigram import unigram_tokenizer
-from ivr_dagster.core.tokens.byte_level import CHARACTER_TO_BYTE, bytes_of, is_byte_level, string_of
+from ivr_dagster.core.tokens.byte_level import CHARACTER_TO_BYTE, is_byte_level, string_of
 from ivr_dagster.core.tokens.counts import PretokenCounts, encode_types
-from ivr_dagster.core.tokens.pretokens import read_pretokenization
 from ivr_dagster.core.vocabulary.candidate import Candidate
-from ivr_dagster.core.vocabulary.phrases import phrase_pattern
+from ivr_dagster.core.vocabulary.phrases import pattern_with
 from ivr_dagster.core.vocabulary.sacrifice import protected_ids
 
 
@@ -256,12 +256,9 @@ def remap_tokenizer(
         exceptions: how many pre-token types at most get cuts of their own for that; 0 for none.
     """
     strings = remapped_strings(bpe, rules)
-    pretokenization = read_pretokenization(base)
-    split = pretokenization.splitter(base)
-    texts = [_whole_text(rule.new_token) for rule in rules]
-    phrases = [text for text in texts if text is not None and len(split(text)) > 1]
-    pattern = phrase_pattern(phrases, pretokenization.pattern) if phrases and pretokenization.pattern else None
-    runs = run_cuts(base, bpe.strings, [rule.new_token for rule in rules])
+    new = [rule.new_token for rule in rules]
+    pattern = pattern_with(base, new)
+    runs = run_cuts(base, bpe.strings, new)
     build = partial(unigram_tokenizer, base, strings, scores_with_new(base, bpe, strings), pattern=pattern)
     plain = build(cuts=cut_patterns(runs, {}))
     if counts is None or not exceptions:
@@ -269,7 +266,7 @@ def remap_tokenizer(
     untouched = untouched_types(base, plain, rules, counts)
     failing = [string_of(counts.types[n]) for n, same in untouched if not same]
     found = find_exceptions(base, plain, runs, failing, exceptions)
-    found = _without_new_tokens(plain, found, {rule.new_token for rule in rules})
+    found = _without_new_tokens(plain, found, set(new))
     return Remapping(build(cuts=cut_patterns(runs, found)) if found else plain, found)
 
 
@@ -302,25 +299,5 @@ def _without_new_tokens(plain: Tokenizer, exceptions: Mapping[str, str], new: se
 
 
 def unreachable_tokens(tokenizer: Tokenizer, rules: RemapRules) -> list[str]:
-    """New tokens whose own string the tokenizer does not encode as that one token.
-
-    Strings that are part of a character have no text; they are put to the model behind the pre-tokenizer, the others
-    to the whole tokenizer.
-    """
-    lost = []
-    for rule in rules:
-        text = _whole_text(rule.new_token)
-        if text is None:
-            ids = [token.id for token in tokenizer.model.tokenize(rule.new_token)]
-        else:
-            ids = tokenizer.encode(text, add_special_tokens=False).ids
-        if ids != [rule.id]:
-            lost.append(rule.new_token)
-    return lost
-
-
-def _whole_text(string: str) -> str | None:
-    try:
-        return bytes_of(string).decode("utf-8")
-    except UnicodeDecodeError:
-        return None
+    """New tokens whose own text the tokenizer does not encode as that one token."""
+    return [rule.new_token for rule in rules if not encodes_to_itself(tokenizer, rule.new_token, rule.id)]
