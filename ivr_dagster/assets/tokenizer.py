@@ -128,8 +128,8 @@ def distilled_tokenizer(
             "scores_repaired": len(distillation.raised),
             "unreachable_in_base": len(unreachable),
             "seconds": round(time.monotonic() - started, 2),
-            "worst divergences, train": dg.MetadataValue.md(_divergences(train)),
-            "worst divergences, held-out": dg.MetadataValue.md(_divergences(heldout)),
+            "worst divergences": dg.MetadataValue.md(_divergences(train)),
+            "divergences on held-out text": dg.MetadataValue.md(_divergences(heldout)),
         },
     )
 
@@ -153,8 +153,6 @@ def _speed(tokenizer: Tokenizer, base: Tokenizer, corpus: CleanedCorpus) -> floa
 
 def _divergences(agreement: Agreement) -> str:
     worst = agreement.divergences[:20]
-    if not worst:
-        return "None: every pre-token gets the base tokenizer's ids."
     table = pl.DataFrame(
         {
             "pre-token": [d.pretoken for d in worst],
@@ -163,4 +161,5 @@ def _divergences(agreement: Agreement) -> str:
             "distilled": [" ".join(d.other) for d in worst],
         }
     )
-    return markdown_table(table)
+    none = "" if worst else "None: every pre-token gets the base tokenizer's ids.\n\n"
+    return none + markdown_table(table)

@@ -49,7 +49,7 @@ def test_every_curve_is_drawn_and_named_where_there_are_several(monkeypatch: pyt
     legends: list[int] = []
     plot, legend = Axes.plot, Axes.legend
 
-    def watch(self: Axes, xs: object, ys: list[float], label: str) -> object:
+    def watch(self: Axes, xs: list[float], ys: list[float], label: str) -> object:
         drawn.append((label, list(ys)))
         return plot(self, xs, ys, label=label)
 

@@ -21,7 +21,9 @@ def test_the_greatest_length_is_in_bytes(text: str, most: int) -> None:
     assert Guards(max_bytes=most).may_join(string_of(text)) == (len(text.encode()) <= most)
 
 
-@pytest.mark.parametrize("text", ["the", " the", " of the", "of the", "한국어", " naïve", "e\u0301", " ह\u093fन\u094dदी"])
+@pytest.mark.parametrize(
+    "text", ["the", " the", " of the", "of the", "한국어", " naïve", "e\u0301", " ह\u093fन\u094dदी"]
+)
 def test_letters_with_their_marks_and_single_spaces_before_them_are_letters_only(text: str) -> None:
     assert Guards(letters_only=True).may_join(string_of(text))
 

@@ -1,7 +1,6 @@
 """Rules through YAML and back, their faults, and the tokenizer that follows from them."""
 
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, pre_tokenizers
 
 from ivr_dagster.core.errors import InputError
-from ivr_dagster.core.tokenizer.agreement import count_tokens, measure_agreement
+from ivr_dagster.core.tokenizer.agreement import count_tokens
 from ivr_dagster.core.tokenizer.bpe import ByteLevelBPE, read_bpe
 from ivr_dagster.core.tokenizer.folder import write_tokenizer
 from ivr_dagster.core.tokens.byte_level import CHARACTER_TO_BYTE, string_of, text_of
@@ -299,9 +298,7 @@ def test_every_type_without_new_or_sacrificed_tokens_has_the_bases_ids(
 
 
 @pytest.fixture(scope="module")
-def differing(
-    rules: RemapRules, gpt2: Tokenizer, gpt2_bpe: ByteLevelBPE, topics_counts: PretokenCounts
-) -> list[int]:
+def differing(rules: RemapRules, gpt2: Tokenizer, gpt2_bpe: ByteLevelBPE, topics_counts: PretokenCounts) -> list[int]:
     """Untouched types that get other ids without exceptions, the most frequent first."""
     plain = remap_tokenizer(gpt2, gpt2_bpe, rules).tokenizer
     return [n for n, same in untouched_types(gpt2, plain, rules, topics_counts) if not same]
@@ -435,7 +432,7 @@ def test_other_bases_are_adapted_with_every_new_token_reachable_and_any_text_com
 
 
 @pytest.fixture
-def remap(tiny_bpe: Tokenizer, bpe: ByteLevelBPE) -> Iterator[Callable[..., Tokenizer]]:
+def remap(tiny_bpe: Tokenizer, bpe: ByteLevelBPE) -> Callable[..., tuple[Tokenizer, RemapRules]]:
     """A function that gives the tiny BPE new tokens at ids 500, 501, ..."""
 
     def with_new(*new_tokens: str) -> tuple[Tokenizer, RemapRules]:
@@ -511,7 +508,9 @@ def without_some_bytes(train_bpe: Callable[..., Tokenizer], topics: list[str]) -
 
 def test_a_byte_that_the_base_lacks_gets_a_token_and_texts_with_it_come_back(without_some_bytes: Tokenizer) -> None:
     bpe = read_bpe(without_some_bytes)
-    rules = RemapRules(tuple(RemapRule(400 + n, bpe.strings[400 + n], c, ()) for n, c in enumerate("~" + string_of("é"))))
+    rules = RemapRules(
+        tuple(RemapRule(400 + n, bpe.strings[400 + n], c, ()) for n, c in enumerate("~" + string_of("é")))
+    )
     again = rules_from_yaml(rules_as_yaml(rules))
     assert again == rules
     check_rules(again, bpe)
