@@ -33,7 +33,10 @@ CHOICES: dict[str, tuple[str, ...]] = {
 }
 
 # words that stand for numbers
-WORDS: dict[str, dict[str, int]] = {"max_candidates": {"auto": 0}, "exceptions": {"off": 0, "on": 10_000}}
+WORDS: dict[str, dict[str, int]] = {
+    "max_candidates": {"auto": 0},
+    "exceptions": {"off": 0, "on": 10_000, "false": 0, "true": 10_000},
+}
 
 PRESETS: dict[str, dict[str, Any]] = {
     "none": {},
@@ -285,6 +288,8 @@ def _validated(values: dict[str, Any], sources: Mapping[str, str]) -> Settings:
                 faults.append(f"{place}: unknown setting {key!r}" + (f" (did you mean {near[0]!r})" if near else ""))
             else:
                 message = fault["msg"].removeprefix("Value error, ")
+                if key in WORDS:
+                    message += f" (or {', '.join(WORDS[key])})"
                 faults.append(f"{place}: {key} is {fault['input']!r}: {message[:1].lower()}{message[1:]}")
         raise InputError("; ".join(faults), remedy="`ivr --help` and `ivr STAGE --help` list the settings.") from error
 

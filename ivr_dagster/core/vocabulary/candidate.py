@@ -56,6 +56,11 @@ class Guards:
             return False
         return self.join_digits or not _DIGIT.search(text)
 
+    def may_be(self, string: str) -> bool:
+        """Whether this very string may become a token."""
+        whole = not self.letters_only or "\ufffd" not in text_of(string)
+        return len(string) >= self.min_bytes and self.may_join(string) and whole
+
 
 @dataclass(frozen=True)
 class Selection:

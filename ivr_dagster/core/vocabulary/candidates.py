@@ -18,7 +18,14 @@ from ivr_dagster.core.tokenizer.cuts import run_cuts, run_heads, whole_run
 from ivr_dagster.core.tokenizer.scores import UNREACHABLE, best_split, scores_with_new
 from ivr_dagster.core.tokenizer.trie import escaped
 from ivr_dagster.core.tokenizer.unigram import extended_tokenizer
-from ivr_dagster.core.tokens.byte_level import BYTE_TO_CHARACTER, CHARACTER_TO_BYTE, bytes_of, string_of
+from ivr_dagster.core.tokens.byte_level import (
+    BYTE_TO_CHARACTER,
+    CHARACTER_TO_BYTE,
+    bytes_of,
+    is_byte_level,
+    string_of,
+    whole_text,
+)
 from ivr_dagster.core.tokens.counts import PretokenCounts, encode_types
 from ivr_dagster.core.tokens.pretokens import PreTokenization, read_pretokenization
 from ivr_dagster.core.vocabulary.candidate import Candidate, Guards, Selection
@@ -72,7 +79,7 @@ def choose_candidates(
         )
     in_bytes = bytes_without_token(bpe, counts)[:budget]
     budget -= len(in_bytes)
-    phrases_kept, words_kept = _by_scope(base, bpe, pretokenization, kept)
+    phrases_kept, words_kept = _by_scope(base, bpe, pretokenization, filter(guards.may_be, kept))
     within = _choose_within(base, bpe, counts, words_kept, budget, guards, progress)
     if not kept:  # once more with what was found: some are not used where longer ones overlap them
         found = within.candidates[:budget]
@@ -89,7 +96,8 @@ def choose_candidates(
 def _best(candidates: list[Candidate], budget: int, before: frozenset[str] = frozenset()) -> list[Candidate]:
     """The `budget` best by falling saving, ties by string; those of `before` stay where they can."""
     worth = {c.string: c.saving * (STAYING_POWER if c.string in before else 1) for c in candidates}
-    best = sorted(candidates, key=lambda candidate: (-worth[candidate.string], candidate.string))[:budget]
+    order = sorted(candidates, key=lambda c: (-worth[c.string], c.string not in before, c.string))
+    best = order[:budget]
     return sorted(best, key=lambda candidate: (-candidate.saving, candidate.string))
 
 
@@ -106,23 +114,31 @@ def bytes_without_token(bpe: ByteLevelBPE, counts: PretokenCounts) -> list[Candi
 
 
 def _by_scope(
-    base: Tokenizer, bpe: ByteLevelBPE, pretokenization: PreTokenization, kept: Sequence[str]
+    base: Tokenizer, bpe: ByteLevelBPE, pretokenization: PreTokenization, kept: Iterable[str]
 ) -> tuple[list[Candidate], list[Candidate]]:
     """Strings chosen before, those across pre-tokens and those within, as candidates whose saving is not known yet."""
     split = pretokenization.splitter(base)
     across: list[Candidate] = []
     within: list[Candidate] = []
     for string in kept:
-        constituents = tuple(token.id for token in base.model.tokenize(string))
-        if string in bpe.ids or len(constituents) < 2:
+        if string in bpe.ids or not is_byte_level(string):
             continue
-        text = bytes_of(string).decode("utf-8", "ignore")
-        is_phrase = string_of(text) == string and len(split(text)) > 1
-        if is_phrase:
-            pieces = (base.encode(piece, add_special_tokens=False).ids for piece in split(text))
-            constituents = tuple(token for ids in pieces for token in ids)
+        text = whole_text(string)
+        is_phrase = text is not None and len(split(text)) > 1
+        constituents = _constituents(base, split(text)) if text and is_phrase else _cut_by_model(base, string)
+        if len(constituents) < 2 or "".join(bpe.strings[i] for i in constituents) != string:
+            continue
         (across if is_phrase else within).append(Candidate(string, constituents, 0, 0))
     return across, within
+
+
+def _cut_by_model(base: Tokenizer, string: str) -> tuple[int, ...]:
+    return tuple(token.id for token in base.model.tokenize(string))
+
+
+def _constituents(base: Tokenizer, pretokens: Iterable[str]) -> tuple[int, ...]:
+    """Ids of these pre-tokens, each encoded by itself."""
+    return tuple(i for piece in pretokens for i in base.encode(piece, add_special_tokens=False).ids)
 
 
 def _choose_within(
@@ -180,8 +196,7 @@ def _choose_phrases(
         return (
             end_of(text, pattern) is not None
             and string not in known
-            and guards.may_join(string)
-            and len(string) >= guards.min_bytes
+            and guards.may_be(string)
             and not (cut and cut.search(string))
             and not any(token in text for token in pretokenization.added_tokens)
         )
@@ -196,15 +211,12 @@ def _choose_phrases(
         allowed=allowed,
         kept=[bytes_of(candidate.string).decode() for candidate in kept],
     )
-    return [
-        Candidate(
-            string_of(phrase.text),
-            tuple(i for piece in phrase.pretokens for i in base.encode(piece, add_special_tokens=False).ids),
-            phrase.saving,
-            phrase.frequency,
-        )
+    found = [
+        Candidate(string_of(phrase.text), _constituents(base, phrase.pretokens), phrase.saving, phrase.frequency)
         for phrase in phrases
     ]
+    # the base drops bytes that it has no token for: nothing it knows makes up such a phrase
+    return [c for c in found if "".join(bpe.strings[i] for i in c.constituents) == c.string]
 
 
 def order_by_worth(

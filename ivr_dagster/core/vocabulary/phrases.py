@@ -63,7 +63,7 @@ def select_phrases(
         min_saving: tokens a phrase must save.
         allowed: whether a text may be a new token (no existing string, nothing the tokenizer cuts).
         least_documents: in how many documents it must stand: a phrase of one says nothing about the next.
-        kept: phrases that take part whatever their counts, and beside the budget.
+        kept: phrases that take part beside the budget, where they stand often enough.
     """
     numbers: dict[str, int] = {}
     documents = [
@@ -155,18 +155,21 @@ def end_of(text: str, base_pattern: str) -> str | None:
     white space goes on up to the last one before a word (`\\s+(?!\\S)`), and a line break may stand alone there.
     """
     last, breaks = text[-1], LINE_BREAKS in base_pattern
-    if regex.fullmatch(r"[\p{L}\p{M}]", last):
+    if regex.fullmatch(r"\p{L}", last):
         return r"(?![\p{L}\p{M}])"
     if regex.fullmatch(r"\p{N}", last):
         return r"(?!\p{N})"
-    if not last.isspace():
-        # with Llama 3's, line breaks go with the symbols before them, and one symbol goes with the word behind it
-        return r"(?![^\s\p{N}]|[\r\n])" if breaks else r"(?![^\s\p{L}\p{N}])"
+    if not regex.fullmatch(r"\s", last):  # marks go with the symbols
+        # with Llama 3's, line breaks go with the symbols before them, and one symbol goes with the word behind it;
+        # with both, an apostrophe goes with the ending behind it ('s)
+        if breaks:
+            return r"(?![^\s\p{N}]|[\r\n])"
+        return r"(?![^\s\p{L}\p{N}]|[A-Za-z])" if last == "'" else r"(?![^\s\p{L}\p{N}])"
     if r"\s+(?!\S)" not in base_pattern:
         return None
-    if last == " ":
-        return r"(?!\S|[\r\n]|\s(?!\S))" if breaks else r"(?!\S|\s(?!\S))"
-    return r"(?!\s*[\r\n])" if breaks else r"(?!\s(?!\S))"
+    if breaks:
+        return r"(?!\s*[\r\n])" if last in "\r\n" else r"(?!\S|[\r\n]|\s(?!\S))"
+    return r"(?!\S|\s(?!\S))" if last == " " else r"(?!\s(?!\S))"
 
 
 def phrase_pattern(phrases: Iterable[str], base_pattern: str) -> str:

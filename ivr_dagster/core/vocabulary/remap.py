@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import yaml
-from tokenizers import Tokenizer
+from tokenizers import Regex, Tokenizer, pre_tokenizers
 
 from ivr_dagster.core.errors import InputError
 from ivr_dagster.core.tokenizer.agreement import encodes_to_itself
@@ -266,7 +266,7 @@ def remap_tokenizer(
     untouched = untouched_types(base, plain, rules, counts)
     failing = [string_of(counts.types[n]) for n, same in untouched if not same]
     found = find_exceptions(base, plain, runs, failing, exceptions)
-    found = _without_new_tokens(plain, found, set(new))
+    found = _without_new_tokens(plain, runs, found, set(new))
     return Remapping(build(cuts=cut_patterns(runs, found)) if found else plain, found)
 
 
@@ -282,13 +282,17 @@ def untouched_types(
     return [(n, a == b) for n, (a, b) in enumerate(pairs) if changed.isdisjoint(a) and changed.isdisjoint(b)]
 
 
-def _without_new_tokens(plain: Tokenizer, exceptions: Mapping[str, str], new: set[str]) -> dict[str, str]:
+def _without_new_tokens(
+    plain: Tokenizer, runs: str | None, exceptions: Mapping[str, str], new: set[str]
+) -> dict[str, str]:
     """Exceptions left when no string that new tokens stand in may be cut, nor one that needs such a string cut."""
-    kept = {
-        string: piece
-        for string, piece in exceptions.items()
-        if new.isdisjoint(token.value for token in plain.model.tokenize(string))
-    }
+    splitter = pre_tokenizers.Split(Regex(runs), "isolated") if runs else None
+
+    def untouched(string: str) -> bool:
+        pieces = [piece for piece, _ in splitter.pre_tokenize_str(string)] if splitter else [string]
+        return new.isdisjoint(token.value for piece in pieces for token in plain.model.tokenize(piece))
+
+    kept = {string: piece for string, piece in exceptions.items() if untouched(string)}
     while True:
         rests = {string: string[len(piece) :] for string, piece in kept.items()}
         lost = [string for string, rest in rests.items() if rest in exceptions and rest not in kept]

@@ -8,15 +8,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer
 
+from ivr_dagster.core.tokenizer.agreement import compare_lengths
 from ivr_dagster.core.tokenizer.bpe import ByteLevelBPE
-from ivr_dagster.core.tokenizer.scores import scores_with_new
 from ivr_dagster.core.tokens.byte_level import text_of
 from ivr_dagster.core.tokens.counts import PretokenCounts
 from ivr_dagster.core.vocabulary.candidate import Guards, Selection
 from ivr_dagster.core.vocabulary.candidates import choose_candidates, order_by_worth, reachable
-from ivr_dagster.core.vocabulary.remap import RemapRule, RemapRules
+from ivr_dagster.core.vocabulary.remap import RemapRule, RemapRules, remap_tokenizer
 from ivr_dagster.core.vocabulary.sacrifice import choose_sacrifices, protected_ids
 
 LISTED = 40
@@ -121,11 +121,17 @@ def plan_selection(
     selection = Selection(ordered, selection.tokens_before, selection.tokens_after)
     ids = {rule.new_token: rule.id for rule in rules}
     table = candidates_table(selection, bpe, frequencies, heldout=shares, ids_before=ids)
-    table = table.with_columns(sacrificed_cost=_costs(base, bpe, table))
-    chosen = set(table["new_token"])
-    kept = int((table["status"] == "kept").sum())
-    dropped = sum(rule.new_token not in chosen for rule in before or ())
-    return Plan(table, selection.tokens_before, kept, len(before or ()) - kept - dropped, dropped)
+    remapped = remap_tokenizer(base, bpe, rules_from_table(table)).tokenizer
+    costs = [len(remapped.model.tokenize(string)) for string in table["sacrificed_token"]]
+    # measured with the candidates beside the vocabulary; what goes with the ids they get is borne by all alike
+    real = compare_lengths(base, remapped, heldout).saving
+    table = table.with_columns(
+        pl.col("heldout_saving") + (real - float(table["heldout_saving"].sum())) / max(len(table), 1),
+        sacrificed_cost=pl.Series(costs, dtype=pl.Int64),
+    )
+    status = dict(table["status"].value_counts().iter_rows())
+    kept, moved = int(status.get("kept", 0)), int(status.get("moved", 0))
+    return Plan(table, selection.tokens_before, kept, moved, len(before or ()) - kept - moved)
 
 
 def pays_up_to(shares: np.ndarray, least: float) -> int:
@@ -192,16 +198,6 @@ def candidates_table(
             "status": pl.Series(status, dtype=pl.String),
         }
     )
-
-
-def _costs(base: Tokenizer, bpe: ByteLevelBPE, table: pl.DataFrame) -> pl.Series:
-    """Tokens that each sacrificed token's own string takes once the ids are given away, `Int64`."""
-    strings = list(bpe.strings)
-    for token_id, string in zip(table["sacrificed_id"], table["new_token"], strict=True):
-        strings[token_id] = string
-    scores = scores_with_new(base, bpe, strings)
-    model = models.Unigram([(string, float(score)) for string, score in zip(strings, scores, strict=True)])
-    return pl.Series([len(model.tokenize(string)) for string in table["sacrificed_token"]], dtype=pl.Int64)
 
 
 def rules_from_table(table: pl.DataFrame) -> RemapRules:

@@ -73,7 +73,7 @@ def select_within(
 
     def worth_an_id(token: int) -> bool:
         saving = frequency[token] * (len(constituents[token]) - 1)
-        return saving >= guards.min_frequency and len(names[token]) >= guards.min_bytes
+        return saving >= guards.min_frequency and guards.may_be(names[token])
 
     while heap and live < budget:
         negative, pair = heapq.heappop(heap)
@@ -132,7 +132,7 @@ def select_within(
     frequency.update({token: standing[token] - frequency[token] for token in standing})
     candidates = [Candidate(names[new], constituents[new], saved[new], frequency[new]) for new in constituents]
     chosen = sorted(
-        (c for c in candidates if c.saving >= guards.min_frequency and guards.min_bytes <= len(c.string)),
+        (c for c in candidates if c.saving >= guards.min_frequency and guards.may_be(c.string)),
         key=lambda c: -c.saving,
     )[: budget + len(kept)]
     return Selection(chosen, tokens_before, tokens_before - sum(candidate.saving for candidate in chosen))

@@ -205,17 +205,13 @@ def test_a_plan_holds_the_candidates_the_most_worth_having_first(
     check_rules(rules_from_table(plan.table), bpe)
 
 
-def test_the_held_out_saving_is_the_remapped_tokenizers_but_for_what_is_given_up(
+def test_the_held_out_saving_is_the_remapped_tokenizers_what_is_given_up_included(
     plan: Plan, base: Tokenizer, topics: list[str]
 ) -> None:
     heldout = topics[40:60]
     tokenizer = remap_tokenizer(base, read_bpe(base), rules_from_table(plan.table)).tokenizer
-    before, lost = count_tokens(base, heldout)[0], set(plan.table["sacrificed_id"])
-    used = [i for e in base.encode_batch(heldout) for i in e.ids if i in lost]
-    costs = dict(plan.table.select("sacrificed_id", "sacrificed_cost").iter_rows())
-    given_up = sum(costs[i] - 1 for i in used)
-    after = count_tokens(tokenizer, heldout)[0]
-    assert plan.saving_heldout == pytest.approx((before - after + given_up) / before, abs=0.01)
+    before, after = count_tokens(base, heldout)[0], count_tokens(tokenizer, heldout)[0]
+    assert plan.saving_heldout == pytest.approx(1 - after / before)
 
 
 def test_a_sacrificed_token_costs_what_the_remapped_tokenizer_makes_of_its_text(plan: Plan, base: Tokenizer) -> None:
@@ -252,11 +248,13 @@ def test_without_a_budget_ids_are_given_as_long_as_they_pay(make_plan: Callable[
     every = make_plan(budget=None, least_saving=1e-9, across=True)
     free = read_bpe(base).size - len(protected_ids(read_bpe(base)))
     assert len(every.table) == free // 2
-    for least, count in [(0.5, 0), (0.08, 100), (0.045, 200)]:
+    counts = []
+    for least in (0.5, 0.08, 0.045):
         some = make_plan(budget=None, least_saving=least, across=True)
-        assert count == pays_up_to(every.table["heldout_saving"].to_numpy(), least)
-        assert some.table["new_token"].to_list() == every.table["new_token"][:count].to_list()
-        assert all(point.last_hundred >= least for point in saving_curve(some.table))
+        counts.append(len(some.table))
+        assert some.table["new_token"].to_list() == every.table["new_token"][: counts[-1]].to_list()
+    assert 0 == counts[0] < counts[1] < counts[2] < len(every.table)
+    assert all(count % 100 == 0 for count in counts)
 
 
 def ids_of(plan: Plan) -> dict[str, int]:
@@ -292,7 +290,6 @@ def test_rules_of_another_base_are_passed_over(make_plan: Callable[..., Plan], p
         assert again.kept == 0
 
 
-@pytest.mark.xfail(strict=True, raises=KeyError, reason="rules on disk reach the selection unchecked")
 def test_an_edited_rule_outside_the_alphabet_is_passed_over_or_refused(
     make_plan: Callable[..., Plan], base: Tokenizer
 ) -> None:

@@ -70,7 +70,7 @@ def select_by_recounting(
             string: (standing[string] * (len(string) - 1), standing[string])
             for string in rank
             if string not in known
-            and len(string) >= guards.min_bytes
+            and guards.may_be(string)
             and standing[string] * (len(string) - 1) >= guards.min_frequency
         }
         pairs = {
