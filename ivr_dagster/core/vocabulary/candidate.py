@@ -64,14 +64,12 @@ class Guards:
 
 @dataclass(frozen=True)
 class Selection:
-    """Candidates by falling saving.
-
-    Attributes:
-        candidates: what asks for an id.
-        tokens_before, tokens_after: tokens of the counted pre-tokens, base and with all candidates; they differ by the
-            sum of all savings.
-    """
+    """Candidates, and tokens of the counted pre-tokens under the base tokenizer."""
 
     candidates: list[Candidate]
     tokens_before: int
-    tokens_after: int
+
+    @property
+    def tokens_after(self) -> int:
+        """Tokens once all candidates are in use: savings are counted so that they add up."""
+        return self.tokens_before - sum(candidate.saving for candidate in self.candidates)

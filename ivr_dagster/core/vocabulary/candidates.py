@@ -84,13 +84,13 @@ def choose_candidates(
     if not kept:  # once more with what was found: some are not used where longer ones overlap them
         found = within.candidates[:budget]
         again = _choose_within(base, bpe, counts, found, budget - len(found) + len(found) // 10, guards, None)
-        within = Selection(_best(again.candidates, budget), again.tokens_before, again.tokens_after)
+        within = Selection(_best(again.candidates, budget), again.tokens_before)
     candidates = within.candidates
     if across:
         phrases = _choose_phrases(base, bpe, counts, texts, within, phrases_kept, budget, guards)
         candidates = [*candidates, *phrases[:most_phrases]]
     best = [*in_bytes, *_best(candidates, budget, frozenset(kept))]
-    return Selection(best, within.tokens_before, within.tokens_before - sum(candidate.saving for candidate in best))
+    return Selection(best, within.tokens_before)
 
 
 def _best(candidates: list[Candidate], budget: int, before: frozenset[str] = frozenset()) -> list[Candidate]:

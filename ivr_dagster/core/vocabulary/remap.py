@@ -6,13 +6,12 @@ vocabulary, and the remapped tokenizer that follows from them alone.
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 from tokenizers import Regex, Tokenizer, pre_tokenizers
 
@@ -24,7 +23,6 @@ from ivr_dagster.core.tokenizer.scores import scores_with_new
 from ivr_dagster.core.tokenizer.unigram import unigram_tokenizer
 from ivr_dagster.core.tokens.byte_level import CHARACTER_TO_BYTE, is_byte_level, string_of
 from ivr_dagster.core.tokens.counts import PretokenCounts, encode_types
-from ivr_dagster.core.vocabulary.candidate import Candidate
 from ivr_dagster.core.vocabulary.phrases import pattern_with
 from ivr_dagster.core.vocabulary.sacrifice import protected_ids
 
@@ -67,27 +65,6 @@ class RemapRules:
         """A hash of ids and strings, in hexadecimal; frequencies, which are for people, are left out."""
         content = [[rule.id, rule.sacrificed_token, rule.new_token, list(rule.constituents)] for rule in self.rules]
         return hashlib.blake2b(json.dumps(content).encode(), digest_size=16).hexdigest()
-
-
-def make_rules(
-    candidates: Sequence[Candidate], sacrifices: Sequence[int], bpe: ByteLevelBPE, frequencies: np.ndarray
-) -> RemapRules:
-    """Pair candidates with sacrificed ids, the best candidate with the first id."""
-    rules = (
-        RemapRule(
-            id=token_id,
-            sacrificed_token=bpe.strings[token_id],
-            new_token=candidate.string,
-            constituents=tuple(bpe.strings[i] for i in candidate.constituents),
-            frequencies={
-                "sacrificed": int(frequencies[token_id]),
-                "new": candidate.frequency,
-                "saving": candidate.saving,
-            },
-        )
-        for candidate, token_id in zip(candidates, sacrifices, strict=True)
-    )
-    return RemapRules(tuple(rules))
 
 
 HEADER = """\

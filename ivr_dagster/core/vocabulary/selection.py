@@ -118,7 +118,7 @@ def plan_selection(
     ordered, shares = order_by_worth(base, bpe, selection, counts, heldout)
     if budget is None:
         ordered = ordered[: pays_up_to(shares, least_saving)]
-    selection = Selection(ordered, selection.tokens_before, selection.tokens_after)
+    selection = Selection(ordered, selection.tokens_before)
     ids = {rule.new_token: rule.id for rule in rules}
     table = candidates_table(selection, bpe, frequencies, heldout=shares, ids_before=ids)
     remapped = remap_tokenizer(base, bpe, rules_from_table(table)).tokenizer

@@ -135,7 +135,7 @@ def select_within(
         (c for c in candidates if c.saving >= guards.min_frequency and guards.may_be(c.string)),
         key=lambda c: -c.saving,
     )[: budget + len(kept)]
-    return Selection(chosen, tokens_before, tokens_before - sum(candidate.saving for candidate in chosen))
+    return Selection(chosen, tokens_before)
 
 
 def _savings(originals: list[list[int]], words: list[list[int]], weights: list[int], names: list[str]) -> Counter[int]:

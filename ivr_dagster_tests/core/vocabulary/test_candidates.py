@@ -333,7 +333,7 @@ def test_bytes_go_first_and_add_nothing(without_some_bytes: Tokenizer, topics: l
 
 
 def test_no_candidates_add_nothing(tiny_bpe: Tokenizer, topics: list[str]) -> None:
-    ordered, shares = order_by_worth(tiny_bpe, read_bpe(tiny_bpe), Selection([], 9, 9), types({"a": 9}), topics[:2])
+    ordered, shares = order_by_worth(tiny_bpe, read_bpe(tiny_bpe), Selection([], 9), types({"a": 9}), topics[:2])
     assert (ordered, shares.tolist()) == ([], [])
 
 

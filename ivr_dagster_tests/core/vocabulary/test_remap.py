@@ -18,7 +18,6 @@ from ivr_dagster.core.tokenizer.folder import write_tokenizer
 from ivr_dagster.core.tokens.byte_level import CHARACTER_TO_BYTE, string_of, text_of
 from ivr_dagster.core.tokens.counts import PretokenCounts, count_pretokens, token_frequencies
 from ivr_dagster.core.tokens.pretokens import read_pretokenization
-from ivr_dagster.core.vocabulary.candidate import Candidate
 from ivr_dagster.core.vocabulary.candidates import choose_candidates
 from ivr_dagster.core.vocabulary.remap import (
     HEADER,
@@ -26,7 +25,6 @@ from ivr_dagster.core.vocabulary.remap import (
     RemapRule,
     RemapRules,
     check_rules,
-    make_rules,
     read_rules,
     remap_tokenizer,
     remapped_strings,
@@ -234,21 +232,6 @@ def test_all_faults_are_reported_together_and_many_are_counted(bpe: ByteLevelBPE
     many = faults_of(bpe, *(replace(rule_for(bpe, f"qx{'z' * n}"), id=1_000 + n) for n in range(1, 16)))
     assert many[0].startswith("id 1001 ") and many[9].startswith("id 1010 ")
     assert many[10:] == ["and 5 more"]
-
-
-def test_rules_pair_the_best_candidate_with_the_first_id(bpe: ByteLevelBPE) -> None:
-    frequencies = np.arange(bpe.size)
-    candidates = [
-        Candidate("qx", (bpe.ids["q"], bpe.ids["x"]), 9, 9),
-        Candidate("xq", (bpe.ids["x"], bpe.ids["q"]), 4, 4),
-    ]
-    rules = make_rules(candidates, [500, 400], bpe, frequencies)
-    assert list(rules) == [
-        RemapRule(500, bpe.strings[500], "qx", ("q", "x"), {"sacrificed": 500, "new": 9, "saving": 9}),
-        RemapRule(400, bpe.strings[400], "xq", ("x", "q"), {"sacrificed": 400, "new": 4, "saving": 4}),
-    ]
-    assert len(rules) == 2
-    assert not rules.edited
 
 
 def test_a_real_selection_makes_rules_that_fit(rules: RemapRules, gpt2_bpe: ByteLevelBPE) -> None:

@@ -85,7 +85,7 @@ def test_the_rules_are_the_same_whatever_the_order_of_rows(table: pl.DataFrame, 
 def test_no_candidates_are_an_empty_table_of_the_same_columns_and_no_rules(
     table: pl.DataFrame, gpt2_bpe: ByteLevelBPE
 ) -> None:
-    empty = candidates_table(Selection([], 10, 10), gpt2_bpe, np.zeros(gpt2_bpe.size, dtype=np.int64))
+    empty = candidates_table(Selection([], 10), gpt2_bpe, np.zeros(gpt2_bpe.size, dtype=np.int64))
     assert empty.schema == table.schema
     assert len(rules_from_table(empty)) == 0
     assert saving_curve(empty) == []
@@ -123,7 +123,7 @@ def test_the_verdict_warns_where_little_is_saved() -> None:
 def selection_of(bpe: ByteLevelBPE, *made: tuple[str, ...]) -> Selection:
     """Candidates by their constituents."""
     candidates = [Candidate("".join(parts), tuple(bpe.ids[part] for part in parts), 9, 9) for parts in made]
-    return Selection(candidates, 1000, 1000 - 9 * len(candidates))
+    return Selection(candidates, 1000)
 
 
 @pytest.fixture(scope="module")
@@ -357,7 +357,7 @@ def test_the_log_names_what_the_domain_loses_and_what_that_costs_and_keeps_its_t
 ) -> None:
     frequencies = np.full(gpt2_bpe.size, 3, dtype=np.int64)
     constituents = tuple(gpt2_bpe.ids[character] for character in string)
-    table = candidates_table(Selection([Candidate(string, constituents, 9, 9)], 90, 81), gpt2_bpe, frequencies)
+    table = candidates_table(Selection([Candidate(string, constituents, 9, 9)], 90), gpt2_bpe, frequencies)
     text = selection_log_text(table.with_columns(sacrificed_cost=pl.lit(17)), 90)
     assert "0 of the sacrificed tokens never occur in the train split; 1 do, 3 times in all" in text
     assert "## Given up although the domain uses them" in text
