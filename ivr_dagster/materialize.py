@@ -185,11 +185,12 @@ class Workbench:
         stage = next(stage for stage, names in STAGES.items() if name in names)
         if not self.paths[name].exists():
             raise InputError(f"{name} is not there yet", where=self.paths[name], remedy=f"Run `ivr {stage}` first.")
+        before = logging.root.manager.disable
         logging.disable(logging.INFO)  # Dagster tells of every file it opens, at DEBUG, to a console of its own
         try:
             return self._definitions.load_asset_value(dg.AssetKey(name), instance=self.instance)
         finally:
-            logging.disable(logging.NOTSET)
+            logging.disable(before)
 
     def plan_selection(self, progress: Callable[[int, int], None] | None = None) -> Plan:
         """What the stage `select` would choose; nothing is written."""

@@ -102,6 +102,7 @@ def distilled_tokenizer(
     distillation = distill(base, bpe, counts, exceptions=settings.exceptions)
     with settings.staged("distilled_tokenizer") as folder:
         write_tokenizer(distillation.tokenizer, original_tokenizer.path, folder)
+        version = content_hash(folder)  # before the certificate: other held-out text makes no other tokenizer
         loaded = TokenizerFolder(folder).backend()  # what is measured is what was saved
         train = measure_agreement(base, loaded, counts)
         heldout = measure_agreement(base, loaded, count_pretokens(cleaned_corpus.texts("heldout"), base))
@@ -116,7 +117,7 @@ def distilled_tokenizer(
         write_certificate(certificate, folder)
     return dg.MaterializeResult(
         value=TokenizerFolder(folder),
-        data_version=dg.DataVersion(content_hash(folder)),
+        data_version=dg.DataVersion(version),
         metadata={
             "vocabulary_size": bpe.size,
             "agreement": train.share,

@@ -133,7 +133,8 @@ def plan_from_settings(
 ) -> Plan:
     """The selection under these settings; nothing is written."""
     base = original.backend()
-    rules = places["remap_rules"]
+    place = places["remap_rules"]
+    rules = read_rules(place) if settings.sticky and place.is_file() else None
     return plan_selection(
         base,
         read_bpe(base),
@@ -153,12 +154,13 @@ def plan_from_settings(
         ),
         across=settings.merge_scope == "across",
         most_phrases=settings.max_phrases or None,
-        before=read_rules(rules) if settings.sticky and rules.is_file() else None,
+        # what a person wrote is not carried on: deleting the file brings the computed rules back
+        before=None if rules is None or rules.edited else rules,
         progress=progress,
     )
 
 
-@dg.asset(group_name=GROUP, kinds={"markdown"}, owners=OWNERS, io_manager_key="markdown_io", code_version="1")
+@dg.asset(group_name=GROUP, kinds={"markdown"}, owners=OWNERS, io_manager_key="markdown_io", code_version="2")
 def selection_log(replacement_candidates: pl.DataFrame, token_stats: pl.DataFrame) -> dg.MaterializeResult[str]:
     """The selection for people to read: what was chosen, what is given up, and what each hundred tokens more saved."""
     text = selection_log_text(replacement_candidates, int(token_stats["frequency"].sum()))
@@ -237,6 +239,7 @@ def remapped_tokenizer(
     with settings.staged("remapped_tokenizer") as folder:
         write_tokenizer(remapping.tokenizer, distilled_tokenizer.path, folder)
         loaded = TokenizerFolder(folder).backend()
+        version = content_hash(folder)  # before the certificate: other held-out text makes no other tokenizer
         lengths = compare_lengths(base, loaded, cleaned_corpus.texts("heldout"))
         untouched = untouched_types(base, loaded, remap_rules, counts)
         kept = sum(int(counts.counts[n]) for n, _ in untouched)
@@ -250,7 +253,7 @@ def remapped_tokenizer(
         write_certificate(certificate, folder)
     return dg.MaterializeResult(
         value=TokenizerFolder(folder),
-        data_version=dg.DataVersion(content_hash(folder)),
+        data_version=dg.DataVersion(version),
         metadata={
             "vocabulary_size": loaded.get_vocab_size(),
             "tokens_reassigned": len(remap_rules),

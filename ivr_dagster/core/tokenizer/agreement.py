@@ -58,10 +58,7 @@ def measure_agreement(base: Tokenizer, other: Tokenizer, counts: PretokenCounts)
 
     Both encode the type as a text of its own, so cuts that `other` makes after the base's pre-tokenizer take part.
     """
-    base_ids, other_ids = encode_types(base, counts.types), encode_types(other, counts.types)
-    differing = np.array(
-        [n for n, (a, b) in enumerate(zip(base_ids, other_ids, strict=True)) if a != b], dtype=np.int64
-    )
+    differing = np.array(differing_types(base, other, counts), dtype=np.int64)
     return Agreement(
         types=len(counts.types),
         types_identical=len(counts.types) - len(differing),
@@ -71,8 +68,8 @@ def measure_agreement(base: Tokenizer, other: Tokenizer, counts: PretokenCounts)
             Divergence(
                 counts.types[n],
                 int(counts.counts[n]),
-                [str(base.id_to_token(i)) for i in base_ids[n]],
-                [str(other.id_to_token(i)) for i in other_ids[n]],
+                base.encode(counts.types[n], add_special_tokens=False).tokens,
+                other.encode(counts.types[n], add_special_tokens=False).tokens,
             )
             for n in differing[:LISTED_DIVERGENCES]  # types come by falling count
         ],
@@ -152,7 +149,8 @@ class Lengths:
 
     def as_dict(self) -> dict[str, object]:
         """For `agreement.json`."""
-        return vars(self) | {"worst": [list(row) for row in self.worst]}
+        # the tokenizer may be published, texts of the corpus may not
+        return {key: value for key, value in vars(self).items() if key != "worst"}
 
 
 def compare_lengths(base: Tokenizer, other: Tokenizer, texts: Iterable[str], *, listed: int = 10) -> Lengths:

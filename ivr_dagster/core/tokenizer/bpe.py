@@ -14,7 +14,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from ivr_dagster.core.errors import InputError
-from ivr_dagster.core.tokens.byte_level import CHARACTER_TO_BYTE
+from ivr_dagster.core.tokens.byte_level import CHARACTER_TO_BYTE, is_byte_level
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,11 @@ class ByteLevelBPE:
     def ids(self) -> dict[str, int]:
         """The id of every token's string."""
         return {string: token_id for token_id, string in enumerate(self.strings)}
+
+    @cached_property
+    def model_strings(self) -> tuple[str, ...]:
+        """Tokens of the model itself, in the byte-level alphabet: without added ones, which are cut out beforehand."""
+        return tuple(s for i, s in enumerate(self.strings) if i not in self.added_ids and is_byte_level(s))
 
     @cached_property
     def merge_of(self) -> dict[int, tuple[int, int, int]]:

@@ -44,7 +44,7 @@ def run_cuts(base: Tokenizer, strings: Iterable[str], new: Iterable[str] = ()) -
 
     Args:
         base: the base tokenizer; its model is asked.
-        strings: its vocabulary.
+        strings: its model's tokens.
         new: new tokens; a run that is one of them stays whole.
     """
     known, whole = set(strings), set(new)
@@ -179,7 +179,9 @@ def find_exceptions(
                 return {string: string[: ends[n - 1]]}
         for n in reversed(held):  # the longest piece first, so that few cuts follow
             rest = string[ends[n - 1] :]
-            further = {} if rest in hopeless else settled(rest)
+            # a token that the base only yields as a whole pre-token (ignore_merges) is not what stands inside
+            alike = rest not in hopeless and cut_by_base(rest) == expected[n:]
+            further = settled(rest) if alike else {}
             if further:
                 return {string: string[: ends[n - 1]]} | further
         hopeless.add(string)

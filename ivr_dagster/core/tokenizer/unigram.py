@@ -87,7 +87,7 @@ def distill(
         exceptions: how many pre-token types at most become one, the most frequent first; 0 for none.
     """
     scores, raised = scores_from_merges(base, bpe)
-    runs = run_cuts(base, bpe.strings)
+    runs = run_cuts(base, bpe.model_strings)
     plain = unigram_tokenizer(base, bpe.strings, scores, cuts=cut_patterns(runs, {}))
     if counts is None or not exceptions:
         return Distillation(plain, raised)
@@ -110,6 +110,6 @@ def extended_tokenizer(
         repair: as of :func:`scores_with_new`.
     """
     strings = [*bpe.strings, *new]
-    cuts = cut_patterns(run_cuts(base, bpe.strings, new), {})
+    cuts = cut_patterns(run_cuts(base, bpe.model_strings, new), {})
     scores = scores_with_new(base, bpe, strings, repair=repair)
     return unigram_tokenizer(base, strings, scores, cuts=cuts, pattern=pattern)

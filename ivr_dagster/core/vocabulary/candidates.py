@@ -79,6 +79,7 @@ def choose_candidates(
         )
     in_bytes = bytes_without_token(bpe, counts)[:budget]
     budget -= len(in_bytes)
+    before = frozenset(kept)
     phrases_kept, words_kept = _by_scope(base, bpe, pretokenization, filter(guards.may_be, kept))
     within = _choose_within(base, bpe, counts, words_kept, budget, guards, progress)
     if not kept:  # once more with what was found: some are not used where longer ones overlap them
@@ -87,9 +88,9 @@ def choose_candidates(
         within = Selection(_best(again.candidates, budget), again.tokens_before)
     candidates = within.candidates
     if across:
-        phrases = _choose_phrases(base, bpe, counts, texts, within, phrases_kept, budget, guards)
-        candidates = [*candidates, *phrases[:most_phrases]]
-    best = [*in_bytes, *_best(candidates, budget, frozenset(kept))]
+        phrases = _choose_phrases(base, bpe, counts, texts, within, phrases_kept, budget, guards, before)
+        candidates = [*candidates, *_best(phrases, budget if most_phrases is None else most_phrases, before)]
+    best = [*in_bytes, *_best(candidates, budget, before)]
     return Selection(best, within.tokens_before)
 
 
@@ -150,8 +151,8 @@ def _choose_within(
     guards: Guards,
     progress: Callable[[int, int], None] | None,
 ) -> Selection:
-    cuts = [run_cuts(base, bpe.strings), *(escaped(c) for c in CHARACTER_TO_BYTE if c not in bpe.ids)]
-    pieces, weights = cut_pieces(counts, "|".join(filter(None, cuts)) or None, run_heads(bpe.strings))
+    cuts = [run_cuts(base, bpe.model_strings), *(escaped(c) for c in CHARACTER_TO_BYTE if c not in bpe.ids)]
+    pieces, weights = cut_pieces(counts, "|".join(filter(None, cuts)) or None, run_heads(bpe.model_strings))
     present = [n for n, piece in enumerate(pieces) if len(piece) > 1 or piece in bpe.ids]
     pieces, weights = [pieces[n] for n in present], weights[present]
     sequences = [[token.id for token in base.model.tokenize(piece)] for piece in pieces]
@@ -180,14 +181,15 @@ def _choose_phrases(
     kept: list[Candidate],
     budget: int,
     guards: Guards,
+    before: frozenset[str],
 ) -> list[Candidate]:
     """Phrases by falling saving over what words save by themselves."""
     pretokenization = read_pretokenization(base)
     pattern = pretokenization.pattern or ""
-    words = [candidate.string for candidate in within.candidates[:budget]]
+    words = [candidate.string for candidate in _best(within.candidates, budget, before)]
     tokenizer = extended_tokenizer(base, bpe, words)
     lengths = dict(zip(counts.types, map(len, encode_types(tokenizer, counts.types)), strict=True))
-    runs = run_cuts(base, bpe.strings)
+    runs = run_cuts(base, bpe.model_strings)
     cut = regex.compile(runs) if runs else None
     known = {*words, *bpe.strings}
 
@@ -209,7 +211,7 @@ def _choose_phrases(
         min_saving=guards.min_frequency,
         least_documents=guards.least_documents,
         allowed=allowed,
-        kept=[bytes_of(candidate.string).decode() for candidate in kept],
+        kept=[text for text in (bytes_of(candidate.string).decode() for candidate in kept) if allowed(text)],
     )
     found = [
         Candidate(string_of(phrase.text), _constituents(base, phrase.pretokens), phrase.saving, phrase.frequency)
@@ -264,7 +266,8 @@ def _measured_saving(
     base: Tokenizer, bpe: ByteLevelBPE, candidates: Sequence[Candidate], heldout: Sequence[str], total: int
 ) -> float:
     """Share of `total` held-out tokens that these candidates save."""
-    return 1 - count_tokens(_with_candidates(base, bpe, candidates, repair=False), heldout)[0] / max(total, 1)
+    tokens = count_tokens(_with_candidates(base, bpe, candidates, repair=False), heldout)[0]
+    return 1 - tokens / total if total else 0.0
 
 
 def _missed(base: Tokenizer, bpe: ByteLevelBPE, candidates: Sequence[Candidate], counts: PretokenCounts) -> np.ndarray:

@@ -235,7 +235,7 @@ def remap_tokenizer(
     strings = remapped_strings(bpe, rules)
     new = [rule.new_token for rule in rules]
     pattern = pattern_with(base, new)
-    runs = run_cuts(base, bpe.strings, new)
+    runs = run_cuts(base, bpe.model_strings, new)
     build = partial(unigram_tokenizer, base, strings, scores_with_new(base, bpe, strings), pattern=pattern)
     plain = build(cuts=cut_patterns(runs, {}))
     if counts is None or not exceptions:

@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 from tokenizers import Tokenizer
 
+from ivr_dagster.core.errors import InputError
 from ivr_dagster.core.tokenizer.agreement import compare_lengths
 from ivr_dagster.core.tokenizer.bpe import ByteLevelBPE
 from ivr_dagster.core.tokens.byte_level import text_of
@@ -99,9 +100,24 @@ def plan_selection(
         least_saving: share of held-out tokens that the next hundred must save where `budget` is None.
         guards, across, most_phrases, progress: as of :func:`choose_candidates`.
         before: rules in force, which stay where they are still worth it; rules of another base are passed over.
+
+    Raises:
+        InputError: more new tokens are asked for than ids may be given away.
     """
-    free = bpe.size - len(protected_ids(bpe))
-    rules = [rule for rule in before or () if bpe.strings[rule.id : rule.id + 1] == (rule.sacrificed_token,)]
+    protected = protected_ids(bpe)
+    free = bpe.size - len(protected)
+    if budget is not None and budget > free:
+        raise InputError(
+            f"{budget:,} new tokens were asked for, only {free:,} of {bpe.size:,} ids may be given away",
+            where="max_candidates",
+            remedy=f"Set --max-candidates well below {free}.",
+        )
+    ids_before: dict[int, RemapRule] = {
+        rule.id: rule
+        for rule in before or ()
+        if 0 <= rule.id < bpe.size and bpe.strings[rule.id] == rule.sacrificed_token
+    }
+    rules = list(ids_before.values())
     selection = choose_candidates(
         base,
         bpe,
@@ -117,7 +133,10 @@ def plan_selection(
     selection = replace(selection, candidates=reachable(base, bpe, selection.candidates))
     ordered, shares = order_by_worth(base, bpe, selection, counts, heldout)
     if budget is None:
-        ordered = ordered[: pays_up_to(shares, least_saving)]
+        fixed = sum(not candidate.constituents for candidate in ordered)  # bytes without a token save nothing
+        ordered = ordered[: fixed + pays_up_to(shares[fixed:], least_saving)]
+        in_use = {i for candidate in ordered for i in candidate.constituents}
+        ordered = ordered[: free - len(in_use - protected)]
     selection = Selection(ordered, selection.tokens_before)
     ids = {rule.new_token: rule.id for rule in rules}
     table = candidates_table(selection, bpe, frequencies, heldout=shares, ids_before=ids)
@@ -169,7 +188,8 @@ def candidates_table(
         Columns rank, new_token, new_text, constituents (strings, separated by spaces, which no byte-level string
         holds), saving and frequency (tokens, occurrences on the train split), heldout_saving (what
         it adds to the share of held-out tokens saved), sacrificed_id, sacrificed_token, sacrificed_text,
-        sacrificed_frequency, status (kept, moved, new).
+        sacrificed_frequency, status (kept, moved, new). :func:`plan_selection` adds sacrificed_cost, the tokens that
+        the sacrificed token's string takes afterwards.
     """
     candidates = selection.candidates
     ids_before = ids_before or {}
