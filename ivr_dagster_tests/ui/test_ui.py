@@ -62,7 +62,7 @@ def test_no_dialog_covers_the_page(page: Page, ui: DagsterUi, path: str, landmar
 
 
 def test_the_lineage_shows_every_group_and_every_asset(page: Page, ui: DagsterUi) -> None:
-    page.set_viewport_size({"width": 2400, "height": 2400})  # in less, Dagster shortens names
+    page.set_viewport_size({"width": 3200, "height": 3200})  # in less, Dagster shortens names
     open_lineage(page, ui.url)
     assets = [*SOURCES, *(asset for assets in STAGES.values() for asset in assets)]
     for name in [*GROUPS, *assets]:

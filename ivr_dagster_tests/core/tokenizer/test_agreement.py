@@ -107,7 +107,7 @@ def test_lengths_are_summed_and_texts_that_grew_are_listed_with_the_worst_first(
     )
     assert lengths.saving == pytest.approx(1 - 115 / 111)
     assert compare_lengths(ONLY_BC, ONLY_AB, texts).saving == pytest.approx(1 - 111 / 115)
-    assert json.loads(json.dumps(lengths.as_dict()))["worst"][0] == ["abab", 2, 4]
+    assert "worst" not in json.loads(json.dumps(lengths.as_dict()))  # texts of the corpus stay out of files
 
 
 def test_only_the_worst_texts_of_all_batches_are_listed() -> None:
