@@ -122,6 +122,8 @@ def distilled_tokenizer(
             "vocabulary_size": bpe.size,
             "agreement": train.share,
             "agreement_heldout": heldout.share,
+            "worst divergences": dg.MetadataValue.md(_divergences(train)),
+            "divergences on held-out text": dg.MetadataValue.md(_divergences(heldout)),
             "pretoken_types_differing": train.types - train.types_identical,
             "pretoken_types_differing_heldout": heldout.types - heldout.types_identical,
             "exceptions": len(distillation.exceptions),
@@ -129,8 +131,6 @@ def distilled_tokenizer(
             "scores_repaired": len(distillation.raised),
             "unreachable_in_base": len(unreachable),
             "seconds": round(time.monotonic() - started, 2),
-            "worst divergences": dg.MetadataValue.md(_divergences(train)),
-            "divergences on held-out text": dg.MetadataValue.md(_divergences(heldout)),
         },
     )
 

@@ -92,11 +92,6 @@ def replacement_candidates(
             "token_saving_train": plan.saving_train,
             "token_saving_heldout": plan.saving_heldout,
             "verdict": judgement,
-            "rules_kept": plan.kept,
-            "rules_moved": plan.moved,
-            "rules_dropped": plan.dropped,
-            "sacrificed_in_use": int((table["sacrificed_frequency"] > 0).sum()),
-            "seconds": round(time.monotonic() - started, 2),
             "first new tokens": dg.MetadataValue.md(
                 markdown_table(table.head(30).select("new_text", "saving", "frequency", "sacrificed_text"))
             ),
@@ -117,6 +112,11 @@ def replacement_candidates(
                 ),
                 "saving against the number of new tokens",
             ),
+            "rules_kept": plan.kept,
+            "rules_moved": plan.moved,
+            "rules_dropped": plan.dropped,
+            "sacrificed_in_use": int((table["sacrificed_frequency"] > 0).sum()),
+            "seconds": round(time.monotonic() - started, 2),
         },
     )
 
@@ -258,6 +258,13 @@ def remapped_tokenizer(
             "vocabulary_size": loaded.get_vocab_size(),
             "tokens_reassigned": len(remap_rules),
             "token_saving": lengths.saving,
+            "documents that grew": dg.MetadataValue.md(
+                markdown_table(
+                    pl.DataFrame(lengths.worst, schema=["begins with", "tokens before", "tokens now"], orient="row")
+                )
+                if lengths.worst
+                else "None."
+            ),
             "bytes_per_token_base": lengths.bytes / max(lengths.base, 1),
             "bytes_per_token": lengths.bytes / max(lengths.other, 1),
             "heldout_bytes": lengths.bytes,
@@ -266,12 +273,5 @@ def remapped_tokenizer(
             "agreement_kept": same / kept if kept else 1.0,
             "exceptions": len(remapping.exceptions),
             "seconds": round(time.monotonic() - started, 2),
-            "documents that grew": dg.MetadataValue.md(
-                markdown_table(
-                    pl.DataFrame(lengths.worst, schema=["begins with", "tokens before", "tokens now"], orient="row")
-                )
-                if lengths.worst
-                else "None."
-            ),
         },
     )
