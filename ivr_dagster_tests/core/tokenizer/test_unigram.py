@@ -240,3 +240,13 @@ def test_indented_code_agrees_where_line_breaks_and_spaces_are_one_token(train_b
     breaks = ["\n" * lines + " " * spaces for lines in (1, 2) for spaces in range(40)]
     same = [distilled.encode(text).ids == base.encode(text).ids for text in breaks]
     assert sum(same) >= 0.95 * len(same)
+
+
+@pytest.mark.parametrize("added", ["        ", "====", "─────"])
+def test_an_added_token_that_is_a_run_is_no_token_of_the_model(added: str, tiny_bpe: Tokenizer) -> None:
+    base = Tokenizer.from_str(tiny_bpe.to_str())
+    base.add_tokens([AddedToken(added, normalized=False)])
+    distilled = distill(base, read_bpe(base)).tokenizer
+    assert distilled.get_vocab() == base.get_vocab()
+    text = f"a{added}b {added}{added} ===="
+    assert distilled.encode(text).ids == base.encode(text).ids
