@@ -7,7 +7,7 @@ What belongs here: where to cut, as patterns over byte-level strings; that it he
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import accumulate, product
 
 from tokenizers import Regex, Tokenizer, pre_tokenizers
@@ -137,6 +137,17 @@ def _is_symbol(character: str) -> bool:
     return text != "\ufffd" and not text.isalnum()
 
 
+def cut_behind_runs(unigram: Tokenizer, runs: str | None) -> Callable[[str], list[str]]:
+    """A function from a whole pre-token (byte-level) to its tokens by `unigram`'s model, behind the cuts of `runs`."""
+    splitter = pre_tokenizers.Split(Regex(runs), "isolated") if runs else None
+
+    def cut(string: str) -> list[str]:
+        pieces = [piece for piece, _ in splitter.pre_tokenize_str(string)] if splitter else [string]
+        return [token.value for piece in pieces for token in unigram.model.tokenize(piece)]
+
+    return cut
+
+
 def find_exceptions(
     base: Tokenizer, unigram: Tokenizer, runs: str | None, strings: Iterable[str], most: int
 ) -> dict[str, str]:
@@ -153,16 +164,12 @@ def find_exceptions(
         For a whole string its first piece. What follows the piece is again a whole string, with an entry of its own
         where it needs one. Strings that no cut settles have none.
     """
-    splitter = pre_tokenizers.Split(Regex(runs), "isolated") if runs else None
+    cut_by_unigram = cut_behind_runs(unigram, runs)
     exceptions: dict[str, str] = {}
     hopeless: set[str] = set()
 
     def cut_by_base(string: str) -> list[str]:
         return [token.value for token in base.model.tokenize(string)]
-
-    def cut_by_unigram(string: str) -> list[str]:
-        pieces = [piece for piece, _ in splitter.pre_tokenize_str(string)] if splitter else [string]
-        return [token.value for piece in pieces for token in unigram.model.tokenize(piece)]
 
     def settled(string: str) -> dict[str, str]:
         """Entries for a string that needs at least one, none where there is no way."""

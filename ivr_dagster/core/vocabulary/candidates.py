@@ -14,10 +14,10 @@ from tokenizers import Tokenizer
 from ivr_dagster.core.errors import InputError
 from ivr_dagster.core.tokenizer.agreement import count_tokens, encodes_to_itself
 from ivr_dagster.core.tokenizer.bpe import ByteLevelBPE
-from ivr_dagster.core.tokenizer.cuts import run_cuts, run_heads, whole_run
+from ivr_dagster.core.tokenizer.cuts import cut_patterns, run_cuts, run_heads, whole_run
 from ivr_dagster.core.tokenizer.scores import UNREACHABLE, best_split, scores_with_new
 from ivr_dagster.core.tokenizer.trie import escaped
-from ivr_dagster.core.tokenizer.unigram import extended_tokenizer
+from ivr_dagster.core.tokenizer.unigram import extended_tokenizer, unigram_tokenizer
 from ivr_dagster.core.tokens.byte_level import (
     BYTE_TO_CHARACTER,
     CHARACTER_TO_BYTE,
@@ -81,10 +81,29 @@ def choose_candidates(
     budget -= len(in_bytes)
     before = frozenset(kept)
     phrases_kept, words_kept = _by_scope(base, bpe, pretokenization, filter(guards.may_be, kept))
-    within = _choose_within(base, bpe, counts, words_kept, budget, guards, progress)
+    pieces, weights = _pieces(bpe, counts, run_cuts(base, bpe.model_strings))
+    sequences = [[token.id for token in base.model.tokenize(piece)] for piece in pieces]
+
+    def continue_from(kept: list[Candidate], budget: int, progress: Callable[[int, int], None] | None) -> Selection:
+        started = None
+        if kept:
+            model = extended_tokenizer(base, bpe, [candidate.string for candidate in kept]).model
+            started = [[token.id for token in model.tokenize(piece)] for piece in pieces]
+        return select_within(
+            sequences,
+            weights,
+            bpe.strings,
+            budget=budget,
+            guards=guards,
+            kept=kept,
+            kept_sequences=started,
+            progress=progress,
+        )
+
+    within = continue_from(words_kept, budget, progress)
     if not kept:  # once more with what was found: some are not used where longer ones overlap them
         found = within.candidates[:budget]
-        again = _choose_within(base, bpe, counts, found, budget - len(found) + len(found) // 10, guards, None)
+        again = continue_from(found, budget - len(found) + len(found) // 10, None)
         within = Selection(_best(again.candidates, budget), again.tokens_before)
     candidates = within.candidates
     if across:
@@ -142,34 +161,12 @@ def _constituents(base: Tokenizer, pretokens: Iterable[str]) -> tuple[int, ...]:
     return tuple(i for piece in pretokens for i in base.encode(piece, add_special_tokens=False).ids)
 
 
-def _choose_within(
-    base: Tokenizer,
-    bpe: ByteLevelBPE,
-    counts: PretokenCounts,
-    kept: list[Candidate],
-    budget: int,
-    guards: Guards,
-    progress: Callable[[int, int], None] | None,
-) -> Selection:
-    cuts = [run_cuts(base, bpe.model_strings), *(escaped(c) for c in CHARACTER_TO_BYTE if c not in bpe.ids)]
+def _pieces(bpe: ByteLevelBPE, counts: PretokenCounts, runs: str | None) -> tuple[list[str], np.ndarray]:
+    """What :func:`cut_pieces` gives, also cut at bytes that the base has no token for, these left out."""
+    cuts = [runs, *(escaped(c) for c in CHARACTER_TO_BYTE if c not in bpe.ids)]
     pieces, weights = cut_pieces(counts, "|".join(filter(None, cuts)) or None, run_heads(bpe.model_strings))
     present = [n for n, piece in enumerate(pieces) if len(piece) > 1 or piece in bpe.ids]
-    pieces, weights = [pieces[n] for n in present], weights[present]
-    sequences = [[token.id for token in base.model.tokenize(piece)] for piece in pieces]
-    started = None
-    if kept:
-        model = extended_tokenizer(base, bpe, [candidate.string for candidate in kept]).model
-        started = [[token.id for token in model.tokenize(piece)] for piece in pieces]
-    return select_within(
-        sequences,
-        weights,
-        bpe.strings,
-        budget=budget,
-        guards=guards,
-        kept=kept,
-        kept_sequences=started,
-        progress=progress,
-    )
+    return [pieces[n] for n in present], weights[present]
 
 
 def _choose_phrases(
@@ -276,7 +273,8 @@ def _missed(base: Tokenizer, bpe: ByteLevelBPE, candidates: Sequence[Candidate],
     scores = scores_with_new(base, bpe, strings, repair=False)
     score_of = {string: float(score) for string, score in zip(strings, scores, strict=True) if score > UNREACHABLE}
     longest = max(map(len, strings))
-    tokenizer = extended_tokenizer(base, bpe, strings[bpe.size :], repair=False)
+    cuts = cut_patterns(run_cuts(base, bpe.model_strings, strings[bpe.size :]), {})
+    tokenizer = unigram_tokenizer(base, strings, scores, cuts=cuts)
     standing = np.zeros(len(candidates))
     for ids, count in zip(encode_types(tokenizer, counts.types), counts.counts.tolist(), strict=True):
         for token in ids:

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from tokenizers import Regex, Tokenizer, pre_tokenizers
+from tokenizers import Tokenizer
 
 from ivr_dagster.core.errors import InputError
 from ivr_dagster.core.tokenizer.agreement import encodes_to_itself
 from ivr_dagster.core.tokenizer.bpe import ByteLevelBPE
-from ivr_dagster.core.tokenizer.cuts import cut_patterns, find_exceptions, run_cuts
+from ivr_dagster.core.tokenizer.cuts import cut_behind_runs, cut_patterns, find_exceptions, run_cuts
 from ivr_dagster.core.tokenizer.scores import scores_with_new
 from ivr_dagster.core.tokenizer.unigram import unigram_tokenizer
 from ivr_dagster.core.tokens.byte_level import CHARACTER_TO_BYTE, is_byte_level, string_of
@@ -263,13 +263,8 @@ def _without_new_tokens(
     plain: Tokenizer, runs: str | None, exceptions: Mapping[str, str], new: set[str]
 ) -> dict[str, str]:
     """Exceptions left when no string that new tokens stand in may be cut, nor one that needs such a string cut."""
-    splitter = pre_tokenizers.Split(Regex(runs), "isolated") if runs else None
-
-    def untouched(string: str) -> bool:
-        pieces = [piece for piece, _ in splitter.pre_tokenize_str(string)] if splitter else [string]
-        return new.isdisjoint(token.value for piece in pieces for token in plain.model.tokenize(piece))
-
-    kept = {string: piece for string, piece in exceptions.items() if untouched(string)}
+    cut = cut_behind_runs(plain, runs)
+    kept = {string: piece for string, piece in exceptions.items() if new.isdisjoint(cut(string))}
     while True:
         rests = {string: string[len(piece) :] for string, piece in kept.items()}
         lost = [string for string, rest in rests.items() if rest in exceptions and rest not in kept]
