@@ -1,0 +1,75 @@
+import numpy as np
+import pytest
+
+from ivr_dagster.core.errors import InputError
+from ivr_dagster.core.evaluation import intervals as module
+from ivr_dagster.core.evaluation.intervals import bpb_intervals
+
+BYTES = np.array([100, 2000, 350, 0, 40, 900])
+BITS = {
+    "base": np.array([150.0, 2100.0, 700.0, 0.0, 90.0, 1000.0]),
+    "sft": np.array([120.0, 1800.0, 650.0, 0.0, 95.0, 900.0]),
+}
+
+
+@pytest.mark.parametrize("drawn", [4_000_000, 7])
+def test_they_are_the_percentiles_of_ratios_of_sums_drawn_one_by_one(
+    drawn: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_DRAWN", drawn)
+    variants, differences = bpb_intervals(BITS, BYTES, [("sft", "base")], resamples=300, seed=5)
+
+    texts = [number for number in range(6) if BYTES[number]]
+    rng = np.random.default_rng(5)
+    found: dict[str, list[float]] = {"base": [], "sft": [], "difference": []}
+    for _ in range(300):
+        chosen = [texts[int(place)] for place in rng.integers(0, len(texts), size=len(texts))]
+        size = sum(int(BYTES[number]) for number in chosen)
+        base, sft = (sum(float(BITS[name][number]) for number in chosen) / size for name in ("base", "sft"))
+        for name, value in (("base", base), ("sft", sft), ("difference", sft - base)):
+            found[name].append(value)
+
+    for name, got in (*variants.items(), ("difference", differences["sft", "base"])):
+        ordered = sorted(found[name])
+        # linear interpolation between the two neighbours of place share · (n − 1)
+        for share, end in ((0.025, got.low), (0.975, got.high)):
+            place = share * 299
+            below, above = ordered[int(place)], ordered[int(place) + 1]
+            assert end == pytest.approx(below + (place - int(place)) * (above - below))
+    assert variants["base"].value == pytest.approx(4040 / 3390)
+    assert differences["sft", "base"].value == pytest.approx((3565 - 4040) / 3390)
+
+
+def test_nineteen_of_twenty_intervals_hold_the_truth() -> None:
+    rng, held, trials, documents = np.random.default_rng(1), 0, 400, 60
+    for trial in range(trials):
+        sizes = rng.integers(500, 1500, documents)
+        base = 1.5 * sizes + rng.normal(0, 100, documents)
+        sft = base - 0.2 * sizes + rng.normal(0, 40, documents)
+        _, differences = bpb_intervals({"base": base, "sft": sft}, sizes, [("sft", "base")], resamples=400, seed=trial)
+        interval = differences["sft", "base"]
+        held += interval.low <= -0.2 <= interval.high
+    assert 0.91 <= held / trials <= 0.98
+
+
+def test_a_difference_that_is_the_same_in_every_document_is_certain_though_documents_differ() -> None:
+    variants, differences = bpb_intervals(
+        {"base": BITS["base"], "sft": BITS["base"] - 0.25 * BYTES}, BYTES, [("sft", "base")]
+    )
+    interval = differences["sft", "base"]
+    assert (interval.low, interval.value, interval.high) == pytest.approx((-0.25, -0.25, -0.25))
+    assert variants["base"].high - variants["base"].low > 0.1
+
+
+def test_the_seed_decides() -> None:
+    assert bpb_intervals(BITS, BYTES, seed=1) == bpb_intervals(BITS, BYTES, seed=1)
+    assert bpb_intervals(BITS, BYTES, seed=1) != bpb_intervals(BITS, BYTES, seed=2)
+
+
+def test_a_request_that_cannot_be_met_is_refused() -> None:
+    with pytest.raises(InputError, match="sft was scored on 2 documents, there are 6"):
+        bpb_intervals({"sft": np.ones(2)}, BYTES)
+    with pytest.raises(InputError, match="a difference of vanilla was asked for, found base, sft"):
+        bpb_intervals(BITS, BYTES, [("sft", "vanilla")])
+    with pytest.raises(InputError, match="the 2 documents hold no text"):
+        bpb_intervals({"sft": np.ones(2)}, np.zeros(2, dtype=np.int64))
