@@ -66,6 +66,12 @@ def write_sample_corpus(folder: Path) -> SampleCorpus:
     return SampleCorpus(folder, len(documents), sum(len(text.encode()) for _, text in documents))
 
 
+def sample_documents() -> Iterator[tuple[str, str]]:
+    """(name, text) of the sample corpus's documents: modules, then help topics."""
+    yield from _module_documents()
+    yield from _topic_documents()
+
+
 def _module_documents() -> Iterator[tuple[str, str]]:
     """(module, its docstrings parted by empty lines), modules written in Python first."""
     seen: set[str] = set()  # what io says, _pyio and _io say again: once is enough, and no copy may be held out

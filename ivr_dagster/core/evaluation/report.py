@@ -1,157 +1,32 @@
-"""The evaluation report: its values, and their forms as JSON, Markdown and plots.
+"""The evaluation report for people: what came out in plain words, tables, and where the plots go."""
 
-What belongs here: putting figures side by side and saying in plain words what they mean. Where they come from is the
-business of `bits_per_byte`, `continuations` and the tokenizer stem.
-"""
-
-import io
 import json
-import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from ivr_dagster.core.errors import InputError
-from ivr_dagster.core.evaluation.bits_per_byte import BitsPerByte
+from ivr_dagster.core.evaluation.figures import VARIANTS, EvaluationReport, LossCurve, as_json, in_order
+from ivr_dagster.core.evaluation.intervals import FEW_DOCUMENTS, Interval
+from ivr_dagster.core.evaluation.plots import PLOT_TITLES, plots
 
-# name → what it is; the order of every table and plot
-VARIANTS = {
-    "base": "base model, base tokenizer",
-    "distilled": "base model, distilled tokenizer",
-    "initialized": "initialized model, new vocabulary",
-    "sft": "fine-tuned model, new vocabulary",
-    "vanilla_sft": "vanilla baseline: base model fine-tuned with its own tokenizer",
+# baseline → its name in a sentence, and what the comparison with it says
+_BASELINES = {
+    "vanilla_sft": (
+        "the vanilla baseline on the same text",
+        "That baseline is the base model fine-tuned on the same text (equal bytes) with its own tokenizer; it read that"
+        " text in more tokens, so it took more compute. The difference is what the new vocabulary costs or brings where"
+        " text is what there is little of.",
+    ),
+    "vanilla_compute_sft": (
+        "the vanilla baseline on equal compute",
+        "That baseline is the base model fine-tuned with its own tokenizer on as many tokens as the adapted model,"
+        " which is less text (equal compute). The difference is what the new vocabulary costs or brings where compute"
+        " is what there is little of.",
+    ),
 }
-# Okabe and Ito's palette, which people with any colour vision can tell apart (https://jfly.uni-koeln.de/color/)
-_COLOURS = {
-    "base": "#999999",
-    "distilled": "#56B4E9",
-    "initialized": "#E69F00",
-    "sft": "#0072B2",
-    "vanilla_sft": "#D55E00",
-}
+
 # from one seed to the next the BPB of a fine-tuned model moves by about this much
 _SEED_NOISE = 0.05
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One model with one tokenizer, on the held-out text.
-
-    Attributes:
-        name: one of `VARIANTS`.
-        bpb: bits per byte.
-        bytes_per_token: UTF-8 bytes of the text over its tokens.
-        tokens: tokens of the text.
-        bytes: UTF-8 bytes of the text; the same for all variants.
-        continuations: what the model wrote after each of the report's prompts; empty where it was not asked.
-    """
-
-    name: str
-    bpb: float
-    bytes_per_token: float
-    tokens: int
-    bytes: int
-    continuations: tuple[str, ...] = ()
-
-    @classmethod
-    def of(cls, name: str, scored: BitsPerByte, continuations: Sequence[str] = ()) -> "Variant":
-        """The variant that `scored` was measured on."""
-        return cls(name, scored.bpb, scored.bytes_per_token, scored.tokens, scored.bytes, tuple(continuations))
-
-
-@dataclass(frozen=True)
-class LossCurve:
-    """Training loss against the text seen, in units that do not depend on the tokenizer.
-
-    Attributes:
-        bytes_seen: UTF-8 bytes of text trained on so far, repetitions counted.
-        bits_per_byte: training loss at those places.
-    """
-
-    bytes_seen: tuple[float, ...]
-    bits_per_byte: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class EvaluationReport:
-    """Everything the report tells.
-
-    Attributes:
-        variants: by name; any may be missing.
-        token_saving: 1 − tokens(new tokenizer) / tokens(base tokenizer) on the held-out text.
-        agreement: share of pre-token occurrences whose ids the distilled tokenizer gives as the base tokenizer does.
-        round_trip: share of held-out documents that the new tokenizer gives back byte by byte.
-        new_tokens: how many ids were given to new tokens.
-        new_tokens_used: how many of those the held-out text needs.
-        heldout_documents: documents of the held-out text.
-        heldout_bytes: its UTF-8 bytes.
-        prompts: what the models were asked to go on with.
-        settings: how it was measured, and of what; plain JSON values.
-    """
-
-    variants: Mapping[str, Variant]
-    token_saving: float
-    agreement: float
-    round_trip: float
-    new_tokens: int
-    new_tokens_used: int
-    heldout_documents: int
-    heldout_bytes: int
-    prompts: tuple[str, ...] = ()
-    settings: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def new_tokens_used_share(self) -> float:
-        """`new_tokens_used / new_tokens`, 0 where there are no new tokens."""
-        return self.new_tokens_used / self.new_tokens if self.new_tokens else 0.0
-
-
-def loss_curve(history: Sequence[tuple[int, float]], *, tokens_per_step: float, bytes_per_token: float) -> LossCurve:
-    """A run's loss in bits per byte of text.
-
-    Args:
-        history: (step, nats per token), as `SftResult.loss_history`.
-        tokens_per_step: `SftResult.tokens / SftResult.steps`.
-        bytes_per_token: of the run's tokenizer on the training text.
-    """
-    return LossCurve(
-        tuple(step * tokens_per_step * bytes_per_token for step, _ in history),
-        tuple(loss / math.log(2) / bytes_per_token for _, loss in history),
-    )
-
-
-def as_json(report: EvaluationReport) -> dict[str, Any]:
-    """The report as JSON values: `variants.<name>.{bpb,bytes_per_token,tokens,bytes,continuations}` and the rest.
-
-    Raises:
-        InputError: a figure that is no finite number.
-    """
-    result: dict[str, Any] = {
-        "variants": {
-            name: {
-                "bpb": variant.bpb,
-                "bytes_per_token": variant.bytes_per_token,
-                "tokens": variant.tokens,
-                "bytes": variant.bytes,
-                "continuations": list(variant.continuations),
-            }
-            for name, variant in _in_order(report)
-        },
-        "token_saving": report.token_saving,
-        "agreement": report.agreement,
-        "round_trip": report.round_trip,
-        "new_tokens": report.new_tokens,
-        "new_tokens_used": report.new_tokens_used,
-        "new_tokens_used_share": report.new_tokens_used_share,
-        "heldout": {"documents": report.heldout_documents, "bytes": report.heldout_bytes},
-        "prompts": list(report.prompts),
-        "settings": dict(report.settings),
-    }
-    _refuse_infinite(result, "")
-    return result
 
 
 def as_markdown(report: EvaluationReport, plot_paths: Mapping[str, str] | None = None) -> str:
@@ -161,10 +36,19 @@ def as_markdown(report: EvaluationReport, plot_paths: Mapping[str, str] | None =
         report: the values.
         plot_paths: name of a plot of :func:`plots` → its path, relative to the Markdown file.
     """
-    parts = ["# Evaluation", *summary(report), "## Quality", _quality_table(report), _UNITS]
+    parts = ["# Evaluation", *summary(report), "## Quality", quality_table(report), _UNITS]
+    if report.context_bytes is not None:
+        parts += [_contexts(report)]
+    parts += _differences(report)
+    parts += _token_groups(report)
+    parts += _retention(report)
+    parts += _speed(report)
     parts += ["## Tokenizer", _tokenizer_table(report)]
+    if plot_paths:
+        parts += ["## Plots"]
     for name, path in (plot_paths or {}).items():
-        parts += [f"![{_PLOT_TITLES.get(name, name)}]({path})"]
+        parts += [f"![{PLOT_TITLES.get(name, name)}]({path})"]
+        parts += [_PLOT_NOTES[name]] if name in _PLOT_NOTES else []
     parts += _samples(report)
     if report.settings:
         parts += [
@@ -183,71 +67,28 @@ def summary(report: EvaluationReport) -> list[str]:
     if 0 < report.token_saving < 1:
         paragraphs[0] += f" A context of the same length holds {1 / (1 - report.token_saving):.1f} times the text."
     if "sft" in variants:
-        sft = variants["sft"].bpb
-        if "base" in variants:
-            paragraphs.append("The fine-tuned model is " + _comparison(sft, variants["base"].bpb, "the base model"))
-        if "vanilla_sft" in variants:
-            paragraphs.append(
-                "It is "
-                + _comparison(sft, variants["vanilla_sft"].bpb, "the vanilla baseline")
-                + " The baseline is the base model fine-tuned on the same text with its own tokenizer: the difference"
-                " is what the new vocabulary costs or brings."
-            )
+        for other, than, meaning in (
+            ("base", "the base model", ""),
+            *((name, *_BASELINES[name]) for name in _BASELINES),
+        ):
+            if other in variants:
+                subject = "The fine-tuned model is " if other == "base" or "base" not in variants else "It is "
+                told = _comparison(
+                    variants["sft"].bpb, variants[other].bpb, than, report.differences.get(("sft", other))
+                )
+                paragraphs.append(f"{subject}{told} {meaning}".rstrip())
+    paragraphs += [each for each in (_new_tokens_told(report), _speed_told(report), _retention_told(report)) if each]
+    if report.differences and _few(report):
+        paragraphs.append(
+            f"**The intervals are rough:** {report.heldout_documents} held-out documents are too few to tell how much"
+            " the figures depend on them. Hold out more documents, or shorter ones."
+        )
     if report.round_trip < 1:
         paragraphs.append(
             f"**Not every text comes back:** {_percent(1 - report.round_trip)} of the held-out documents differ after"
             " encoding and decoding."
         )
     return paragraphs
-
-
-def plots(report: EvaluationReport, curves: Mapping[str, LossCurve] | None = None) -> dict[str, bytes]:
-    """The plots as PNG, by name: `bpb`, `bytes_per_token` and, where there are curves, `training_loss`.
-
-    Args:
-        report: the values.
-        curves: variant name → its training loss; `sft` and `vanilla_sft` are usual.
-    """
-    from matplotlib.figure import Figure
-
-    result = {}
-    for name, decimals in (("bpb", 3), ("bytes_per_token", 2)):
-        rows = [(variant, float(getattr(value, name))) for variant, value in _in_order(report)][::-1]
-        figure = Figure(figsize=(7, 0.5 * len(rows) + 1.1), layout="constrained")
-        axes = figure.subplots()
-        bars = axes.barh(
-            [variant for variant, _ in rows],
-            [value for _, value in rows],
-            color=[_COLOURS.get(variant, "#000000") for variant, _ in rows],
-            height=0.7,
-        )
-        axes.bar_label(bars, fmt=f"%.{decimals}f", padding=4)
-        axes.margins(x=0.12)
-        axes.set_title(_PLOT_TITLES[name], loc="left")
-        axes.spines[["top", "right"]].set_visible(False)
-        result[name] = _png(figure)
-    drawn = {name: curve for name, curve in (curves or {}).items() if curve.bytes_seen}
-    if drawn:
-        figure = Figure(figsize=(7, 4), layout="constrained")
-        axes = figure.subplots()
-        for (name, curve), line in zip(drawn.items(), ("-", "--", ":", "-."), strict=False):
-            seen = [count / 1e6 for count in curve.bytes_seen]
-            axes.plot(
-                seen,
-                curve.bits_per_byte,
-                line,
-                color=_COLOURS.get(name, "#000000"),
-                label=name,
-                marker="o" if len(seen) == 1 else None,
-            )
-        axes.set_xlabel("text seen, MB (repetitions counted)")
-        axes.set_ylabel("training loss, bits per byte")
-        axes.set_title(_PLOT_TITLES["training_loss"], loc="left")
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(color="#dddddd", linewidth=0.6)
-        axes.legend(frameon=False)
-        result["training_loss"] = _png(figure)
-    return result
 
 
 def write_report(
@@ -273,43 +114,196 @@ _UNITS = (
     "BPB: bits per byte, the negative log-likelihood of the whole held-out text in bits over its UTF-8 bytes; lower is"
     " better, and it may be compared between tokenizers. Bytes per token: higher means fewer tokens for the same text."
 )
-_PLOT_TITLES = {
-    "bpb": "Bits per byte on held-out text (lower is better)",
-    "bytes_per_token": "Bytes per token on held-out text (higher is better)",
-    "training_loss": "Training loss",
+
+_PLOT_NOTES = {
+    "validation_by_text": "Against the text read: who learns more from the same text.",
+    "validation_by_compute": "Against the tokens trained on, which stand for compute: the models have one architecture"
+    " and one vocabulary size, so a token costs each of them the same.",
 }
 
 
-def _in_order(report: EvaluationReport) -> list[tuple[str, Variant]]:
-    known = [name for name in VARIANTS if name in report.variants]
-    return [(name, report.variants[name]) for name in [*known, *(n for n in report.variants if n not in VARIANTS)]]
-
-
-def _comparison(value: float, other: float, than: str) -> str:
+def _comparison(value: float, other: float, than: str, difference: Interval | None = None) -> str:
     """'better than <than>: …' with figures, for BPB."""
     if value == other:
         return f"exactly as good as {than}: {value:.3f} BPB."
     word = "better" if value < other else "worse"
     caution = f" One seed: a difference below {_SEED_NOISE} may be chance." if abs(value - other) < _SEED_NOISE else ""
+    between = (
+        f" (difference {difference.value:+.3f}, 95 % interval {difference.low:+.3f} to {difference.high:+.3f})"
+        if difference
+        else ""
+    )
     return (
-        f"**{_percent(abs(value - other) / other)} {word}** than {than}: {value:.3f} BPB against {other:.3f}.{caution}"
+        f"**{_percent(abs(value - other) / other)} {word}** than {than}: "
+        f"{value:.3f} BPB against {other:.3f}{between}.{caution}"
     )
 
 
-def _quality_table(report: EvaluationReport) -> str:
+def _new_tokens_told(report: EvaluationReport) -> str:
+    sft = report.variants.get("sft")
+    if sft is None or "new" not in sft.groups:
+        return ""
+    new, kept = sft.groups["new"], sft.groups.get("kept")
+    told = f"New tokens are {_percent(new.share)} of the tokens of the held-out text"
+    if sft.new_tokens_written is not None:
+        told += f" and {_percent(sft.new_tokens_written)} of those that the fine-tuned model writes itself"
+    told += "."
+    if kept is not None:
+        told += f" It needs {new.bits_per_byte:.2f} bits for a byte of theirs, {kept.bits_per_byte:.2f} for one of kept"
+        told += " tokens."
+    return told
+
+
+def _speed_told(report: EvaluationReport) -> str:
+    speeds = report.bytes_per_second
+    if "base" not in speeds or "sft" not in speeds:
+        return ""
+    return (
+        f"The fine-tuned model writes {speeds['sft'] / speeds['base']:.2f} times as many bytes a second as the base"
+        f" model: {speeds['sft']:,.0f} against {speeds['base']:,.0f}, on the machine of this evaluation."
+    )
+
+
+def _retention_told(report: EvaluationReport) -> str:
+    retention = report.retention
+    if retention is None or retention.skipped:
+        return ""
+    rises = retention.rises
+    if "sft" not in rises:
+        return ""
+    told = (
+        f"On text of another domain ({retention.source}) its bits per byte are {_signed_percent(rises['sft'])} against"
+    )
+    told += " the base model"
+    baselines = [f"{_signed_percent(rises[name])} for {_BASELINES[name][0]}" for name in _BASELINES if name in rises]
+    return f"{told}; {' and '.join(baselines)}." if baselines else f"{told}."
+
+
+def quality_table(report: EvaluationReport) -> str:
+    """Bits per byte and bytes per token of every variant, as a Markdown table."""
     base = report.variants.get("base")
     rows = [
         (
             f"`{name}`",
             VARIANTS.get(name, ""),
             f"{variant.bpb:.4f}",
+            f"{variant.interval.low:.3f} to {variant.interval.high:.3f}" if variant.interval else "",
             f"{100 * (variant.bpb / base.bpb - 1):+.1f} %" if base else "",
             f"{variant.bytes_per_token:.3f}",
             f"{variant.tokens:,}",
         )
-        for name, variant in _in_order(report)
+        for name, variant in in_order(report)
     ]
-    return _table(("variant", "what it is", "BPB", "against base", "bytes per token", "tokens"), rows, right_from=2)
+    header = ("variant", "what it is", "BPB", "95 % interval", "against base", "bytes per token", "tokens")
+    return _table(header, rows, right_from=2)
+
+
+def _contexts(report: EvaluationReport) -> str:
+    told = (
+        f"Every model has at most {report.context_bytes:,} bytes of text before a token, so none sees more than"
+        " another."
+    )
+    short = {name: variant.shortened / variant.tokens for name, variant in in_order(report) if variant.shortened}
+    if short:
+        listed = ", ".join(f"`{name}` {_percent(share, 2)}" for name, share in short.items())
+        told += f" Tokens read with less, where so many bytes take more tokens than the model reads at once: {listed}."
+    return told
+
+
+def _differences(report: EvaluationReport) -> list[str]:
+    if not report.differences:
+        return []
+    rows = [
+        (
+            f"`{variant}`",
+            f"`{against}`",
+            f"{interval.value:+.4f}",
+            f"{interval.low:+.4f} to {interval.high:+.4f}",
+            "yes" if interval.low * interval.high > 0 else "no",
+        )
+        for (variant, against), interval in report.differences.items()
+    ]
+    rough = f" With {report.heldout_documents} documents they are rough." if _few(report) else ""
+    return [
+        "### Differences",
+        _table(("variant", "less", "BPB", "95 % interval", "zero is outside"), rows, right_from=2),
+        "Intervals say how much the figures depend on which documents were held out (bootstrap over documents, both"
+        " variants on the same ones). What another training seed would change is not in them: about"
+        f" {_SEED_NOISE} BPB.{rough}",
+    ]
+
+
+def _few(report: EvaluationReport) -> bool:
+    return report.heldout_documents < FEW_DOCUMENTS
+
+
+def _token_groups(report: EvaluationReport) -> list[str]:
+    rows = [
+        (
+            f"`{name}`",
+            key,
+            f"{group.tokens:,}",
+            _percent(group.share),
+            f"{group.bits_per_token:.3f}",
+            f"{group.bits_per_byte:.3f}",
+        )
+        for name, variant in in_order(report)
+        for key, group in variant.groups.items()
+    ]
+    if not rows:
+        return []
+    header = ("variant", "tokens", "occurrences", "share", "bits per token", "bits per byte")
+    parts = ["## New and kept tokens", _table(header, rows, right_from=2)]
+    written = [
+        f"`{name}` {_percent(variant.new_tokens_written)}"
+        for name, variant in in_order(report)
+        if variant.new_tokens_written is not None
+    ]
+    told = (
+        "A new token stands for more bytes than a kept one, so more bits per token are no fault; compare bits per byte."
+    )
+    if written:
+        told += f" Share of new tokens in what the models write themselves: {', '.join(written)}."
+    return [*parts, told]
+
+
+def _retention(report: EvaluationReport) -> list[str]:
+    retention = report.retention
+    if retention is None:
+        return []
+    if retention.skipped:
+        return ["## Other text", f"Not measured: {retention.skipped}"]
+    rises = retention.rises
+    rows = [
+        (
+            f"`{name}`",
+            f"{each.value:.4f}",
+            f"{each.low:.3f} to {each.high:.3f}",
+            _signed_percent(rises[name]) if name in rises else "",
+        )
+        for name, each in retention.bpb.items()
+    ]
+    rough = "; the intervals are rough" if retention.documents < FEW_DOCUMENTS else ""
+    return [
+        "## Other text",
+        f"How much of what the base model could do is left: bits per byte on {retention.source},"
+        f" {retention.documents:,} documents, {retention.bytes:,} bytes{rough}.",
+        _table(("variant", "BPB", "95 % interval", "against base"), rows, right_from=1),
+    ]
+
+
+def _speed(report: EvaluationReport) -> list[str]:
+    speeds = report.bytes_per_second
+    if not speeds:
+        return []
+    base = speeds.get("base")
+    rows = [(f"`{n}`", f"{speed:,.0f}", f"{speed / base:.2f}" if base else "") for n, speed in speeds.items()]
+    return [
+        "## Speed",
+        _table(("variant", "bytes written a second", "against base"), rows, right_from=1),
+        "Greedy, one text at a time, on the machine of this evaluation and with whatever else it did; not the same"
+        " twice.",
+    ]
 
 
 def _tokenizer_table(report: EvaluationReport) -> str:
@@ -324,7 +318,7 @@ def _tokenizer_table(report: EvaluationReport) -> str:
 
 
 def _samples(report: EvaluationReport) -> list[str]:
-    written = [(name, variant.continuations) for name, variant in _in_order(report) if variant.continuations]
+    written = [(name, variant.continuations) for name, variant in in_order(report) if variant.continuations]
     if not report.prompts or not written:
         return []
     parts = ["## Samples", "What each model writes after a prompt; a glimpse, not a measure."]
@@ -353,19 +347,5 @@ def _percent(share: float, decimals: int = 1) -> str:
     return f"{100 * share:.{decimals}f} %"
 
 
-def _png(figure: Any) -> bytes:
-    """PNG of 150 dots per inch; the same bytes from the same figure, so without matplotlib's version in it."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
-    return buffer.getvalue()
-
-
-def _refuse_infinite(value: Any, key: str) -> None:
-    if isinstance(value, float) and not math.isfinite(value):
-        raise InputError(f"the figure is {value}", where=key, remedy="Look at the stage train: did the run diverge?")
-    if isinstance(value, Mapping):
-        for name, inner in value.items():
-            _refuse_infinite(inner, f"{key}.{name}" if key else str(name))
-    elif isinstance(value, list | tuple):
-        for number, inner in enumerate(value):
-            _refuse_infinite(inner, f"{key}.{number}")
+def _signed_percent(share: float) -> str:
+    return f"{100 * share:+.1f} %"

@@ -1,9 +1,11 @@
+import itertools
 from typing import Any
 
 import pytest
 
 from ivr_dagster.core.errors import InputError
-from ivr_dagster.core.evaluation.continuations import continue_texts
+from ivr_dagster.core.evaluation import continuations as module
+from ivr_dagster.core.evaluation.continuations import Continuation, continue_texts, generation_speed
 
 END = 256
 PROMPTS = ["The quick", "", "단어", "far too long for this model's context"]
@@ -46,14 +48,15 @@ class Scripted:
 def test_the_likeliest_continuations_are_always_the_same(model: Any, tokenizer: Any) -> None:
     first = continue_texts(model, tokenizer, PROMPTS, max_new_bytes=6, seed=1)
     assert first == continue_texts(model, tokenizer, PROMPTS, max_new_bytes=6, seed=2)
-    assert all(len(text.encode()) <= 6 for text in first)
+    assert all(len(each.text.encode()) <= 6 for each in first)
 
 
 def test_sampled_continuations_depend_on_the_seed_alone(model: Any, tokenizer: Any) -> None:
     import torch
 
     def sampled(prompts: list[str], seed: int) -> list[str]:
-        return continue_texts(model, tokenizer, prompts, max_new_bytes=8, seed=seed, temperature=1.0)
+        written = continue_texts(model, tokenizer, prompts, max_new_bytes=8, seed=seed, temperature=1.0)
+        return [each.text for each in written]
 
     state = torch.random.get_rng_state()
     first = sampled(PROMPTS, 1)
@@ -64,19 +67,50 @@ def test_sampled_continuations_depend_on_the_seed_alone(model: Any, tokenizer: A
 
 def test_a_continuation_ends_with_the_end_of_text_token(model: Any, tokenizer: Any) -> None:
     with Scripted(model, b"abc") as scripted:
-        assert continue_texts(scripted, tokenizer, ["x"], max_new_bytes=9) == ["abc"]
+        assert continue_texts(scripted, tokenizer, ["x"], max_new_bytes=9) == [Continuation("abc", tuple(b"abc"))]
 
 
 def test_a_continuation_never_ends_inside_a_character(model: Any, tokenizer: Any) -> None:
     with Scripted(model, "a단어".encode()) as scripted:
-        assert continue_texts(scripted, tokenizer, [""], max_new_bytes=6) == ["a단"]
+        written = continue_texts(scripted, tokenizer, [""], max_new_bytes=6)
+    assert written == [Continuation("a단", tuple("a단어".encode()[:6]))]
 
 
 def test_a_model_trains_on_as_before(model: Any, tokenizer: Any) -> None:
     model.train()
     continue_texts(model, tokenizer, ["x"], max_new_bytes=1)
+    generation_speed(model, tokenizer, ["x"], new_bytes=1)
     assert model.training
     model.eval()
+
+
+def test_speed_is_bytes_over_the_seconds_of_generating(
+    model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # a clock that goes on by two seconds whenever it is looked at
+    monkeypatch.setattr(module.time, "perf_counter", itertools.count(0, 2).__next__)
+    with Scripted(model, b"xxxxxxabcdefghijkl") as scripted:  # six to warm up
+        assert generation_speed(scripted, tokenizer, ["", "y"], new_bytes=6) == pytest.approx(12 / 4)
+
+
+def test_the_end_of_a_text_does_not_end_what_is_timed(model: Any, tokenizer: Any) -> None:
+    asked = []
+
+    def forward(input_ids: Any, *rest: Any, **arguments: Any) -> Any:
+        output = original(input_ids, *rest, **arguments)
+        output.logits[:, :, END] = 1e9
+        asked.append(len(input_ids[0]))
+        return output
+
+    original = model.forward
+    model.forward = forward
+    try:
+        assert continue_texts(model, tokenizer, ["x"], max_new_bytes=5) == [Continuation("", ())]
+        asked.clear()
+        assert generation_speed(model, tokenizer, ["x"], new_bytes=5) > 0
+    finally:
+        del model.forward
+    assert len(asked) >= 2 * 5
 
 
 def test_a_request_that_cannot_be_met_is_refused(model: Any, tokenizer: Any) -> None:
@@ -84,6 +118,8 @@ def test_a_request_that_cannot_be_met_is_refused(model: Any, tokenizer: Any) -> 
         continue_texts(model, tokenizer, ["x"], max_new_bytes=0)
     with pytest.raises(InputError, match=r"5 bytes at temperature -1 were asked for"):
         continue_texts(model, tokenizer, ["x"], max_new_bytes=5, temperature=-1)
+    with pytest.raises(InputError, match="no prompt"):
+        generation_speed(model, tokenizer, [], new_bytes=5)
     from transformers import PreTrainedTokenizerFast
 
     endless = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer)

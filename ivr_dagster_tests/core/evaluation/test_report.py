@@ -11,17 +11,9 @@ import pytest
 
 from ivr_dagster.core.errors import InputError
 from ivr_dagster.core.evaluation.bits_per_byte import BitsPerByte
-from ivr_dagster.core.evaluation.report import (
-    EvaluationReport,
-    LossCurve,
-    Variant,
-    as_json,
-    as_markdown,
-    loss_curve,
-    plots,
-    summary,
-    write_report,
-)
+from ivr_dagster.core.evaluation.figures import EvaluationReport, LossCurve, Variant, as_json, loss_curve
+from ivr_dagster.core.evaluation.plots import plots
+from ivr_dagster.core.evaluation.report import as_markdown, summary, write_report
 
 
 def report(**bpb: float) -> EvaluationReport:
@@ -92,7 +84,7 @@ def test_the_summary_says_when_more_tokens_are_needed_or_texts_do_not_come_back(
 
 def test_the_markdown_has_every_figure_the_plots_and_the_samples() -> None:
     text = as_markdown(FULL, {"bpb": "plots/bpb.png"})
-    assert "| `sft` | fine-tuned model, new vocabulary | 1.3500 | -10.0 % | 4.000 | 25 |" in text
+    assert "| `sft` | fine-tuned model, new vocabulary | 1.3500 |  | -10.0 % | 4.000 | 25 |" in text
     assert "| new tokens that the held-out text uses | 6 of 8 (75.0 %) |" in text
     assert "](plots/bpb.png)" in text
     assert "### After ` Once `" in text
