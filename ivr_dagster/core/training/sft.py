@@ -8,7 +8,7 @@ launcher's work.
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ivr_dagster.core.atomic import replacing
+from ivr_dagster.core.embedding.new_rows import NewRows, RowRates
 from ivr_dagster.core.errors import InputError
 from ivr_dagster.core.training.blocks import COLUMN, read_blocks
 from ivr_dagster.core.training.checkpoints import discard_useless, mark_complete, newest_complete, step_of
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SftConfig", "SftResult", "TrainingDiverged", "fine_tune", "read_sft_config"]
 
+BITS_PER_BYTE = "eval_bits_per_byte"
 _PRECISIONS = {"float32": {}, "bfloat16": {"bf16": True}, "float16": {"fp16": True}}
 
 
@@ -48,6 +50,8 @@ class SftResult:
         resumed_from: the step this call went on from, None when it began at the beginning.
         train_loss: nats per token, mean over all steps of the whole run.
         loss_history: (step, mean loss in nats per token of the steps since the entry before), the whole run.
+        validation: (step, bits per byte of the validation blocks), the whole run; empty without such blocks.
+        best_step: the step whose weights the final model has; the last one unless `load_best_model_at_end` is set.
     """
 
     final_model: Path
@@ -58,6 +62,21 @@ class SftResult:
     resumed_from: int | None
     train_loss: float
     loss_history: list[tuple[int, float]]
+    validation: list[tuple[int, float]]
+    best_step: int
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Blocks that a run is validated on.
+
+    Attributes:
+        blocks: their folder, as :func:`~ivr_dagster.core.training.blocks.write_blocks` wrote it.
+        bytes_per_token: UTF-8 bytes of the packed text over its tokens: makes bits per byte of a loss.
+    """
+
+    blocks: Path
+    bytes_per_token: float
 
 
 def fine_tune(
@@ -70,6 +89,8 @@ def fine_tune(
     fingerprint: str,
     device: str = "cpu",
     dtype: str = "float32",
+    new_tokens: Mapping[int, str] | None = None,
+    validation: Validation | None = None,
     on_log: Callable[[dict[str, float]], None] | None = None,
     final_dir: Path | None = None,
 ) -> SftResult:
@@ -91,8 +112,12 @@ def fine_tune(
         device: cpu, cuda or mps. Which of several GPUs is the launcher's or CUDA_VISIBLE_DEVICES' choice.
         dtype: float32, or bfloat16 or float16 for mixed precision; the weights are trained in float32 whichever it
             is. `bf16`, `fp16` and `use_cpu` in the settings go before `dtype` and `device`.
+        new_tokens: byte-level string by id of the tokens whose rows learn at rates of their own; without them all rows
+            learn at the kept ones' rate, and there is no phase of embeddings only.
+        validation: blocks to measure bits per byte on, as often as `eval_strategy` and `eval_steps` say.
         on_log: called every `logging_steps` steps with step, max_steps, loss (nats per token), learning_rate,
-            tokens_per_second and seconds_left.
+            tokens_per_second and seconds_left; and after every validation with step, max_steps and
+            bits_per_byte.
         final_dir: where the final model goes, `output_dir/final_model` by default. It appears whole, in the dtype
             of the model in `model_dir`.
 
@@ -101,12 +126,12 @@ def fine_tune(
             device that is not there; settings that contradict each other.
         TrainingDiverged: the loss is no number any more. No checkpoint holds that state.
     """
-    from transformers import PrinterCallback, Trainer, TrainerState, set_seed
+    from transformers import PrinterCallback, TrainerState, set_seed
     from transformers.integrations.integration_utils import TensorBoardCallback
 
     started = time.monotonic()
     final_dir = final_dir or output_dir / "final_model"
-    arguments = _training_arguments(config, output_dir, device, dtype)
+    arguments = _training_arguments(config, output_dir, device, dtype, validated=validation is not None)
     dataset = read_blocks(blocks)
     with _quiet_libraries(), ExitStack() as stack:
         tokenizer = _load_tokenizer(tokenizer_dir)
@@ -130,18 +155,30 @@ def fine_tune(
         training_began = time.monotonic()
         if checkpoint is not None and state is not None and state.global_step >= state.max_steps:
             # Trainer would take one step too many here where the last step lies inside an epoch
-            model, _ = _load_model(checkpoint)
+            best = state.best_model_checkpoint if arguments.load_best_model_at_end else None
+            model, _ = _load_model(Path(best or checkpoint))
         else:
             limit, arguments.save_total_limit = arguments.save_total_limit, None
-            callbacks: list[TrainerCallback] = [_run_callback(run, limit, on_log)]
+            phase = config.embedding_phase if new_tokens else 0.0
+            callbacks: list[TrainerCallback] = [
+                _run_callback(run, limit, config.early_stopping_patience, on_log),
+                _phase_callback(phase),
+            ]
             reporters = list(arguments.report_to or ())
             arguments.report_to = [name for name in reporters if name != "tensorboard"]
             if "tensorboard" in reporters and arguments.process_index == 0:
                 tensorboard: Any = TensorBoardCallback
                 callbacks.append(tensorboard(stack.enter_context(_writer(logging_dir, resumed_from))))
-            trainer = Trainer(
-                model=model, args=arguments, train_dataset=dataset, data_collator=_collate, callbacks=callbacks
+            trainer = _trainer_class()(
+                model=model,
+                args=arguments,
+                train_dataset=dataset,
+                eval_dataset=None if validation is None else read_blocks(validation.blocks),
+                data_collator=_collate,
+                callbacks=callbacks,
             )
+            trainer.rates, trainer.new_tokens = config.rates, new_tokens or {}
+            trainer.bytes_per_token = 1.0 if validation is None else validation.bytes_per_token
             trainer.remove_callback(PrinterCallback)
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
             state = trainer.state
@@ -153,7 +190,7 @@ def fine_tune(
             with replacing(final_dir) as folder:
                 model.to(stored_dtype).save_pretrained(folder)
                 _copy_tokenizer(tokenizer, tokenizer_dir, folder)
-    history = _loss_history(state)
+    history = _history(state, "loss")
     return SftResult(
         final_model=final_dir,
         steps=state.global_step,
@@ -163,10 +200,14 @@ def fine_tune(
         resumed_from=resumed_from,
         train_loss=_mean_loss(history),
         loss_history=history,
+        validation=_history(state, BITS_PER_BYTE),
+        best_step=_best_step(state) if arguments.load_best_model_at_end else state.global_step,
     )
 
 
-def _training_arguments(config: SftConfig, output_dir: Path, device: str, dtype: str) -> "TrainingArguments":
+def _training_arguments(
+    config: SftConfig, output_dir: Path, device: str, dtype: str, *, validated: bool
+) -> "TrainingArguments":
     """The settings, and what the run itself depends on, as Trainer takes them."""
     import torch
     from transformers import TrainingArguments
@@ -191,13 +232,20 @@ def _training_arguments(config: SftConfig, output_dir: Path, device: str, dtype:
             remedy="Training is in float32 or in mixed precision",
         )
     precision = {} if {"bf16", "fp16"} & config.arguments.keys() else _PRECISIONS[dtype]
-    ours = {
+    ours: dict[str, Any] = {
         "output_dir": str(output_dir),
         "disable_tqdm": True,
         "logging_nan_inf_filter": False,
         "include_num_input_tokens_seen": "all",
         "remove_unused_columns": False,
+        "prediction_loss_only": True,
+        "metric_for_best_model": BITS_PER_BYTE,
+        "greater_is_better": False,
     }
+    if config.embedding_phase:
+        ours |= {"ddp_find_unused_parameters": True}
+    if not validated:
+        ours |= {"eval_strategy": "no", "load_best_model_at_end": False}
     chosen = {"use_cpu": device == "cpu", "dataloader_pin_memory": device == "cuda", **precision}
     try:
         arguments = TrainingArguments(**{**chosen, **config.arguments, **ours})
@@ -288,10 +336,69 @@ def _collate(rows: list[dict[str, Any]]) -> "dict[str, torch.Tensor]":
     return {"input_ids": ids, "labels": ids}
 
 
+def _trainer_class() -> Any:
+    """Trainer with our rates for rows of embeddings, and with bits per byte among what a validation finds."""
+    from transformers import Trainer
+
+    class RowTrainer(Trainer):
+        rates: RowRates
+        new_tokens: Mapping[int, str]
+        bytes_per_token: float
+
+        def create_optimizer(self, model: Any = None) -> "torch.optim.Optimizer":
+            if self.optimizer is not None or self.rates == RowRates() or not (self.new_tokens or self.rates.kept != 1):
+                return super().create_optimizer(model)
+            matrices = _embedding_parameters(self.model)
+            rows = NewRows(matrices, self.new_tokens, self.rates)
+            for matrix in matrices:  # Trainer takes what learns, and these have groups of their own
+                matrix.requires_grad_(False)
+            optimizer = super().create_optimizer(model)
+            for matrix in matrices:
+                matrix.requires_grad_(True)
+            for group in rows.parameter_groups(self.args.learning_rate):
+                optimizer.add_param_group(group)
+            rows.attach(optimizer)
+            return optimizer
+
+        def evaluation_loop(self, *arguments: Any, **options: Any) -> Any:
+            output: Any = super().evaluation_loop(*arguments, **options)
+            output.metrics[BITS_PER_BYTE] = output.metrics["eval_loss"] / math.log(2) / self.bytes_per_token
+            return output
+
+    return RowTrainer
+
+
+def _embedding_parameters(model: Any) -> "list[torch.nn.Parameter]":
+    """Input and output matrix, the output's bias: what has a row for each token; a tied matrix once."""
+    head = model.get_output_embeddings()
+    found = [model.get_input_embeddings().weight, getattr(head, "weight", None), getattr(head, "bias", None)]
+    return list({id(each): each for each in found if each is not None}.values())
+
+
+def _phase_callback(share: float) -> "TrainerCallback":
+    """Keeps everything but the embeddings as it is for the first `share` of all steps."""
+    from transformers import TrainerCallback
+
+    class PhaseCallback(TrainerCallback):
+        def on_step_begin(self, args: Any, state: "TrainerState", control: Any, **kwargs: Any) -> None:
+            model = kwargs["model"]
+            model = getattr(model, "module", model)
+            embeddings = {id(each) for each in _embedding_parameters(model)}
+            learns = state.global_step >= share * state.max_steps
+            for parameter in model.parameters():
+                if id(parameter) not in embeddings:
+                    parameter.requires_grad_(learns)
+
+    return PhaseCallback()
+
+
 def _run_callback(
-    run: dict[str, object], save_total_limit: int | None, on_log: Callable[[dict[str, float]], None] | None
+    run: dict[str, object],
+    save_total_limit: int | None,
+    patience: int,
+    on_log: Callable[[dict[str, float]], None] | None,
 ) -> "TrainerCallback":
-    """What we add to Trainer's loop: progress, the end of a diverged run, marked checkpoints."""
+    """What we add to Trainer's loop: progress, the end of a run, marked checkpoints."""
     from accelerate import PartialState
     from transformers import TrainerCallback, TrainerControl
     from transformers.trainer_utils import rotate_checkpoints
@@ -342,6 +449,16 @@ def _run_callback(
                 }
             )
 
+        def on_evaluate(
+            self, args: "TrainingArguments", state: "TrainerState", control: TrainerControl, **kwargs: Any
+        ) -> None:
+            # from the state's own history, which a resumed run has too
+            found = [value for _, value in _history(state, BITS_PER_BYTE)]
+            if patience and len(found) - 1 - int(np.argmin(found)) >= patience:
+                control.should_training_stop = True
+            if on_log is not None and state.is_world_process_zero:
+                on_log({"step": state.global_step, "max_steps": state.max_steps, "bits_per_byte": found[-1]})
+
         def on_save(
             self, args: "TrainingArguments", state: "TrainerState", control: TrainerControl, **kwargs: Any
         ) -> None:
@@ -350,7 +467,7 @@ def _run_callback(
             if args.should_save:
                 mark_complete(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}", run)
                 # here and not in Trainer, which would remove the last whole checkpoint before this one is marked
-                rotate_checkpoints(str(args.output_dir), save_total_limit)
+                rotate_checkpoints(str(args.output_dir), save_total_limit, state.best_model_checkpoint)
 
     return RunCallback()
 
@@ -362,8 +479,12 @@ def _writer(logging_dir: Path, resumed_from: int | None) -> Any:
     return SummaryWriter(str(logging_dir), purge_step=None if resumed_from is None else resumed_from + 1)
 
 
-def _loss_history(state: "TrainerState") -> list[tuple[int, float]]:
-    return [(int(entry["step"]), float(entry["loss"])) for entry in state.log_history if "loss" in entry]
+def _history(state: "TrainerState", name: str) -> list[tuple[int, float]]:
+    return [(int(entry["step"]), float(entry[name])) for entry in state.log_history if name in entry]
+
+
+def _best_step(state: "TrainerState") -> int:
+    return step_of(Path(state.best_model_checkpoint)) if state.best_model_checkpoint else state.global_step
 
 
 def _mean_loss(history: list[tuple[int, float]]) -> float:

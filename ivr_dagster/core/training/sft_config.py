@@ -5,13 +5,16 @@ the run itself depends on it, and the checks. The defaults are in `sft_config.ya
 """
 
 import difflib
+import hashlib
+import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from enum import Enum
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+from ivr_dagster.core.embedding.new_rows import RowRates
 from ivr_dagster.core.errors import InputError
 
 DEFAULTS = Path(__file__).with_name("sft_config.yaml")
@@ -38,6 +41,7 @@ DROPPED = {
 }
 
 _EVALUATION = "quality is measured by a stage of its own, evaluate"
+_VALIDATION = "validation is in bits per byte, which needs nothing but the loss"
 _UPLOAD = "nothing is uploaded; the final model is a folder that `hf upload` takes"
 _RESUMING = "a resumed run could not equal an undisturbed one"
 _BLOCKS = "blocks have one column, input_ids, which is input and label"
@@ -59,20 +63,14 @@ OURS = {
     "remove_unused_columns": _BLOCKS,
     "label_names": _BLOCKS,
     "length_column_name": _BLOCKS,
-    "load_best_model_at_end": _EVALUATION,
-    "metric_for_best_model": _EVALUATION,
-    "greater_is_better": _EVALUATION,
-    "eval_strategy": _EVALUATION,
-    "eval_steps": _EVALUATION,
-    "eval_delay": _EVALUATION,
-    "eval_on_start": _EVALUATION,
-    "eval_do_concat_batches": _EVALUATION,
-    "eval_use_gather_object": _EVALUATION,
-    "eval_accumulation_steps": _EVALUATION,
-    "per_device_eval_batch_size": _EVALUATION,
-    "prediction_loss_only": _EVALUATION,
-    "include_for_metrics": _EVALUATION,
-    "batch_eval_metrics": _EVALUATION,
+    "metric_for_best_model": _VALIDATION,
+    "greater_is_better": _VALIDATION,
+    "eval_do_concat_batches": _VALIDATION,
+    "eval_use_gather_object": _VALIDATION,
+    "eval_accumulation_steps": _VALIDATION,
+    "prediction_loss_only": _VALIDATION,
+    "include_for_metrics": _VALIDATION,
+    "batch_eval_metrics": _VALIDATION,
     "bf16_full_eval": _EVALUATION,
     "fp16_full_eval": _EVALUATION,
     "push_to_hub": _UPLOAD,
@@ -84,13 +82,25 @@ OURS = {
     "hub_revision": _UPLOAD,
 }
 
-# values that only work with an evaluation during training
-_NEEDS_EVALUATION = {"lr_scheduler_type": ("reduce_lr_on_plateau", "greedy"), "save_strategy": ("best",)}
+# values that would make a resumed run another one than an undisturbed one
+_UNSUPPORTED = {"lr_scheduler_type": ("reduce_lr_on_plateau", "greedy"), "save_strategy": ("best",)}
 
-_ABOVE_ZERO = ("num_train_epochs", "learning_rate", "logging_steps", "save_steps")
+# settings that TrainingArguments does not have: type, least value, what they are
+EXTRA: dict[str, tuple[type, float, str]] = {
+    "new_row_rate": (float, 0.0, "rows of new tokens learn at this many times learning_rate"),
+    "shared_row_rate": (float, 0.0, "and learn from each other, by their n-grams, at this many times; 0: not at all"),
+    "kept_row_rate": (float, 1e-6, "rows of kept tokens learn at this many times learning_rate"),
+    "embedding_phase": (float, 0.0, "share of all steps, at the beginning, in which only embeddings learn"),
+    "early_stopping_patience": (int, 0, "stop after so many validations without a better one; 0: never"),
+}
+# a mapping of settings that the vanilla baseline has otherwise
+VANILLA = "vanilla"
+
+_ABOVE_ZERO = ("num_train_epochs", "learning_rate", "logging_steps", "save_steps", "eval_steps")
 _AT_LEAST = {
     "per_device_train_batch_size": 1,
     "gradient_accumulation_steps": 1,
+    "per_device_eval_batch_size": 1,
     "save_total_limit": 1,
     "torch_empty_cache_steps": 1,
     "warmup_steps": 0,
@@ -101,9 +111,9 @@ _AT_LEAST = {
     "data_seed": 0,
     "dataloader_num_workers": 0,
 }
-_BELOW_ONE = ("warmup_ratio", "adam_beta1", "adam_beta2", "label_smoothing_factor")
+_BELOW_ONE = ("warmup_ratio", "embedding_phase", "adam_beta1", "adam_beta2", "label_smoothing_factor")
 # a share below 1, a number of steps from 1 on
-_STEPS_OR_SHARE = ("logging_steps", "save_steps", "warmup_steps")
+_STEPS_OR_SHARE = ("logging_steps", "save_steps", "eval_steps", "warmup_steps")
 
 
 @dataclass(frozen=True)
@@ -112,23 +122,36 @@ class SftConfig:
 
     Attributes:
         arguments: keyword arguments of `transformers.TrainingArguments`, by its own names; plain JSON values.
+        rates: how fast rows of kept and new tokens learn, as factors of `learning_rate`.
+        embedding_phase: share of all steps, at the beginning, in which only embeddings learn.
+        early_stopping_patience: validations without a better one after which the run ends; 0 for never.
         logging_dir: where TensorBoard's files go, if not to `logs/` in the run's folder.
         notes: a sentence for every setting that was accepted and has no effect.
         source: the file that was read.
     """
 
     arguments: Mapping[str, Any]
+    rates: RowRates
+    embedding_phase: float
+    early_stopping_patience: int
     logging_dir: str | None
     notes: tuple[str, ...]
     source: Path
 
+    def digest(self) -> str:
+        """A hash of everything that decides what the run comes to."""
+        content = [dict(self.arguments), asdict(self.rates), self.embedding_phase, self.early_stopping_patience]
+        return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
 
-def read_sft_config(path: Path | None = None, **overrides: Any) -> SftConfig:
+
+def read_sft_config(path: Path | None = None, *, vanilla: bool = False, **overrides: Any) -> SftConfig:
     """Read the settings of a run: an override goes before the file, the file before the defaults.
 
     Args:
-        path: a YAML file with settings by their names in TrainingArguments, of transformers 4 or 5; None for the
-            defaults alone.
+        path: a YAML file with settings by their names in TrainingArguments, of transformers 4 or 5, or in `EXTRA`;
+            None for the defaults alone.
+        vanilla: whether it is the vanilla baseline's run: what stands under `vanilla` in the file goes before the
+            rest of it.
         overrides: settings by the same names; None stands for "not given".
 
     Raises:
@@ -140,13 +163,33 @@ def read_sft_config(path: Path | None = None, **overrides: Any) -> SftConfig:
     values, lines = _read_yaml(source)
     faults: list[tuple[int | None, str]] = []
     notes: list[str] = []
+    for_vanilla = values.pop(VANILLA, None) or {}
+    if not isinstance(for_vanilla, dict):
+        faults.append(
+            (lines.get(VANILLA), f"{VANILLA} is {for_vanilla!r}, settings of the vanilla baseline are wanted")
+        )
+        for_vanilla = {}
     arguments = _translated(_read_yaml(DEFAULTS)[0], {}, faults, notes)
     arguments |= _translated(values, lines, faults, notes)
+    # looked at in every run, so that a fault in it does not show only after the first training
+    baseline = _translated(for_vanilla, dict.fromkeys(for_vanilla, lines.get(VANILLA, 1)), faults, notes)
+    arguments |= baseline if vanilla else {}
     arguments |= _translated(given, {}, faults, notes)
+    if arguments["early_stopping_patience"] and not arguments.get("load_best_model_at_end"):
+        fault = "early_stopping_patience needs load_best_model_at_end: true, which keeps the best checkpoint"
+        faults.append((lines.get("early_stopping_patience"), fault))
     if faults:
         _refuse(source, faults)
-    logging_dir = arguments.pop("logging_dir", None)
-    return SftConfig(arguments, logging_dir, tuple(notes), source)
+    extra = {key: arguments.pop(key) for key in EXTRA}
+    return SftConfig(
+        arguments,
+        RowRates(kept=extra["kept_row_rate"], new=extra["new_row_rate"], shared=extra["shared_row_rate"]),
+        extra["embedding_phase"],
+        extra["early_stopping_patience"],
+        arguments.pop("logging_dir", None),
+        tuple(notes),
+        source,
+    )
 
 
 def _translated(
@@ -181,6 +224,7 @@ def _argument_types() -> dict[str, Any]:
 
     hints = get_type_hints(TrainingArguments)
     result = {field.name: hints[field.name] for field in fields(TrainingArguments) if field.init}
+    result |= {name: kind for name, (kind, _, _) in EXTRA.items()}
     # typed as a string there, while its help recommends `true`
     return result | {"logging_dir": str | None, "fsdp": result["fsdp"] | bool}
 
@@ -199,16 +243,17 @@ def _fault_of_value(key: str, name: str, value: Any, hint: Any) -> str | None:
     if choices and value is not None and value not in choices:
         near = difflib.get_close_matches(str(value), choices, 1)
         return f"{key} is {value!r}, one of {', '.join(near or choices)} is wanted"
-    if value in _NEEDS_EVALUATION.get(name, ()):
-        return f"{key} is {value!r}, which needs an evaluation during training: {_EVALUATION}"
+    if value in _UNSUPPORTED.get(name, ()):
+        return f"{key} cannot be {value!r}: {_RESUMING}"
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     if not math.isfinite(value):
         return f"{key} is {value}, a finite number is wanted"
     if name in _ABOVE_ZERO and value <= 0:
         return f"{key} is {value}, more than 0 is wanted"
-    if name in _AT_LEAST and value < _AT_LEAST[name]:
-        return f"{key} is {value}, {_AT_LEAST[name]} or more is wanted"
+    least = EXTRA[name][1] if name in EXTRA else _AT_LEAST.get(name)
+    if least is not None and value < least:
+        return f"{key} is {value}, {least:g} or more is wanted"
     if key in _BELOW_ONE and not 0 <= value < 1:
         return f"{key} is {value}, 0 or more and less than 1 is wanted"
     if name in _STEPS_OR_SHARE and value > 1 and value != int(value):

@@ -27,6 +27,8 @@ def test_the_defaults_are_those_of_the_packaged_file_by_the_names_of_transformer
         "save_total_limit": 2,
         "seed": 42,
         "report_to": "tensorboard",
+        "eval_strategy": "steps",
+        "eval_steps": 0.1,
     }
 
 
@@ -75,6 +77,24 @@ def test_logging_dir_is_kept_apart_from_trainers_arguments(tmp_path: Path) -> No
     assert "logging_dir" not in config.arguments
 
 
+def test_rates_of_rows_are_kept_apart_from_trainers_arguments(tmp_path: Path) -> None:
+    config = read_sft_config(written(tmp_path, "new_row_rate: 7\nembedding_phase: 0.25"))
+    assert (config.rates.new, config.rates.kept, config.embedding_phase) == (7, 1, 0.25)
+    assert not {"new_row_rate", "embedding_phase"} & set(config.arguments)
+
+
+def test_the_baselines_own_settings_hold_for_the_baseline_alone(tmp_path: Path) -> None:
+    path = written(tmp_path, "learning_rate: 1e-3\nvanilla:\n  learning_rate: 2e-4\n  max_steps: 7")
+    adapted, vanilla = read_sft_config(path), read_sft_config(path, vanilla=True)
+    assert (adapted.arguments["learning_rate"], vanilla.arguments["learning_rate"]) == (1e-3, 2e-4)
+    assert ("max_steps" in adapted.arguments, vanilla.arguments["max_steps"]) == (False, 7)
+
+
+@pytest.mark.parametrize("text", ["learning_rate: 1e-3", "new_row_rate: 7", "embedding_phase: 0.5"])
+def test_whatever_decides_the_outcome_changes_the_digest(tmp_path: Path, text: str) -> None:
+    assert read_sft_config(written(tmp_path, text)).digest() != read_sft_config().digest()
+
+
 def test_settings_without_effect_are_accepted_with_a_note(tmp_path: Path) -> None:
     config = read_sft_config(written(tmp_path, "overwrite_output_dir: true\ngroup_by_length: false\n"))
     assert [note.split()[0] for note in config.notes] == ["overwrite_output_dir", "group_by_length"]
@@ -96,10 +116,16 @@ def test_settings_without_effect_are_accepted_with_a_note(tmp_path: Path) -> Non
         ("warmup_ratio: 1.0", ":1: warmup_ratio is 1.0, 0 or more and less than 1 is wanted"),
         ("save_steps: 10.5", ":1: save_steps is 10.5, a share below 1 or a whole number of steps is wanted"),
         ("lr_scheduler_type: cosin", ":1: lr_scheduler_type is 'cosin', one of cosine is wanted"),
-        ("lr_scheduler_type: reduce_lr_on_plateau", "needs an evaluation during training"),
+        ("lr_scheduler_type: reduce_lr_on_plateau", "cannot be 'reduce_lr_on_plateau': a resumed run"),
         ("train_sampling_strategy: randomly", ":1: train_sampling_strategy is 'randomly', one of random is wanted"),
         ("output_dir: here", ":1: output_dir cannot be set: the stage has --output-dir for it"),
-        ("evaluation_strategy: steps", ":1: evaluation_strategy cannot be set: quality is measured by a stage of its"),
+        ("do_eval: true", ":1: do_eval cannot be set: quality is measured by a stage of its own"),
+        ("metric_for_best_model: loss", ":1: metric_for_best_model cannot be set: validation is in bits per byte"),
+        ("kept_row_rate: 0.0", ":1: kept_row_rate is 0.0, 1e-06 or more is wanted"),
+        ("embedding_phase: 1.0", ":1: embedding_phase is 1.0, 0 or more and less than 1 is wanted"),
+        ("early_stopping_patience: 3", ":1: early_stopping_patience needs load_best_model_at_end: true"),
+        ("vanilla: 3", ":1: vanilla is 3, settings of the vanilla baseline are wanted"),
+        ("seed: 1\nvanilla:\n  learnig_rate: 1.0", ":2: learnig_rate is no setting, did you mean learning_rate"),
         ("warmup_ratio: 0.1\nwarmup_steps: 5", ":2: warmup_steps says the same as another setting"),
         ("seed: 1\nseed: 2", ":2: this is no YAML"),
         ("seed: [1", ":1: this is no YAML"),

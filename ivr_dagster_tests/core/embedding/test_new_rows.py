@@ -1,0 +1,121 @@
+import numpy as np
+import pytest
+import torch
+
+from ivr_dagster.core.embedding.new_rows import NewRows, RowRates, ngram_shares
+from ivr_dagster.core.tokens.byte_level import string_of
+
+V, D = 12, 5
+NEW = {3: string_of(" 했다"), 7: string_of("습니다"), 8: string_of(" 다"), 11: string_of("xyz")}
+
+
+def dense(strings: list[str], longest: int = 3) -> np.ndarray:
+    places, values, columns = ngram_shares(strings, longest)
+    matrix = np.zeros((len(strings), columns))
+    for (row, column), value in zip(places, values, strict=True):
+        matrix[row, column] = value
+    return matrix
+
+
+def test_only_ngrams_of_several_tokens_are_shared() -> None:
+    shared = dense([NEW[i] for i in sorted(NEW)]).astype(bool).T.tolist()
+    assert sorted(shared) == [
+        [True, False, True, False],  # " " at the beginning
+        [True, False, True, False],  # " " anywhere
+        [True, True, True, False],  # "다"
+        [True, True, True, True],  # what all tokens have
+    ]
+
+
+def test_a_row_moves_as_far_however_many_ngrams_it_has() -> None:
+    lengths = np.linalg.norm(dense([NEW[i] for i in sorted(NEW)]), axis=1)
+    assert lengths == pytest.approx(np.ones(len(NEW)))
+
+
+def test_a_beginning_is_told_apart_from_the_same_characters_inside() -> None:
+    shared = dense(["ab", "ac", "za"]).astype(bool).T.tolist()
+    assert sorted(shared) == [[True, True, False], [True, True, True], [True, True, True]]
+
+
+def adam(gradient: np.ndarray, lr: float, moments: list[np.ndarray], step: int) -> np.ndarray:
+    """Kingma and Ba (2015), algorithm 1."""
+    moments[0] = 0.9 * moments[0] + 0.1 * gradient
+    moments[1] = 0.95 * moments[1] + 0.05 * gradient**2
+    return -lr * (moments[0] / (1 - 0.9**step)) / (np.sqrt(moments[1] / (1 - 0.95**step)) + 1e-8)
+
+
+def test_rows_move_as_adam_of_their_own_and_of_their_ngrams_gradients() -> None:
+    generator = torch.Generator().manual_seed(0)
+    matrix = torch.nn.Parameter(torch.randn(V, D, generator=generator))
+    rates, lr, ids = RowRates(kept=0.5, new=3.0, shared=2.0), 0.01, sorted(NEW)
+    rows = NewRows([matrix], NEW, rates)
+    optimizer = torch.optim.AdamW(rows.parameter_groups(lr), lr=lr, betas=(0.9, 0.95), weight_decay=0.0)
+    rows.attach(optimizer)
+
+    shares = dense([NEW[i] for i in ids])
+    expected = matrix.detach().double().numpy().copy()
+    own = [np.zeros((V, D)), np.zeros((V, D))]
+    shared = [np.zeros((shares.shape[1], D)), np.zeros((shares.shape[1], D))]
+    factor = np.full((V, 1), rates.kept)
+    factor[ids] = rates.new
+    for step in range(1, 6):
+        gradient = torch.randn(V, D, generator=generator)
+        matrix.grad = gradient.clone()
+        optimizer.step()
+        optimizer.zero_grad()
+        expected += factor * adam(gradient.double().numpy(), lr, own, step)
+        expected[ids] += shares @ adam(shares.T @ gradient.double().numpy()[ids], lr * rates.shared, shared, step)
+    assert matrix.detach().numpy() == pytest.approx(expected, abs=1e-5)
+
+
+def test_kept_rows_move_as_without_new_ones() -> None:
+    kept = [i for i in range(V) if i not in NEW]
+    moved = []
+    for rates in (RowRates(), RowRates(new=10.0, shared=10.0)):
+        torch.manual_seed(1)
+        matrix = torch.nn.Parameter(torch.randn(V, D))
+        rows = NewRows([matrix], NEW, rates)
+        optimizer = torch.optim.AdamW(rows.parameter_groups(0.1), lr=0.1)
+        rows.attach(optimizer)
+        matrix.grad = torch.randn(V, D)
+        optimizer.step()
+        moved.append(matrix.detach()[kept])
+    assert torch.equal(*moved)
+
+
+def test_a_run_gone_on_with_from_the_optimizers_state_is_the_same_run() -> None:
+    def run(stop: int | None) -> torch.Tensor:
+        torch.manual_seed(2)
+        matrix = torch.nn.Parameter(torch.randn(V, D))
+        gradients = [torch.randn(V, D) for _ in range(6)]
+
+        def fresh(value: torch.Tensor) -> tuple[torch.nn.Parameter, torch.optim.Optimizer]:
+            parameter = torch.nn.Parameter(value.clone())
+            rows = NewRows([parameter], NEW, RowRates(new=2.0, shared=2.0))
+            optimizer = torch.optim.AdamW(rows.parameter_groups(0.1), lr=0.1)
+            rows.attach(optimizer)
+            return parameter, optimizer
+
+        parameter, optimizer = fresh(matrix.detach())
+        for step, gradient in enumerate(gradients):
+            if step == stop:
+                state = optimizer.state_dict()
+                parameter, optimizer = fresh(parameter.detach())
+                optimizer.load_state_dict(state)
+            parameter.grad = gradient
+            optimizer.step()
+        return parameter.detach()
+
+    assert torch.equal(run(None), run(3))
+
+
+def test_a_bias_has_its_own_rate_and_no_ngrams() -> None:
+    bias = torch.nn.Parameter(torch.zeros(V))
+    rows = NewRows([bias], NEW, RowRates(new=4.0, shared=4.0))
+    optimizer = torch.optim.SGD(rows.parameter_groups(0.1), lr=0.1)
+    rows.attach(optimizer)
+    bias.grad = torch.ones(V)
+    optimizer.step()
+    expected = torch.full((V,), -0.1)
+    expected[sorted(NEW)] = -0.4
+    assert torch.allclose(bias.detach(), expected)
