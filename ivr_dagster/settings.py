@@ -17,6 +17,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from ivr_dagster.artifact_paths import ArtifactPaths
+from ivr_dagster.core.embedding.initialize import STRATEGIES
 from ivr_dagster.core.errors import InputError
 
 ENVIRONMENT_PREFIX = "IVR_"
@@ -27,7 +28,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "preset": ("none", "sample"),
     "normalization": ("NFC", "NFKC", "none"),
     "merge_scope": ("within", "across"),
-    "init_strategy": ("constituents", "mean", "random", "zeros"),
+    "init_strategy": tuple(STRATEGIES),
     "device": ("auto", "cpu", "cuda", "mps"),
     "dtype": ("auto", "float32", "bfloat16", "float16"),
 }
@@ -47,6 +48,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "train_bytes": 150_000,
         "block_size": 256,
         "evaluation_bytes": 60_000,
+        "retention_bytes": 30_000,
     },
 }
 
@@ -152,7 +154,10 @@ class Settings(BaseModel):
     remap_rules_path: str = Field("", description="The remap rules. Empty: the artifact.")
     embeddings_dir: str = Field("", description="Folder of embeddings and initialised model. Empty: the artifact.")
     init_strategy: str = Field(
-        "constituents", description="First values of new rows: constituents, mean, random or zeros."
+        "constituents",
+        description="First values of new rows: "
+        + "; ".join(f"{name}: {strategy.description}" for name, strategy in STRATEGIES.items())
+        + ".",
     )
 
     train_model_name: str = Field("", description="Model folder to fine-tune. Empty: the initialised model.")
@@ -175,6 +180,16 @@ class Settings(BaseModel):
     )
 
     evaluation_bytes: int = Field(1_000_000, ge=1, description="Evaluate on about so many bytes of held-out text.")
+    retention_bytes: int = Field(
+        100_000,
+        ge=0,
+        description="Bytes of another domain's text on which the report shows what fine-tuning unlearned. 0: none.",
+    )
+    retention_corpora_dir: str = Field(
+        "",
+        description="Folder of that text (.txt, .jsonl, .json, each also .gz). Empty: the English documentation that "
+        "every Python carries.",
+    )
     continuations: int = Field(3, ge=0, description="How many sample continuations the report shows.")
 
     device: str = Field("auto", description="Accelerator: auto, cpu, cuda or mps.")

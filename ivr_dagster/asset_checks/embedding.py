@@ -5,6 +5,7 @@ from typing import Any
 import dagster as dg
 
 from ivr_dagster.asset_checks import beside, verdict
+from ivr_dagster.core.embedding.extract import read_embeddings
 from ivr_dagster.core.embedding.reorder import kept_rows_equal, row_sources
 from ivr_dagster.core.handles import ModelFolder, TokenizerFolder
 from ivr_dagster.core.tokenizer.bpe import read_bpe, strings_by_id
@@ -43,11 +44,7 @@ def initialized_kept_rows(
     remapped_tokenizer: TokenizerFolder,
 ) -> dg.AssetCheckResult:
     """In the saved model, too, rows of tokens that kept their string are bitwise the base model's."""
-    from ivr_dagster.core.embedding.extract import extract_embeddings
-
-    return _kept(
-        original_embeddings, extract_embeddings(initialized_model.load()), original_tokenizer, remapped_tokenizer
-    )
+    return _kept(original_embeddings, read_embeddings(initialized_model.path), original_tokenizer, remapped_tokenizer)
 
 
 def _kept(

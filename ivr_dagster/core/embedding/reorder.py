@@ -20,7 +20,7 @@ def reorder_embeddings(tensors: "Embeddings", sources: Sequence[int]) -> "Embedd
     """Rows by their new id: kept rows are copied bit for bit, new rows are zero.
 
     Args:
-        tensors: as of `extract_embeddings`, first dimension V' >= V. Rows beyond the tokenizer's V (padding of the
+        tensors: as of `read_embeddings`, first dimension V' >= V. Rows beyond the tokenizer's V (padding of the
             matrix) stay where they are.
         sources: base id of each of the V new ids, -1 for new tokens.
 

@@ -1,11 +1,13 @@
-"""Causal LMs of 24 tokens, tied and untied."""
+"""Causal LMs of 24 tokens, tied and untied, and their folders."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 VOCABULARY = 24
+KINDS = ["gpt2 tied", "gpt2 untied", "llama tied", "llama untied", "phi with a bias"]
 
 
 @pytest.fixture(scope="package", autouse=True)
@@ -19,18 +21,16 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(params=["gpt2 tied", "gpt2 untied", "llama tied", "llama untied", "phi with a bias"])
-def model(request: pytest.FixtureRequest) -> Any:
-    """An untrained model; only Phi's output projection has a bias."""
+def _build(kind: str, seed: int = 3, vocabulary: int = VOCABULARY) -> Any:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    kind, _, rest = request.param.partition(" ")
-    torch.manual_seed(3)
-    more = {} if kind == "gpt2" else {"intermediate_size": 24, "num_key_value_heads": 2}
+    name, _, rest = kind.partition(" ")
+    torch.manual_seed(seed)
+    more = {} if name == "gpt2" else {"intermediate_size": 24, "num_key_value_heads": 2}
     config = AutoConfig.for_model(
-        kind,
-        vocab_size=VOCABULARY,
+        name,
+        vocab_size=vocabulary,
         hidden_size=8,
         num_hidden_layers=1,
         num_attention_heads=2,
@@ -45,3 +45,34 @@ def model(request: pytest.FixtureRequest) -> Any:
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     return model
+
+
+@pytest.fixture(scope="session")
+def build() -> Callable[..., Any]:
+    """`build(kind, seed=3, vocabulary=24)`: an untrained model."""
+    return _build
+
+
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    """Architecture and tying; only Phi's output projection has a bias."""
+    return str(request.param)
+
+
+@pytest.fixture
+def model(kind: str) -> Any:
+    """An untrained model of `kind`."""
+    return _build(kind)
+
+
+@pytest.fixture(params=["one file", "shards"])
+def saved(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[Any], Path]:
+    """`saved(model)`: its folder, weights in one file or in several."""
+
+    def save(model: Any) -> Path:
+        size = "5GB" if request.param == "one file" else "1KB"
+        model.save_pretrained(tmp_path / "base", max_shard_size=size)
+        assert (tmp_path / "base" / "model.safetensors").is_file() == (request.param == "one file")
+        return tmp_path / "base"
+
+    return save

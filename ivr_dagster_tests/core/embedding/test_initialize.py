@@ -1,9 +1,15 @@
 """Each strategy against values computed by hand."""
 
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from ivr_dagster.core.embedding.initialize import STRATEGIES, initialize_embeddings
+from ivr_dagster.core.embedding import initialize
+from ivr_dagster.core.embedding.initialize import STRATEGIES, KeptRows, initialize_embeddings
 from ivr_dagster.core.embedding.reorder import reorder_embeddings
 from ivr_dagster.core.errors import InputError
 from ivr_dagster.settings import CHOICES
@@ -31,6 +37,54 @@ def test_constituents_are_averaged_from_the_bases_rows_also_of_ids_given_away() 
     assert found["wte"] == [[4.0, 3.0], pytest.approx([11 / 3, 22 / 3])]
     assert found["lm_head"] == [[4.0, 5.0], pytest.approx([8 / 3, 11 / 3])]
     assert found["lm_head_bias"] == [3.0, pytest.approx(7 / 3)]
+
+
+def test_weights_grow_linearly_towards_the_first_or_the_last_constituent() -> None:
+    constituents = {1: [0, 4], 3: [1, 2, 4]}
+    for strategy, two, three in [
+        ("constituents_first", [2 / 3, 1 / 3], [3 / 6, 2 / 6, 1 / 6]),
+        ("constituents_last", [1 / 3, 2 / 3], [1 / 6, 2 / 6, 3 / 6]),
+        ("first_last", [1 / 2, 1 / 2], [1 / 2, 0, 1 / 2]),
+        ("constituents", [1 / 2, 1 / 2], [1 / 3, 1 / 3, 1 / 3]),
+    ]:
+        filled = initialize_embeddings(REORDERED, BASE, constituents, strategy=strategy)
+        for name, rows in filled.items():
+            torch.testing.assert_close(rows[1], sum(w * BASE[name][n] for w, n in zip(two, [0, 4], strict=True)))
+            torch.testing.assert_close(rows[3], sum(w * BASE[name][n] for w, n in zip(three, [1, 2, 4], strict=True)))
+
+
+@pytest.mark.parametrize("strategy", ["constituents", "constituents_first", "constituents_last", "first_last"])
+def test_the_only_constituent_is_copied_bit_for_bit(strategy: str) -> None:
+    filled = initialize_embeddings(REORDERED, BASE, {1: [4], 3: [2]}, strategy=strategy)
+    assert all(torch.equal(rows[[1, 3]], BASE[name][[4, 2]]) for name, rows in filled.items())
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_padding_is_left_alone_and_out_of_the_statistics(strategy: str) -> None:
+    padding = {name: torch.full((3, *rows.shape[1:]), 1e6) for name, rows in BASE.items()}
+    base = {name: torch.cat([rows, padding[name]]) for name, rows in BASE.items()}
+    reordered = {name: torch.cat([rows, padding[name]]) for name, rows in REORDERED.items()}
+    constituents = CONSTITUENTS | {3: []}
+    filled = initialize_embeddings(reordered, base, constituents, strategy=strategy, vocabulary_size=5)
+    expected = initialize_embeddings(REORDERED, BASE, constituents, strategy=strategy)
+    for name, rows in filled.items():
+        assert torch.equal(rows[:5], expected[name])
+        assert torch.equal(rows[5:], padding[name])
+
+
+@given(st.integers(1, 30), st.integers(1, 4), st.integers(1, 7), st.randoms(use_true_random=False))
+def test_statistics_of_kept_rows_are_those_of_all_of_them_at_once(
+    count: int, columns: int, chunk: int, random: Any
+) -> None:
+    rows = torch.tensor([[random.uniform(-9, 9) for _ in range(columns)] for _ in range(count)]).bfloat16()
+    ids = torch.tensor([n for n in range(count) if n == 0 or random.random() < 0.5])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(initialize, "CHUNK", chunk)
+        kept = KeptRows(rows, ids)
+        oracle = np.float64(rows.double().numpy())[ids.numpy()]
+        np.testing.assert_allclose(kept.mean, oracle.mean(axis=0), rtol=1e-6, atol=1e-7)
+        std = oracle.std(axis=0, ddof=1) if len(ids) > 1 else np.zeros(columns)
+        np.testing.assert_allclose(kept.std, std, rtol=1e-5, atol=1e-6)
 
 
 def test_a_new_token_without_constituents_gets_the_mean_of_kept_rows() -> None:
@@ -96,7 +150,7 @@ def test_an_unknown_strategy_is_refused_with_those_there_are() -> None:
         initialize_embeddings(BASE, BASE, {}, strategy="median")
     assert error.value.message == "no initialisation strategy 'median'"
     assert error.value.where == "init_strategy"
-    assert "constituents, mean, random, zeros" in str(error.value)
+    assert ", ".join(STRATEGIES) in str(error.value)
 
 
 def test_the_settings_offer_the_strategies_there_are() -> None:
