@@ -78,7 +78,7 @@ STAGE_OPTIONS: dict[str, tuple[str, ...]] = {
         "dtype",
         "seed",
     ),
-    "evaluate": ("evaluation_bytes", "continuations", "device", "seed"),
+    "evaluate": ("evaluation_bytes", "retention_bytes", "retention_corpora_dir", "continuations", "device", "seed"),
 }
 
 STAGE_HELP = {

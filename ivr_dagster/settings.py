@@ -49,6 +49,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "block_size": 256,
         "evaluation_bytes": 60_000,
         "retention_bytes": 30_000,
+        "retention_bytes": 30_000,
     },
 }
 
@@ -180,6 +181,16 @@ class Settings(BaseModel):
     )
 
     evaluation_bytes: int = Field(1_000_000, ge=1, description="Evaluate on about so many bytes of held-out text.")
+    retention_bytes: int = Field(
+        100_000,
+        ge=0,
+        description="Bytes of another domain's text on which the report shows what fine-tuning unlearned. 0: none.",
+    )
+    retention_corpora_dir: str = Field(
+        "",
+        description="Folder of that text (.txt, .jsonl, .json, each also .gz). Empty: the English documentation that "
+        "every Python carries.",
+    )
     retention_bytes: int = Field(
         100_000,
         ge=0,

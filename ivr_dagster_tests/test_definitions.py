@@ -33,6 +33,7 @@ CHECKS = {
     ("initialized_model", "kept_rows_bitwise", True),
     ("evaluation_report", "bpb_falls_with_training", False),
     ("evaluation_report", "bpb_of_distilled_near_base", False),
+    ("evaluation_report", "retention", False),
 }
 
 # a setting with another value than its default, and the assets whose content it decides
@@ -64,6 +65,8 @@ DEPENDENTS: dict[str, tuple[object, set[str]]] = {
     "train_bytes": (1000, {"training_blocks"}),
     "dtype": ("bfloat16", {"sft_checkpoint", "vanilla_sft_checkpoint"}),
     "evaluation_bytes": (1000, {"evaluation_report"}),
+    "retention_bytes": (1000, {"evaluation_report"}),
+    "retention_corpora_dir": ("elsewhere", {"evaluation_report"}),
     "continuations": (0, {"evaluation_report"}),
     "seed": (7, {"initialized_model", "evaluation_report"}),
     "device": ("cpu", set()),

@@ -27,6 +27,7 @@ SMALL = {
     "train_bytes": 6_000,
     "block_size": 64,
     "evaluation_bytes": 4_000,
+    "retention_bytes": 3_000,
     "continuations": 1,
 }
 

@@ -9,6 +9,8 @@ from ivr_dagster.asset_checks import verdict
 from ivr_dagster.core.handles import ReportFolder
 
 DISTILLED_TOLERANCE = 0.005
+# how much more bits per byte on other text may rise than the vanilla baseline's, as a share of the base model's
+RETENTION_TOLERANCE = 0.05
 
 
 @dg.asset_check(asset="evaluation_report")
@@ -40,8 +42,33 @@ def bpb_of_distilled_near_base(evaluation_report: ReportFolder) -> dg.AssetCheck
     )
 
 
+@dg.asset_check(asset="evaluation_report")
+def retention(evaluation_report: ReportFolder) -> dg.AssetCheckResult:
+    """On text of another domain the fine-tuned model unlearned hardly more than the vanilla baseline did."""
+    measured = _report(evaluation_report)["retention"]
+    variants = measured["variants"] if measured else {}
+    rises = {name: variant["rise"] for name, variant in variants.items() if "rise" in variant}
+    if "sft" not in rises:
+        reason = (measured or {}).get("skipped") or "retention_bytes is 0"
+        return verdict(True, remedy="", note=f"not measured: {reason}")
+    if "vanilla_sft" not in rises:
+        return verdict(True, remedy="", rise=rises["sft"], note="no vanilla baseline to compare with")
+    return verdict(
+        rises["sft"] <= rises["vanilla_sft"] + RETENTION_TOLERANCE,
+        severity=dg.AssetCheckSeverity.WARN,
+        remedy="The model unlearned more than plain fine-tuning makes it: lower learning_rate, train on fewer epochs, "
+        "mix text of other domains into the corpus, or give fewer ids to new tokens.",
+        rise=rises["sft"],
+        rise_vanilla=rises["vanilla_sft"],
+        tolerance=RETENTION_TOLERANCE,
+    )
+
+
 def _variants(report: ReportFolder) -> dict[str, dict[str, Any]]:
-    variants: dict[str, dict[str, Any]] = json.loads((report.path / "report.json").read_text(encoding="utf-8"))[
-        "variants"
-    ]
+    variants: dict[str, dict[str, Any]] = _report(report)["variants"]
     return variants
+
+
+def _report(report: ReportFolder) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads((report.path / "report.json").read_text(encoding="utf-8"))
+    return values

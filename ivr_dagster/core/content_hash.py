@@ -9,11 +9,13 @@ from typing import Any
 import polars as pl
 
 BLOCK = 1 << 20
+# tells people about a folder's content and is none: an evaluation writes one beside the model it has evaluated
+DESCRIPTION = "README.md"
 
 
 @singledispatch
 def content_hash(value: object) -> str:
-    """A 128-bit hash of a table, a text, tensors by name, or the files of a folder, in hexadecimal."""
+    """A 128-bit hash of a table, a text, tensors by name, or a folder's files but its README.md."""
     raise TypeError(f"no content hash for {type(value).__name__}")
 
 
@@ -49,7 +51,8 @@ def _(value: Mapping[str, Any]) -> str:
 def _(value: Path) -> str:
     if not value.is_dir():
         raise NotADirectoryError(f"{value} is no folder")
-    return hash_files(value, (file for file in value.rglob("*") if file.is_file() and not file.name.startswith(".")))
+    files = (file for file in value.rglob("*") if file.is_file() and not file.name.startswith("."))
+    return hash_files(value, (file for file in files if file != value / DESCRIPTION))
 
 
 def hash_files(root: Path, files: Iterable[Path]) -> str:

@@ -87,14 +87,25 @@ class TrainedModel:
         """The fine-tuned model with its tokenizer."""
         return ModelFolder(self.path / "final_model")
 
-    def write_history(self, steps: int, tokens: int, losses: Sequence[tuple[int, float]]) -> None:
-        """Keep steps, tokens and (step, loss in nats per token) for the evaluation's plots."""
-        content = {"steps": steps, "tokens": tokens, "losses": [list(entry) for entry in losses]}
+    def write_history(
+        self,
+        steps: int,
+        tokens: int,
+        losses: Sequence[tuple[int, float]],
+        validation: Sequence[tuple[int, float]] = (),
+    ) -> None:
+        """Keep steps, tokens, (step, loss in nats per token) and (step, validation in bits per byte) for the plots."""
+        content = {
+            "steps": steps,
+            "tokens": tokens,
+            "losses": [list(entry) for entry in losses],
+            "validation": [list(entry) for entry in validation],
+        }
         with replacing(self.path / HISTORY) as staged:
             staged.write_text(json.dumps(content) + "\n", encoding="utf-8")
 
     def history(self) -> dict[str, Any]:
-        """`steps`, `tokens` and `losses` of the run that made the final model."""
+        """`steps`, `tokens`, `losses` and `validation` of the run that made the final model."""
         content: dict[str, Any] = json.loads((self.path / HISTORY).read_text(encoding="utf-8"))
         return content
 
@@ -115,17 +126,28 @@ class TrainingBlocks:
         """Blocks under the base tokenizer, for the vanilla baseline."""
         return self.path / "base"
 
+    def validation(self, tokenizer: str) -> Path:
+        """Blocks of documents kept from training, under `remapped` or `base`; absent where there are none."""
+        return self.path / f"validation_{tokenizer}"
+
     def write_counts(self, size: int, tokens: Mapping[str, int]) -> None:
         """Keep the UTF-8 bytes of the packed text and its tokens under each tokenizer."""
         (self.path / COUNTS).write_text(json.dumps({"bytes": size, "tokens": dict(tokens)}) + "\n", encoding="utf-8")
 
+    def text_bytes(self) -> int | None:
+        """UTF-8 bytes of the packed text; None for foreign blocks."""
+        content = self._counts()
+        return int(content["bytes"]) if content else None
+
     def bytes_per_token(self, tokenizer: str) -> float | None:
         """UTF-8 bytes a token of the packed text, `tokenizer` being `remapped` or `base`; None for foreign blocks."""
+        content = self._counts()
+        return float(content["bytes"] / content["tokens"][tokenizer]) if content else None
+
+    def _counts(self) -> dict[str, Any] | None:
         file = self.path / COUNTS
-        if not file.is_file():
-            return None
-        content = json.loads(file.read_text(encoding="utf-8"))
-        return float(content["bytes"] / content["tokens"][tokenizer])
+        content: dict[str, Any] | None = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+        return content
 
 
 @dataclass(frozen=True)

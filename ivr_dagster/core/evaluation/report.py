@@ -53,7 +53,7 @@ def as_markdown(report: EvaluationReport, plot_paths: Mapping[str, str] | None =
     if report.settings:
         parts += [
             "## Settings",
-            _table(("setting", "value"), [(key, _code(str(value))) for key, value in report.settings.items()]),
+            table(("setting", "value"), [(key, code(str(value))) for key, value in report.settings.items()]),
         ]
     return "\n\n".join(parts) + "\n"
 
@@ -195,7 +195,7 @@ def quality_table(report: EvaluationReport) -> str:
         for name, variant in in_order(report)
     ]
     header = ("variant", "what it is", "BPB", "95 % interval", "against base", "bytes per token", "tokens")
-    return _table(header, rows, right_from=2)
+    return table(header, rows, right_from=2)
 
 
 def _contexts(report: EvaluationReport) -> str:
@@ -226,7 +226,7 @@ def _differences(report: EvaluationReport) -> list[str]:
     rough = f" With {report.heldout_documents} documents they are rough." if _few(report) else ""
     return [
         "### Differences",
-        _table(("variant", "less", "BPB", "95 % interval", "zero is outside"), rows, right_from=2),
+        table(("variant", "less", "BPB", "95 % interval", "zero is outside"), rows, right_from=2),
         "Intervals say how much the figures depend on which documents were held out (bootstrap over documents, both"
         " variants on the same ones). What another training seed would change is not in them: about"
         f" {_SEED_NOISE} BPB.{rough}",
@@ -253,7 +253,7 @@ def _token_groups(report: EvaluationReport) -> list[str]:
     if not rows:
         return []
     header = ("variant", "tokens", "occurrences", "share", "bits per token", "bits per byte")
-    parts = ["## New and kept tokens", _table(header, rows, right_from=2)]
+    parts = ["## New and kept tokens", table(header, rows, right_from=2)]
     written = [
         f"`{name}` {_percent(variant.new_tokens_written)}"
         for name, variant in in_order(report)
@@ -288,7 +288,7 @@ def _retention(report: EvaluationReport) -> list[str]:
         "## Other text",
         f"How much of what the base model could do is left: bits per byte on {retention.source},"
         f" {retention.documents:,} documents, {retention.bytes:,} bytes{rough}.",
-        _table(("variant", "BPB", "95 % interval", "against base"), rows, right_from=1),
+        table(("variant", "BPB", "95 % interval", "against base"), rows, right_from=1),
     ]
 
 
@@ -300,7 +300,7 @@ def _speed(report: EvaluationReport) -> list[str]:
     rows = [(f"`{n}`", f"{speed:,.0f}", f"{speed / base:.2f}" if base else "") for n, speed in speeds.items()]
     return [
         "## Speed",
-        _table(("variant", "bytes written a second", "against base"), rows, right_from=1),
+        table(("variant", "bytes written a second", "against base"), rows, right_from=1),
         "Greedy, one text at a time, on the machine of this evaluation and with whatever else it did; not the same"
         " twice.",
     ]
@@ -314,7 +314,7 @@ def _tokenizer_table(report: EvaluationReport) -> str:
         ("documents that come back exactly", _percent(report.round_trip, 2)),
         ("new tokens that the held-out text uses", used),
     ]
-    return _table(("figure", "value"), rows, right_from=1)
+    return table(("figure", "value"), rows, right_from=1)
 
 
 def _samples(report: EvaluationReport) -> list[str]:
@@ -323,18 +323,19 @@ def _samples(report: EvaluationReport) -> list[str]:
         return []
     parts = ["## Samples", "What each model writes after a prompt; a glimpse, not a measure."]
     for number, prompt in enumerate(report.prompts):
-        parts += [f"### After {_code(prompt)}" if prompt else "### At the beginning of a document"]
-        rows = [(f"`{name}`", _code(texts[number])) for name, texts in written if number < len(texts)]
-        parts += [_table(("variant", "continuation"), rows)]
+        parts += [f"### After {code(prompt)}" if prompt else "### At the beginning of a document"]
+        rows = [(f"`{name}`", code(texts[number])) for name, texts in written if number < len(texts)]
+        parts += [table(("variant", "continuation"), rows)]
     return parts
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]], right_from: int | None = None) -> str:
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], right_from: int | None = None) -> str:
+    """A Markdown table; columns from `right_from` on are set flush right."""
     rule = ["---:" if right_from is not None and column >= right_from else "---" for column in range(len(header))]
     return "\n".join("| " + " | ".join(row) + " |" for row in [header, rule, *rows])
 
 
-def _code(text: str) -> str:
+def code(text: str) -> str:
     """Any text as Markdown code on one line, also in a table."""
     shown = re.sub(r"[\x00-\x1f\x7f\x85\u2028\u2029]", " ", text.replace("\n", "⏎")).replace("|", "¦")
     fence = "`" * (max((len(run) for run in re.findall("`+", shown)), default=0) + 1)
