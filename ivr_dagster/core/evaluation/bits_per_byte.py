@@ -29,6 +29,8 @@ _LOGITS = 100_000_000
 # positions whose log-softmax is taken at once: it needs a float32 copy or two of their logits
 _POSITIONS = 256
 _TEXTS = 256
+# share of tokens for which a context in bytes may be more than the model reads
+SPILLED = 0.01
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,6 +90,27 @@ def byte_lengths(strings: Sequence[str]) -> NDArray[np.int64]:
     return np.array(
         [len(string) if is_byte_level(string) else len(string.encode()) for string in strings], dtype=np.int64
     )
+
+
+def context_that_fits(lengths: Sequence[NDArray[np.int64]], context: int, *, spilled: float = SPILLED) -> int:
+    """The most bytes of context that a model of `context` tokens can give to nearly all tokens of these documents.
+
+    Args:
+        lengths: int64 `[n]` for every document, bytes of its tokens under the tokenizer that needs the most of them.
+        context: tokens that the model reads at once.
+        spilled: share of all tokens that may have more than `context` tokens in so many bytes before them. Some do in
+            any text, where it is dense (tables, numbers), and one such place must not decide the context of all.
+    """
+    reaches = []
+    for each in lengths:
+        ends = np.concatenate([[0], np.cumsum(each)])
+        # bytes of the `context` tokens before a token, where there are so many
+        reaches.append(ends[context : len(each)] - ends[: max(0, len(each) - context)])
+    reach = np.sort(np.concatenate(reaches)) if reaches else np.zeros(0, dtype=np.int64)
+    rank = int(spilled * sum(len(each) for each in lengths))
+    if rank >= len(reach):
+        return max(1, *(int(each.sum()) for each in lengths), 1)
+    return max(1, int(reach[rank]) - 1)
 
 
 @dataclass(frozen=True)

@@ -73,13 +73,22 @@ def continue_texts(
         model.train(was_training)
 
 
+@dataclass(frozen=True)
+class Speed:
+    """What a model wrote in a second: tokens, and bytes of text that they stood for."""
+
+    tokens: float
+    bytes: float
+
+
 def generation_speed(
     model: Any, tokenizer: Any, prompts: Sequence[str], *, new_bytes: int, device: str = "cpu"
-) -> float:
-    """Bytes of text that the model writes in a second, greedily, one prompt after the other.
+) -> Speed:
+    """Tokens and bytes of text that the model writes in a second, greedily, one prompt after the other.
 
     It writes `new_bytes` after each prompt: the end-of-text token is forbidden, so that all models do the same work. A
-    short unmeasured continuation comes first. What a second holds depends on the machine and on what else it does.
+    short unmeasured continuation comes first. What a second holds depends on the machine and on what else it does, and
+    bytes depend on what is written: a small model soon repeats itself, in tokens longer or shorter than usual.
 
     Args:
         model: a causal LM of transformers; moved to `device`.
@@ -99,12 +108,14 @@ def generation_speed(
     try:
         _Writer(tokenizer, min(8, new_bytes), 0.0, ends=False).write(model, prompts[0], device)
         writer = _Writer(tokenizer, new_bytes, 0.0, ends=False)
-        size = seconds = 0.0
+        tokens = size = 0
+        seconds = 0.0
         for prompt in prompts:
             ids, sequence, taken = writer.write(model, prompt, device)
+            tokens += len(sequence) - len(ids)
             size += writer.bytes_of(sequence[len(ids) :])
             seconds += taken
-        return size / seconds
+        return Speed(tokens / seconds, size / seconds)
     finally:
         model.train(was_training)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from ivr_dagster.core.errors import InputError
 from ivr_dagster.core.evaluation.bits_per_byte import BitsPerByte
+from ivr_dagster.core.evaluation.continuations import Speed
 from ivr_dagster.core.evaluation.intervals import Interval
 from ivr_dagster.core.evaluation.token_groups import TokenGroup
 
@@ -145,7 +146,7 @@ class EvaluationReport:
         context_bytes: bytes of text that every model had before a token at most; None: contexts in tokens.
         retention: bits per byte on text of another domain; None where nobody asked.
         learning: variant → its validation during training.
-        bytes_per_second: variant → bytes it writes in a second, greedily. Not the same twice.
+        speeds: variant → what it writes in a second, greedily. Not the same twice.
     """
 
     variants: Mapping[str, Variant]
@@ -162,7 +163,12 @@ class EvaluationReport:
     context_bytes: int | None = None
     retention: Retention | None = None
     learning: Mapping[str, LearningCurve] = field(default_factory=dict)
-    bytes_per_second: Mapping[str, float] = field(default_factory=dict)
+    speeds: Mapping[str, Speed] = field(default_factory=dict)
+
+    @property
+    def bytes_per_second(self) -> dict[str, float]:
+        """Variant → bytes a second where it writes text like the held-out one: tokens a second times bytes a token."""
+        return {name: speed.tokens * self.variants[name].bytes_per_token for name, speed in self.speeds.items()}
 
     @property
     def new_tokens_used_share(self) -> float:
@@ -265,7 +271,14 @@ def as_json(report: EvaluationReport) -> dict[str, Any]:
         "settings": dict(report.settings),
         "retention": _retention_json(report.retention),
         "validation": {name: {k: list(v) for k, v in asdict(curve).items()} for name, curve in report.learning.items()},
-        "timings": {"bytes_per_second": dict(report.bytes_per_second)},
+        "timings": {
+            name: {
+                "tokens_per_second": speed.tokens,
+                "bytes_per_second": report.bytes_per_second[name],
+                "bytes_per_second_greedy": speed.bytes,
+            }
+            for name, speed in report.speeds.items()
+        },
     }
     _refuse_infinite(result, "")
     return result

@@ -127,16 +127,15 @@ def _comparison(value: float, other: float, than: str, difference: Interval | No
     if value == other:
         return f"exactly as good as {than}: {value:.3f} BPB."
     word = "better" if value < other else "worse"
+    share = abs(value - other) / other
+    verdict = f"**{_percent(share)} {word}** than" if share >= 0.0005 else "**as good as**"
     caution = f" One seed: a difference below {_SEED_NOISE} may be chance." if abs(value - other) < _SEED_NOISE else ""
     between = (
         f" (difference {difference.value:+.3f}, 95 % interval {difference.low:+.3f} to {difference.high:+.3f})"
         if difference
         else ""
     )
-    return (
-        f"**{_percent(abs(value - other) / other)} {word}** than {than}: "
-        f"{value:.3f} BPB against {other:.3f}{between}.{caution}"
-    )
+    return f"{verdict} {than}: {value:.3f} BPB against {other:.3f}{between}.{caution}"
 
 
 def _new_tokens_told(report: EvaluationReport) -> str:
@@ -159,8 +158,9 @@ def _speed_told(report: EvaluationReport) -> str:
     if "base" not in speeds or "sft" not in speeds:
         return ""
     return (
-        f"The fine-tuned model writes {speeds['sft'] / speeds['base']:.2f} times as many bytes a second as the base"
-        f" model: {speeds['sft']:,.0f} against {speeds['base']:,.0f}, on the machine of this evaluation."
+        f"Where it writes text like the held-out one it is {speeds['sft'] / speeds['base']:.2f} times as fast as the"
+        f" base model: {speeds['sft']:,.0f} against {speeds['base']:,.0f} bytes a second, on the machine of this"
+        " evaluation."
     )
 
 
@@ -171,12 +171,12 @@ def _retention_told(report: EvaluationReport) -> str:
     rises = retention.rises
     if "sft" not in rises:
         return ""
-    told = (
-        f"On text of another domain ({retention.source}) its bits per byte are {_signed_percent(rises['sft'])} against"
+    moved = {name: f"{'rose' if rise >= 0 else 'fell'} by {_percent(abs(rise))}" for name, rise in rises.items()}
+    told = f"On text of another domain ({retention.source}) its bits per byte {moved['sft']} against the base model's"
+    return (
+        "; ".join([told, *(f"those of {_BASELINES[name][0]} {moved[name]}" for name in _BASELINES if name in moved)])
+        + "."
     )
-    told += " the base model"
-    baselines = [f"{_signed_percent(rises[name])} for {_BASELINES[name][0]}" for name in _BASELINES if name in rises]
-    return f"{told}; {' and '.join(baselines)}." if baselines else f"{told}."
 
 
 def quality_table(report: EvaluationReport) -> str:
@@ -293,16 +293,26 @@ def _retention(report: EvaluationReport) -> list[str]:
 
 
 def _speed(report: EvaluationReport) -> list[str]:
-    speeds = report.bytes_per_second
-    if not speeds:
+    if not report.speeds:
         return []
-    base = speeds.get("base")
-    rows = [(f"`{n}`", f"{speed:,.0f}", f"{speed / base:.2f}" if base else "") for n, speed in speeds.items()]
+    speeds = report.bytes_per_second
+    rows = [
+        (
+            f"`{name}`",
+            f"{speed.tokens:,.1f}",
+            f"{speeds[name]:,.0f}",
+            f"{speeds[name] / speeds['base']:.2f}" if "base" in speeds else "",
+            f"{speed.bytes:,.0f}",
+        )
+        for name, speed in report.speeds.items()
+    ]
+    header = ("variant", "tokens a second", "bytes a second", "against base", "bytes a second, own words")
     return [
         "## Speed",
-        table(("variant", "bytes written a second", "against base"), rows, right_from=1),
-        "Greedy, one text at a time, on the machine of this evaluation and with whatever else it did; not the same"
-        " twice.",
+        table(header, rows, right_from=1),
+        "Bytes a second are tokens a second times bytes per token of the held-out text. Own words: of what it wrote"
+        " while it was timed, greedily, one text at a time; a model that repeats itself does so in tokens of any"
+        " length. Taken on the machine of this evaluation and with whatever else it did; not the same twice.",
     ]
 
 

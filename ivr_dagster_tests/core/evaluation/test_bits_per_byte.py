@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ivr_dagster.core.errors import InputError
 from ivr_dagster.core.evaluation import bits_per_byte as module
-from ivr_dagster.core.evaluation.bits_per_byte import bits_per_byte, byte_lengths
+from ivr_dagster.core.evaluation.bits_per_byte import bits_per_byte, byte_lengths, context_that_fits
 from ivr_dagster.core.tokens.byte_level import string_of
 
 END = 256
@@ -253,6 +253,25 @@ def test_the_same_text_has_the_same_windows_whatever_the_tokenizer(model: Any) -
         begins = np.cumsum(lengths) - lengths
         for begin, start in zip(begins.tolist(), starts.tolist(), strict=True):
             assert (begins[start - 1] if start else 0) == max(0, 8 * math.ceil((begin - 16) / 8))
+
+
+@given(
+    st.lists(st.lists(st.integers(1, 9), max_size=80), min_size=1, max_size=4),
+    st.integers(1, 20),
+    st.sampled_from([0.0, 0.01, 0.1]),
+)
+def test_a_context_that_fits_spills_over_for_the_share_of_tokens_allowed(
+    documents: list[list[int]], context: int, spilled: float
+) -> None:
+    lengths = [np.array(each, dtype=np.int64) for each in documents]
+    fitting = context_that_fits(lengths, context, spilled=spilled)
+    short = sum(module._starts(each, fitting, max(1, fitting // 2), context)[1] for each in lengths)
+    # one token is read before another in any case, also where it has more bytes than the context
+    assert short <= spilled * sum(map(len, documents)) or fitting < 9
+    # and it is the longest: a byte and a token more would be too much, or no document is longer
+    longer = fitting + 2
+    spill = sum(int(each[n - context : n].sum()) < longer for each in lengths for n in range(context, len(each)))
+    assert spill > spilled * sum(map(len, documents)) or fitting >= max(1, *(int(each.sum()) for each in lengths), 1)
 
 
 def test_the_bytes_of_a_token_are_those_of_its_text() -> None:

@@ -5,7 +5,7 @@ import pytest
 
 from ivr_dagster.core.errors import InputError
 from ivr_dagster.core.evaluation import continuations as module
-from ivr_dagster.core.evaluation.continuations import Continuation, continue_texts, generation_speed
+from ivr_dagster.core.evaluation.continuations import Continuation, Speed, continue_texts, generation_speed
 
 END = 256
 PROMPTS = ["The quick", "", "단어", "far too long for this model's context"]
@@ -90,7 +90,7 @@ def test_speed_is_bytes_over_the_seconds_of_generating(
     # a clock that goes on by two seconds whenever it is looked at
     monkeypatch.setattr(module.time, "perf_counter", itertools.count(0, 2).__next__)
     with Scripted(model, b"xxxxxxabcdefghijkl") as scripted:  # six to warm up
-        assert generation_speed(scripted, tokenizer, ["", "y"], new_bytes=6) == pytest.approx(12 / 4)
+        assert generation_speed(scripted, tokenizer, ["", "y"], new_bytes=6) == Speed(12 / 4, 12 / 4)
 
 
 def test_the_end_of_a_text_does_not_end_what_is_timed(model: Any, tokenizer: Any) -> None:
@@ -107,7 +107,7 @@ def test_the_end_of_a_text_does_not_end_what_is_timed(model: Any, tokenizer: Any
     try:
         assert continue_texts(model, tokenizer, ["x"], max_new_bytes=5) == [Continuation("", ())]
         asked.clear()
-        assert generation_speed(model, tokenizer, ["x"], new_bytes=5) > 0
+        assert generation_speed(model, tokenizer, ["x"], new_bytes=5).bytes > 0
     finally:
         del model.forward
     assert len(asked) >= 2 * 5

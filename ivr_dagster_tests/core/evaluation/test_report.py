@@ -11,9 +11,23 @@ import pytest
 
 from ivr_dagster.core.errors import InputError
 from ivr_dagster.core.evaluation.bits_per_byte import BitsPerByte
-from ivr_dagster.core.evaluation.figures import EvaluationReport, LossCurve, Variant, as_json, loss_curve
+from ivr_dagster.core.evaluation.continuations import Speed
+from ivr_dagster.core.evaluation.figures import (
+    EvaluationReport,
+    LearningCurve,
+    LossCurve,
+    Retention,
+    Variant,
+    as_json,
+    learning_curve,
+    loss_curve,
+    pairs_to_compare,
+    reproducible,
+)
+from ivr_dagster.core.evaluation.intervals import Interval
 from ivr_dagster.core.evaluation.plots import plots
 from ivr_dagster.core.evaluation.report import as_markdown, summary, write_report
+from ivr_dagster.core.evaluation.token_groups import TokenGroup
 
 
 def report(**bpb: float) -> EvaluationReport:
@@ -32,6 +46,10 @@ def report(**bpb: float) -> EvaluationReport:
         prompts=("Once",),
         settings={"context": 1024},
     )
+
+
+def interval(value: float, width: float = 0.02) -> Interval:
+    return Interval(value, value - width, value + width)
 
 
 FULL = report(base=1.5, distilled=1.501, initialized=2.0, sft=1.35, vanilla_sft=1.2)
@@ -108,6 +126,144 @@ def test_a_loss_in_nats_per_token_becomes_bits_per_byte_of_the_text_seen() -> No
     curve = loss_curve([(10, math.log(2)), (20, math.log(4))], tokens_per_step=100, bytes_per_token=4.0)
     assert curve.bytes_seen == (4000.0, 8000.0)
     assert curve.bits_per_byte == pytest.approx((0.25, 0.5))
+
+
+# everything that a report can tell
+RICH = replace(
+    FULL,
+    variants={
+        **{name: replace(variant, interval=interval(variant.bpb)) for name, variant in FULL.variants.items()},
+        "sft": replace(
+            FULL.variants["sft"],
+            interval=interval(1.35),
+            groups={"kept": TokenGroup(20, 0.8, 60, 4.0, 1.5), "new": TokenGroup(5, 0.2, 40, 9.0, 1.125)},
+            new_tokens_written=0.25,
+            shortened=1,
+        ),
+        "vanilla_compute_sft": Variant("vanilla_compute_sft", 1.4, 3.0, 33, 100, interval=interval(1.4)),
+    },
+    differences={("sft", "base"): interval(-0.15), ("sft", "vanilla_compute_sft"): interval(-0.05, 0.1)},
+    heldout_documents=30,
+    context_bytes=1500,
+    retention=Retention("the works of Shakespeare", 20, 5000, {"base": interval(2.0), "sft": interval(2.2),
+                                                             "vanilla_sft": interval(1.9)}),
+    learning={"sft": LearningCurve((1e6, 2e6), (4e6, 8e6), (1.6, 1.4)),
+              "vanilla_sft": LearningCurve((1e6,), (3e6,), (1.5,))},
+    speeds={"base": Speed(10.0, 35.0), "sft": Speed(9.0, 50.0)},
+)  # fmt: skip
+
+
+def test_the_summary_tells_intervals_new_tokens_speed_and_what_was_unlearned() -> None:
+    told = summary(RICH)
+    assert "1.350 BPB against 1.500 (difference -0.150, 95 % interval -0.170 to -0.130)." in told[1]
+    assert "on the same text" in told[2] and "equal bytes" in told[2]
+    assert "on equal compute" in told[3] and "as many tokens" in told[3]
+    assert told[4] == (
+        "New tokens are 20.0 % of the tokens of the held-out text and 25.0 % of those that the fine-tuned model writes"
+        " itself. It needs 1.12 bits for a byte of theirs, 1.50 for one of kept tokens."
+    )
+    assert "0.90 times as fast as the base model: 36 against 40 bytes a second" in told[5]
+    assert told[6] == (
+        "On text of another domain (the works of Shakespeare) its bits per byte rose by 10.0 % against the base model's;"
+        " those of the vanilla baseline on the same text fell by 5.0 %."
+    )
+    assert len(told) == 7
+
+
+def test_the_tables_have_the_same_figures() -> None:
+    text = as_markdown(RICH)
+    for row in (
+        "| `sft` | fine-tuned model, new vocabulary | 1.3500 | 1.330 to 1.370 | -10.0 % | 4.000 | 25 |",
+        "| `sft` | `base` | -0.1500 | -0.1700 to -0.1300 | yes |",
+        "| `sft` | `vanilla_compute_sft` | -0.0500 | -0.1500 to +0.0500 | no |",
+        "| `sft` | new | 5 | 20.0 % | 9.000 | 1.125 |",
+        "| `sft` | 2.2000 | 2.180 to 2.220 | +10.0 % |",
+        "| `sft` | 9.0 | 36 | 0.90 | 50 |",
+        "at most 1,500 bytes of text before a token",
+        "`sft` 4.00 %",
+    ):
+        assert row in text, row
+    order = [
+        text.index(each) for each in ("The new vocabulary writes", "## Quality", "## New and", "## Other", "## Speed")
+    ]
+    assert order == sorted(order)
+
+
+def test_few_documents_make_intervals_rough_and_the_report_says_so() -> None:
+    few = replace(RICH, heldout_documents=9)
+    assert any("The intervals are rough:** 9 held-out documents" in each for each in summary(few))
+    assert "With 9 documents they are rough." in as_markdown(few)
+    assert not any("rough" in each for each in [*summary(RICH), as_markdown(RICH)])
+    other = replace(RICH, retention=replace(RICH.retention, documents=3))
+    assert "3 documents, 5,000 bytes; the intervals are rough" in as_markdown(other)
+
+
+def test_retention_that_was_not_measured_says_why() -> None:
+    text = as_markdown(replace(RICH, retention=Retention("x", skipped="there is no other text.")))
+    assert "Not measured: there is no other text." in text
+    assert "## Other text" not in as_markdown(FULL)
+
+
+def test_the_json_has_intervals_groups_retention_and_curves() -> None:
+    values = json.loads(json.dumps(as_json(RICH), allow_nan=False))
+    assert values["differences"][0] == {
+        "variant": "sft",
+        "against": "base",
+        "difference": -0.15,
+        "low": pytest.approx(-0.17),
+        "high": pytest.approx(-0.13),
+    }
+    sft = values["variants"]["sft"]
+    assert (sft["low"], sft["high"]) == pytest.approx((1.33, 1.37))
+    assert sft["token_groups"]["new"] == {
+        "tokens": 5,
+        "share": 0.2,
+        "bytes": 40,
+        "bits_per_token": 9.0,
+        "bits_per_byte": 1.125,
+    }
+    assert (sft["new_tokens_written_share"], sft["shortened_tokens"]) == (0.25, 1)
+    assert "token_groups" not in values["variants"]["base"]
+    retention = values["retention"]
+    assert (retention["text"], retention["documents"], retention["bytes"]) == ("the works of Shakespeare", 20, 5000)
+    assert retention["variants"]["sft"]["rise"] == pytest.approx(0.1)
+    assert values["validation"]["sft"]["bits_per_byte"] == [1.6, 1.4]
+    assert values["context_bytes"] == 1500
+    assert as_json(FULL)["retention"] is None
+
+
+def test_timings_are_told_and_decide_nothing() -> None:
+    other = replace(RICH, speeds={"base": Speed(1.0, 2.0), "sft": Speed(3.0, 4.0)})
+    assert as_json(other)["timings"]["sft"] == {
+        "tokens_per_second": 3.0,
+        "bytes_per_second": 12.0,
+        "bytes_per_second_greedy": 4.0,
+    }
+    assert as_json(other) != as_json(RICH)
+    assert reproducible(as_json(other)) == reproducible(as_json(RICH))
+
+
+def test_everything_is_compared_with_the_base_and_the_fine_tuned_model_with_the_baselines() -> None:
+    assert pairs_to_compare(list(RICH.variants)) == [
+        ("distilled", "base"),
+        ("initialized", "base"),
+        ("sft", "base"),
+        ("vanilla_sft", "base"),
+        ("vanilla_compute_sft", "base"),
+        ("sft", "vanilla_sft"),
+        ("sft", "vanilla_compute_sft"),
+    ]
+    assert pairs_to_compare(["sft", "initialized"]) == []
+
+
+def test_validation_is_drawn_against_text_and_against_compute() -> None:
+    curve = learning_curve([(10, 1.5), (20, 1.25)], tokens_per_step=100, bytes_per_token=4.0)
+    assert curve == LearningCurve((1000, 2000), (4000.0, 8000.0), (1.5, 1.25))
+    images = plots(RICH)
+    assert list(images) == ["bpb", "bytes_per_token", "validation_by_text", "validation_by_compute"]
+    assert images["validation_by_text"] != images["validation_by_compute"]
+    assert images["bpb"] != plots(replace(RICH, variants=FULL.variants))["bpb"]  # error bars
+    assert "compute" in as_markdown(RICH, {"validation_by_compute": "plots/x.png"})
 
 
 def test_plots_are_png_and_the_same_every_time() -> None:
