@@ -31,14 +31,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
     from ivr_dagster.core.evaluation.bits_per_byte import BitsPerByte
+    from ivr_dagster.core.evaluation.continuations import Speed
     from ivr_dagster.core.evaluation.figures import EvaluationReport, LearningCurve, LossCurve, Retention, Variant
     from ivr_dagster.core.evaluation.model_card import Provenance
 
 GROUP = "evaluation"
 LONGEST_CONTEXT = 1024
-# All variants get contexts of as many bytes as this share of the base model's context holds of average text: where
-# text takes up to a third more tokens a byte than on average, the base model's windows still fit.
-CONTEXT_SHARE = 0.75
 PROMPT_CHARACTERS = 200
 CONTINUATION_BYTES = 160
 # generation is timed on so many texts, so many bytes each
@@ -170,7 +168,7 @@ def evaluation_report_asset(vanilla: bool) -> dg.AssetsDefinition:
             context_bytes=heldout.context_bytes,
             retention=_measured(retention, other_scores, settings.seed),
             learning=learning,
-            bytes_per_second=speeds,
+            speeds=speeds,
         )
         with settings.staged("evaluation_report") as folder:
             plots = write_report(report, folder, curves)
@@ -194,7 +192,8 @@ def evaluation_report_asset(vanilla: bool) -> dg.AssetsDefinition:
                 "round_trip": report.round_trip,
                 "new_tokens_used_share": report.new_tokens_used_share,
                 "new_tokens_written_share": variants["sft"].new_tokens_written or 0.0,
-                **{f"bytes_per_second_{name}": round(speed, 1) for name, speed in speeds.items()},
+                **{f"tokens_per_second_{name}": round(speed.tokens, 1) for name, speed in speeds.items()},
+                **{f"bytes_per_second_{name}": round(speed, 1) for name, speed in report.bytes_per_second.items()},
                 **{
                     f"retention_rise_{name}": rise
                     for name, rise in (report.retention.rises if report.retention else {}).items()
@@ -244,7 +243,7 @@ class _Measure:
             progress=track(self._context.log, label, "tokens"),
         )
 
-    def speed(self, prompts: Sequence[str]) -> float:
+    def speed(self, prompts: Sequence[str]) -> "Speed":
         from ivr_dagster.core.evaluation.continuations import generation_speed
 
         return generation_speed(
@@ -305,10 +304,13 @@ def _context_of(folder: Path) -> int:
 
 
 def _text(texts: list[str], base: TokenizerFolder, tokens_at_once: int) -> _Text:
-    encode = reference_encoder(base.backend())
-    tokens = sum(len(ids) for ids in encode(texts))
-    size = sum(len(text.encode()) for text in texts)
-    return _Text(texts, max(1, int(CONTEXT_SHARE * tokens_at_once * size / max(tokens, 1))))
+    """Texts, with a context for all variants that the base model, of most tokens, can give nearly always."""
+    from ivr_dagster.core.evaluation.bits_per_byte import byte_lengths, context_that_fits
+
+    backend = base.backend()
+    lengths = byte_lengths(strings_by_id(backend))
+    encoded = reference_encoder(backend)(texts)
+    return _Text(texts, context_that_fits([lengths[ids] for ids in encoded], tokens_at_once))
 
 
 def _retention_text(

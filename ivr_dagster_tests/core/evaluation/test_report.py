@@ -164,8 +164,8 @@ def test_the_summary_tells_intervals_new_tokens_speed_and_what_was_unlearned() -
     )
     assert "0.90 times as fast as the base model: 36 against 40 bytes a second" in told[5]
     assert told[6] == (
-        "On text of another domain (the works of Shakespeare) its bits per byte rose by 10.0 % against the base model's;"
-        " those of the vanilla baseline on the same text fell by 5.0 %."
+        "On text of another domain (the works of Shakespeare) its bits per byte rose by 10.0 % against the base"
+        " model's; those of the vanilla baseline on the same text fell by 5.0 %."
     )
     assert len(told) == 7
 
