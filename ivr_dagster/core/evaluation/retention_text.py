@@ -19,7 +19,12 @@ PIECE_BYTES = 4096
 
 
 def retention_texts(
-    documents: Iterable[str], known: Iterable[str], most_bytes: int, *, normalization: str = "NFC"
+    documents: Iterable[str],
+    known: Iterable[str],
+    most_bytes: int,
+    *,
+    normalization: str = "NFC",
+    from_the_end: bool = False,
 ) -> list[str]:
     """Pieces of documents that a corpus does not hold, in the order of their hash.
 
@@ -28,6 +33,8 @@ def retention_texts(
         known: ids (`splits.document_id`) of the corpus's documents.
         most_bytes: UTF-8 bytes of the texts together, at most; one piece is taken in any case, if there is one.
         normalization: as the corpus was normalised.
+        from_the_end: take those with the greatest hashes, not the least: what is trained on and what is measured on
+            are taken from two ends, and one folder may serve for both.
     """
     taken, pieces = set(known), {}
     for document in documents:
@@ -37,12 +44,14 @@ def retention_texts(
         for _, piece in cut_text([text], PIECE_BYTES):
             if not is_empty(piece):
                 pieces[document_id(piece)] = piece
-    wanted, _ = documents_within(pieces.items(), most_bytes)
+    wanted, _ = documents_within(pieces.items(), most_bytes, from_the_end=from_the_end)
     return [pieces[number] for number in sorted(wanted)]
 
 
-def read_retention_documents(root: Path, *, text_key: str, encoding: str) -> Iterator[str]:
-    """The documents of a person's folder of text, read as the raw corpus is.
+def read_retention_documents(
+    root: Path, *, text_key: str, encoding: str, setting: str = "retention_corpora_dir"
+) -> Iterator[str]:
+    """The documents of a person's folder of text, named by a `setting`, read as the raw corpus is.
 
     Raises:
         InputError: no corpus file there; a file that cannot be read (see `corpus.documents`).
@@ -51,10 +60,9 @@ def read_retention_documents(root: Path, *, text_key: str, encoding: str) -> Ite
         files = corpus_files(root)
     except InputError as error:
         raise InputError(
-            "the folder for measuring retention holds no text that can be read",
+            f"{setting} names a folder without text that can be read",
             where=root,
-            remedy="Put .txt, .jsonl or .json files there, name another folder with --retention-corpora-dir, or leave"
-            " it out.",
+            remedy=f"Put .txt, .jsonl or .json files there, or name another folder with --{setting.replace('_', '-')}.",
         ) from error
     for path in files:
         for document in read_documents(path, root, text_key=text_key, encoding=encoding, text_split_bytes=0):

@@ -26,6 +26,13 @@ def test_the_choice_is_the_same_in_any_order_and_grows_with_the_bytes() -> None:
     assert retention_texts(DOCUMENTS, [], 1000)[: len(few)] == few
 
 
+def test_what_is_taken_from_the_two_ends_meets_only_where_all_is_taken() -> None:
+    first, last = (retention_texts(DOCUMENTS, [], 1000, from_the_end=end) for end in (False, True))
+    assert len(last) > 10
+    assert not set(first) & set(last)
+    assert retention_texts(DOCUMENTS, [], 0, from_the_end=True) == retention_texts(DOCUMENTS, [], 0)
+
+
 def test_long_documents_are_cut_so_that_none_decides_the_figure() -> None:
     long = "".join(f"Line {number} of a long document.\n\n" for number in range(1000))
     texts = retention_texts([long], [], 0)
@@ -45,3 +52,5 @@ def test_a_folder_without_text_is_refused_by_its_setting(tmp_path: Path) -> None
         with pytest.raises(InputError, match="--retention-corpora-dir") as error:
             list(read_retention_documents(folder, text_key="text", encoding="utf-8"))
         assert error.value.where == folder
+    with pytest.raises(InputError, match="--general-corpora-dir"):
+        list(read_retention_documents(tmp_path, text_key="text", encoding="utf-8", setting="general_corpora_dir"))
