@@ -135,7 +135,12 @@ def _comparison(value: float, other: float, than: str, difference: Interval | No
         if difference
         else ""
     )
-    return f"{verdict} {than}: {value:.3f} BPB against {other:.3f}{between}.{caution}"
+    zero = (
+        " The interval holds zero: with other documents it might be the other way round."
+        if difference and difference.low < 0 < difference.high
+        else ""
+    )
+    return f"{verdict} {than}: {value:.3f} BPB against {other:.3f}{between}.{zero}{caution}"
 
 
 def _new_tokens_told(report: EvaluationReport) -> str:

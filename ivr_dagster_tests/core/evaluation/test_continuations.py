@@ -1,6 +1,6 @@
-import itertools
 from typing import Any
 
+import numpy as np
 import pytest
 
 from ivr_dagster.core.errors import InputError
@@ -84,13 +84,24 @@ def test_a_model_trains_on_as_before(model: Any, tokenizer: Any) -> None:
     model.eval()
 
 
-def test_speed_is_bytes_over_the_seconds_of_generating(
+def test_speed_is_that_of_the_fastest_text(model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    # when each continuation begins and ends: eight seconds to warm up, then four, two, eight and four
+    clock = [0, 8, 10, 14, 20, 22, 30, 38, 40, 44]
+    monkeypatch.setattr(module.time, "perf_counter", iter(clock).__next__)
+    with Scripted(model, b"xxxxxx" + b"abcdef" * 4) as scripted:
+        speed = generation_speed(scripted, tokenizer, ["", "y"], new_bytes=6, rounds=2)
+    assert speed == Speed(6 / 2, 6 / 2)
+
+
+def test_bytes_a_second_are_those_of_all_that_was_written(
     model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # a clock that goes on by two seconds whenever it is looked at
-    monkeypatch.setattr(module.time, "perf_counter", itertools.count(0, 2).__next__)
-    with Scripted(model, b"xxxxxxabcdefghijkl") as scripted:  # six to warm up
-        assert generation_speed(scripted, tokenizer, ["", "y"], new_bytes=6) == Speed(12 / 4, 12 / 4)
+    # the first three tokens stand for two bytes each, in every text
+    monkeypatch.setattr(module, "byte_lengths", lambda _: np.array([1] * 97 + [2] * 3 + [1] * 157))
+    monkeypatch.setattr(module.time, "perf_counter", iter([0, 1, 0, 1, 0, 2]).__next__)
+    with Scripted(model, b"zzzzzzz" + b"abcz" + b"zzzzzzz") as scripted:
+        speed = generation_speed(scripted, tokenizer, ["", "y"], new_bytes=7, rounds=1)
+    assert speed == Speed(4.0, 4.0 * 14 / 11)
 
 
 def test_the_end_of_a_text_does_not_end_what_is_timed(model: Any, tokenizer: Any) -> None:

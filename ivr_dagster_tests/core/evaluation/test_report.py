@@ -157,6 +157,8 @@ def test_the_summary_tells_intervals_new_tokens_speed_and_what_was_unlearned() -
     told = summary(RICH)
     assert "1.350 BPB against 1.500 (difference -0.150, 95 % interval -0.170 to -0.130)." in told[1]
     assert "on the same text" in told[2] and "equal bytes" in told[2]
+    assert not any("holds zero" in each for each in told[:3])
+    assert "The interval holds zero" in told[3]
     assert "on equal compute" in told[3] and "as many tokens" in told[3]
     assert told[4] == (
         "New tokens are 20.0 % of the tokens of the held-out text and 25.0 % of those that the fine-tuned model writes"
