@@ -18,10 +18,12 @@ RELATIVE_PATHS: dict[str, str] = {
     "remapped_tokenizer": "tokenizers/remapped",
     "original_embeddings": "embeddings/original_embeddings.safetensors",
     "reordered_embeddings": "embeddings/reordered_embeddings.safetensors",
+    "fitted_embeddings": "embeddings/fitted_embeddings.safetensors",
     "initialized_model": "embeddings/initialized_model",
     "training_blocks": "training/blocks",
     "sft_checkpoint": "training/sft_checkpoint",
     "vanilla_sft_checkpoint": "training/vanilla_sft_checkpoint",
+    "vanilla_compute_checkpoint": "training/vanilla_compute_checkpoint",
     "evaluation_report": "evaluation",
 }
 
@@ -37,14 +39,19 @@ class ArtifactPaths:
     Attributes:
         root: the artifacts folder, absolute.
         elsewhere: artifacts that a setting puts somewhere else, by asset name.
+        brought: what a person brings, by the name of the source that stands for it; it is read there and never written.
+        replaced: assets whose part it takes altogether, so that they are not made, with the name of the source.
     """
 
     root: Path
     elsewhere: Mapping[str, Path] = field(default_factory=dict)
+    brought: Mapping[str, Path] = field(default_factory=dict)
+    replaced: Mapping[str, str] = field(default_factory=dict)
 
     def __getitem__(self, asset: str) -> Path:
-        """The file or folder of an asset."""
-        return self.elsewhere.get(asset) or self.root / RELATIVE_PATHS[asset]
+        """The file or folder of an asset, or of what is read in its place."""
+        source = self.replaced.get(asset, asset)
+        return self.brought.get(source) or self.elsewhere.get(asset) or self.root / RELATIVE_PATHS[asset]
 
     @property
     def dagster_home(self) -> Path:

@@ -1,5 +1,6 @@
 """Jobs for the UI's launchpad, and what starts them by itself: a nightly schedule and a sensor on the raw corpus."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +9,19 @@ import dagster as dg
 from ivr_dagster.core.corpus.documents import fingerprint_corpus
 from ivr_dagster.core.errors import InputError
 from ivr_dagster.resources.settings import SettingsResource
-from ivr_dagster.stages import STAGES, VANILLA
+from ivr_dagster.stages import STAGES, stage_assets
 
 
-def automation(vanilla: bool) -> dict[str, list[Any]]:
-    """Jobs, schedules and sensors, by the names that `Definitions` takes them under."""
+def automation(*, vanilla: bool, vanilla_compute: bool, left_out: Collection[str] = ()) -> dict[str, list[Any]]:
+    """Jobs, schedules and sensors, by the names that `Definitions` takes them under; `left_out` are not made."""
 
     def assets(*stages: str) -> list[str]:
-        return [asset for stage in stages for asset in STAGES[stage] if vanilla or asset != VANILLA]
+        return [
+            asset
+            for stage in stages
+            for asset in stage_assets(stage, vanilla=vanilla, vanilla_compute=vanilla_compute)
+            if asset not in left_out
+        ]
 
     everything = dg.define_asset_job(
         "everything", assets(*STAGES), description="From the raw corpus to the evaluation report."

@@ -10,6 +10,7 @@ from typing import Any
 
 import dagster as dg
 
+from ivr_dagster.artifact_paths import ArtifactPaths
 from ivr_dagster.asset_checks import embedding as embedding_checks
 from ivr_dagster.asset_checks import evaluation as evaluation_checks
 from ivr_dagster.asset_checks import tokenizer as tokenizer_checks
@@ -25,14 +26,15 @@ from ivr_dagster.assets import (
     training,
     vocabulary,
 )
+from ivr_dagster.assets.brought import brought_asset
 from ivr_dagster.automation import automation
 from ivr_dagster.core.content_hash import content_hash
 from ivr_dagster.io_managers import io_managers
 from ivr_dagster.resources.accelerator import AcceleratorResource
 from ivr_dagster.resources.base_model import BaseModelResource
 from ivr_dagster.resources.settings import SettingsResource
-from ivr_dagster.settings import Settings, load_settings
-from ivr_dagster.stages import VANILLA
+from ivr_dagster.settings import BROUGHT, Settings, load_settings
+from ivr_dagster.stages import BASELINES, baselines
 
 CHECKS = (tokenizer_checks, vocabulary_checks, embedding_checks, evaluation_checks)
 ASSETS = (corpus, tokenizer, tokens, vocabulary, embedding, training)
@@ -62,12 +64,23 @@ def build_definitions(
         settings = load_settings(artifacts_dir, config=Path(config) if config else None)
     shared = SettingsResource(artifacts_dir=str(artifacts_dir), **settings.model_dump())
     loaded: list[Any] = list(dg.load_assets_from_modules(ASSETS))
-    assets = [asset for asset in loaded if settings.vanilla or asset.key.path[-1] != VANILLA]
-    assets.append(evaluation.evaluation_report_asset(settings.vanilla))
-    automatic = automation(settings.vanilla)
+    wanted = baselines(vanilla=settings.vanilla, vanilla_compute=settings.vanilla_compute)
+    left_out = set(BASELINES.values()) - set(wanted.values())
+    places = shared.places
+    left_out |= places.replaced.keys()
+    assets = [_reading_brought(asset, places) for asset in loaded if asset.key.path[-1] not in left_out]
+    assets.append(_reading_brought(evaluation.evaluation_report_asset(wanted), places))
+    automatic = automation(vanilla=settings.vanilla, vanilla_compute=settings.vanilla_compute, left_out=places.replaced)
     return dg.Definitions(
-        assets=[_with_settings_in_code_version(asset, shared) for asset in assets],
-        asset_checks=dg.load_asset_checks_from_modules(CHECKS),
+        assets=[
+            *(_with_settings_in_code_version(asset, shared) for asset in assets),
+            *(brought_asset(name, places[name]) for name in sorted(places.brought)),
+        ],
+        asset_checks=[
+            _reading_brought(check, places)
+            for check in dg.load_asset_checks_from_modules(CHECKS)
+            if not {key.asset_key.path[-1] for key in check.check_keys} & places.replaced.keys()
+        ],
         jobs=automatic["jobs"],
         schedules=automatic["schedules"],
         sensors=automatic["sensors"],
@@ -76,10 +89,23 @@ def build_definitions(
             "settings": shared,
             "base": BaseModelResource(model_name=settings.model_name, revision=settings.revision),
             "accelerator": AcceleratorResource(device=settings.device, dtype=settings.dtype),
-            **io_managers(shared.places),
+            **io_managers(places),
             **(resources or {}),
         },
     )
+
+
+def _reading_brought(asset: Any, places: ArtifactPaths) -> Any:
+    """The asset, or check, with its inputs exchanged for what a person brings."""
+    named = {key.path[-1] for key in asset.keys} if isinstance(asset, dg.AssetsDefinition) else set()
+    exchanged = {
+        dg.AssetKey(source.instead_of): dg.AssetKey(name)
+        for name, source in BROUGHT.items()
+        if name in places.brought and (not source.in_assets or named & set(source.in_assets))
+    }
+    if not exchanged or not isinstance(asset, dg.AssetsDefinition):
+        return asset
+    return asset.with_attributes(asset_key_replacements=exchanged)
 
 
 def _with_settings_in_code_version(asset: Any, settings: SettingsResource) -> Any:

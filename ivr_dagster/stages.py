@@ -6,10 +6,22 @@ STAGES: dict[str, tuple[str, ...]] = {
     "distill-tokenizer": ("distilled_tokenizer",),
     "select": ("replacement_candidates", "selection_log"),
     "remap": ("remap_rules", "remapped_tokenizer"),
-    "align": ("original_embeddings", "reordered_embeddings", "initialized_model"),
-    "train": ("training_blocks", "sft_checkpoint", "vanilla_sft_checkpoint"),
+    "align": ("original_embeddings", "reordered_embeddings", "fitted_embeddings", "initialized_model"),
+    "train": ("training_blocks", "sft_checkpoint", "vanilla_sft_checkpoint", "vanilla_compute_checkpoint"),
     "evaluate": ("evaluation_report",),
 }
 
-# the asset that only exists while the setting `vanilla` is on
-VANILLA = "vanilla_sft_checkpoint"
+# vanilla baselines: the variant that the evaluation calls them → the asset
+BASELINES = {"vanilla_sft": "vanilla_sft_checkpoint", "vanilla_compute_sft": "vanilla_compute_checkpoint"}
+
+
+def baselines(*, vanilla: bool, vanilla_compute: bool) -> dict[str, str]:
+    """Those of `BASELINES` that these settings ask for; the second only beside the first, whose text it takes."""
+    wanted = {"vanilla_sft": vanilla, "vanilla_compute_sft": vanilla and vanilla_compute}
+    return {variant: asset for variant, asset in BASELINES.items() if wanted[variant]}
+
+
+def stage_assets(stage: str, *, vanilla: bool, vanilla_compute: bool) -> list[str]:
+    """The assets of a stage, in order, without baselines that are not asked for."""
+    left_out = set(BASELINES.values()) - set(baselines(vanilla=vanilla, vanilla_compute=vanilla_compute).values())
+    return [name for name in STAGES[stage] if name not in left_out]

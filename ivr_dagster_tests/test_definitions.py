@@ -13,7 +13,7 @@ import pytest
 from ivr_dagster.automation import corpus_request
 from ivr_dagster.definitions import build_definitions
 from ivr_dagster.settings import Settings
-from ivr_dagster.stages import STAGES, VANILLA
+from ivr_dagster.stages import BASELINES, STAGES
 
 REPOSITORY = Path(__file__).parents[1]
 GROUPS = {"corpus", "tokens", "tokenizer", "vocabulary", "embedding", "training", "evaluation"}
@@ -38,9 +38,9 @@ CHECKS = {
 
 # a setting with another value than its default, and the assets whose content it decides
 DEPENDENTS: dict[str, tuple[object, set[str]]] = {
-    "text_key": ("body", {"cleaned_corpus"}),
-    "encoding": ("latin-1", {"cleaned_corpus"}),
-    "normalization": ("none", {"cleaned_corpus"}),
+    "text_key": ("body", {"cleaned_corpus", "training_blocks"}),
+    "encoding": ("latin-1", {"cleaned_corpus", "training_blocks"}),
+    "normalization": ("none", {"cleaned_corpus", "training_blocks"}),
     "heldout_fraction": (0.1, {"cleaned_corpus"}),
     "text_split_bytes": (0, {"cleaned_corpus"}),
     "model_name": ("sample", {"original_tokenizer", "original_embeddings", "initialized_model"}),
@@ -60,15 +60,22 @@ DEPENDENTS: dict[str, tuple[object, set[str]]] = {
     "max_phrases": (9, {"replacement_candidates"}),
     "least_documents": (1, {"replacement_candidates"}),
     "sticky": (False, {"replacement_candidates"}),
-    "init_strategy": ("zeros", {"initialized_model"}),
+    "init_strategy": ("zeros", {"fitted_embeddings"}),
+    "token_distillation_bytes": (1000, {"fitted_embeddings"}),
+    "token_distillation_learning_rate": (1e-4, {"fitted_embeddings"}),
+    "token_distillation_hidden_weight": (1.0, {"fitted_embeddings"}),
     "block_size": (64, {"training_blocks"}),
     "train_bytes": (1000, {"training_blocks"}),
-    "dtype": ("bfloat16", {"sft_checkpoint", "vanilla_sft_checkpoint"}),
+    "validation_bytes": (1000, {"training_blocks"}),
+    "general_corpora_dir": ("elsewhere", {"training_blocks"}),
+    "general_share": (0.5, {"training_blocks"}),
+    "warm_start": (True, {*BASELINES.values(), "sft_checkpoint"}),
+    "dtype": ("bfloat16", {"fitted_embeddings", *BASELINES.values(), "sft_checkpoint"}),
     "evaluation_bytes": (1000, {"evaluation_report"}),
     "retention_bytes": (1000, {"evaluation_report"}),
     "retention_corpora_dir": ("elsewhere", {"evaluation_report"}),
     "continuations": (0, {"evaluation_report"}),
-    "seed": (7, {"initialized_model", "evaluation_report"}),
+    "seed": (7, {"fitted_embeddings", "evaluation_report"}),
     "device": ("cpu", set()),
     "raw_corpora_dir": ("elsewhere", set()),  # its content counts: the source's data version
 }
@@ -149,10 +156,19 @@ def test_every_invariant_is_a_check_and_blocks_and_quality_only_warns(tmp_path: 
     assert all(spec.description for spec in specs.values())
 
 
-def test_without_the_vanilla_baseline_its_checkpoint_is_no_asset(tmp_path: Path) -> None:
-    definitions = build_definitions(Settings(vanilla=False), artifacts_dir=tmp_path)
+@pytest.mark.parametrize(
+    ("given", "left_out"),
+    [
+        ({"vanilla": False}, set(BASELINES.values())),
+        ({"vanilla_compute": False}, {"vanilla_compute_checkpoint"}),
+    ],
+)
+def test_a_baseline_that_is_not_asked_for_is_no_asset(
+    given: dict[str, bool], left_out: set[str], tmp_path: Path
+) -> None:
+    definitions = build_definitions(Settings(**given), artifacts_dir=tmp_path)
     graph = definitions.resolve_asset_graph()
-    assert {key.to_user_string() for key in graph.get_all_asset_keys()} == (MADE | SOURCES) - {VANILLA}
+    assert {key.to_user_string() for key in graph.get_all_asset_keys()} == (MADE | SOURCES) - left_out
     for job in ("everything", "tokenizer_side", "training_side"):
         assert definitions.resolve_job_def(job).nodes
 
@@ -169,7 +185,7 @@ def test_changed_training_settings_change_the_code_version_of_the_checkpoints_on
     before = _code_versions(tmp_path, Settings())
     (tmp_path / "sft_config.yaml").write_text("num_train_epochs: 1\n", encoding="utf-8")
     after = _code_versions(tmp_path, Settings())
-    assert {asset for asset in before if before[asset] != after[asset]} == {"sft_checkpoint", "vanilla_sft_checkpoint"}
+    assert {asset for asset in before if before[asset] != after[asset]} == {*BASELINES.values(), "sft_checkpoint"}
 
 
 class TestTheSensorOnTheRawCorpus:

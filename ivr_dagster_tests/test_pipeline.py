@@ -18,7 +18,7 @@ from ivr_dagster.core.errors import InputError
 from ivr_dagster.materialize import StageFailed, Workbench
 from ivr_dagster.sample.corpus import write_sample_corpus
 from ivr_dagster.settings import load_settings
-from ivr_dagster.stages import STAGES
+from ivr_dagster.stages import BASELINES, STAGES
 
 SMALL = {
     "model_name": "sample",
@@ -28,6 +28,7 @@ SMALL = {
     "block_size": 64,
     "evaluation_bytes": 4_000,
     "retention_bytes": 3_000,
+    "token_distillation_bytes": 3_000,
     "continuations": 1,
 }
 
@@ -140,7 +141,7 @@ def test_changed_training_settings_make_only_training_and_evaluation_stale(
     other = folder / "other.yaml"
     other.write_text((folder / "sft_config.yaml").read_text() + "weight_decay: 0.2\n")
     found = stale(workbench(folder, config_path=str(other)))
-    assert set(found) == {"sft_checkpoint", "vanilla_sft_checkpoint", "evaluation_report"}
+    assert set(found) == {*BASELINES.values(), "sft_checkpoint", "evaluation_report"}
 
 
 def test_a_new_document_that_leaves_the_result_as_it_was_stops_where_nothing_changes(
@@ -327,4 +328,4 @@ def test_a_training_killed_with_sigkill_goes_on_from_its_last_checkpoint(
     assert "sft_checkpoint" in stale(bench)
     result = bench.run(["sft_checkpoint"])
     assert result.figures["sft_checkpoint"]["resumed_from_step"] >= 8
-    workbench(folder).run(["training_blocks", "sft_checkpoint", "vanilla_sft_checkpoint"])
+    workbench(folder).run(["training_blocks", "sft_checkpoint", *BASELINES.values()])

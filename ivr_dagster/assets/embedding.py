@@ -1,23 +1,33 @@
 """Embeddings: taken out of the base model, re-ordered to the remapped tokenizer, new rows initialised, put back."""
 
+import json
 import time
 from typing import Any
 
 import dagster as dg
 
 from ivr_dagster.assets import OWNERS, depends_on_settings
+from ivr_dagster.assets.display import curves, inline_png
 from ivr_dagster.core.content_hash import content_hash
+from ivr_dagster.core.corpus.cleaned import CleanedCorpus
+from ivr_dagster.core.corpus.subset import documents_within
 from ivr_dagster.core.embedding.extract import read_embeddings, write_model
 from ivr_dagster.core.embedding.initialize import STRATEGIES, initialize_embeddings
-from ivr_dagster.core.embedding.reorder import reorder_embeddings, row_sources
+from ivr_dagster.core.embedding.reorder import check_new_ids, reorder_embeddings, row_sources
 from ivr_dagster.core.handles import ModelFolder, TokenizerFolder
 from ivr_dagster.core.tokenizer.bpe import read_bpe, strings_by_id
+from ivr_dagster.core.tokens.sequences import reference_encoder
 from ivr_dagster.core.vocabulary.remap import RemapRules
 from ivr_dagster.progress import track
+from ivr_dagster.resources.accelerator import POOL, AcceleratorResource
 from ivr_dagster.resources.base_model import BaseModelResource
 from ivr_dagster.resources.settings import SettingsResource
 
 GROUP = "embedding"
+# base tokens of a snippet, and of the context that bits per byte are measured with
+SNIPPET_TOKENS = 512
+# bytes of text that bits per byte before and after are measured on
+MEASURED_BYTES = 40_000
 
 
 @dg.asset(
@@ -61,32 +71,45 @@ def reordered_embeddings(
 
 
 @dg.asset(
+    deps=["base_model"],
     group_name=GROUP,
-    kinds={"huggingface", "pytorch"},
+    kinds={"safetensors", "pytorch"},
     owners=OWNERS,
-    io_manager_key="model_io",
-    code_version="2",
-    metadata=depends_on_settings("init_strategy", "seed", "model_name", "revision"),
+    io_manager_key="tensors_io",
+    pool=POOL,
+    code_version="1",
+    metadata=depends_on_settings(
+        "init_strategy",
+        "seed",
+        "dtype",
+        "token_distillation_bytes",
+        "token_distillation_learning_rate",
+        "token_distillation_hidden_weight",
+    ),
 )
-def initialized_model(
+def fitted_embeddings(
     context: dg.AssetExecutionContext,
     settings: SettingsResource,
     base: BaseModelResource,
+    accelerator: AcceleratorResource,
+    cleaned_corpus: CleanedCorpus,
     original_embeddings: dict[str, Any],
     reordered_embeddings: dict[str, Any],
     original_tokenizer: TokenizerFolder,
     remapped_tokenizer: TokenizerFolder,
     remap_rules: RemapRules,
-) -> dg.MaterializeResult[ModelFolder]:
-    """The base model with the remapped tokenizer, its new rows initialised, all else byte for byte as it was.
+) -> dg.MaterializeResult[dict[str, Any]]:
+    """The re-ordered embeddings with the rows of new tokens initialised and, where it is wanted, fitted.
 
-    The base's files are copied and its embedding overwritten in the copy; the model is not loaded.
+    Initialised from the base's rows; fitted by token distillation on a part of the train split: the frozen base model
+    reads it with the new tokens' rows, which learn to stand for their constituents and to be predicted in their
+    place. Rows of kept tokens stay bit for bit. Bits per byte before and after are of other documents of the split.
     """
     import torch
 
-    started = time.monotonic()
     bpe = read_bpe(original_tokenizer.backend())
     constituents = {rule.id: [bpe.ids[part] for part in rule.constituents] for rule in remap_rules}
+    check_new_ids(row_sources(bpe.ids, strings_by_id(remapped_tokenizer.backend())), constituents)
     tensors = initialize_embeddings(
         reordered_embeddings,
         original_embeddings,
@@ -95,23 +118,147 @@ def initialized_model(
         seed=settings.seed,
         vocabulary_size=bpe.size,
     )
-    with settings.staged("initialized_model") as folder:
-        layout = write_model(base.model().path, tensors, folder, progress=track(context.log, "copying", "bytes"))
-        remapped_tokenizer.load().save_pretrained(folder)
+    figures: dict[str, Any] = {"token_distillation": False}
+    if settings.token_distillation_bytes and constituents:
+        new_tokens = {rule.id: rule.new_token for rule in remap_rules}
+        tensors, figures = _distilled(
+            context,
+            settings,
+            accelerator,
+            base.model(),
+            cleaned_corpus,
+            remapped_tokenizer,
+            original_embeddings,
+            tensors,
+            new_tokens,
+            constituents,
+        )
     norms = tensors["wte"][: bpe.size].norm(dim=1, dtype=torch.float32)
     new = sorted(constituents)
     return dg.MaterializeResult(
-        value=ModelFolder(folder),
-        data_version=dg.DataVersion(content_hash(folder)),
+        value=tensors,
+        data_version=dg.DataVersion(content_hash(tensors)),
         metadata={
             "strategy": f"{settings.init_strategy}: {STRATEGIES[settings.init_strategy].description}",
             "new_rows": len(new),
-            "parameters": layout.parameters,
             "mean_norm_of_new_rows": float(norms[new].mean()) if new else 0.0,
             "mean_norm_of_all_rows": float(norms.mean()),
-            "seconds": round(time.monotonic() - started, 2),
+            **figures,
         },
     )
+
+
+@dg.asset(
+    deps=["base_model"],
+    group_name=GROUP,
+    kinds={"huggingface", "pytorch"},
+    owners=OWNERS,
+    io_manager_key="model_io",
+    code_version="3",
+    metadata=depends_on_settings("model_name", "revision"),
+)
+def initialized_model(
+    context: dg.AssetExecutionContext,
+    settings: SettingsResource,
+    base: BaseModelResource,
+    fitted_embeddings: dict[str, Any],
+    remapped_tokenizer: TokenizerFolder,
+) -> dg.MaterializeResult[ModelFolder]:
+    """The base model with the remapped tokenizer and the fitted embeddings, all else byte for byte as it was.
+
+    The base's files are copied and its embedding overwritten in the copy; the model is not loaded.
+    """
+    started = time.monotonic()
+    with settings.staged("initialized_model") as folder:
+        layout = write_model(
+            base.model().path, fitted_embeddings, folder, progress=track(context.log, "copying", "bytes")
+        )
+        remapped_tokenizer.load().save_pretrained(folder)
+    return dg.MaterializeResult(
+        value=ModelFolder(folder),
+        data_version=dg.DataVersion(content_hash(folder)),
+        metadata={"parameters": layout.parameters, "seconds": round(time.monotonic() - started, 2)},
+    )
+
+
+def _distilled(
+    context: dg.AssetExecutionContext,
+    settings: SettingsResource,
+    accelerator: AcceleratorResource,
+    base_model: ModelFolder,
+    corpus: CleanedCorpus,
+    remapped: TokenizerFolder,
+    original: dict[str, Any],
+    initial: dict[str, Any],
+    new_tokens: dict[int, str],
+    constituents: dict[int, list[int]],
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The embeddings after token distillation, and its figures; stopped, it goes on from its checkpoint."""
+    from ivr_dagster.core.embedding.extract import replace_embeddings
+    from ivr_dagster.core.embedding.token_distillation import cut_snippets, fit_new_rows
+    from ivr_dagster.core.evaluation.bits_per_byte import bits_per_byte
+
+    started = time.monotonic()
+    wanted, size = documents_within(corpus.documents("train"), settings.token_distillation_bytes)
+    others = (each for each in corpus.documents("train") if each[0] not in wanted)
+    measured, _ = documents_within(others, min(settings.validation_bytes, MEASURED_BYTES), from_the_end=True)
+    encode = reference_encoder(remapped.backend())
+    texts = {i: text for i, text in corpus.documents("train") if i in wanted or i in measured}
+    sequences = [ids.tolist() for ids in encode([texts[i] for i in sorted(wanted)])]
+    model, eos_id = base_model.load("float32"), remapped.load().eos_token_id
+    longest = int(getattr(model.config, "max_position_embeddings", SNIPPET_TOKENS))
+    snippets = list(cut_snippets(sequences, constituents, eos_id=eos_id, length=min(SNIPPET_TOKENS, longest)))
+    device, dtype = accelerator.resolved_device(), accelerator.resolved_dtype()
+
+    def bpb(tensors: dict[str, Any]) -> float | None:
+        if not measured:
+            return None
+        replace_embeddings(model, tensors)
+        return bits_per_byte(
+            model,
+            encode,
+            [texts[i] for i in sorted(measured)],
+            eos_id=eos_id,
+            context=min(SNIPPET_TOKENS, longest),
+            device=device,
+            progress=track(context.log, "bits per byte", "tokens"),
+        ).bpb
+
+    before = bpb(initial)
+    advance = track(context.log, "token distillation", "steps")
+    checkpoint = settings.places["fitted_embeddings"].with_name(".token_distillation.safetensors")
+    options: dict[str, Any] = {
+        "learning_rate": settings.token_distillation_learning_rate,
+        "hidden_weight": settings.token_distillation_hidden_weight,
+        "seed": settings.seed,
+        "device": device,
+        "dtype": dtype,
+    }
+    texts_and_rules = json.dumps([sequences, sorted(constituents.items()), {k: str(v) for k, v in options.items()}])
+    fitted = fit_new_rows(
+        model,
+        original,
+        initial,
+        new_tokens,
+        snippets,
+        **options,
+        checkpoint=checkpoint,
+        run=content_hash(content_hash(original) + content_hash(initial) + texts_and_rules),
+        progress=lambda done, steps, _: advance(done, steps),
+    )
+    after = bpb(fitted.tensors)
+    checkpoint.unlink(missing_ok=True)
+    steps, losses = zip(*fitted.losses, strict=True)
+    return fitted.tensors, {
+        "token_distillation": True,
+        "distillation_bytes": size,
+        "distillation_tokens": fitted.tokens,
+        "distillation_base_tokens": fitted.base_tokens,
+        "resumed_from_step": fitted.resumed_from or 0,
+        "seconds": round(time.monotonic() - started, 2),
+        **({"bpb_before": before, "bpb_after": after} if before is not None and after is not None else {}),
+        "token distillation": inline_png(curves(steps, {"loss": losses}, x="step", y="loss"), "token distillation"),
+    }
 
 
 def _shape(tensors: dict[str, Any]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from ivr_dagster.progress import track
 from ivr_dagster.resources.accelerator import POOL, AcceleratorResource
 from ivr_dagster.resources.base_model import BaseModelResource
 from ivr_dagster.resources.settings import SettingsResource
-from ivr_dagster.stages import VANILLA
+from ivr_dagster.stages import BASELINES, baselines
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -52,8 +52,6 @@ PICTURES = {
     "validation_by_text": "validation by text read",
     "validation_by_compute": "validation by compute",
 }
-# fine-tuned baselines under the base tokenizer: variant → the asset whose folder it lies in
-BASELINES = {"vanilla_sft": VANILLA}
 
 
 @dataclass(frozen=True)
@@ -64,11 +62,11 @@ class _Text:
     context_bytes: int
 
 
-def evaluation_report_asset(vanilla: bool) -> dg.AssetsDefinition:
-    """The evaluation; the vanilla baseline is one of its variants where it is switched on."""
+def evaluation_report_asset(wanted: Mapping[str, str]) -> dg.AssetsDefinition:
+    """The evaluation; `wanted` are the baselines that are switched on, variant → asset."""
 
     @dg.asset(
-        deps=["base_model", VANILLA] if vanilla else ["base_model"],
+        deps=["base_model", *wanted.values()],
         group_name=GROUP,
         kinds={"huggingface", "markdown", "json"},
         owners=OWNERS,
@@ -76,7 +74,13 @@ def evaluation_report_asset(vanilla: bool) -> dg.AssetsDefinition:
         pool=POOL,
         code_version="2",
         metadata=depends_on_settings(
-            "evaluation_bytes", "retention_bytes", "retention_corpora_dir", "continuations", "vanilla", "seed"
+            "evaluation_bytes",
+            "retention_bytes",
+            "retention_corpora_dir",
+            "continuations",
+            "vanilla",
+            "vanilla_compute",
+            "seed",
         ),
     )
     def evaluation_report(
@@ -292,7 +296,8 @@ def _variants(
 
 def _baselines(settings: SettingsResource) -> dict[str, TrainedModel]:
     """Variant → fine-tuned baseline, of those that are switched on."""
-    return {name: TrainedModel(settings.places[asset]) for name, asset in BASELINES.items()} if settings.vanilla else {}
+    wanted = baselines(vanilla=settings.vanilla, vanilla_compute=settings.vanilla_compute)
+    return {name: TrainedModel(settings.places[asset]) for name, asset in wanted.items()}
 
 
 def _context_of(folder: Path) -> int:
@@ -334,7 +339,9 @@ def _retention_text(
     else:
         source, documents = ENGLISH_DOCUMENTATION, english_documentation()
     known = (document_id for split in SPLITS for document_id in corpus.ids(split))
-    texts = retention_texts(documents, known, settings.retention_bytes, normalization=settings.normalization)
+    texts = retention_texts(
+        documents, known, settings.retention_bytes, normalization=settings.normalization, from_the_end=True
+    )
     if not texts:
         return None, Retention(
             source,

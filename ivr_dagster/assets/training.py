@@ -1,9 +1,9 @@
 """Fine-tuning on the domain: the adapted model, and the vanilla baseline on the same text."""
 
 import hashlib
-import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,11 +12,13 @@ import numpy as np
 
 from ivr_dagster.assets import OWNERS, SFT_CONFIG, depends_on_settings
 from ivr_dagster.assets.display import curves, inline_png
+from ivr_dagster.core.atomic import replacing
 from ivr_dagster.core.content_hash import content_hash
 from ivr_dagster.core.corpus.cleaned import CleanedCorpus
 from ivr_dagster.core.corpus.subset import documents_within
 from ivr_dagster.core.handles import ModelFolder, TokenizerFolder, TrainedModel, TrainingBlocks
-from ivr_dagster.core.tokens.sequences import TokenSequences, reference_encoder
+from ivr_dagster.core.tokens.sequences import Encoder, TokenSequences, reference_encoder
+from ivr_dagster.core.vocabulary.remap import RemapRules
 from ivr_dagster.io_managers.artifacts import mark_folder, refuse_foreign
 from ivr_dagster.progress import track
 from ivr_dagster.resources.accelerator import POOL, AcceleratorResource
@@ -24,10 +26,15 @@ from ivr_dagster.resources.base_model import BaseModelResource
 from ivr_dagster.resources.settings import SettingsResource
 
 if TYPE_CHECKING:
+    from ivr_dagster.core.training.blocks import BlockCounts
     from ivr_dagster.core.training.sft import SftResult
+
+Advance = Callable[[float, float], None]
 
 GROUP = "training"
 LONGEST_BLOCK = 1024
+# of the train split's bytes, the share that validation may take at most
+MOST_VALIDATION = 0.05
 
 
 @dg.asset(
@@ -35,8 +42,18 @@ LONGEST_BLOCK = 1024
     kinds={"arrow", "huggingface"},
     owners=OWNERS,
     io_manager_key="blocks_io",
-    code_version="1",
-    metadata=depends_on_settings("block_size", "train_bytes", "vanilla"),
+    code_version="2",
+    metadata=depends_on_settings(
+        "block_size",
+        "train_bytes",
+        "validation_bytes",
+        "general_corpora_dir",
+        "general_share",
+        "vanilla",
+        "text_key",
+        "encoding",
+        "normalization",
+    ),
 )
 def training_blocks(
     context: dg.AssetExecutionContext,
@@ -50,39 +67,54 @@ def training_blocks(
     """The train split as full blocks of tokens, documents separated by the end-of-text token; no text is cut off.
 
     `remapped/` holds it under the remapped tokenizer, `base/` the very same documents under the base tokenizer, for
-    the vanilla baseline.
+    the vanilla baseline. Some documents are kept from both, to validate on: `validation_remapped/` and
+    `validation_base/`. General text, where some is to be mixed in, stands behind the corpus; training shuffles blocks.
     """
     from ivr_dagster.core.training.blocks import write_blocks
 
     started = time.monotonic()
     block_size = settings.block_size or min(_context_of(initialized_model.path), LONGEST_BLOCK)
     encoded = {document_id for document_id, _ in token_sequences.documents()}
-    train = ((document_id, text) for document_id, text in cleaned_corpus.documents("train") if document_id in encoded)
-    wanted, size = documents_within(train, settings.train_bytes)
+    train, validation, size, validation_size = _divided(settings, cleaned_corpus, encoded)
+    general = _general_texts(settings, size)
     tokenizer = remapped_tokenizer.load()
-    advance = track(context.log, "packing", "documents")
-
-    def remapped_sequences() -> Iterator[np.ndarray]:
-        encode = reference_encoder(remapped_tokenizer.backend())
-        for done, text in enumerate((text for i, text in cleaned_corpus.documents("train") if i in wanted), start=1):
-            yield encode([text])[0]
-            advance(done, len(wanted))
+    common = {"block_size": block_size, "eos_id": _end_of_text(tokenizer), "vocab_size": len(tokenizer)}
+    tokenizers = {"remapped": remapped_tokenizer} | ({"base": original_tokenizer} if settings.vanilla else {})
 
     with settings.staged("training_blocks") as folder:
         blocks = TrainingBlocks(folder)
-        common = {"block_size": block_size, "eos_id": _end_of_text(tokenizer), "vocab_size": len(tokenizer)}
-        adapted = write_blocks(remapped_sequences(), blocks.remapped, **common)
-        vanilla = None
-        if settings.vanilla:
-            sequences = (ids for document_id, ids in token_sequences.documents() if document_id in wanted)
-            vanilla = write_blocks(sequences, blocks.base, **common)
-        blocks.write_counts(size, {"remapped": adapted.tokens} | ({"base": vanilla.tokens} if vanilla else {}))
+        packed: dict[str, BlockCounts] = {}
+        tokens: dict[str, dict[str, int]] = {}
+        for name, each in tokenizers.items():
+            encode = reference_encoder(each.backend())
+            advance = track(context.log, f"packing under the {name} tokenizer", "documents")
+
+            def sequences(
+                wanted: set[str], name: str = name, encode: Encoder = encode, advance: Advance = advance
+            ) -> Iterator[np.ndarray]:
+                texts = ((i, text) for i, text in cleaned_corpus.documents("train") if i in wanted)
+                known = ((i, ids) for i, ids in token_sequences.documents() if i in wanted)
+                ids = (ids for _, ids in known) if name == "base" else (encode([text])[0] for _, text in texts)
+                for done, sequence in enumerate(ids, start=1):
+                    yield sequence
+                    advance(done, len(wanted))
+
+            mixed = (encode([text])[0] for text in general)
+            packed[name] = write_blocks(chain(sequences(train), mixed), folder / name, **common)
+            tokens[name] = {"train": packed[name].tokens}
+            if validation:
+                counts = write_blocks(sequences(validation), blocks.validation(name), **common)
+                tokens[name]["validation"] = counts.tokens
+        size += sum(len(text.encode()) for text in general)
+        blocks.write_counts({"train": size, "validation": validation_size}, tokens)
+    adapted, vanilla = packed["remapped"], packed.get("base")
     return dg.MaterializeResult(
         value=blocks,
         data_version=dg.DataVersion(content_hash(folder)),
         metadata={
             "documents": adapted.documents,
             "bytes": size,
+            "validation_bytes": validation_size,
             "block_size": block_size,
             "blocks": adapted.blocks,
             "tokens": adapted.tokens,
@@ -98,8 +130,8 @@ def training_blocks(
     owners=OWNERS,
     io_manager_key="trained_model_io",
     pool=POOL,
-    code_version="1",
-    metadata=depends_on_settings("dtype", SFT_CONFIG),
+    code_version="2",
+    metadata=depends_on_settings("dtype", "warm_start", SFT_CONFIG),
 )
 def sft_checkpoint(
     context: dg.AssetExecutionContext,
@@ -107,12 +139,14 @@ def sft_checkpoint(
     accelerator: AcceleratorResource,
     initialized_model: ModelFolder,
     remapped_tokenizer: TokenizerFolder,
+    remap_rules: RemapRules,
     training_blocks: TrainingBlocks,
 ) -> dg.MaterializeResult[TrainedModel]:
     """The adapted model, fine-tuned on the domain: `final_model/` holds it with its tokenizer.
 
-    Training settings come from `sft_config.yaml`. A stopped training goes on from its last complete checkpoint;
-    `logs/` is for TensorBoard.
+    Training settings come from `sft_config.yaml`. With the setting `warm_start` it goes on from the model fine-tuned
+    before, where the vocabulary is nearly the same; rows of ids that changed their string start anew. A stopped
+    training goes on from its last complete checkpoint; `logs/` is for TensorBoard.
     """
     return _fine_tuned(
         context,
@@ -121,7 +155,9 @@ def sft_checkpoint(
         "sft_checkpoint",
         initialized_model,
         remapped_tokenizer,
-        training_blocks.remapped,
+        training_blocks,
+        "remapped",
+        new_tokens={rule.id: rule.new_token for rule in remap_rules},
     )
 
 
@@ -132,8 +168,8 @@ def sft_checkpoint(
     owners=OWNERS,
     io_manager_key="trained_model_io",
     pool=POOL,
-    code_version="1",
-    metadata=depends_on_settings("dtype", SFT_CONFIG),
+    code_version="2",
+    metadata=depends_on_settings("dtype", "warm_start", SFT_CONFIG),
 )
 def vanilla_sft_checkpoint(
     context: dg.AssetExecutionContext,
@@ -145,8 +181,68 @@ def vanilla_sft_checkpoint(
 ) -> dg.MaterializeResult[TrainedModel]:
     """The base model with its own tokenizer, fine-tuned on the same text: what the new vocabulary has to beat."""
     return _fine_tuned(
-        context, settings, accelerator, "vanilla_sft_checkpoint", base.model(), original_tokenizer, training_blocks.base
+        context,
+        settings,
+        accelerator,
+        "vanilla_sft_checkpoint",
+        base.model(),
+        original_tokenizer,
+        training_blocks,
+        "base",
     )
+
+
+@dg.asset(
+    deps=["base_model"],
+    group_name=GROUP,
+    kinds={"huggingface", "pytorch"},
+    owners=OWNERS,
+    io_manager_key="trained_model_io",
+    pool=POOL,
+    code_version="2",
+    metadata=depends_on_settings("dtype", "warm_start", SFT_CONFIG),
+)
+def vanilla_compute_checkpoint(
+    context: dg.AssetExecutionContext,
+    settings: SettingsResource,
+    accelerator: AcceleratorResource,
+    base: BaseModelResource,
+    original_tokenizer: TokenizerFolder,
+    training_blocks: TrainingBlocks,
+    sft_checkpoint: TrainedModel,
+) -> dg.MaterializeResult[TrainedModel]:
+    """The base model with its own tokenizer, fine-tuned with as much computation as the adapted model was.
+
+    The same number of tokens of the same text, in as many steps; what token distillation computed counts too.
+    """
+    block_tokens = sft_checkpoint.history()["tokens"] / sft_checkpoint.history()["steps"]
+    extra = round(_distillation_tokens(context) / block_tokens)
+    return _fine_tuned(
+        context,
+        settings,
+        accelerator,
+        "vanilla_compute_checkpoint",
+        base.model(),
+        original_tokenizer,
+        training_blocks,
+        "base",
+        max_steps=sft_checkpoint.history()["steps"] + extra,
+    )
+
+
+def _distillation_tokens(context: dg.AssetExecutionContext) -> float:
+    """How many tokens could have been trained on with what token distillation computed.
+
+    A training step's forward and backward pass cost one and two parts; a frozen model's reading costs one, the way
+    back to its embeddings another.
+    """
+    event = context.instance.get_latest_materialization_event(dg.AssetKey("fitted_embeddings"))
+    found = event.asset_materialization.metadata if event and event.asset_materialization else {}
+    read, base = (
+        float(found[name].value or 0) if name in found else 0.0
+        for name in ("distillation_tokens", "distillation_base_tokens")
+    )
+    return read * 2 / 3 + base / 3
 
 
 def _fine_tuned(
@@ -156,46 +252,63 @@ def _fine_tuned(
     asset: str,
     model: ModelFolder,
     tokenizer: TokenizerFolder,
-    blocks: Path,
+    blocks: TrainingBlocks,
+    text: str,
+    *,
+    new_tokens: Mapping[int, str] | None = None,
+    max_steps: int | None = None,
 ) -> dg.MaterializeResult[TrainedModel]:
-    from ivr_dagster.core.training.sft import fine_tune
+    from ivr_dagster.core.training.sft import Validation, fine_tune
     from ivr_dagster.core.training.sft_config import read_sft_config
 
     config_file = settings.sft_config_file()
-    config = read_sft_config(config_file)
-    arguments = json.dumps(dict(config.arguments), sort_keys=True)
+    config = read_sft_config(config_file, vanilla=text == "base", max_steps=max_steps)
     device, dtype = accelerator.resolved_device(), accelerator.resolved_dtype()
-    ingredients = [content_hash(model.path), content_hash(tokenizer.path), content_hash(blocks), arguments, dtype]
     place = settings.places[asset]
     refuse_foreign(place)
     mark_folder(place, asset, context.run.run_id)
+    train = blocks.path / text
+    ingredients = [content_hash(model.path), content_hash(tokenizer.path), content_hash(train), config.digest(), dtype]
+    start, told = model, "the initialised model" if new_tokens is not None else "the base model"
+    if settings.warm_start:
+        start, told = _warm_start(context, place, model, "".join(ingredients), len(new_tokens or {}), told)
+        ingredients.append(content_hash(start.path))
     advance = track(context.log, f"training {asset}", "steps")
 
     def on_log(entry: dict[str, float]) -> None:
+        place_in_run = f"step {entry['step']:.0f} of {entry['max_steps']:.0f}"
+        if "bits_per_byte" in entry:
+            context.log.info(f"{place_in_run}: validation {entry['bits_per_byte']:.4f} bits per byte")
+            return
         advance(entry["step"], entry["max_steps"])
         context.log.info(
-            f"step {entry['step']:.0f} of {entry['max_steps']:.0f}: loss {entry['loss']:.4f} nats/token, "
+            f"{place_in_run}: loss {entry['loss']:.4f} nats/token, "
             f"{entry['tokens_per_second']:,.0f} tokens/s, {entry['seconds_left']:,.0f} s left"
         )
 
+    kept = blocks.validation(text)
+    bytes_per_token = blocks.bytes_per_token(text, "validation")
     result = fine_tune(
-        model.path,
-        blocks,
+        start.path,
+        train,
         place,
         config,
         tokenizer_dir=tokenizer.path,
         fingerprint=hashlib.blake2b("".join(ingredients).encode(), digest_size=16).hexdigest(),
         device=device,
         dtype=dtype,
+        new_tokens=new_tokens,
+        validation=Validation(kept, bytes_per_token) if kept.is_dir() and bytes_per_token else None,
         on_log=on_log,
     )
     trained = TrainedModel(place)
-    trained.write_history(result.steps, result.tokens, result.loss_history)
+    trained.write_history(result.steps, result.tokens, result.loss_history, result.validation)
     return dg.MaterializeResult(
         value=trained,
         data_version=dg.DataVersion(content_hash(result.final_model)),
         metadata=_figures(result)
         | {
+            "started from": told,
             "device": device,
             "dtype": dtype,
             "training settings": dg.MetadataValue.path(config_file),
@@ -204,15 +317,79 @@ def _fine_tuned(
     )
 
 
+def _warm_start(
+    context: dg.AssetExecutionContext, place: Path, cold: ModelFolder, ingredients: str, new: int, otherwise: str
+) -> tuple[ModelFolder, str]:
+    """The model to start from and what it is; a run that goes on finds the very model it was started from."""
+    from ivr_dagster.core.training.warm_start import look_at, write_warm_start
+
+    start = place / "warm_start"
+    note = start / "started_for.txt"
+    told = "the model fine-tuned before"
+    if note.is_file() and note.read_text(encoding="utf-8") == ingredients:
+        return ModelFolder(start), told
+    before = TrainedModel(place).final_model.path
+    seen = look_at(before, cold.path, new)
+    obstacle = seen.obstacle
+    if not obstacle:
+        with replacing(start) as staged:
+            staged.mkdir()
+            obstacle = write_warm_start(before, cold.path, seen.changed, staged)
+            (staged / note.name).write_text(ingredients if not obstacle else "", encoding="utf-8")
+    if obstacle:
+        context.log.info(f"no warm start: {obstacle}")
+        return cold, otherwise
+    return ModelFolder(start), f"{told}, {len(seen.changed):,} rows initialised anew"
+
+
+def _divided(
+    settings: SettingsResource, corpus: CleanedCorpus, encoded: set[str]
+) -> tuple[set[str], set[str], int, int]:
+    """Documents to train on and to validate on, and the UTF-8 bytes of both; with few, none to validate on."""
+
+    def documents(without: set[str]) -> Iterator[tuple[str, str]]:
+        return ((i, text) for i, text in corpus.documents("train") if i in encoded and i not in without)
+
+    _, everything = documents_within(documents(set()), 0)
+    share = round(MOST_VALIDATION * min(everything, settings.train_bytes or everything))
+    wanted = min(settings.validation_bytes, share)
+    validation, kept = documents_within(documents(set()), wanted, from_the_end=True) if wanted else (set(), 0)
+    if kept > 2 * wanted:  # a single long document
+        validation, kept = set(), 0
+    train, size = documents_within(documents(validation), settings.train_bytes)
+    return train, validation, size, kept
+
+
+def _general_texts(settings: SettingsResource, size: int) -> list[str]:
+    """Documents of general text, as much as `general_share` of all bytes asks for beside `size` bytes of the corpus."""
+    from ivr_dagster.core.evaluation.retention_text import read_retention_documents, retention_texts
+
+    if not settings.general_corpora_dir or not settings.general_share:
+        return []
+    documents = read_retention_documents(
+        Path(settings.general_corpora_dir).expanduser(), text_key=settings.text_key, encoding=settings.encoding
+    )
+    most = round(size * settings.general_share / (1 - settings.general_share))
+    return retention_texts(documents, (), most, normalization=settings.normalization)
+
+
 def _figures(result: "SftResult") -> dict[str, dg.MetadataValue | float | int | str]:
     steps, losses = zip(*result.loss_history, strict=True) if result.loss_history else ((), ())
+    validated = dict(result.validation)
     return {
+        **({"validation_bits_per_byte": validated[result.best_step]} if result.best_step in validated else {}),
         "train_loss": result.train_loss,
         "steps": result.steps,
         "tokens": result.tokens,
         "seconds": round(result.seconds, 2),
         "tokens_per_second": round(result.tokens_per_second, 1),
         "resumed_from_step": result.resumed_from or 0,
+        "best_step": result.best_step,
+        **(
+            {"validation_bits_per_byte": min(result.validation, key=lambda entry: entry[1])[1]}
+            if result.validation
+            else {}
+        ),
         "training loss": inline_png(
             curves(steps, {"loss": losses}, x="step", y="loss, nats per token"), "training loss"
         ),

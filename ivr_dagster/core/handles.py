@@ -112,37 +112,29 @@ class TrainedModel:
 
 @dataclass(frozen=True)
 class TrainingBlocks:
-    """Packed blocks of the same documents under two tokenizers, each a folder of `datasets`."""
+    """Packed blocks of the same documents under two tokenizers, `remapped/` and `base/`, folders of `datasets`."""
 
     path: Path
-
-    @property
-    def remapped(self) -> Path:
-        """Blocks under the remapped tokenizer."""
-        return self.path / "remapped"
-
-    @property
-    def base(self) -> Path:
-        """Blocks under the base tokenizer, for the vanilla baseline."""
-        return self.path / "base"
 
     def validation(self, tokenizer: str) -> Path:
         """Blocks of documents kept from training, under `remapped` or `base`; absent where there are none."""
         return self.path / f"validation_{tokenizer}"
 
-    def write_counts(self, size: int, tokens: Mapping[str, int]) -> None:
-        """Keep the UTF-8 bytes of the packed text and its tokens under each tokenizer."""
-        (self.path / COUNTS).write_text(json.dumps({"bytes": size, "tokens": dict(tokens)}) + "\n", encoding="utf-8")
+    def write_counts(self, sizes: Mapping[str, int], tokens: Mapping[str, Mapping[str, int]]) -> None:
+        """Keep the UTF-8 bytes of the packed texts, `train` and `validation`, and their tokens by tokenizer."""
+        content = {"bytes": dict(sizes), "tokens": {name: dict(counts) for name, counts in tokens.items()}}
+        (self.path / COUNTS).write_text(json.dumps(content) + "\n", encoding="utf-8")
 
     def text_bytes(self) -> int | None:
-        """UTF-8 bytes of the packed text; None for foreign blocks."""
+        """UTF-8 bytes of the text to train on; None for foreign blocks."""
         content = self._counts()
-        return int(content["bytes"]) if content else None
+        return int(content["bytes"]["train"]) if content else None
 
-    def bytes_per_token(self, tokenizer: str) -> float | None:
+    def bytes_per_token(self, tokenizer: str, part: str = "train") -> float | None:
         """UTF-8 bytes a token of the packed text, `tokenizer` being `remapped` or `base`; None for foreign blocks."""
         content = self._counts()
-        return float(content["bytes"] / content["tokens"][tokenizer]) if content else None
+        tokens = content["tokens"].get(tokenizer, {}).get(part) if content else None
+        return float(content["bytes"][part] / tokens) if content and tokens else None
 
     def _counts(self) -> dict[str, Any] | None:
         file = self.path / COUNTS

@@ -72,6 +72,13 @@ def ngram_shares(
     return places, [of_row[row] ** -0.5 for row, _ in places], len(shared)
 
 
+def embedding_parameters(model: Any) -> "list[torch.nn.Parameter]":
+    """What has a row for each token: input matrix, output matrix, the output's bias; a tied matrix stands here once."""
+    head = model.get_output_embeddings()
+    found = [model.get_input_embeddings().weight, getattr(head, "weight", None), getattr(head, "bias", None)]
+    return list({id(each): each for each in found if each is not None}.values())
+
+
 class NewRows:
     """The movement of new tokens' rows in every embedding matrix of a model, tied to an optimizer by hooks.
 
@@ -100,9 +107,13 @@ class NewRows:
         if rates.shared and ids:
             places, values, columns = ngram_shares([new_tokens[i] for i in ids])
             if columns:
-                self._shares = torch.sparse_coo_tensor(
-                    torch.tensor(places).T, torch.tensor(values), (len(ids), columns), check_invariants=True
-                ).coalesce()
+                self._shares = (
+                    torch.sparse_coo_tensor(
+                        torch.tensor(places).T, torch.tensor(values), (len(ids), columns), check_invariants=True
+                    )
+                    .coalesce()
+                    .to(device)
+                )
                 self._ngrams = [
                     torch.nn.Parameter(torch.zeros(columns, matrix.shape[1], device=device))
                     if matrix.dim() == 2

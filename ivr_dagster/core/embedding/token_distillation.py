@@ -13,6 +13,7 @@ with h' the base model's last hidden state, after the final norm, at the last co
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -98,14 +99,19 @@ class RowObjective:
             new_ids: ids of the new tokens.
             hidden_weight: of the hidden states' distance in the loss; 0 saves the base model's reading.
             device: cpu, cuda or mps.
-            dtype: float32, or bfloat16 for matrix products in mixed precision.
+            dtype: float32 or float64; or bfloat16 or float16 for matrix products in mixed precision.
         """
         import torch
 
-        self._device, self._dtype, self._hidden_weight = device, getattr(torch, dtype), hidden_weight
-        self.model: Any = model.float().to(device).eval().requires_grad_(False)
-        self._base = base["wte"].float().to(device)
-        self._matrices = {name: rows.float().to(device) for name, rows in initial.items()}
+        products: torch.dtype = getattr(torch, dtype)
+        mixed = products in (torch.bfloat16, torch.float16)
+        self._device, self._hidden_weight = device, hidden_weight
+        self._precision = torch.float32 if mixed else products
+        self._products = products if mixed else None
+        body: Any = model
+        self.model: Any = body.to(device, self._precision).eval().requires_grad_(False)
+        self._base = base["wte"].to(device, self._precision)
+        self._matrices = {name: rows.to(device, self._precision) for name, rows in initial.items()}
         self._new = torch.tensor(sorted(new_ids), dtype=torch.long, device=device)
         self.rows = {
             name: torch.nn.Parameter(matrix[self._new].clone())
@@ -118,17 +124,17 @@ class RowObjective:
         import torch
 
         ids, real = _padded([snippet.ids for snippet in snippets], self._device)
-        with torch.autocast(self._device.split(":")[0], self._dtype, enabled=self._dtype != torch.float32):
+        with self._arithmetic():
             wte = self._matrix("wte")
             hidden = self._read(torch.nn.functional.embedding(ids, wte))
             targets = ids[:, 1:][real[:, 1:]]
             predicting = hidden[:, :-1][real[:, 1:]]
             head = self._matrix("lm_head") if "lm_head" in self._matrices else wte
             logits = torch.nn.functional.linear(predicting, head, self._matrices.get("lm_head_bias"))
-        loss = torch.nn.functional.cross_entropy(logits.float(), targets)
+        loss = torch.nn.functional.cross_entropy(logits.to(self._precision), targets)
         if self._hidden_weight:
             wanted = self._teacher(snippets, hidden.shape)
-            got = hidden.float()[:, 1:][real[:, 1:]]
+            got = hidden.to(self._precision)[:, 1:][real[:, 1:]]
             wanted = wanted[:, 1:][real[:, 1:]]
             distance = (got - wanted).square().sum(-1) / wanted.square().sum(-1)
             loss = loss + self._hidden_weight * distance.mean()
@@ -143,6 +149,14 @@ class RowObjective:
         kept[self._new] = False
         return float(matrix[kept].norm(dim=1).max())
 
+    def _arithmetic(self) -> AbstractContextManager[Any]:
+        import torch
+
+        if self._products is None:
+            return nullcontext()
+        autocast: AbstractContextManager[Any] = torch.autocast(self._device.split(":")[0], self._products)
+        return autocast
+
     def _matrix(self, name: str) -> "torch.Tensor":
         return self._matrices[name].index_copy(0, self._new, self.rows[name])
 
@@ -151,17 +165,14 @@ class RowObjective:
         return hidden
 
     def _teacher(self, snippets: Sequence[Snippet], shape: "torch.Size") -> "torch.Tensor":
-        """The base model's hidden states where tokens end, float32 [batch, n, d]."""
+        """The base model's hidden states where tokens end, [batch, n, d]."""
         import torch
 
         ids, _ = _padded([snippet.base_ids for snippet in snippets], self._device)
         ends, _ = _padded([snippet.ends for snippet in snippets], self._device)
-        with (
-            torch.no_grad(),
-            torch.autocast(self._device.split(":")[0], self._dtype, enabled=self._dtype != torch.float32),
-        ):
+        with torch.no_grad(), self._arithmetic():
             hidden = self._read(torch.nn.functional.embedding(ids, self._base))
-        return hidden.float().gather(1, ends[:, :, None].expand(-1, -1, shape[2]))
+        return hidden.to(self._precision).gather(1, ends[:, :, None].expand(-1, -1, shape[2]))
 
 
 def _padded(rows: Sequence[NDArray[np.int64]], device: str) -> "tuple[torch.Tensor, torch.Tensor]":

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ivr_dagster.core.atomic import replacing
-from ivr_dagster.core.embedding.new_rows import NewRows, RowRates
+from ivr_dagster.core.embedding.new_rows import NewRows, RowRates, embedding_parameters
 from ivr_dagster.core.errors import InputError
 from ivr_dagster.core.training.blocks import COLUMN, read_blocks
 from ivr_dagster.core.training.checkpoints import discard_useless, mark_complete, newest_complete, step_of
@@ -348,7 +348,7 @@ def _trainer_class() -> Any:
         def create_optimizer(self, model: Any = None) -> "torch.optim.Optimizer":
             if self.optimizer is not None or self.rates == RowRates() or not (self.new_tokens or self.rates.kept != 1):
                 return super().create_optimizer(model)
-            matrices = _embedding_parameters(self.model)
+            matrices = embedding_parameters(self.model)
             rows = NewRows(matrices, self.new_tokens, self.rates)
             for matrix in matrices:  # Trainer takes what learns, and these have groups of their own
                 matrix.requires_grad_(False)
@@ -368,13 +368,6 @@ def _trainer_class() -> Any:
     return RowTrainer
 
 
-def _embedding_parameters(model: Any) -> "list[torch.nn.Parameter]":
-    """Input and output matrix, the output's bias: what has a row for each token; a tied matrix once."""
-    head = model.get_output_embeddings()
-    found = [model.get_input_embeddings().weight, getattr(head, "weight", None), getattr(head, "bias", None)]
-    return list({id(each): each for each in found if each is not None}.values())
-
-
 def _phase_callback(share: float) -> "TrainerCallback":
     """Keeps everything but the embeddings as it is for the first `share` of all steps."""
     from transformers import TrainerCallback
@@ -383,7 +376,7 @@ def _phase_callback(share: float) -> "TrainerCallback":
         def on_step_begin(self, args: Any, state: "TrainerState", control: Any, **kwargs: Any) -> None:
             model = kwargs["model"]
             model = getattr(model, "module", model)
-            embeddings = {id(each) for each in _embedding_parameters(model)}
+            embeddings = {id(each) for each in embedding_parameters(model)}
             learns = state.global_step >= share * state.max_steps
             for parameter in model.parameters():
                 if id(parameter) not in embeddings:
