@@ -18,6 +18,7 @@ from dagster._core.definitions.data_version import DATA_VERSION_TAG, INPUT_DATA_
 from dagster._core.errors import DagsterAssetCheckFailedError, DagsterExecutionInterruptedError
 
 from ivr_dagster.artifact_paths import ArtifactPaths
+from ivr_dagster.assets.brought import observe_brought
 from ivr_dagster.assets.corpus import observe_corpus
 from ivr_dagster.assets.vocabulary import edited_rules, plan_from_settings
 from ivr_dagster.core.atomic import recover
@@ -26,7 +27,7 @@ from ivr_dagster.core.vocabulary.selection import Plan
 from ivr_dagster.definitions import build_definitions
 from ivr_dagster.resources.settings import SettingsResource
 from ivr_dagster.settings import Settings
-from ivr_dagster.stages import STAGES, VANILLA
+from ivr_dagster.stages import STAGES, stage_assets
 
 CODE_VERSION_TAG = "dagster/code_version"
 # the process of a run that the command line started, by number and start time
@@ -104,21 +105,25 @@ class Workbench:
         self.instance = open_instance(self.paths)
         self._job = self._definitions.resolve_implicit_global_asset_job_def()
         self._graph = self._definitions.resolve_asset_graph()
-        for asset in (name for names in STAGES.values() for name in names):
+        for asset in (name for stage in STAGES for name in self.stage_assets(stage)):
             recover(self.paths[asset])
 
     def stage_assets(self, stage: str) -> list[str]:
-        """Assets of a stage under these settings, in order."""
-        names = [name for name in STAGES[stage] if self.settings.vanilla or name != VANILLA]
-        if self.settings.dataset_path and "training_blocks" in names and self.paths["training_blocks"].exists():
-            names.remove("training_blocks")  # the person brings blocks of their own
-        return names
+        """Assets that a stage makes under these settings, in order; what a person brings is not among them."""
+        names = stage_assets(stage, vanilla=self.settings.vanilla, vanilla_compute=self.settings.vanilla_compute)
+        return [name for name in names if name not in self.paths.replaced]
 
     def observe_sources(self) -> None:
-        """Look at raw corpus and base model, and tell the instance when they are not what they were."""
+        """Look at raw corpus, base model and what else a person brings; tell the instance what is not as it was.
+
+        Raises:
+            InputError: something is not there, or is not what it should be.
+        """
         resources: Mapping[str, Any] = self._definitions.resources or {}
         shared: SettingsResource = resources["settings"]
-        for name, version in (("raw_corpus", observe_corpus(shared)), ("base_model", resources["base"].version())):
+        versions = {"raw_corpus": observe_corpus(shared), "base_model": resources["base"].version()}
+        versions |= {name: observe_brought(name, self.paths[name]) for name in sorted(self.paths.brought)}
+        for name, version in versions.items():
             if self._source_version(name) != version:
                 self.instance.report_runless_asset_event(dg.AssetObservation(name, tags={DATA_VERSION_TAG: version}))
 
@@ -188,7 +193,8 @@ class Workbench:
         before = logging.root.manager.disable
         logging.disable(logging.INFO)  # Dagster tells of every file it opens, at DEBUG, to a console of its own
         try:
-            return self._definitions.load_asset_value(dg.AssetKey(name), instance=self.instance)
+            read = self.paths.replaced.get(name, name)
+            return self._definitions.load_asset_value(dg.AssetKey(read), instance=self.instance)
         finally:
             logging.disable(before)
 
@@ -247,7 +253,7 @@ class Workbench:
         """Blocking checks that did not pass on what the stages before, or all, made; empty where all passed."""
         stages = list(STAGES)
         before = stages[: stages.index(before_stage)] if before_stage else stages
-        earlier = [dg.AssetKey(name) for stage in before for name in STAGES[stage]]
+        earlier = [dg.AssetKey(name) for stage in before for name in self.stage_assets(stage)]
         return self._failed_checks(earlier)
 
     def _failed_checks(self, assets: Iterable[dg.AssetKey]) -> str:

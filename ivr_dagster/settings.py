@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,39 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "dtype": ("auto", "float32", "bfloat16", "float16"),
 }
 
+
+@dataclass(frozen=True)
+class Brought:
+    """What a person may bring in place of an artifact of ours: it is read where it lies and never written.
+
+    Attributes:
+        setting: the key that names its place.
+        instead_of: the asset whose part it takes.
+        in_assets: assets that read it instead; empty where all do, so that ours is not made at all.
+    """
+
+    setting: str
+    instead_of: str
+    in_assets: tuple[str, ...] = ()
+
+    @property
+    def option(self) -> str:
+        """The command line's name of the setting."""
+        return "--model-name" if self.setting == "train_model_name" else f"--{self.setting.replace('_', '-')}"
+
+
+TRAINING = ("training_blocks", "sft_checkpoint")
+# by the name of the source that stands for it: a name of its own, so that what followed from our artifact and what
+# follows from the person's are told apart. Those for some assets alone come last, and go before the others
+BROUGHT: dict[str, Brought] = {
+    "brought_original_tokenizer": Brought("original_tokenizer_dir", "original_tokenizer"),
+    "brought_remapped_tokenizer": Brought("remapped_tokenizer_dir", "remapped_tokenizer"),
+    "brought_remap_rules": Brought("remap_rules_path", "remap_rules"),
+    "brought_training_blocks": Brought("dataset_path", "training_blocks"),
+    "brought_train_model": Brought("train_model_name", "initialized_model", TRAINING),
+    "brought_train_tokenizer": Brought("tokenizer_path", "remapped_tokenizer", TRAINING),
+}
+
 # words that stand for numbers
 WORDS: dict[str, dict[str, int]] = {
     "max_candidates": {"auto": 0},
@@ -48,7 +82,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "train_bytes": 150_000,
         "block_size": 256,
         "evaluation_bytes": 60_000,
-        "retention_bytes": 30_000,
         "retention_bytes": 30_000,
     },
 }
@@ -150,9 +183,15 @@ class Settings(BaseModel):
         "usable when the corpus changes a little.",
     )
 
-    original_tokenizer_dir: str = Field("", description="Folder of the base tokenizer. Empty: the artifact.")
-    remapped_tokenizer_dir: str = Field("", description="Folder of the remapped tokenizer. Empty: the artifact.")
-    remap_rules_path: str = Field("", description="The remap rules. Empty: the artifact.")
+    original_tokenizer_dir: str = Field(
+        "", description="Folder of a base tokenizer that you bring; it is only read. Empty: the base model's."
+    )
+    remapped_tokenizer_dir: str = Field(
+        "", description="Folder of a remapped tokenizer that you bring; it is only read. Empty: made from the rules."
+    )
+    remap_rules_path: str = Field(
+        "", description="Remap rules (YAML) that you bring; they are only read. Empty: made by the selection."
+    )
     embeddings_dir: str = Field("", description="Folder of embeddings and initialised model. Empty: the artifact.")
     init_strategy: str = Field(
         "constituents",
@@ -161,13 +200,32 @@ class Settings(BaseModel):
         + ".",
     )
 
-    train_model_name: str = Field("", description="Model folder to fine-tune. Empty: the initialised model.")
+    token_distillation_bytes: int = Field(
+        0,
+        ge=0,
+        description="Fit the rows of new tokens on about so many bytes of the train split before training, all else "
+        "frozen. 0: leave them as initialised.",
+    )
+    token_distillation_learning_rate: float = Field(3e-3, gt=0, description="Learning rate of that fit.")
+    token_distillation_hidden_weight: float = Field(
+        0.0,
+        ge=0,
+        description="Weight of the base model's hidden states, which new tokens are to reproduce, beside the "
+        "likelihood of the text. Above 0 the base model reads the text too, in its own tokens.",
+    )
+
+    train_model_name: str = Field(
+        "", description="Folder of a model of yours to fine-tune; it is only read. Empty: the initialised model."
+    )
     tokenizer_path: str = Field(
-        "", description="Tokenizer folder to train with and to save beside the model. Empty: the remapped tokenizer."
+        "",
+        description="Folder of a tokenizer of yours to train with and to save beside the model; it is only read. "
+        "Empty: the remapped tokenizer.",
     )
     dataset_path: str = Field(
         "",
-        description="Packed blocks to train on (folder with base/ and remapped/). Empty: made from the corpus.",
+        description="Packed blocks of yours to train on (folder with base/ and remapped/); they are only read. Empty: "
+        "made from the corpus.",
     )
     output_dir: str = Field("", description="Where checkpoints and the final model go. Empty: the artifact.")
     config_path: str = Field(
@@ -176,21 +234,33 @@ class Settings(BaseModel):
     )
     block_size: int = Field(0, ge=0, description="Tokens in a training block. 0: the model's context, 1,024 at most.")
     train_bytes: int = Field(0, ge=0, description="Train on about so many bytes of the train split. 0: all of it.")
+    validation_bytes: int = Field(
+        100_000,
+        ge=0,
+        description="Keep about so many bytes of the train split, a twentieth at most, to validate on while training. "
+        "0: none.",
+    )
+    general_corpora_dir: str = Field(
+        "", description="Folder of general text to mix into training, so that the model does not forget. Empty: none."
+    )
+    general_share: float = Field(
+        0.1, ge=0, lt=1, description="Share of the bytes trained on that general text makes up, as far as it reaches."
+    )
+    warm_start: bool = Field(
+        False,
+        description="Go on from the model fine-tuned before where a rebuild kept its rules; off, every training starts "
+        "from the initialised model, and the same inputs give the same model.",
+    )
     vanilla: bool = Field(
         True, description="Also fine-tune the base model with its own tokenizer on the same text, for comparison."
     )
 
+    vanilla_compute: bool = Field(
+        True,
+        description="And once more with as much computation as the adapted model had: fewer bytes, as many tokens.",
+    )
+
     evaluation_bytes: int = Field(1_000_000, ge=1, description="Evaluate on about so many bytes of held-out text.")
-    retention_bytes: int = Field(
-        100_000,
-        ge=0,
-        description="Bytes of another domain's text on which the report shows what fine-tuning unlearned. 0: none.",
-    )
-    retention_corpora_dir: str = Field(
-        "",
-        description="Folder of that text (.txt, .jsonl, .json, each also .gz). Empty: the English documentation that "
-        "every Python carries.",
-    )
     retention_bytes: int = Field(
         100_000,
         ge=0,
@@ -248,20 +318,25 @@ class Settings(BaseModel):
         elsewhere = {
             "raw_corpus": self.raw_corpora_dir,
             "cleaned_corpus": self.cleaned_corpora_dir,
-            "original_tokenizer": self.original_tokenizer_dir,
-            "remapped_tokenizer": self.tokenizer_path or self.remapped_tokenizer_dir,
-            "remap_rules": self.remap_rules_path,
-            "initialized_model": self.train_model_name,
-            "training_blocks": self.dataset_path,
             "sft_checkpoint": self.output_dir,
         }
         places = {asset: Path(place).expanduser().resolve() for asset, place in elsewhere.items() if place}
         if self.embeddings_dir:
             folder = Path(self.embeddings_dir).expanduser().resolve()
-            names = ("original_embeddings", "reordered_embeddings", "initialized_model")
+            names = ("original_embeddings", "reordered_embeddings", "fitted_embeddings", "initialized_model")
             default = ArtifactPaths(folder)
-            places = {name: folder / default[name].name for name in names} | places
-        return ArtifactPaths(artifacts_dir.expanduser().resolve(), places)
+            places |= {name: folder / default[name].name for name in names}
+        ours = ArtifactPaths(artifacts_dir.expanduser().resolve(), places)
+        brought: dict[str, Path] = {}
+        replaced: dict[str, str] = {}
+        for name, source in BROUGHT.items():
+            given = getattr(self, source.setting)
+            place = Path(given).expanduser().resolve() if given else None
+            # who names the place that is read anyway brings nothing
+            if place and place != ArtifactPaths(ours.root, places, brought, replaced)[source.instead_of]:
+                brought[name] = place
+                replaced |= {} if source.in_assets else {source.instead_of: name}
+        return ArtifactPaths(ours.root, places, brought, replaced)
 
 
 def load_settings(

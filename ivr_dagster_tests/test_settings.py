@@ -284,9 +284,7 @@ def test_without_settings_every_artifact_lies_below_the_artifacts_folder(tmp_pat
         ("cleaned_corpora_dir", "cleaned_corpus"),
         ("original_tokenizer_dir", "original_tokenizer"),
         ("remapped_tokenizer_dir", "remapped_tokenizer"),
-        ("tokenizer_path", "remapped_tokenizer"),
         ("remap_rules_path", "remap_rules"),
-        ("train_model_name", "initialized_model"),
         ("dataset_path", "training_blocks"),
         ("output_dir", "sft_checkpoint"),
     ],
@@ -298,19 +296,57 @@ def test_a_setting_moves_its_artifact_and_no_other(tmp_path: Path, setting: str,
     assert [other for other in RELATIVE_PATHS if paths[other] != below[other]] == [asset]
 
 
-def test_the_embeddings_folder_moves_all_three_and_a_model_of_its_own_goes_before_it(tmp_path: Path) -> None:
+def test_the_embeddings_folder_moves_what_lies_in_it(tmp_path: Path) -> None:
     paths = Settings(embeddings_dir=str(tmp_path / "e")).paths(tmp_path)
     assert paths["original_embeddings"] == tmp_path / "e" / "original_embeddings.safetensors"
     assert paths["reordered_embeddings"] == tmp_path / "e" / "reordered_embeddings.safetensors"
     assert paths["initialized_model"] == tmp_path / "e" / "initialized_model"
-    both = Settings(embeddings_dir=str(tmp_path / "e"), train_model_name=str(tmp_path / "m")).paths(tmp_path)
-    assert both["initialized_model"] == tmp_path / "m"
-    assert both["original_embeddings"].parent == tmp_path / "e"
 
 
-def test_the_tokenizer_to_train_with_goes_before_the_remapped_one(tmp_path: Path) -> None:
-    settings = Settings(tokenizer_path=str(tmp_path / "a"), remapped_tokenizer_dir=str(tmp_path / "b"))
-    assert settings.paths(tmp_path)["remapped_tokenizer"] == tmp_path / "a"
+@pytest.mark.parametrize(
+    ("setting", "asset"),
+    [
+        ("original_tokenizer_dir", "original_tokenizer"),
+        ("remapped_tokenizer_dir", "remapped_tokenizer"),
+        ("remap_rules_path", "remap_rules"),
+        ("dataset_path", "training_blocks"),
+    ],
+)
+def test_what_a_person_brings_is_told_apart_from_where_we_write(tmp_path: Path, setting: str, asset: str) -> None:
+    brought = Settings(**{setting: str(tmp_path / "mine")}).paths(tmp_path / "artifacts")
+    source = f"brought_{asset}"
+    assert (brought.brought, brought.replaced) == ({source: tmp_path / "mine"}, {asset: source})
+    assert brought[source] == brought[asset] == tmp_path / "mine"
+    where_it_lies = tmp_path / "artifacts" / RELATIVE_PATHS[asset]
+    assert Settings(**{setting: str(where_it_lies)}).paths(tmp_path / "artifacts").brought == {}
+
+
+@pytest.mark.parametrize("setting", ["cleaned_corpora_dir", "embeddings_dir", "output_dir", "raw_corpora_dir"])
+def test_places_to_write_to_are_not_brought(tmp_path: Path, setting: str) -> None:
+    assert Settings(**{setting: str(tmp_path / "there")}).paths(tmp_path).brought == {}
+
+
+@pytest.mark.parametrize(
+    ("setting", "source", "ours"),
+    [
+        ("tokenizer_path", "brought_train_tokenizer", "remapped_tokenizer"),
+        ("train_model_name", "brought_train_model", "initialized_model"),
+    ],
+)
+def test_what_is_brought_for_training_leaves_the_artifact_where_it_is(
+    tmp_path: Path, setting: str, source: str, ours: str
+) -> None:
+    paths = Settings(**{setting: str(tmp_path / "mine")}).paths(tmp_path)
+    assert (paths.brought, paths.replaced) == ({source: tmp_path / "mine"}, {})
+    assert paths[source] == tmp_path / "mine"
+    assert paths[ours] == tmp_path / RELATIVE_PATHS[ours]
+    assert Settings(**{setting: str(tmp_path / RELATIVE_PATHS[ours])}).paths(tmp_path).brought == {}
+
+
+def test_an_artifact_that_a_setting_moved_is_known_where_it_lies(tmp_path: Path) -> None:
+    moved = {"embeddings_dir": str(tmp_path / "e"), "remapped_tokenizer_dir": str(tmp_path / "r")}
+    named = {"train_model_name": str(tmp_path / "e" / "initialized_model"), "tokenizer_path": str(tmp_path / "r")}
+    assert Settings(**moved, **named).paths(tmp_path).brought.keys() == {"brought_remapped_tokenizer"}
 
 
 def test_folders_may_begin_at_home_or_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,6 +54,13 @@ class ArtifactIOManager(dg.UPathIOManager, Generic[T]):
     def _get_path_without_extension(self, context: dg.InputContext | dg.OutputContext) -> UPath:
         return UPath(self._paths[context.asset_key.path[-1]])
 
+    def _refuse_brought(self, context: dg.OutputContext) -> None:
+        asset = context.asset_key.path[-1]
+        if asset in self._paths.replaced:
+            raise InputError(
+                f"{asset} was to be made, but is brought by a setting and only read", where=self._paths[asset]
+            )
+
     @abstractmethod
     def write(self, value: T, path: Path) -> None:
         """Write `value` to `path`, which does not exist."""
@@ -66,9 +73,10 @@ class ArtifactIOManager(dg.UPathIOManager, Generic[T]):
         """Write under a temporary name and rename.
 
         Raises:
-            InputError: a folder stands there.
+            InputError: a folder stands there, or a person brings this artifact.
         """
         place = Path(str(path))
+        self._refuse_brought(context)
         if place.is_dir():
             raise InputError(
                 "a file is to be written here, found a folder", where=place, remedy="Name a file in it instead."
@@ -84,9 +92,10 @@ class ArtifactIOManager(dg.UPathIOManager, Generic[T]):
             InputError: it is not; the message names the asset to materialize.
         """
         place = Path(str(path))
-        recover(place)
+        asset = context.asset_key.path[-1]
+        if asset not in self._paths.brought:  # nothing is moved about where we only read
+            recover(place)
         if not place.exists():
-            asset = context.asset_key.path[-1]
             raise InputError(
                 f"{asset} was asked for and is not there", where=place, remedy=f"Materialize {asset} first."
             )
@@ -105,8 +114,9 @@ class FolderIOManager(ArtifactIOManager[T]):
         """Give the staged folder its place, in one rename.
 
         Raises:
-            InputError: a file or a folder of somebody else's stands there.
+            InputError: a file or a folder of somebody else's stands there, or a person brings this artifact.
         """
+        self._refuse_brought(context)
         staged, place = Path(obj.path), Path(str(path))  # type: ignore[attr-defined]
         refuse_foreign(place)
         mark_folder(staged, context.asset_key.to_user_string(), context.run_id)

@@ -17,6 +17,7 @@ from ivr_dagster.core.corpus.cleaned import CleanedCorpus
 from ivr_dagster.core.errors import InputError
 from ivr_dagster.core.handles import ModelFolder, ReportFolder, TokenizerFolder, TrainedModel, TrainingBlocks
 from ivr_dagster.core.tokens.sequences import TokenSequences
+from ivr_dagster.core.vocabulary.remap import RemapRules
 from ivr_dagster.definitions import build_definitions
 from ivr_dagster.io_managers import io_managers
 from ivr_dagster.io_managers.artifacts import MARKER
@@ -85,6 +86,21 @@ def test_a_foreign_folder_is_not_replaced(paths: ArtifactPaths, materialize: Mat
         materialize("cleaned_corpus", "documents_io", lambda: CleanedCorpus(staged(place, "new")))
     assert error.value.where == place
     assert [path.name for path in place.iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize(("asset", "io_manager"), [("remap_rules", "rules_io"), ("remapped_tokenizer", "tokenizer_io")])
+def test_what_a_person_brings_is_never_written(
+    tmp_path: Path, materialize: Materialize, asset: str, io_manager: str
+) -> None:
+    mine = tmp_path / "mine"
+    places = ArtifactPaths(tmp_path / "artifacts", brought={"source": mine}, replaced={asset: "source"})
+    staged = tmp_path / "staged"
+    staged.mkdir()
+    made: Any = RemapRules(()) if io_manager == "rules_io" else TokenizerFolder(staged)
+    with pytest.raises(InputError, match=f"{asset} was to be made, but is brought by a setting") as error:
+        materialize(asset, io_manager, lambda: made, places)
+    assert error.value.where == mine
+    assert not mine.exists()
 
 
 def test_an_empty_folder_is_taken(paths: ArtifactPaths, materialize: Materialize, load: Load) -> None:

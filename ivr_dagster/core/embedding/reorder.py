@@ -1,6 +1,6 @@
 """Kept rows to where their string now stands; rows of new tokens left empty."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ivr_dagster.core.errors import InputError
@@ -46,6 +46,23 @@ def _reorder(name: str, rows: "torch.Tensor", sources: Sequence[int]) -> "torch.
     reordered[target[kept]] = rows[source[kept]]
     reordered[target[~kept]] = 0
     return reordered
+
+
+def check_new_ids(sources: Sequence[int], new_ids: Collection[int]) -> None:
+    """See that the ids whose string is new in the tokenizer are those that the remap rules give away.
+
+    Raises:
+        InputError: they are not, because tokenizer and rules are not of one making.
+    """
+    found = {n for n, source in enumerate(sources) if source < 0}
+    differing = sorted(found.symmetric_difference(new_ids))
+    if differing:
+        raise InputError(
+            f"tokenizer and remap rules disagree on {len(differing):,} ids: {differing[0]} is new in "
+            + ("the remapped tokenizer, and no rule gives it away" if differing[0] in found else "the rules alone"),
+            where="remapped_tokenizer_dir, remap_rules_path",
+            remedy="Bring both of one making, or neither: then they are made anew.",
+        )
 
 
 def kept_rows_equal(base: "Embeddings", other: "Embeddings", sources: Sequence[int]) -> bool:

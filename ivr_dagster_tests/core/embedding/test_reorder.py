@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ivr_dagster.core.embedding.reorder import kept_rows_equal, reorder_embeddings, row_sources
+from ivr_dagster.core.embedding.reorder import check_new_ids, kept_rows_equal, reorder_embeddings, row_sources
 from ivr_dagster.core.errors import InputError
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
@@ -41,6 +41,14 @@ def test_kept_rows_move_bit_for_bit_new_rows_are_zero_and_padding_stays(
         zero = [0] * len(expected[0])
         assert bits(tensor) == [zero if source < 0 else expected[source] for source in sources] + expected[6:]
     assert kept_rows_equal(base, reordered, sources)
+
+
+def test_new_ids_of_tokenizer_and_rules_must_be_the_same() -> None:
+    check_new_ids([0, -1, 2, -1], {1: [0], 3: [2]})
+    with pytest.raises(InputError, match="disagree on 1 ids: 3 is new in the remapped tokenizer, and no rule"):
+        check_new_ids([0, -1, 2, -1], {1: [0]})
+    with pytest.raises(InputError, match="disagree on 2 ids: 1 is new in the rules alone"):
+        check_new_ids([0, 1, 2, -1], {1: [0]})
 
 
 def test_the_base_itself_is_left_alone() -> None:

@@ -1,0 +1,91 @@
+"""What a person brings in place of an artifact of ours: sources, read where they lie and never written.
+
+Which there are stands in `settings.BROUGHT`; an asset of this kind exists only while its setting names a place.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import dagster as dg
+
+from ivr_dagster.assets import kinds
+from ivr_dagster.core.content_hash import content_hash, hash_files
+from ivr_dagster.core.errors import InputError
+from ivr_dagster.core.handles import TokenizerFolder
+from ivr_dagster.core.vocabulary.remap import read_rules
+from ivr_dagster.resources.base_model import MODEL_FILES, TOKENIZER_FILES
+from ivr_dagster.settings import BROUGHT
+
+
+def _tokenizer_version(place: Path) -> str:
+    TokenizerFolder(place).backend()
+    return _hash_of(place, TOKENIZER_FILES)
+
+
+def _model_version(place: Path) -> str:
+    if not (place / "config.json").is_file():
+        raise InputError("no model there: config.json is missing", where=place, remedy="Give a model's folder.")
+    return _hash_of(place, MODEL_FILES)
+
+
+def _blocks_version(place: Path) -> str:
+    if not (place / "remapped").is_dir():
+        raise InputError(
+            "no packed blocks there: remapped/ is missing",
+            where=place,
+            remedy="Give a folder that an earlier `ivr train` packed.",
+        )
+    return content_hash(place)
+
+
+def _hash_of(place: Path, patterns: list[str]) -> str:
+    return hash_files(place, {file for pattern in patterns for file in place.glob(pattern) if file.is_file()})
+
+
+# group, IO manager and content hash, by the asset whose part it takes
+_READ_AS: dict[str, tuple[str, str, Callable[[Path], str]]] = {
+    "original_tokenizer": ("tokenizer", "tokenizer_io", _tokenizer_version),
+    "remapped_tokenizer": ("vocabulary", "tokenizer_io", _tokenizer_version),
+    "remap_rules": ("vocabulary", "rules_io", lambda place: read_rules(place).digest()),
+    "initialized_model": ("training", "model_io", _model_version),
+    "training_blocks": ("training", "blocks_io", _blocks_version),
+}
+
+
+def observe_brought(name: str, place: Path) -> str:
+    """The content hash of what a person brings under `name`, a key of `BROUGHT`.
+
+    Raises:
+        InputError: it is not there, or is not what it should be.
+    """
+    source = BROUGHT[name]
+    if not place.exists():
+        raise InputError(
+            f"{source.option} was given, and nothing is there",
+            where=place,
+            remedy=f"Correct {source.setting}, or leave it empty to have {source.instead_of} made.",
+        )
+    return _READ_AS[source.instead_of][2](place)
+
+
+def brought_asset(name: str, place: Path) -> dg.SourceAsset:
+    """The source that stands for what a person brings at `place`."""
+    source = BROUGHT[name]
+    group, io_manager, _ = _READ_AS[source.instead_of]
+
+    @dg.observable_source_asset(
+        name=name,
+        group_name=group,
+        io_manager_key=io_manager,
+        tags=kinds("file"),
+        metadata={"place": dg.MetadataValue.path(place)},
+        description=(
+            f"Brought by `{source.setting}` in place of `{source.instead_of}`"
+            + (f", for {' and '.join(f'`{asset}`' for asset in source.in_assets)} alone" if source.in_assets else "")
+            + ". It is read where it lies and never written. Its version is a hash of its content."
+        ),
+    )
+    def brought() -> dg.DataVersion:
+        return dg.DataVersion(observe_brought(name, place))
+
+    return brought

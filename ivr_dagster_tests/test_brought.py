@@ -1,0 +1,185 @@
+"""What a person brings in place of an artifact: read where it lies, followed by its content, never written."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ivr_dagster.artifact_paths import RELATIVE_PATHS
+from ivr_dagster.core.errors import InputError
+from ivr_dagster.io_managers.artifacts import MARKER
+from ivr_dagster.materialize import Workbench
+from ivr_dagster.sample.corpus import write_sample_corpus
+from ivr_dagster.settings import BROUGHT, load_settings
+from ivr_dagster.stages import STAGES
+
+SMALL = {"model_name": "sample", "max_candidates": 60, "train_bytes": 4_000, "block_size": 64, "exceptions": 0}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A small corpus, and every artifact up to the initialised model and the blocks."""
+    root = tmp_path_factory.mktemp("brought")
+    write_sample_corpus(root / "all")
+    lines = [line for file in sorted((root / "all").glob("*.jsonl")) for line in file.read_text().splitlines()]
+    (root / "raw").mkdir()
+    (root / "raw" / "documents.jsonl").write_text("\n".join([line for line in lines if 400 < len(line) < 4_000][:120]))
+    home = os.environ.pop("DAGSTER_HOME", None)
+    bench = workbench(root)
+    for stage in list(STAGES)[: list(STAGES).index("train")]:
+        bench.run(bench.stage_assets(stage))
+    bench.run(["training_blocks"])
+    yield root
+    os.environ.pop("DAGSTER_HOME", None)
+    if home is not None:
+        os.environ["DAGSTER_HOME"] = home
+
+
+def workbench(folder: Path, **changed: Any) -> Workbench:
+    os.environ.pop("DAGSTER_HOME", None)
+    options = SMALL | {"raw_corpora_dir": str(folder / "raw"), "agreement_floor": 0.5} | changed
+    bench = Workbench(load_settings(folder / "artifacts", options=options, environ={}), folder / "artifacts")
+    bench.observe_sources()
+    return bench
+
+
+def copied(folder: Path, asset: str, to: Path) -> Path:
+    """An artifact as somebody else might have it: without our mark."""
+    place = folder / "artifacts" / RELATIVE_PATHS[asset]
+    if place.is_dir():
+        shutil.copytree(place, to)
+        (to / MARKER).unlink()
+    else:
+        shutil.copyfile(place, to)
+    return to
+
+
+def everything(place: Path) -> dict[str, tuple[bytes, int]]:
+    files = [place] if place.is_file() else [file for file in place.rglob("*") if file.is_file()]
+    return {str(file): (file.read_bytes(), file.stat().st_mtime_ns) for file in files}
+
+
+def stale(bench: Workbench) -> dict[str, str]:
+    return {state.name: state.stale for state in bench.states() if state.stale}
+
+
+# asset → one that is made of it
+FOLLOWERS = {
+    "original_tokenizer": ["pretoken_counts"],
+    "remapped_tokenizer": ["reordered_embeddings"],
+    "remap_rules": ["remapped_tokenizer"],
+    "training_blocks": [],  # training takes its time
+}
+
+
+@pytest.mark.parametrize("asset", FOLLOWERS)
+def test_what_is_brought_is_not_made_and_what_follows_goes_by_it(folder: Path, tmp_path: Path, asset: str) -> None:
+    mine = copied(folder, asset, tmp_path / "mine")
+    ours = everything(folder / "artifacts" / RELATIVE_PATHS[asset])
+    before = everything(mine)
+    source = f"brought_{asset}"
+    bench = workbench(folder, **{BROUGHT[source].setting: str(mine)})
+    assert asset not in {state.name for state in bench.states()}
+    for stage in STAGES:
+        assert asset not in bench.stage_assets(stage)
+    loaded = bench.load(asset)
+    assert getattr(loaded, "path", mine) == mine
+    follower = FOLLOWERS[asset]
+    made = {name: bench._made_version(name) for name in follower}
+    assert {name: reason for name, reason in stale(bench).items() if name in follower} == dict.fromkeys(
+        follower, f"{source} changed"
+    )
+    bench.run(follower)
+    again = workbench(folder, **{BROUGHT[source].setting: str(mine)})
+    assert not set(stale(again)) & set(follower)
+    assert {name: again._made_version(name) for name in follower} == made
+    assert everything(mine) == before
+    assert everything(folder / "artifacts" / RELATIVE_PATHS[asset]) == ours
+    workbench(folder).run(follower)
+
+
+def test_a_tokenizer_that_changes_makes_what_is_made_of_it_stale(folder: Path, tmp_path: Path) -> None:
+    mine = copied(folder, "remapped_tokenizer", tmp_path / "mine")
+    bench = workbench(folder, remapped_tokenizer_dir=str(mine))
+    bench.run(bench.stage_assets("align"))
+    assert not set(stale(workbench(folder, remapped_tokenizer_dir=str(mine)))) & set(STAGES["align"])
+    os.utime(mine / "tokenizer.json")
+    assert not set(stale(workbench(folder, remapped_tokenizer_dir=str(mine)))) & set(STAGES["align"])
+    config = mine / "tokenizer_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"model_max_length": 77}))
+    changed = workbench(folder, remapped_tokenizer_dir=str(mine))
+    assert stale(changed)["reordered_embeddings"] == "brought_remapped_tokenizer changed"
+    changed.run(changed.stage_assets("align"))
+    made = json.loads((folder / "artifacts/embeddings/initialized_model/tokenizer_config.json").read_text())
+    assert made["model_max_length"] == 77
+    back = workbench(folder)
+    assert stale(back)["reordered_embeddings"] == "remapped_tokenizer changed"
+    back.run(back.stage_assets("align"))
+    assert not set(stale(workbench(folder))) & set(STAGES["align"])
+
+
+def test_rules_that_are_brought_are_the_ones_that_count(folder: Path, tmp_path: Path) -> None:
+    mine = copied(folder, "remap_rules", tmp_path / "rules.yaml")
+    content = yaml.safe_load(mine.read_text())
+    content["rules"] = content["rules"][:10]
+    mine.write_text(yaml.safe_dump(content, allow_unicode=True, sort_keys=False))
+    bench = workbench(folder, remap_rules_path=str(mine))
+    assert bench.stage_assets("remap") == ["remapped_tokenizer"]
+    assert bench.run(["remapped_tokenizer"]).figures["remapped_tokenizer"]["tokens_reassigned"] == 10
+    workbench(folder).run(["remapped_tokenizer"])
+
+
+def test_a_tokenizer_and_rules_of_different_making_are_refused(folder: Path, tmp_path: Path) -> None:
+    mine = copied(folder, "original_tokenizer", tmp_path / "mine")
+    bench = workbench(folder, remapped_tokenizer_dir=str(mine))
+    with pytest.raises(InputError, match=r"disagree on 60 ids: \d+ is new in the rules alone"):
+        bench.run(bench.stage_assets("align"))
+    workbench(folder).run(workbench(folder).stage_assets("align"))
+
+
+def test_what_is_brought_for_training_is_read_by_training_alone(folder: Path, tmp_path: Path) -> None:
+    tokenizer = copied(folder, "remapped_tokenizer", tmp_path / "tokenizer")
+    model = copied(folder, "initialized_model", tmp_path / "model")
+    before = everything(tokenizer) | everything(model)
+    bench = workbench(folder, tokenizer_path=str(tokenizer), train_model_name=str(model))
+    assert bench.stage_assets("remap") == list(STAGES["remap"])
+    assert bench.stage_assets("align") == list(STAGES["align"])
+    assert not set(stale(bench)) & {*STAGES["remap"], *STAGES["align"]}
+    assert stale(bench)["training_blocks"] == "brought_train_model changed"
+    bench.run(["training_blocks"])
+    again = workbench(folder, tokenizer_path=str(tokenizer), train_model_name=str(model))
+    assert "training_blocks" not in stale(again)
+    (model / "generation_config.json").write_text('{"temperature": 0.5}')
+    changed = workbench(folder, tokenizer_path=str(tokenizer), train_model_name=str(model))
+    assert stale(changed)["training_blocks"] == "brought_train_model changed"
+    after = everything(tokenizer) | everything(model)
+    assert {file for file in after if after[file] != before.get(file)} == {str(model / "generation_config.json")}
+    workbench(folder).run(["training_blocks"])
+
+
+@pytest.mark.parametrize("name", BROUGHT)
+def test_what_is_not_there_is_named_with_option_and_place(folder: Path, tmp_path: Path, name: str) -> None:
+    with pytest.raises(InputError, match=f"{BROUGHT[name].option} was given, and nothing is there") as error:
+        workbench(folder, **{BROUGHT[name].setting: str(tmp_path / "nowhere")})
+    assert error.value.where == tmp_path / "nowhere"
+    assert not (tmp_path / "nowhere").exists()
+
+
+@pytest.mark.parametrize("name", BROUGHT)
+def test_what_is_something_else_is_refused(folder: Path, tmp_path: Path, name: str) -> None:
+    mine = tmp_path / "mine"
+    if name == "brought_remap_rules":
+        mine.write_text("no rules")
+    else:
+        mine.mkdir()
+        (mine / "thesis.txt").write_text("years of work")
+    before = everything(mine)
+    with pytest.raises(InputError) as error:
+        workbench(folder, **{BROUGHT[name].setting: str(mine)})
+    assert str(mine) in str(error.value.where)
+    assert everything(mine) == before
