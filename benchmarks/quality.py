@@ -1,0 +1,338 @@
+"""What the new vocabulary costs or brings, in bits per byte, on an artifacts folder that the stage align has left.
+
+`start`: the base model under its own and the distilled tokenizer, every initialisation strategy, token distillation.
+`curves`: the adapted model and the vanilla baseline, fine-tuned for the same number of tokens, validated on the way;
+with `--equal-bytes` for the same text instead. Several seeds. All on the same held-out bytes with equal contexts.
+
+    ivr --artifacts-dir DIR run --until align --raw-corpora-dir … --model-name …
+    python -m benchmarks.quality start --artifacts DIR --model FOLDER
+    python -m benchmarks.quality curves --artifacts DIR --model FOLDER --tokens 72000 --sft sft.yaml --seeds 1,2,3
+"""
+
+import argparse
+import json
+import platform
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ivr_dagster.artifact_paths import ArtifactPaths
+from ivr_dagster.core.corpus.cleaned import CleanedCorpus
+from ivr_dagster.core.corpus.subset import documents_within
+from ivr_dagster.core.embedding.extract import read_embeddings, replace_embeddings, write_model
+from ivr_dagster.core.embedding.initialize import STRATEGIES, initialize_embeddings
+from ivr_dagster.core.embedding.reorder import reorder_embeddings, row_sources
+from ivr_dagster.core.embedding.token_distillation import cut_snippets, fit_new_rows
+from ivr_dagster.core.evaluation.bits_per_byte import BitsPerByte, bits_per_byte, byte_lengths, context_that_fits
+from ivr_dagster.core.evaluation.intervals import bpb_intervals
+from ivr_dagster.core.handles import ModelFolder, TokenizerFolder
+from ivr_dagster.core.tokenizer.bpe import read_bpe, strings_by_id
+from ivr_dagster.core.tokens.sequences import reference_encoder
+from ivr_dagster.core.training.blocks import write_blocks
+from ivr_dagster.core.training.sft import Validation, fine_tune
+from ivr_dagster.core.training.sft_config import read_sft_config
+from ivr_dagster.core.vocabulary.remap import read_rules
+
+RESULTS = Path(__file__).parent / "results"
+CONTEXT = 512
+
+
+class Bench:
+    """One artifacts folder, its tokenizers and texts, and how models are scored on them."""
+
+    def __init__(self, artifacts: Path, model: Path, heldout_bytes: int, validation_bytes: int, dtype: str) -> None:
+        paths = ArtifactPaths(artifacts.resolve())
+        self.model, self.dtype = ModelFolder(model), dtype
+        self.tokenizers = {
+            name: TokenizerFolder(paths[asset])
+            for name, asset in (
+                ("base", "original_tokenizer"),
+                ("distilled", "distilled_tokenizer"),
+                ("remapped", "remapped_tokenizer"),
+            )
+        }
+        self.backends = {name: folder.backend() for name, folder in self.tokenizers.items()}
+        self.encoders = {name: reference_encoder(backend) for name, backend in self.backends.items()}
+        self.eos_id = int(self.tokenizers["base"].load().eos_token_id)
+        self.lengths = {name: byte_lengths(strings_by_id(backend)) for name, backend in self.backends.items()}
+        self.rules = list(read_rules(paths["remap_rules"]))
+        self.bpe = read_bpe(self.backends["base"])
+        self.constituents = {rule.id: [self.bpe.ids[part] for part in rule.constituents] for rule in self.rules}
+        self.new_tokens = {rule.id: rule.new_token for rule in self.rules}
+        corpus = CleanedCorpus(paths["cleaned_corpus"])
+        wanted, self.heldout_bytes = documents_within(corpus.documents("heldout"), heldout_bytes)
+        self.heldout = [text for i, text in corpus.documents("heldout") if i in wanted]
+        kept, _ = documents_within(corpus.documents("train"), validation_bytes, from_the_end=True)
+        train = sorted((i, text) for i, text in corpus.documents("train") if i not in kept)
+        self.train = [text for _, text in train]
+        self.validation = [text for i, text in corpus.documents("train") if i in kept]
+        encoded = self.encoders["base"](self.heldout)
+        self.context_bytes = context_that_fits([self.lengths["base"][ids] for ids in encoded], 2 * CONTEXT)
+        self.base = read_embeddings(model)
+        sources = row_sources(self.bpe.ids, strings_by_id(self.backends["remapped"]))
+        self.reordered = reorder_embeddings(self.base, sources)
+
+    def initial(self, strategy: str = "constituents") -> dict[str, Any]:
+        return initialize_embeddings(
+            self.reordered, self.base, self.constituents, strategy=strategy, vocabulary_size=self.bpe.size
+        )
+
+    def score(self, model: Any, tokenizer: str) -> BitsPerByte:
+        """On the held-out text; contexts of the same bytes under every tokenizer."""
+        import torch
+
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.dtype == "bfloat16"):
+            return bits_per_byte(
+                model,
+                self.encoders[tokenizer],
+                self.heldout,
+                eos_id=self.eos_id,
+                context=2 * CONTEXT,
+                context_bytes=self.context_bytes,
+                token_bytes=self.lengths[tokenizer],
+            )
+
+    def distilled(self, size: int, hidden_weight: float, learning_rate: float) -> tuple[dict[str, Any], dict[str, Any]]:
+        texts, read = [], 0
+        for text in self.train:
+            if read >= size:
+                break
+            texts.append(text)
+            read += len(text.encode())
+        sequences = [ids.tolist() for ids in self.encoders["remapped"](texts)]
+        started = time.monotonic()
+        fitted = fit_new_rows(
+            self.model.load("float32"),
+            self.base,
+            self.initial(),
+            self.new_tokens,
+            list(cut_snippets(sequences, self.constituents, eos_id=self.eos_id, length=CONTEXT)),
+            learning_rate=learning_rate,
+            hidden_weight=hidden_weight,
+            dtype=self.dtype,
+            progress=lambda done, steps, loss: (
+                told(f"  step {done} of {steps}: {loss:.3f}") if done % 10 == 0 else None
+            ),
+        )
+        figures = {"bytes": read, "tokens": fitted.tokens, "base_tokens": fitted.base_tokens}
+        return fitted.tensors, figures | {"seconds": time.monotonic() - started}
+
+
+def told(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def start(bench: Bench, distillations: list[tuple[int, float, float]]) -> dict[str, Any]:
+    """BPB before any training, by how new rows begin."""
+    rows: dict[str, Any] = {}
+    model = bench.model.load("float32")
+    for name in ("base", "distilled"):
+        rows[f"base model, {name} tokenizer"] = {"bpb": bench.score(model, name).bpb}
+        told(str(rows))
+    for strategy in STRATEGIES:
+        replace_embeddings(model, bench.initial(strategy))
+        rows[strategy] = {"bpb": bench.score(model, "remapped").bpb}
+        told(f"{strategy} {rows[strategy]}")
+    for size, weight, rate in distillations:
+        tensors, figures = bench.distilled(size, weight, rate)
+        replace_embeddings(model, tensors)
+        name = f"token distillation, {size:,} bytes, hidden states {weight:g}, learning rate {rate:g}"
+        rows[name] = figures | {"bpb": bench.score(model, "remapped").bpb}
+        told(f"{name} {rows[name]}")
+    return {"heldout_bytes": bench.heldout_bytes, "context_bytes": bench.context_bytes, "rows": rows}
+
+
+def curves(
+    bench: Bench,
+    *,
+    tokens: int,
+    epochs: float,
+    equal_bytes: bool,
+    train_bytes: int,
+    seeds: list[int],
+    sft: Path | None,
+    block_size: int,
+    variants: list[str],
+    distillation: tuple[int, float, float] | None,
+) -> dict[str, Any]:
+    """Fine-tuned variants: validation on the way, held-out BPB at the end, paired intervals over documents."""
+    import torch
+
+    texts, read = [], 0
+    for text in bench.train:
+        if train_bytes and read >= train_bytes:
+            break
+        texts.append(text)
+        read += len(text.encode())
+    runs: list[dict[str, Any]] = []
+    scored: dict[tuple[str, int], BitsPerByte] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        adapted, extra = Path(folder) / "adapted", 0.0
+        adapted.mkdir()
+        if distillation:
+            tensors, figures = bench.distilled(*distillation)
+            extra = figures["tokens"] * 2 / 3 + figures["base_tokens"] / 3
+        else:
+            tensors = bench.initial()
+        write_model(bench.model.path, tensors, adapted)
+        for name in variants:
+            tokenizer = "remapped" if name == "adapted" else "base"
+            # a vanilla block holds less text, so that it gets more tokens of context
+            size = block_size if name == "adapted" else 2 * block_size
+            common = {"block_size": size, "eos_id": bench.eos_id, "vocab_size": bench.bpe.size}
+            blocks, kept = Path(folder) / f"{name}-blocks", Path(folder) / f"{name}-validation"
+            counts = write_blocks(iter(bench.encoders[tokenizer](texts)), blocks, **common)
+            valid = write_blocks(iter(bench.encoders[tokenizer](bench.validation)), kept, **common)
+            bytes_per_token = read / counts.tokens
+            validation = Validation(kept, sum(len(text.encode()) for text in bench.validation) / valid.tokens)
+            for seed in seeds:
+                config = read_sft_config(sft, vanilla=name == "vanilla", seed=seed)
+                batch = config.arguments["per_device_train_batch_size"]
+                steps = round(epochs * counts.blocks / batch) if equal_bytes else round(tokens / (batch * size))
+                if name == "adapted" and not equal_bytes:
+                    steps -= round(extra / (batch * size))
+                config = read_sft_config(sft, vanilla=name == "vanilla", seed=seed, max_steps=steps, save_steps=10**6)
+                started = time.process_time()
+                result = fine_tune(
+                    bench.model.path if name == "vanilla" else adapted,
+                    blocks,
+                    Path(folder) / f"{name}-{seed}",
+                    config,
+                    tokenizer_dir=bench.tokenizers[tokenizer].path,
+                    fingerprint="",
+                    dtype=bench.dtype,
+                    new_tokens=bench.new_tokens if name == "adapted" else None,
+                    validation=validation,
+                    on_log=lambda entry, name=name: told(f"{name} {entry}") if "bits_per_byte" in entry else None,
+                )
+                seconds = time.process_time() - started
+                score = bench.score(ModelFolder(result.final_model).load("float32"), tokenizer)
+                scored[name, seed] = score
+                per_step = result.tokens / result.steps
+                runs.append(
+                    {
+                        "variant": name,
+                        "seed": seed,
+                        "steps": result.steps,
+                        "tokens": result.tokens,
+                        "bytes": result.tokens * bytes_per_token,
+                        "tokens_of_distillation": extra if name == "adapted" else 0.0,
+                        "cpu_seconds": seconds,
+                        "tokens_per_second": result.tokens_per_second,
+                        "bpb": score.bpb,
+                        "curve": [
+                            {"tokens": step * per_step, "bytes": step * per_step * bytes_per_token, "bpb": bpb}
+                            for step, bpb in result.validation
+                        ],
+                    }
+                )
+                told(json.dumps(runs[-1]))
+                del result
+                torch.manual_seed(0)
+    summary: dict[str, Any] = {}
+    for name in variants:
+        found = [scored[name, seed].bpb for seed in seeds]
+        summary[name] = {"mean": float(np.mean(found)), "std": float(np.std(found, ddof=1)) if len(found) > 1 else 0.0}
+    if len(variants) == 2:
+        mean = {name: np.mean([scored[name, seed].document_bits for seed in seeds], axis=0) for name in variants}
+        sizes = scored[variants[0], seeds[0]].document_bytes
+        pair = (variants[0], variants[1])
+        interval = bpb_intervals(mean, sizes, [pair])[1][pair]
+        summary["difference"] = {"value": interval.value, "low": interval.low, "high": interval.high}
+    return {
+        "heldout_bytes": bench.heldout_bytes,
+        "context_bytes": bench.context_bytes,
+        "equal": "bytes" if equal_bytes else "tokens",
+        "train_bytes": read,
+        "sft": read_sft_config(sft).arguments | {"rates": vars(read_sft_config(sft).rates)},
+        "vanilla_sft": dict(read_sft_config(sft, vanilla=True).arguments),
+        "runs": runs,
+        "summary": summary,
+    }
+
+
+def as_markdown(part: str, result: dict[str, Any]) -> str:
+    """The table for README."""
+    if part == "start":
+        lines = ["| before any training | BPB |", "|---|---:|"]
+        lines += [f"| {name} | {row['bpb']:.3f} |" for name, row in result["rows"].items()]
+        return "\n".join(lines)
+    lines = ["| variant | seed | tokens | bytes of text | CPU seconds | BPB |", "|---|---:|---:|---:|---:|---:|"]
+    lines += [
+        f"| {run['variant']} | {run['seed']} | {run['tokens']:,} | {run['bytes']:,.0f} | {run['cpu_seconds']:,.0f} "
+        f"| {run['bpb']:.4f} |"
+        for run in result["runs"]
+    ]
+    return "\n".join([*lines, "", json.dumps(result["summary"])])
+
+
+def _triple(text: str) -> tuple[int, float, float]:
+    size, weight, rate = text.split(":")
+    return int(size), float(weight), float(rate)
+
+
+def main() -> None:
+    """Parse, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=["start", "curves"])
+    parser.add_argument("--artifacts", type=Path, required=True, help="what `ivr … run --until align` left")
+    parser.add_argument("--model", type=Path, required=True, help="folder of the base model")
+    parser.add_argument("--heldout-bytes", type=int, default=40_000)
+    parser.add_argument("--validation-bytes", type=int, default=20_000)
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--threads", type=int, default=0, help="of torch; 0: as many as it takes by itself")
+    parser.add_argument(
+        "--distillation", type=_triple, action="append", default=[], help="bytes:hidden weight:learning rate"
+    )
+    parser.add_argument(
+        "--tokens", type=int, default=72_000, help="trained on in each run, distillation included"
+    )
+    parser.add_argument("--equal-bytes", action="store_true", help="the same text for all, --epochs times")
+    parser.add_argument("--epochs", type=float, default=1.0)
+    parser.add_argument("--train-bytes", type=int, default=0, help="0: the whole train split")
+    parser.add_argument("--seeds", default="42", help="comma-separated")
+    parser.add_argument("--sft", type=Path, help="training settings; `vanilla` in it holds the baseline's own")
+    parser.add_argument("--block-size", type=int, default=256, help="tokens, under the remapped tokenizer")
+    parser.add_argument("--variants", default="adapted,vanilla")
+    parser.add_argument("--name", help="of the result's file; the artifacts folder's by default")
+    options = parser.parse_args()
+    import torch
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    bench = Bench(options.artifacts, options.model, options.heldout_bytes, options.validation_bytes, options.dtype)
+    if options.part == "start":
+        result = start(bench, options.distillation)
+    else:
+        result = curves(
+            bench,
+            tokens=options.tokens,
+            epochs=options.epochs,
+            equal_bytes=options.equal_bytes,
+            train_bytes=options.train_bytes,
+            seeds=[int(seed) for seed in options.seeds.split(",")],
+            sft=options.sft,
+            block_size=options.block_size,
+            variants=options.variants.split(","),
+            distillation=options.distillation[0] if options.distillation else None,
+        )
+    result |= {
+        "model": options.model.name,
+        "dtype": options.dtype,
+        "threads": torch.get_num_threads(),
+        "machine": platform.processor() or platform.machine(),
+        "versions": {name: version(name) for name in ("torch", "transformers", "tokenizers")},
+    }
+    RESULTS.mkdir(exist_ok=True)
+    file = RESULTS / f"quality-{options.part}-{options.name or options.artifacts.resolve().name}.json"
+    file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    print(as_markdown(options.part, result))
+
+
+if __name__ == "__main__":
+    main()
