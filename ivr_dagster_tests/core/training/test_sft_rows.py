@@ -1,0 +1,183 @@
+"""Rows of new tokens, the phase of embeddings, validation, and several processes."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, GPT2LMHeadModel
+
+from ivr_dagster.core.tokens.byte_level import string_of
+from ivr_dagster.core.training.blocks import read_blocks, write_blocks
+from ivr_dagster.core.training.sft import SftResult, Validation, fine_tune, read_sft_config
+
+BLOCK, END = 16, 256
+NEW = {7: string_of("abc"), 11: string_of("bc"), 200: string_of("가나"), 201: string_of("나")}
+SETTINGS: dict[str, Any] = {
+    "num_train_epochs": 2,
+    "per_device_train_batch_size": 4,
+    "learning_rate": 5e-3,
+    "logging_steps": 3,
+    "save_steps": 5,
+    "eval_steps": 5,
+    "new_row_rate": 4.0,
+    "shared_row_rate": 3.0,
+}
+BYTES_PER_TOKEN = 1.7
+
+
+class Stopped(Exception):
+    pass
+
+
+@pytest.fixture(scope="module")
+def validation(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Validation:
+    ids = np.random.default_rng(5)
+    folder = tmp_path_factory.mktemp("validation") / "blocks"
+    write_blocks((ids.integers(0, 256, 39) for _ in range(4)), folder, block_size=BLOCK, eos_id=END, vocab_size=END + 1)
+    return Validation(folder, BYTES_PER_TOKEN)
+
+
+def train(tiny: Path, output_dir: Path, *, stop_at: int | None = None, **given: Any) -> SftResult:
+    def on_log(entry: dict[str, float]) -> None:
+        if entry["step"] == stop_at and "loss" in entry:
+            raise Stopped
+
+    settings = {**SETTINGS, **given.pop("settings", {})}
+    given = {"new_tokens": NEW, "fingerprint": "a", "on_log": on_log, **given}
+    return fine_tune(
+        tiny / "model",
+        tiny / "blocks",
+        output_dir,
+        read_sft_config(None, **settings),
+        tokenizer_dir=tiny / "tokenizer",
+        **given,
+    )
+
+
+def tensors(result: SftResult) -> dict[str, torch.Tensor]:
+    return load_file(result.final_model / "model.safetensors")
+
+
+def test_a_run_with_all_of_it_stopped_three_times_ends_with_the_bits_of_an_undisturbed_one(
+    tiny: Path, tmp_path: Path, validation: Validation
+) -> None:
+    settings = {"embedding_phase": 0.3, "load_best_model_at_end": True, "warmup_ratio": 0.2}
+    undisturbed = train(tiny, tmp_path / "a", validation=validation, settings=settings)
+    for stop_at in (6, 12, 18):
+        with pytest.raises(Stopped):
+            train(tiny, tmp_path / "b", stop_at=stop_at, validation=validation, settings=settings)
+    resumed = train(tiny, tmp_path / "b", validation=validation, settings=settings)
+    assert resumed.resumed_from == 15
+    assert (resumed.validation, resumed.loss_history) == (undisturbed.validation, undisturbed.loss_history)
+    wanted = tensors(undisturbed)
+    assert all(torch.equal(value, wanted[name]) for name, value in tensors(resumed).items())
+
+
+def test_new_rows_move_farther_than_kept_ones_and_a_bias_of_rates_is_all_that_differs(
+    tiny: Path, tmp_path: Path
+) -> None:
+    settings = {"max_steps": 1, "lr_scheduler_type": "constant", "warmup_steps": 0}
+    rates = {"new_row_rate": 6.0, "shared_row_rate": 0.0}
+    plain = tensors(train(tiny, tmp_path / "a", new_tokens=None, settings=settings))
+    rated = tensors(train(tiny, tmp_path / "b", settings=settings | rates))
+    before = load_file(tiny / "model" / "model.safetensors")
+    name = next(name for name in before if name.endswith("wte.weight"))
+    new, kept = sorted(NEW), [i for i in range(END + 1) if i not in NEW]
+    assert torch.equal(rated[name][kept], plain[name][kept])
+    moved, moved_plainly = (after[name][new] - before[name][new] for after in (rated, plain))
+    assert torch.allclose(moved, 6 * moved_plainly, rtol=1e-3, atol=1e-5)
+    assert all(torch.equal(rated[other], plain[other]) for other in rated if other != name)
+
+
+def test_tokens_that_share_no_gradient_of_their_own_learn_from_their_ngrams(tiny: Path, tmp_path: Path) -> None:
+    # an id that no text holds gets the gradient of the softmax alone; sharing moves it with the others
+    settings = {"max_steps": 3}
+    alone = tensors(train(tiny, tmp_path / "a", settings=settings | {"shared_row_rate": 0.0}))
+    shared = tensors(train(tiny, tmp_path / "b", settings=settings))
+    name = next(name for name in alone if name.endswith("wte.weight"))
+    assert not torch.allclose(alone[name][sorted(NEW)], shared[name][sorted(NEW)], atol=1e-4)
+
+
+def test_in_the_phase_of_embeddings_nothing_else_moves(tiny: Path, tmp_path: Path) -> None:
+    before = load_file(tiny / "model" / "model.safetensors")
+    settings = {"max_steps": 5, "embedding_phase": 0.99}
+    after = tensors(train(tiny, tmp_path / "a", settings=settings))
+    moved = {name for name in after if not torch.equal(after[name], before[name])}
+    assert moved == {name for name in after if name.endswith("wte.weight")}
+    # without new tokens there is nothing to wait for
+    vanilla = tensors(train(tiny, tmp_path / "b", new_tokens=None, settings=settings))
+    assert {name for name in vanilla if torch.equal(vanilla[name], before[name])} == set()
+
+
+def test_validation_is_in_bits_per_byte_of_the_blocks(tiny: Path, tmp_path: Path, validation: Validation) -> None:
+    result = train(tiny, tmp_path, validation=validation, settings={"max_steps": 5})
+    assert [step for step, _ in result.validation] == [5]
+    model: Any = AutoModelForCausalLM.from_pretrained(result.final_model).eval()
+    ids = torch.from_numpy(read_blocks(validation.blocks)["input_ids"][:])
+    with torch.no_grad():
+        likelihood = model(ids).logits[:, :-1].log_softmax(-1).gather(-1, ids[:, 1:, None].long())
+    wanted = -likelihood.mean().item() / math.log(2) / BYTES_PER_TOKEN
+    assert result.validation[0][1] == pytest.approx(wanted, rel=1e-5)
+
+
+def test_the_best_checkpoint_becomes_the_final_model(tiny: Path, tmp_path: Path, validation: Validation) -> None:
+    settings = {"load_best_model_at_end": True, "save_total_limit": 1, "learning_rate": 3e-2}
+    result = train(tiny, tmp_path, validation=validation, settings=settings)
+    assert result.best_step == min(result.validation, key=lambda entry: entry[1])[0] < result.steps
+    best = load_file(tmp_path / f"checkpoint-{result.best_step}" / "model.safetensors")
+    assert all(torch.equal(value, best[name]) for name, value in tensors(result).items())
+
+
+def test_a_run_that_gets_no_better_stops_early(tiny: Path, tmp_path: Path, validation: Validation) -> None:
+    settings = {"load_best_model_at_end": True, "learning_rate": 3e-2, "early_stopping_patience": 1}
+    result = train(tiny, tmp_path, validation=validation, settings=settings)
+    assert result.steps < 26
+    assert result.validation[-1][1] > result.validation[-2][1]
+
+
+PROCESS = """
+import json, sys, torch
+from pathlib import Path
+from ivr_dagster.core.training.sft import fine_tune, read_sft_config
+
+torch.set_num_threads(1)
+folder, output, settings, new = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3]), json.loads(sys.argv[4])
+result = fine_tune(folder / "model", folder / "blocks", output, read_sft_config(None, **settings),
+    tokenizer_dir=folder / "tokenizer", fingerprint="a", new_tokens={int(i): string for i, string in new.items()})
+(output / "losses.json").write_text(json.dumps(result.loss_history))
+"""
+
+
+@pytest.mark.timeout(280)
+def test_two_processes_have_the_losses_of_one_with_the_same_batch(tiny: Path, tmp_path: Path) -> None:
+    model = GPT2LMHeadModel.from_pretrained(tiny / "model", attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0)
+    folder = tmp_path / "without dropout"
+    model.save_pretrained(folder / "model")
+    for name in ("blocks", "tokenizer"):
+        (folder / name).symlink_to(tiny / name)
+    script = tmp_path / "run.py"
+    script.write_text(PROCESS)
+    losses = []
+    for processes in (1, 2):
+        settings = SETTINGS | {
+            "max_steps": 10, "logging_steps": 1, "per_device_train_batch_size": 4 // processes, "report_to": "none",
+        }  # fmt: skip
+        output = tmp_path / f"{processes}"
+        output.mkdir()
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+        command = [*launcher, str(script), str(folder), str(output), json.dumps(settings), json.dumps(NEW)]
+        environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=250, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
+        losses.append(json.loads((output / "losses.json").read_text()))
+    one, two = losses
+    assert [step for step, _ in one] == list(range(1, 11))
+    assert [loss for _, loss in two] == pytest.approx([loss for _, loss in one], abs=1e-4)
