@@ -170,6 +170,15 @@ def test_what_is_not_there_is_named_with_option_and_place(folder: Path, tmp_path
     assert not (tmp_path / "nowhere").exists()
 
 
+@pytest.mark.parametrize("name", ["brought_original_tokenizer", "brought_train_tokenizer"])
+def test_a_tokenizer_without_its_settings_is_refused(folder: Path, tmp_path: Path, name: str) -> None:
+    mine = copied(folder, "original_tokenizer", tmp_path / "mine")
+    (mine / "tokenizer_config.json").unlink()
+    with pytest.raises(InputError, match=r"has no tokenizer_config\.json") as error:
+        workbench(folder, **{BROUGHT[name].setting: str(mine)})
+    assert error.value.where == mine
+
+
 @pytest.mark.parametrize("name", BROUGHT)
 def test_what_is_something_else_is_refused(folder: Path, tmp_path: Path, name: str) -> None:
     mine = tmp_path / "mine"

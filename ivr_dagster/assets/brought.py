@@ -19,6 +19,12 @@ from ivr_dagster.settings import BROUGHT
 
 def _tokenizer_version(place: Path) -> str:
     TokenizerFolder(place).backend()
+    if not (place / "tokenizer_config.json").is_file():
+        raise InputError(
+            "the tokenizer has no tokenizer_config.json, so its class and its end-of-text token are unknown",
+            where=place,
+            remedy="Bring a folder that save_pretrained wrote.",
+        )
     return _hash_of(place, TOKENIZER_FILES)
 
 

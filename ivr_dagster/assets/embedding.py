@@ -16,6 +16,7 @@ from ivr_dagster.core.embedding.initialize import STRATEGIES, initialize_embeddi
 from ivr_dagster.core.embedding.reorder import check_new_ids, reorder_embeddings, row_sources
 from ivr_dagster.core.handles import ModelFolder, TokenizerFolder
 from ivr_dagster.core.tokenizer.bpe import read_bpe, strings_by_id
+from ivr_dagster.core.tokenizer.folder import write_copy
 from ivr_dagster.core.tokens.sequences import reference_encoder
 from ivr_dagster.core.vocabulary.remap import RemapRules
 from ivr_dagster.progress import track
@@ -173,7 +174,7 @@ def initialized_model(
         layout = write_model(
             base.model().path, fitted_embeddings, folder, progress=track(context.log, "copying", "bytes")
         )
-        remapped_tokenizer.load().save_pretrained(folder)
+        write_copy(remapped_tokenizer.path, folder)
     return dg.MaterializeResult(
         value=ModelFolder(folder),
         data_version=dg.DataVersion(content_hash(folder)),

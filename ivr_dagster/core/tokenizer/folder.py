@@ -11,6 +11,10 @@ from tokenizers import Tokenizer
 from ivr_dagster.core.errors import InputError
 
 KEPT_FILES = ("chat_template.jinja",)
+# all that AutoTokenizer reads where there is a `tokenizer.json`
+LOADED_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", *KEPT_FILES)
+# what transformers writes about how a tokenizer was loaded, no business of whoever loads it next
+HOW_LOADED = ("is_local", "local_files_only")
 CERTIFICATE = "agreement.json"
 
 
@@ -47,6 +51,7 @@ def write_tokenizer(tokenizer: Tokenizer, like: Path, target: Path) -> None:
     """
     target.mkdir(parents=True, exist_ok=True)
     config = json.loads((like / "tokenizer_config.json").read_text(encoding="utf-8"))
+    config = {key: value for key, value in config.items() if key not in HOW_LOADED}
     config |= {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
     (target / "tokenizer_config.json").write_text(
         json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
@@ -57,6 +62,16 @@ def write_tokenizer(tokenizer: Tokenizer, like: Path, target: Path) -> None:
     for name in ("vocab.json", "merges.txt"):  # of a BPE, which `tokenizer.json` may no longer be
         (target / name).unlink(missing_ok=True)
     tokenizer.save(str(target / "tokenizer.json"), pretty=False)
+
+
+def write_copy(source: Path, target: Path) -> None:
+    """Put the tokenizer of one folder into another, which may hold a model, its files byte for byte.
+
+    transformers' save_pretrained would note how it was loaded, and a class that earlier versions do not know.
+    """
+    for name in LOADED_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
 
 
 def write_certificate(certificate: Mapping[str, object], folder: Path) -> None:

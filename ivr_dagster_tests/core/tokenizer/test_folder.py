@@ -14,6 +14,7 @@ from ivr_dagster.core.tokenizer.folder import (
     CERTIFICATE,
     read_certificate,
     write_certificate,
+    write_copy,
     write_original_tokenizer,
     write_tokenizer,
 )
@@ -158,3 +159,15 @@ def test_a_missing_certificate_is_named_with_what_to_do(tmp_path: Path) -> None:
         read_certificate(tmp_path)
     assert error.value.where == tmp_path / "agreement.json"
     assert "Materialize the tokenizer again" in str(error.value)
+
+
+def test_a_copy_beside_a_model_loads_as_the_tokenizer_it_is(distilled: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    write_copy(distilled, tmp_path)
+    copied = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert copied == json.loads((distilled / "tokenizer_config.json").read_text())
+    assert copied["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert not {"is_local", "local_files_only"} & copied.keys()
+    assert (tmp_path / "tokenizer.json").read_bytes() == (distilled / "tokenizer.json").read_bytes()
+    for text in TEXTS:
+        assert load(tmp_path)(text).input_ids == load(distilled)(text).input_ids
