@@ -13,7 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from ivr_dagster.core.embedding.extract import Embeddings, TensorPlace, read_embeddings, read_layout, write_model
+from ivr_dagster.core.embedding.extract import (
+    Embeddings,
+    TensorPlace,
+    extract_embeddings,
+    read_embeddings,
+    read_layout,
+    replace_embeddings,
+    write_model,
+)
 from ivr_dagster.core.embedding.initialize import STRATEGIES, initialize_embeddings
 from ivr_dagster.core.embedding.reorder import kept_rows_equal, reorder_embeddings
 from ivr_dagster.core.errors import InputError
@@ -217,6 +225,28 @@ def test_progress_is_told_in_bytes_of_weights(model: Any, saved: Callable[[Any],
     assert told[-1] == (size, size)
     assert len(told) == len(list(folder.glob("*.safetensors")))
     assert told == sorted(told)
+
+
+# of a model that is loaded anyway
+
+
+def test_of_a_loaded_model_they_are_copies_in_its_dtype(kind: str, model: Any) -> None:
+    model = model.to(torch.bfloat16)
+    tensors = extract_embeddings(model)
+    assert tensors.keys() == NAMES[kind.split()[-1]]
+    assert same(tensors, of_module(model))
+    with torch.no_grad():
+        model.get_input_embeddings().weight.zero_()
+    assert tensors["wte"].abs().sum() > 0
+    assert not any(rows.requires_grad for rows in tensors.values())
+
+
+def test_what_is_put_into_a_loaded_model_is_there_and_what_was_tied_stays_tied(model: Any) -> None:
+    tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    tensors = others(extract_embeddings(model))
+    replace_embeddings(model, tensors)
+    assert same(of_module(model), tensors)
+    assert (model.get_output_embeddings().weight is model.get_input_embeddings().weight) == tied
 
 
 # what is wrong, what the error says
