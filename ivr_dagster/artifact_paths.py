@@ -24,6 +24,7 @@ RELATIVE_PATHS: dict[str, str] = {
     "sft_checkpoint": "training/sft_checkpoint",
     "vanilla_sft_checkpoint": "training/vanilla_sft_checkpoint",
     "vanilla_compute_checkpoint": "training/vanilla_compute_checkpoint",
+    "tuning_study": "training/tuning",
     "evaluation_report": "evaluation",
 }
 

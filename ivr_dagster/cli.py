@@ -19,7 +19,7 @@ import click
 from ivr_dagster.artifact_paths import ArtifactPaths
 from ivr_dagster.core.errors import InputError
 from ivr_dagster.settings import CHOICES, WORDS, Settings, load_settings, read_settings_file, remember_settings
-from ivr_dagster.stages import STAGES
+from ivr_dagster.stages import STAGES, TUNING
 
 if TYPE_CHECKING:
     from ivr_dagster.materialize import StageResult, Workbench
@@ -91,6 +91,19 @@ STAGE_OPTIONS: dict[str, tuple[str, ...]] = {
     "evaluate": ("evaluation_bytes", "retention_bytes", "retention_corpora_dir", "continuations", "device", "seed"),
 }
 
+# of the command `tune`, which is no stage
+TUNE_OPTIONS = (
+    "tune_trials",
+    "tune_bytes",
+    "tune_seconds",
+    "tune_new_tokens",
+    "config_path",
+    "block_size",
+    "device",
+    "dtype",
+    "seed",
+)
+
 STAGE_HELP = {
     "init": "Clean and split the corpus, fetch the base tokenizer.",
     "analyze": "Count pre-tokens and tokens, write id sequences.",
@@ -141,6 +154,7 @@ KEY_FIGURES: dict[str, tuple[str, ...]] = {
     "sft_checkpoint": ("steps", "train_loss", "tokens_per_second"),
     "vanilla_sft_checkpoint": ("steps", "train_loss", "tokens_per_second"),
     "vanilla_compute_checkpoint": ("steps", "train_loss", "tokens_per_second"),
+    "tuning_study": ("best_bits_per_byte", "default_bits_per_byte", "trials", "given_up"),
     "evaluation_report": ("bpb_base", "bpb_initialized", "bpb_sft", "bpb_vanilla_sft", "token_saving"),
 }
 SHARES = {
@@ -248,13 +262,14 @@ def settings_options(*keys: str) -> Callable[[Callable[..., None]], Callable[...
             help_text = f"{field.description}  [default: {shown}]"
             if key == "train_model_name":
                 name = "model-name"  # what is fine-tuned; the base model is settled by then
+            also = [f"--{name.removeprefix('tune-')}"] if name == "tune-trials" else []
             if field.annotation is bool:
                 command = click.option(f"--{name}/--no-{name}", key, default=None, help=help_text)(command)
             else:
                 kind: Any = click.Choice(CHOICES[key]) if key in CHOICES else field.annotation
                 if key in WORDS:
                     kind = NumberOrWord(WORDS[key])
-                command = click.option(f"--{name}", key, type=kind, default=None, help=help_text)(command)
+                command = click.option(f"--{name}", *also, key, type=kind, default=None, help=help_text)(command)
         return command
 
     return decorate
@@ -290,6 +305,19 @@ def _stage_command(stage: str) -> None:
 
 for _stage in STAGES:
     _stage_command(_stage)
+
+
+@cli.command()
+@settings_options(*TUNE_OPTIONS)
+@click.pass_obj
+def tune(request: Request, /, **options: Any) -> None:
+    """Search for better training settings; a search that was stopped goes on."""
+    workbench = request.workbench({key: value for key, value in options.items() if value is not None})
+    failed = workbench.failed_blocking_checks(before_stage="train")
+    if failed:
+        raise InputError(f"tune was asked for, but a blocking check has failed before it: {failed}")
+    result = _run_assets(request, workbench, "tune", list(TUNING))
+    _show_tuning(request, workbench, result)
 
 
 @cli.command()
@@ -423,6 +451,21 @@ def _show_stage(request: Request, stage: str, result: "StageResult") -> None:
     figures_table(stage, {name: _key_figures(name, figures) for name, figures in result.figures.items()}, result.checks)
 
 
+def _show_tuning(request: Request, workbench: "Workbench", result: "StageResult") -> None:
+    from ivr_dagster.core.handles import TuningFolder
+
+    folder = TuningFolder(workbench.paths[TUNING[0]])
+    study = folder.study()
+    if request.as_json:
+        click.echo(
+            json.dumps({"stage": "tune", "run_id": result.run_id, "assets": result.figures, "checks": [], **study})
+        )
+        return
+    from ivr_dagster.terminal import tuning_table
+
+    tuning_table(study, folder.sft_config, f"ivr --artifacts-dir {request.artifacts_dir}")
+
+
 def _show_states(request: Request, states: list[Any]) -> None:
     if request.as_json:
         rows = [
@@ -499,12 +542,12 @@ def main() -> None:
         _complain(str(error), debug)
         raise SystemExit(AT_FAULT) from None
     except (KeyboardInterrupt, click.Abort):
-        _complain("stopped; what was finished stays, `ivr run` goes on from there", debug)
+        _complain("stopped; what was finished stays, the same command goes on from there", debug)
         raise SystemExit(FAILED) from None
     except Exception as error:  # noqa: BLE001 (the last line before the person at the terminal)
         name = type(error).__name__
         if name == "Interrupted":
-            _complain("stopped; what was finished stays, `ivr run` goes on from there", debug)
+            _complain("stopped; what was finished stays, the same command goes on from there", debug)
         elif name == "StageFailed":
             _complain(str(error), debug)
         else:

@@ -24,6 +24,7 @@ from ivr_dagster.assets import (
     tokenizer,
     tokens,
     training,
+    tuning,
     vocabulary,
 )
 from ivr_dagster.assets.brought import brought_asset
@@ -37,7 +38,7 @@ from ivr_dagster.settings import BROUGHT, Settings, load_settings
 from ivr_dagster.stages import BASELINES, baselines
 
 CHECKS = (tokenizer_checks, vocabulary_checks, embedding_checks, evaluation_checks)
-ASSETS = (corpus, tokenizer, tokens, vocabulary, embedding, training)
+ASSETS = (corpus, tokenizer, tokens, vocabulary, embedding, training, tuning)
 
 
 def build_definitions(

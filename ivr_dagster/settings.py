@@ -55,7 +55,7 @@ class Brought:
         return "--model-name" if self.setting == "train_model_name" else f"--{self.setting.replace('_', '-')}"
 
 
-TRAINING = ("training_blocks", "sft_checkpoint")
+TRAINING = ("training_blocks", "sft_checkpoint", "tuning_study")
 # by the name of the source that stands for it: a name of its own, so that what followed from our artifact and what
 # follows from the person's are told apart. Those for some assets alone come last, and go before the others
 BROUGHT: dict[str, Brought] = {
@@ -81,6 +81,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "max_candidates": 1000,
         "train_bytes": 150_000,
         "block_size": 256,
+        "tune_bytes": 60_000,
         "evaluation_bytes": 60_000,
         "retention_bytes": 30_000,
     },
@@ -260,6 +261,22 @@ class Settings(BaseModel):
         description="And once more with as much computation as the adapted model had: fewer bytes, as many tokens.",
     )
 
+    tune_trials: int = Field(
+        20, ge=1, description="How many trials the search for training settings makes; those of earlier calls count."
+    )
+    tune_bytes: int = Field(
+        1_000_000,
+        ge=1,
+        description="Text of a trial: about so many bytes of the train split, read once; a fifth as much more to "
+        "validate on.",
+    )
+    tune_seconds: float = Field(0, ge=0, description="Start no further trial after so many seconds. 0: no limit.")
+    tune_new_tokens: bool = Field(
+        False,
+        description="Also try a half and a quarter of the new tokens. Short trials favour few: their rows must be "
+        "learned.",
+    )
+
     evaluation_bytes: int = Field(1_000_000, ge=1, description="Evaluate on about so many bytes of held-out text.")
     retention_bytes: int = Field(
         100_000,
@@ -279,7 +296,10 @@ class Settings(BaseModel):
         description="Arithmetic of training: auto (bfloat16 on GPUs that have it), float32, bfloat16, float16.",
     )
     seed: int = Field(
-        42, ge=0, description="Seed of random rows and continuations; training has its own in sft_config.yaml."
+        42,
+        ge=0,
+        description="Seed of random rows, continuations and the search for training settings; training has its own in "
+        "sft_config.yaml.",
     )
 
     @field_validator("text_split_bytes")

@@ -11,6 +11,9 @@ STAGES: dict[str, tuple[str, ...]] = {
     "evaluate": ("evaluation_report",),
 }
 
+# beside the stages: made only when it is asked for by name
+TUNING = ("tuning_study",)
+
 # vanilla baselines: the variant that the evaluation calls them → the asset
 BASELINES = {"vanilla_sft": "vanilla_sft_checkpoint", "vanilla_compute_sft": "vanilla_compute_checkpoint"}
 

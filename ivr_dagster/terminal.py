@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -136,6 +137,38 @@ def plan_tables(plan: "Plan", points: list["CurvePoint"], verdict: str) -> None:
                 table.add_row(*(escape(repr(cell)) if isinstance(cell, str) else f"{cell:,}" for cell in row))
             OUT.print(table)
     OUT.print("Nothing was written. `ivr select` with the same options does.", highlight=False)
+
+
+def tuning_table(study: Mapping[str, Any], file: Path, command: str) -> None:
+    """The best trials of a search, what the first came to, and what to do with the settings found."""
+    trials = {trial["number"]: trial for trial in study["trials"]}
+    order = {"complete": 0, "pruned": 1, "killed": 2}
+    ranked = sorted(trials.values(), key=lambda each: (order[each["state"]], each["value"] is None, each["value"]))
+    names = list(trials[study["best"]]["parameters"])
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("trial", "bits per byte", "tokens per byte", *names, ""):
+        table.add_column(column.replace("_", " "), justify="right" if column else "left")
+    for trial in ranked[:LISTED]:
+        remarks = {study["best"]: "[green]best[/]", study["default"]: "settings as they were"}
+        remark = remarks.get(trial["number"], {"pruned": "given up", "killed": "killed, run again"}.get(trial["state"]))
+        table.add_row(
+            str(trial["number"]),
+            "" if trial["value"] is None else f"{trial['value']:.4f}",
+            str(trial["figures"].get("tokens_per_byte", "")),
+            *(f"{trial['parameters'][name]:g}" if name in trial["parameters"] else "" for name in names),
+            remark or "",
+        )
+    OUT.print(table)
+    finished = sum(trial["state"] != "killed" for trial in trials.values())
+    if study["done_before"]:
+        OUT.print(f"{study['done_before']} of {finished} trials had been done before.", highlight=False)
+    elif study["other_studies"]:
+        OUT.print("A new study; what was found with other settings, text or models stays in study.db.", highlight=False)
+    OUT.print(f"best settings  {file}", highlight=False, soft_wrap=True)
+    if (file.parent / "settings.yaml").exists():
+        select = f"{command} select --max-candidates {study['new_tokens']}"
+        OUT.print(f"they go with {study['new_tokens']:,} new tokens  {select}", highlight=False, soft_wrap=True)
+    OUT.print(f"to train with them  {command} train --config-path {file}", highlight=False, soft_wrap=True)
 
 
 def run_table(states: Mapping[str, Any], paths: ArtifactPaths, *, materialized: int) -> None:

@@ -13,12 +13,12 @@ import pytest
 from ivr_dagster.automation import corpus_request
 from ivr_dagster.definitions import build_definitions
 from ivr_dagster.settings import Settings
-from ivr_dagster.stages import BASELINES, STAGES
+from ivr_dagster.stages import BASELINES, STAGES, TUNING
 
 REPOSITORY = Path(__file__).parents[1]
 GROUPS = {"corpus", "tokens", "tokenizer", "vocabulary", "embedding", "training", "evaluation"}
 SOURCES = {"raw_corpus", "base_model"}
-MADE = {asset for assets in STAGES.values() for asset in assets}
+MADE = {asset for assets in STAGES.values() for asset in assets} | set(TUNING)
 
 # asset, check, blocking
 CHECKS = {
@@ -45,9 +45,9 @@ DEPENDENTS: dict[str, tuple[object, set[str]]] = {
     "text_split_bytes": (0, {"cleaned_corpus"}),
     "model_name": ("sample", {"original_tokenizer", "original_embeddings", "initialized_model"}),
     "revision": ("main", {"original_tokenizer", "original_embeddings", "initialized_model"}),
-    "max_texts": (10, {"pretoken_counts", "token_sequences", "replacement_candidates"}),
+    "max_texts": (10, {"pretoken_counts", "token_sequences", "replacement_candidates", "tuning_study"}),
     "agreement_floor": (0.5, {"distilled_tokenizer"}),
-    "exceptions": (0, {"distilled_tokenizer", "remapped_tokenizer"}),
+    "exceptions": (0, {"distilled_tokenizer", "remapped_tokenizer", "tuning_study"}),
     "longer_documents_ceiling": (0.5, {"remapped_tokenizer"}),
     "max_candidates": (10, {"replacement_candidates"}),
     "least_saving": (0.01, {"replacement_candidates"}),
@@ -64,18 +64,22 @@ DEPENDENTS: dict[str, tuple[object, set[str]]] = {
     "token_distillation_bytes": (1000, {"fitted_embeddings"}),
     "token_distillation_learning_rate": (1e-4, {"fitted_embeddings"}),
     "token_distillation_hidden_weight": (1.0, {"fitted_embeddings"}),
-    "block_size": (64, {"training_blocks"}),
+    "block_size": (64, {"training_blocks", "tuning_study"}),
     "train_bytes": (1000, {"training_blocks"}),
     "validation_bytes": (1000, {"training_blocks"}),
     "general_corpora_dir": ("elsewhere", {"training_blocks"}),
     "general_share": (0.5, {"training_blocks"}),
     "warm_start": (True, {*BASELINES.values(), "sft_checkpoint"}),
-    "dtype": ("bfloat16", {"fitted_embeddings", *BASELINES.values(), "sft_checkpoint"}),
+    "dtype": ("bfloat16", {"fitted_embeddings", *BASELINES.values(), "sft_checkpoint", "tuning_study"}),
+    "tune_trials": (3, {"tuning_study"}),
+    "tune_bytes": (1000, {"tuning_study"}),
+    "tune_seconds": (1.0, {"tuning_study"}),
+    "tune_new_tokens": (True, {"tuning_study"}),
     "evaluation_bytes": (1000, {"evaluation_report"}),
     "retention_bytes": (1000, {"evaluation_report"}),
     "retention_corpora_dir": ("elsewhere", {"evaluation_report"}),
     "continuations": (0, {"evaluation_report"}),
-    "seed": (7, {"fitted_embeddings", "evaluation_report"}),
+    "seed": (7, {"fitted_embeddings", "evaluation_report", "tuning_study"}),
     "device": ("cpu", set()),
     "raw_corpora_dir": ("elsewhere", set()),  # its content counts: the source's data version
 }
@@ -173,6 +177,12 @@ def test_a_baseline_that_is_not_asked_for_is_no_asset(
         assert definitions.resolve_job_def(job).nodes
 
 
+def test_no_job_makes_the_search_for_training_settings(tmp_path: Path) -> None:
+    definitions = build_definitions(Settings(), artifacts_dir=tmp_path)
+    for job in ("everything", "tokenizer_side", "training_side"):
+        assert not set(TUNING) & {node.name for node in definitions.resolve_job_def(job).nodes}
+
+
 @pytest.mark.parametrize("setting", DEPENDENTS)
 def test_a_changed_setting_changes_the_code_version_of_what_depends_on_it_only(setting: str, tmp_path: Path) -> None:
     value, expected = DEPENDENTS[setting]
@@ -181,11 +191,12 @@ def test_a_changed_setting_changes_the_code_version_of_what_depends_on_it_only(s
     assert {asset for asset in before if before[asset] != after[asset]} == expected
 
 
-def test_changed_training_settings_change_the_code_version_of_the_checkpoints_only(tmp_path: Path) -> None:
+def test_changed_training_settings_change_the_code_version_of_checkpoints_and_tuning_only(tmp_path: Path) -> None:
     before = _code_versions(tmp_path, Settings())
     (tmp_path / "sft_config.yaml").write_text("num_train_epochs: 1\n", encoding="utf-8")
     after = _code_versions(tmp_path, Settings())
-    assert {asset for asset in before if before[asset] != after[asset]} == {*BASELINES.values(), "sft_checkpoint"}
+    changed = {asset for asset in before if before[asset] != after[asset]}
+    assert changed == {*BASELINES.values(), "sft_checkpoint", "tuning_study"}
 
 
 class TestTheSensorOnTheRawCorpus:

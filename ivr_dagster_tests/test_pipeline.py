@@ -19,7 +19,7 @@ from ivr_dagster.materialize import StageFailed, Workbench
 from ivr_dagster.sample import SAMPLE_MODEL
 from ivr_dagster.sample.corpus import write_sample_corpus
 from ivr_dagster.settings import load_settings
-from ivr_dagster.stages import BASELINES, STAGES
+from ivr_dagster.stages import BASELINES, STAGES, TUNING
 
 SMALL = {
     "model_name": "sample",
@@ -84,7 +84,7 @@ def stale(bench: Workbench) -> dict[str, str]:
 
 
 def test_every_artifact_lies_where_the_design_says(folder: Path, finished: dict[str, dict[str, Any]]) -> None:
-    made = set(RELATIVE_PATHS) - {"raw_corpus"}
+    made = set(RELATIVE_PATHS) - {"raw_corpus", *TUNING}
     assert made == set(finished)
     for name in made:
         assert (folder / "artifacts" / RELATIVE_PATHS[name]).exists(), name
@@ -404,3 +404,46 @@ def test_a_training_killed_with_sigkill_goes_on_from_its_last_checkpoint(
     result = bench.run(["sft_checkpoint"])
     assert result.figures["sft_checkpoint"]["resumed_from_step"] >= 8
     workbench(folder).run(["training_blocks", "sft_checkpoint", *BASELINES.values()])
+
+
+def test_a_search_for_training_settings_leaves_the_best_and_everything_else_as_it_was(
+    folder: Path, finished: dict[str, dict[str, Any]]
+) -> None:
+    changed = {"tune_bytes": 6_000, "tune_new_tokens": True}
+    settings = {f"IVR_{key.upper()}": str(value) for key, value in (SMALL | changed).items()}
+    settings |= {"IVR_RAW_CORPORA_DIR": str(folder / "raw"), "IVR_CONFIG_PATH": str(folder / "sft_config.yaml")}
+    before = {file: found for file, found in contents(folder / "artifacts").items() if "tuning" not in file.parts}
+    asked = ivr("--artifacts-dir", str(folder / "artifacts"), "--json", "tune", "--trials", "4", **settings)
+    assert asked.returncode == 0, asked.stderr
+    told = json.loads(asked.stdout)
+    figures = told["assets"]["tuning_study"]
+    assert figures["trials"] == len(told["trials"]) == 4
+    assert figures["best_bits_per_byte"] <= figures["default_bits_per_byte"] == told["trials"][0]["value"]
+    assert {trial["parameters"]["new_tokens"] for trial in told["trials"]} > {150}
+    lengths = {
+        trial["parameters"]["new_tokens"]: trial["figures"]["tokens_per_byte"]
+        for trial in told["trials"]
+        if trial["state"] == "complete"
+    }
+    assert sorted(lengths, key=lengths.__getitem__) == sorted(lengths, reverse=True)
+
+    place = folder / "artifacts/training/tuning"
+    assert {file.name for file in place.iterdir() if not file.name.startswith(".")} - {"settings.yaml"} == {
+        "study.db",
+        "study.json",
+        "sft_config.yaml",
+        "history.png",
+        "settings.png",
+    }
+    written = yaml.safe_load((place / "sft_config.yaml").read_text())
+    assert written.items() >= told["settings"].items()
+    assert (place / "settings.yaml").exists() == (told["new_tokens"] != 150)
+    # `--trials` was remembered
+    now = {file: found for file, found in contents(folder / "artifacts").items() if "tuning" not in file.parts}
+    assert {file.name for file in now if now[file] != before.get(file)} <= {"ivr.yaml"}
+
+    bench = workbench(folder, **changed, tune_trials=4)
+    assert stale(bench) == {}
+    again = bench.run(TUNING).figures["tuning_study"]
+    assert (again["trials"], again["trials_done_before"]) == (4, 4)
+    assert again["best_bits_per_byte"] == figures["best_bits_per_byte"]

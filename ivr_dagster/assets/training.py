@@ -73,12 +73,12 @@ def training_blocks(
     from ivr_dagster.core.training.blocks import write_blocks
 
     started = time.monotonic()
-    block_size = settings.block_size or min(_context_of(initialized_model.path), LONGEST_BLOCK)
+    block_size = settings.block_size or min(initialized_model.context() or LONGEST_BLOCK, LONGEST_BLOCK)
     encoded = {document_id for document_id, _ in token_sequences.documents()}
     train, validation, size, validation_size = _divided(settings, cleaned_corpus, encoded)
     general = _general_texts(settings, size)
     tokenizer = remapped_tokenizer.load()
-    common = {"block_size": block_size, "eos_id": _end_of_text(tokenizer), "vocab_size": len(tokenizer)}
+    common = {"block_size": block_size, "eos_id": remapped_tokenizer.end_of_text_id(), "vocab_size": len(tokenizer)}
     tokenizers = {"remapped": remapped_tokenizer} | ({"base": original_tokenizer} if settings.vanilla else {})
 
     with settings.staged("training_blocks") as folder:
@@ -394,23 +394,3 @@ def _figures(result: "SftResult") -> dict[str, dg.MetadataValue | float | int | 
             curves(steps, {"loss": losses}, x="step", y="loss, nats per token"), "training loss"
         ),
     }
-
-
-def _context_of(folder: Path) -> int:
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    return int(getattr(config, "max_position_embeddings", None) or LONGEST_BLOCK)
-
-
-def _end_of_text(tokenizer: "object") -> int:
-    from ivr_dagster.core.errors import InputError
-
-    eos_id = getattr(tokenizer, "eos_token_id", None)
-    if eos_id is None:
-        raise InputError(
-            "the tokenizer has no end-of-text token",
-            where="model_name",
-            remedy="Set eos_token in tokenizer_config.json.",
-        )
-    return int(eos_id)

@@ -13,6 +13,7 @@ from ivr_dagster.core.errors import InputError
 
 HISTORY = "history.json"
 COUNTS = "counts.json"
+STUDY = "study.json"
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -42,12 +43,34 @@ class TokenizerFolder:
         tokenizer: PreTrainedTokenizerFast = loaded
         return tokenizer
 
+    def end_of_text_id(self) -> int:
+        """The id that stands between documents.
+
+        Raises:
+            InputError: the tokenizer names no end-of-text token.
+        """
+        eos_id: Any = self.load().eos_token_id
+        if eos_id is None:
+            raise InputError(
+                "the tokenizer has no end-of-text token",
+                where=self.path,
+                remedy="Set eos_token in tokenizer_config.json.",
+            )
+        return int(eos_id)
+
 
 @dataclass(frozen=True)
 class ModelFolder:
     """A folder that `AutoModelForCausalLM.from_pretrained` loads, from safetensors alone."""
 
     path: Path
+
+    def context(self) -> int | None:
+        """Tokens that the model reads at once, None where its configuration does not say."""
+        from transformers import AutoConfig
+
+        config = AutoConfig.from_pretrained(self.path, local_files_only=True, trust_remote_code=False)
+        return getattr(config, "max_position_embeddings", None)
 
     def load(self, dtype: str = "auto") -> "PreTrainedModel":
         """The model on the CPU, in the dtype it is stored in unless told otherwise.
@@ -107,6 +130,23 @@ class TrainedModel:
     def history(self) -> dict[str, Any]:
         """`steps`, `tokens`, `losses` and `validation` of the run that made the final model."""
         content: dict[str, Any] = json.loads((self.path / HISTORY).read_text(encoding="utf-8"))
+        return content
+
+
+@dataclass(frozen=True)
+class TuningFolder:
+    """A search for training settings: Optuna's `study.db`, `study.json`, the best as `sft_config.yaml`, plots."""
+
+    path: Path
+
+    @property
+    def sft_config(self) -> Path:
+        """The best settings found."""
+        return self.path / "sft_config.yaml"
+
+    def study(self) -> dict[str, Any]:
+        """`best` and `default` by number, and all `trials` of the search."""
+        content: dict[str, Any] = json.loads((self.path / STUDY).read_text(encoding="utf-8"))
         return content
 
 

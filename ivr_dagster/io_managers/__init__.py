@@ -3,7 +3,7 @@
 from ivr_dagster.artifact_paths import ArtifactPaths
 from ivr_dagster.io_managers.artifacts import ArtifactIOManager
 from ivr_dagster.io_managers.documents import BlocksIOManager, DocumentsIOManager, ReportIOManager, SequencesIOManager
-from ivr_dagster.io_managers.models import ModelIOManager, TrainedModelIOManager
+from ivr_dagster.io_managers.models import ModelIOManager, TrainedModelIOManager, TuningIOManager
 from ivr_dagster.io_managers.tables import CsvIOManager, ParquetIOManager
 from ivr_dagster.io_managers.tensors import TensorsIOManager
 from ivr_dagster.io_managers.texts import MarkdownIOManager, RulesIOManager
@@ -24,5 +24,6 @@ def io_managers(paths: ArtifactPaths) -> dict[str, ArtifactIOManager]:  # type: 
         "tensors_io": TensorsIOManager(paths),
         "model_io": ModelIOManager(paths),
         "trained_model_io": TrainedModelIOManager(paths),
+        "tuning_io": TuningIOManager(paths),
         "report_io": ReportIOManager(paths),
     }

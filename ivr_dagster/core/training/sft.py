@@ -93,6 +93,7 @@ def fine_tune(
     validation: Validation | None = None,
     on_log: Callable[[dict[str, float]], None] | None = None,
     final_dir: Path | None = None,
+    keep_model: bool = True,
 ) -> SftResult:
     """Fine-tune a model on blocks: causal language modelling, every token a label, nothing masked.
 
@@ -120,6 +121,7 @@ def fine_tune(
             bits_per_byte.
         final_dir: where the final model goes, `output_dir/final_model` by default. It appears whole, in the dtype
             of the model in `model_dir`.
+        keep_model: whether it is written at all; not where only the figures are wanted.
 
     Raises:
         InputError: a folder that holds no model, tokenizer or blocks; blocks longer than the model's context; a
@@ -184,7 +186,7 @@ def fine_tune(
             state = trainer.state
         training_seconds = time.monotonic() - training_began
 
-        if arguments.should_save:
+        if arguments.should_save and keep_model:
             # Trainer switches it off for training; the final model is for generating too
             model.config.use_cache = use_cache
             with replacing(final_dir) as folder:

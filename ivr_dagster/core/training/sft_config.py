@@ -192,6 +192,31 @@ def read_sft_config(path: Path | None = None, *, vanilla: bool = False, **overri
     )
 
 
+def sft_config_with(path: Path, changed: Mapping[str, Any]) -> str:
+    """The text of a settings file with some settings changed, its comments kept, what it leaves to the defaults added.
+
+    Args:
+        path: a file that :func:`read_sft_config` reads.
+        changed: settings by the names of `sft_config.yaml`; a file that has one under another name keeps that name.
+    """
+    from io import StringIO
+
+    from ruamel.yaml import YAML
+
+    editor = YAML()
+    editor.width = 1_000
+    content = editor.load(path.read_text(encoding="utf-8")) or editor.map()
+    names = {RENAMED.get(key, key): key for key in content}
+    for key, value in _read_yaml(DEFAULTS)[0].items():
+        if RENAMED.get(key, key) not in names:
+            content[key] = value
+    for key, value in changed.items():
+        content[names.get(RENAMED.get(key, key), key)] = value
+    stream = StringIO()
+    editor.dump(content, stream)
+    return stream.getvalue()
+
+
 def _translated(
     values: Mapping[str, Any], lines: Mapping[str, int], faults: list[tuple[int | None, str]], notes: list[str]
 ) -> dict[str, Any]:

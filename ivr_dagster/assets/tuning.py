@@ -1,0 +1,303 @@
+"""A search for better training settings, made only when it is asked for."""
+
+import time
+from collections.abc import Callable, Collection, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+import polars as pl
+
+from ivr_dagster.assets import OWNERS, SFT_CONFIG, depends_on_settings
+from ivr_dagster.assets.display import inline_png, markdown_table
+from ivr_dagster.core.atomic import remove, replacing
+from ivr_dagster.core.content_hash import content_hash
+from ivr_dagster.core.corpus.cleaned import CleanedCorpus
+from ivr_dagster.core.corpus.subset import documents_within
+from ivr_dagster.core.errors import InputError
+from ivr_dagster.core.handles import ModelFolder, TokenizerFolder, TuningFolder
+from ivr_dagster.core.tokens.counts import counts_from_table
+from ivr_dagster.core.tokens.sequences import reference_encoder
+from ivr_dagster.core.vocabulary.remap import RemapRules
+from ivr_dagster.core.vocabulary.selection import rules_from_table
+from ivr_dagster.io_managers.artifacts import mark_folder, refuse_foreign
+from ivr_dagster.progress import track
+from ivr_dagster.resources.accelerator import POOL, AcceleratorResource
+from ivr_dagster.resources.base_model import BaseModelResource
+from ivr_dagster.resources.settings import SettingsResource
+
+if TYPE_CHECKING:
+    from ivr_dagster.core.training.study import Trial
+    from ivr_dagster.core.training.tune import TrialInput, Tuning
+
+GROUP = "training"
+LONGEST_BLOCK = 1024
+# shares of the new tokens that are tried beside all of them
+FEWER = (0.5, 0.25)
+HOW_TO_USE = "`ivr train --config-path FILE`, or copy it to `sft_config.yaml` in the artifacts folder"
+
+
+@dg.asset(
+    deps=["base_model", "replacement_candidates", "pretoken_counts"],
+    group_name=GROUP,
+    kinds={"optuna", "pytorch"},
+    owners=OWNERS,
+    io_manager_key="tuning_io",
+    pool=POOL,
+    code_version="1",
+    metadata=depends_on_settings(
+        "tune_trials",
+        "tune_bytes",
+        "tune_seconds",
+        "tune_new_tokens",
+        "max_texts",
+        "block_size",
+        "exceptions",
+        "seed",
+        "dtype",
+        SFT_CONFIG,
+    ),
+)
+def tuning_study(
+    context: dg.AssetExecutionContext,
+    settings: SettingsResource,
+    accelerator: AcceleratorResource,
+    base: BaseModelResource,
+    cleaned_corpus: CleanedCorpus,
+    original_tokenizer: TokenizerFolder,
+    remapped_tokenizer: TokenizerFolder,
+    remap_rules: RemapRules,
+    initialized_model: ModelFolder,
+) -> dg.MaterializeResult[TuningFolder]:
+    """Better training settings: an Optuna study over learning rates, phase and batch, in short trainings of the
+    adapted model on a part of the train split.
+
+    Trials are compared by bits per byte of other documents of that split; the first has the settings as they are, and
+    hopeless ones are given up. No job or schedule makes it: materialize it, or run `ivr tune`. A search that was
+    stopped or killed goes on with the trials it has; other settings, text or model begin a study of their own in the
+    same `study.db`. The best settings are written to `sft_config.yaml` beside it, for you to use; with
+    `tune_new_tokens`, `settings.yaml` says if fewer new tokens did better.
+    """
+    from ivr_dagster.core.training.sft_config import read_sft_config
+    from ivr_dagster.core.training.study import COMPLETE, PRUNED
+    from ivr_dagster.core.training.tune import ENOUGH_STEPS, tune, write_result
+    from ivr_dagster.core.training.tuning_plots import history_plot, slice_plot
+
+    started = time.monotonic()
+    place, source = settings.places["tuning_study"], settings.sft_config_file()
+    refuse_foreign(place)
+    mark_folder(place, "tuning_study", context.run.run_id)
+    train, validation = _texts(settings, cleaned_corpus)
+    block_size = settings.block_size or min(initialized_model.context() or LONGEST_BLOCK, LONGEST_BLOCK)
+    device, dtype = accelerator.resolved_device(), accelerator.resolved_dtype()
+    rules = _rules_by_number(context, settings, remap_rules)
+    work = place / ".work"
+    remove(work)
+
+    def inputs(number: int) -> "TrialInput":
+        context.log.info(f"preparing trials with {number:,} new tokens")
+        given = initialized_model, remapped_tokenizer
+        if number != len(remap_rules):
+            given = _with_fewer(context, settings, base, original_tokenizer, *given, remap_rules, rules[number], work)
+        new_tokens = {rule.id: rule.new_token for rule in rules[number]}
+        return _packed(*given, new_tokens, train, validation, block_size, work / f"blocks-{number}")
+
+    ingredients = [
+        content_hash(initialized_model.path),
+        content_hash(remapped_tokenizer.path),
+        *(each.digest() for each in rules.values()),
+        *map(content_hash, [*train, "", *validation]),
+        read_sft_config(source).digest(),
+        str(block_size),
+        str(settings.seed),
+        dtype,
+    ]
+    tuning = tune(
+        place,
+        source,
+        inputs,
+        list(rules),
+        fingerprint=content_hash(" ".join(ingredients)),
+        trials=settings.tune_trials,
+        seed=settings.seed,
+        seconds=settings.tune_seconds,
+        device=device,
+        dtype=dtype,
+        on_step=_steps(context),
+        on_trial=_trials(context, settings.tune_trials),
+    )
+    remove(work)
+    if tuning.steps < ENOUGH_STEPS:
+        context.log.warning(
+            f"a trial has only {tuning.steps} steps with the batch as it was; with more tune_bytes it says more"
+        )
+    write_result(place, source, tuning, len(remap_rules))
+    plots = {"history.png": history_plot(tuning.trials, tuning.default)}
+    plots |= {"settings.png": slice_plot(tuning.trials, tuning.best)}
+    for name, png in plots.items():
+        with replacing(place / name) as staged:
+            staged.write_bytes(png)
+    folder = TuningFolder(place)
+    best, default = tuning.best, tuning.default
+    return dg.MaterializeResult(
+        value=folder,
+        data_version=dg.DataVersion(content_hash(folder.sft_config.read_text(encoding="utf-8"))),
+        metadata={
+            "best_bits_per_byte": best.value,
+            **({"default_bits_per_byte": default.value} if default.state == COMPLETE else {}),
+            "best_trial": best.number,
+            "trials": tuning.finished,
+            "trials_done_before": tuning.done_before,
+            "given_up": sum(trial.state == PRUNED for trial in tuning.trials),
+            "killed": len(tuning.trials) - tuning.finished,
+            "tokens_per_byte": best.figures["tokens_per_byte"],
+            "steps_of_a_trial": tuning.steps,
+            "seconds": round(time.monotonic() - started, 2),
+            "best settings": dg.MetadataValue.md(_settings_table(tuning)),
+            "trials by bits per byte": dg.MetadataValue.md(_trials_table(tuning)),
+            "trials in order": inline_png(plots["history.png"], "bits per byte by trial"),
+            "by setting": inline_png(plots["settings.png"], "bits per byte by setting"),
+            "file": dg.MetadataValue.path(folder.sft_config),
+            "how to use it": dg.MetadataValue.md(HOW_TO_USE),
+            "device": device,
+            "dtype": dtype,
+        },
+    )
+
+
+def _texts(settings: SettingsResource, corpus: CleanedCorpus) -> tuple[list[str], list[str]]:
+    """Documents that every trial reads, and others that it is validated on."""
+    from ivr_dagster.core.training.tune import VALIDATION_SHARE
+
+    def documents(without: Collection[str] = ()) -> Iterator[tuple[str, str]]:
+        of_split = islice(corpus.documents("train"), settings.max_texts or None)
+        return ((i, text) for i, text in of_split if i not in without)
+
+    _, everything = documents_within(documents(), 0)
+    size = min(settings.tune_bytes, everything)
+    validation, _ = documents_within(documents(), max(1, round(VALIDATION_SHARE * size)), from_the_end=True)
+    train, _ = documents_within(documents(without=validation), size)
+    if not train:
+        raise InputError(
+            f"a trial needs documents to train and to validate on, the train split has {len(validation)}",
+            where=corpus.path,
+            remedy="Bring more documents, or cut them with a smaller --text-split-bytes",
+        )
+    texts = {i: text for i, text in documents() if i in train or i in validation}
+    return [texts[i] for i in sorted(train)], [texts[i] for i in sorted(validation)]
+
+
+def _rules_by_number(
+    context: dg.AssetExecutionContext, settings: SettingsResource, remap_rules: RemapRules
+) -> dict[int, RemapRules]:
+    """The rules in force, and the best of them where fewer are to be tried too, by their number."""
+    rules = {len(remap_rules): remap_rules}
+    if not settings.tune_new_tokens:
+        return rules
+    brought = settings.places.brought.keys() & {"brought_train_model", "brought_train_tokenizer"}
+    table: pl.DataFrame = context.load_asset_value(dg.AssetKey("replacement_candidates"))
+    if brought or rules_from_table(table).digest() != remap_rules.digest():
+        context.log.warning("only the number of new tokens there is is tried: rules or model are not of our making")
+        return rules
+    numbers = (round(share * len(remap_rules)) for share in FEWER)
+    return rules | {number: rules_from_table(table.sort("rank").head(number)) for number in numbers if number}
+
+
+def _with_fewer(
+    context: dg.AssetExecutionContext,
+    settings: SettingsResource,
+    base: BaseModelResource,
+    original: TokenizerFolder,
+    model: ModelFolder,
+    tokenizer: TokenizerFolder,
+    all_rules: RemapRules,
+    rules: RemapRules,
+    work: Path,
+) -> tuple[ModelFolder, TokenizerFolder]:
+    """The initialised model and the remapped tokenizer with these rules alone."""
+    from ivr_dagster.core.training.fewer_new_tokens import write_model_without, write_tokenizer_with
+
+    folder = work / f"model-{len(rules)}"
+    folder.mkdir(parents=True)
+    counts = counts_from_table(context.load_asset_value(dg.AssetKey("pretoken_counts")))
+    dropped = {rule.id for rule in all_rules} - {rule.id for rule in rules}
+    write_model_without(dropped, base.model().path, model.path, folder)
+    write_tokenizer_with(rules, original, tokenizer, folder, counts, exceptions=settings.exceptions)
+    return ModelFolder(folder), TokenizerFolder(folder)
+
+
+def _packed(
+    model: ModelFolder,
+    tokenizer: TokenizerFolder,
+    new_tokens: dict[int, str],
+    train: list[str],
+    validation: list[str],
+    block_size: int,
+    folder: Path,
+) -> "TrialInput":
+    from ivr_dagster.core.training.blocks import write_blocks
+    from ivr_dagster.core.training.tune import TrialInput, pack_validation
+
+    encode = reference_encoder(tokenizer.backend())
+    common = {
+        "block_size": block_size,
+        "eos_id": tokenizer.end_of_text_id(),
+        "vocab_size": len(tokenizer.load()),
+    }
+    write_blocks(encode(train), folder / "train", **common)
+    size = sum(len(text.encode("utf-8")) for text in validation)
+    kept = pack_validation(encode(validation), size, folder / "validation", **common)
+    return TrialInput(model.path, tokenizer.path, folder / "train", kept, new_tokens)
+
+
+def _steps(context: dg.AssetExecutionContext) -> Callable[[int, int], None]:
+    """Progress of the trial under way; every trial's rate is its own."""
+    advance: Any = None
+    last = 0
+
+    def on_step(done: int, steps: int) -> None:
+        nonlocal advance, last
+        if advance is None or done < last:
+            advance = track(context.log, "trial under way", "steps")
+        last = done
+        advance(done, steps)
+
+    return on_step
+
+
+def _trials(context: dg.AssetExecutionContext, wanted: int) -> Callable[["Trial", int], None]:
+    advance = track(context.log, "search", "trials")
+
+    def on_trial(trial: "Trial", done: int) -> None:
+        came_to = f"{trial.value:.4f} bits per byte" if trial.value is not None else "nothing"
+        gave_up = f", given up: {trial.note}" if trial.note else ""
+        context.log.info(f"trial {trial.number}: {came_to}{gave_up}, {trial.seconds:.0f} s, {trial.parameters}")
+        advance(done, wanted)
+
+    return on_trial
+
+
+def _settings_table(tuning: "Tuning") -> str:
+    names = list(tuning.best.parameters)
+    before, now = ([each.parameters[name] for name in names] for each in (tuning.default, tuning.best))
+    rows = [[f"`{name}`", f"{old:g}", f"{new:g}"] for name, old, new in zip(names, before, now, strict=True)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [["setting", "was", "best"], ["---"] * 3, *rows])
+
+
+def _trials_table(tuning: "Tuning") -> str:
+    rows = sorted(tuning.trials, key=lambda trial: (trial.state, trial.value is None, trial.value))
+    return markdown_table(
+        pl.DataFrame(
+            {
+                "trial": [trial.number for trial in rows],
+                "state": [trial.state for trial in rows],
+                "bits per byte": [f"{trial.value:.4f}" if trial.value is not None else "–" for trial in rows],
+                "tokens per byte": [str(trial.figures.get("tokens_per_byte", "–")) for trial in rows],
+                "seconds": [round(trial.seconds, 1) for trial in rows],
+                "settings": [
+                    ", ".join(f"{key} {value:g}" for key, value in trial.parameters.items()) for trial in rows
+                ],
+            }
+        )
+    )

@@ -1,0 +1,56 @@
+"""The adapted model with only the first of its new tokens: what there is to tell whether fewer would do better.
+
+In place, every id without a rule keeps the base's string and row, so fewer rules are the base's strings and rows again
+at the ids of the others. Nothing is initialised anew.
+"""
+
+from collections.abc import Collection
+from pathlib import Path
+
+from ivr_dagster.core.embedding.extract import read_embeddings, write_model
+from ivr_dagster.core.handles import TokenizerFolder
+from ivr_dagster.core.tokenizer.bpe import read_bpe
+from ivr_dagster.core.tokenizer.folder import write_tokenizer
+from ivr_dagster.core.tokens.counts import PretokenCounts
+from ivr_dagster.core.vocabulary.remap import RemapRules, remap_tokenizer
+
+
+def write_tokenizer_with(
+    rules: RemapRules,
+    original: TokenizerFolder,
+    remapped: TokenizerFolder,
+    folder: Path,
+    counts: PretokenCounts,
+    *,
+    exceptions: int,
+) -> None:
+    """Write the tokenizer that follows from `rules` into `folder`.
+
+    Args:
+        rules: some of the rules in force.
+        original: the base tokenizer.
+        remapped: the tokenizer of all rules, whose special tokens and the like are taken over.
+        folder: where to write.
+        counts, exceptions: as of :func:`~ivr_dagster.core.vocabulary.remap.remap_tokenizer`.
+    """
+    base = original.backend()
+    remapping = remap_tokenizer(base, read_bpe(base), rules, counts, exceptions=exceptions)
+    write_tokenizer(remapping.tokenizer, remapped.path, folder)
+
+
+def write_model_without(dropped: Collection[int], base_model: Path, initialized: Path, folder: Path) -> None:
+    """Write the initialised model with the base's rows at the ids that are not given away after all.
+
+    Args:
+        dropped: these ids.
+        base_model: the base model's folder.
+        initialized: the initialised model's folder.
+        folder: where to write; it exists. The tokenizer is left to the caller.
+    """
+    import torch
+
+    base, tensors = read_embeddings(base_model), read_embeddings(initialized)
+    ids = torch.tensor(sorted(dropped), dtype=torch.long)
+    for name, rows in tensors.items():
+        rows[ids] = base[name][ids].to(rows.dtype)
+    write_model(initialized, tensors, folder)

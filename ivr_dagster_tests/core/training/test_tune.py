@@ -1,0 +1,250 @@
+"""A search for training settings on a tiny model: what a trial is, what is written, what a kill leaves."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ivr_dagster.core.errors import InputError
+from ivr_dagster.core.training.blocks import read_blocks
+from ivr_dagster.core.training.sft import Validation
+from ivr_dagster.core.training.sft_config import DEFAULTS, read_sft_config
+from ivr_dagster.core.training.study import KILLED, PRUNED, Choice, Range
+from ivr_dagster.core.training.tune import (
+    NEW_TOKENS,
+    TrialInput,
+    Tuning,
+    pack_validation,
+    search_space,
+    tune,
+    write_result,
+)
+from ivr_dagster_tests.core.training.conftest import BLOCK, END
+
+NEW = {3: "Ġthe", 7: "Ġthat"}
+SETTINGS = (
+    "learning_rate: 1.0e-3   # per step\nper_device_train_batch_size: 4\nseed: 5\nvanilla:\n  learning_rate: 1.0e-4\n"
+)
+
+
+def given(tiny: Path) -> TrialInput:
+    """Trained and validated on the same blocks: nothing here is about learning."""
+    return TrialInput(tiny / "model", tiny / "tokenizer", tiny / "blocks", Validation(tiny / "blocks", 1.0), NEW)
+
+
+def source_in(folder: Path, text: str = SETTINGS) -> Path:
+    (folder / "mine.yaml").write_text(text)
+    return folder / "mine.yaml"
+
+
+def tuned(tiny: Path, folder: Path, source: Path | None = None, **options: Any) -> Tuning:
+    options = {"fingerprint": "one", "trials": 3, "seed": 1} | options
+    return tune(folder / "tuning", source or source_in(folder), lambda number: given(tiny), [len(NEW)], **options)
+
+
+@pytest.fixture(scope="module")
+def finished(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Tuning]:
+    """The folder, and what three trials came to."""
+    folder = tmp_path_factory.mktemp("tuned")
+    tuning = tuned(tiny, folder)
+    write_result(folder / "tuning", folder / "mine.yaml", tuning, len(NEW))
+    return folder, tuning
+
+
+def test_the_first_trial_has_the_settings_as_they_are_and_the_best_is_as_good_or_better(
+    finished: tuple[Path, Tuning],
+) -> None:
+    _, tuning = finished
+    assert tuning.default is tuning.trials[0]
+    assert tuning.default.parameters == {
+        "learning_rate": 1e-3,
+        "new_row_rate": 5.0,
+        "shared_row_rate": 5.0,
+        "embedding_phase": 0.0,
+        "per_device_train_batch_size": 4,
+    }
+    assert tuning.best.value is not None and tuning.default.value is not None
+    assert tuning.best.value <= tuning.default.value
+    assert (tuning.finished, tuning.done_before, tuning.other_studies) == (3, 0, 0)
+
+
+def test_a_trial_is_one_pass_over_its_text_and_leaves_nothing_but_figures(finished: tuple[Path, Tuning]) -> None:
+    folder, tuning = finished
+    assert tuning.steps == tuning.default.figures["steps"] == 13  # 50 blocks by 4, the last step with what is left
+    assert tuning.default.figures["tokens_per_byte"] == 1.0
+    assert {file.name for file in (folder / "tuning").iterdir()} == {"study.db", "study.json", "sft_config.yaml"}
+
+
+def test_the_settings_written_are_those_of_the_best_trial_and_else_as_they_were(
+    finished: tuple[Path, Tuning],
+) -> None:
+    folder, tuning = finished
+    written = folder / "tuning/sft_config.yaml"
+    best, before = read_sft_config(written), read_sft_config(folder / "mine.yaml")
+    assert best == replace(read_sft_config(folder / "mine.yaml", **tuning.best.parameters), source=written)
+    assert read_sft_config(written, vanilla=True).arguments["learning_rate"] == 1e-4
+    assert best.arguments["num_train_epochs"] == before.arguments["num_train_epochs"] == 3
+    assert best.arguments["seed"] == 5
+    text = written.read_text()
+    assert f"{tuning.best.value:.4f} bits per byte" in text
+    assert "# per step" in text
+    assert "save_steps: 500" in text
+
+
+def test_the_study_is_told_in_full(finished: tuple[Path, Tuning]) -> None:
+    folder, tuning = finished
+    told = json.loads((folder / "tuning/study.json").read_text())
+    assert told["best_bits_per_byte"] == tuning.best.value
+    assert [trial["parameters"] for trial in told["trials"]] == [trial.parameters for trial in tuning.trials]
+    assert told["settings"] == tuning.best.parameters
+    assert told["new_tokens"] == len(NEW)
+
+
+def test_the_same_seed_tries_the_same_settings_with_the_same_end(
+    tiny: Path, finished: tuple[Path, Tuning], tmp_path: Path
+) -> None:
+    again = tuned(tiny, tmp_path)
+    assert [(trial.parameters, trial.value) for trial in again.trials] == [
+        (trial.parameters, trial.value) for trial in finished[1].trials
+    ]
+
+
+def test_a_search_killed_with_sigkill_keeps_its_trials_and_runs_the_killed_one_again(
+    tiny: Path, finished: tuple[Path, Tuning], tmp_path: Path
+) -> None:
+    source_in(tmp_path)
+    program = (
+        "import sys, time; from pathlib import Path; from ivr_dagster_tests.core.training import test_tune as t\n"
+        "tiny, folder, trials = Path(sys.argv[1]), Path(sys.argv[2]), []\n"
+        "def on_step(done, steps):\n"
+        "    if len(trials) == 1 and done > 4:\n"
+        "        (folder / 'in the midst').touch(); time.sleep(60)\n"
+        "t.tuned(tiny, folder, on_step=on_step, on_trial=lambda trial, done: trials.append(trial))\n"
+    )
+    child = subprocess.Popen([sys.executable, "-c", program, tiny, tmp_path], env=os.environ | {"OMP_NUM_THREADS": "1"})
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "in the midst").exists() and time.monotonic() < deadline:
+        assert child.poll() is None, "the search ended before it could be killed"
+        time.sleep(0.1)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+
+    tuning = tuned(tiny, tmp_path)
+    assert (tuning.finished, tuning.done_before) == (3, 1)
+    assert [trial.state == KILLED for trial in tuning.trials] == [False, True, False, False]
+    assert tuning.trials[1].parameters == tuning.trials[2].parameters
+    undisturbed = [(trial.parameters, trial.value) for trial in finished[1].trials]
+    assert [(trial.parameters, trial.value) for trial in tuning.trials if trial.state != KILLED] == undisturbed
+
+
+def test_other_ingredients_begin_another_study_in_the_same_file(tiny: Path, tmp_path: Path) -> None:
+    first = tuned(tiny, tmp_path, trials=1)
+    other = tuned(tiny, tmp_path, trials=1, fingerprint="two")
+    assert (first.other_studies, other.other_studies) == (0, 1)
+    assert other.done_before == 0
+    assert tuned(tiny, tmp_path, trials=1).done_before == 1
+
+
+def test_a_trial_that_diverges_is_given_up_and_the_search_goes_on(tiny: Path, tmp_path: Path) -> None:
+    source = source_in(tmp_path, "learning_rate: 1.0e+20\nmax_grad_norm: 0.0\noptim: sgd\n")
+    with pytest.raises(InputError, match=r"none of 2 trials came to its end.*learning_rate"):
+        tuned(tiny, tmp_path, source, trials=2)
+    assert not list((tmp_path / "tuning").glob(".trial*"))
+
+
+def test_a_hopeless_trial_is_stopped_in_its_midst(tiny: Path, tmp_path: Path) -> None:
+    source = source_in(tmp_path, "learning_rate: 2.0e-2\nper_device_train_batch_size: 4\n")
+    seen: list[int] = []
+    tuning = tuned(tiny, tmp_path, source, trials=8, on_step=lambda done, steps: seen.append(done))
+    given_up = [trial for trial in tuning.trials if trial.state == PRUNED]
+    assert given_up
+    assert all("median" in trial.note and len(trial.validations) >= 2 for trial in given_up)
+    assert tuning.finished == 8
+
+
+def test_text_for_too_few_steps_is_refused(tiny: Path, tmp_path: Path) -> None:
+    source = source_in(tmp_path, "per_device_train_batch_size: 20\n")
+    with pytest.raises(InputError, match=r"50 blocks, 3 steps.*--tune-bytes"):
+        tuned(tiny, tmp_path, source)
+
+
+class TestTheSpace:
+    """`search_space`."""
+
+    def test_lies_around_the_settings_as_they_are(self) -> None:
+        space, default = search_space(read_sft_config(), 1_000, [4000, 2000])
+        assert space["learning_rate"] == Range(1e-5, 2.5e-4, log=True)
+        assert space["new_row_rate"] == Range(1.0, 25.0, log=True)
+        assert space["embedding_phase"] == Range(0.0, 0.3)
+        assert space["per_device_train_batch_size"] == Choice((4, 8, 16))
+        assert space[NEW_TOKENS] == Choice((4000, 2000))
+        assert default[NEW_TOKENS] == 4000
+        assert space.keys() == default.keys()
+
+    def test_has_no_batch_that_leaves_too_few_steps(self) -> None:
+        space, _ = search_space(read_sft_config(), 40, [10])
+        assert space["per_device_train_batch_size"] == Choice((4, 8))
+        accumulating = read_sft_config(gradient_accumulation_steps=4)
+        assert search_space(accumulating, 120, [10])[0]["per_device_train_batch_size"] == Choice((4, 8))
+
+    def test_leaves_out_what_is_switched_off_or_without_choice(self) -> None:
+        space, _ = search_space(read_sft_config(shared_row_rate=0.0), 1_000, [10])
+        assert not {"shared_row_rate", NEW_TOKENS} & space.keys()
+        assert search_space(read_sft_config(), 1_000, [0])[0].keys() == {
+            "learning_rate",
+            "per_device_train_batch_size",
+        }
+
+    def test_reaches_a_phase_longer_than_usual(self) -> None:
+        assert search_space(read_sft_config(embedding_phase=0.5), 1_000, [9])[0]["embedding_phase"] == Range(0.0, 0.5)
+
+
+@pytest.mark.parametrize("lengths", [[20], [15], [16], [5, 0, 9, 16, 3], [2, 2]])
+def test_all_text_to_validate_on_is_measured_under_whatever_tokenizer(tmp_path: Path, lengths: list[int]) -> None:
+    documents = [np.arange(length) + 1 for length in lengths]
+    tokens = sum(length + 1 for length in lengths if length)
+    kept = pack_validation(documents, 100, tmp_path / "kept", block_size=BLOCK, eos_id=END, vocab_size=257)
+    packed = np.concatenate([row["input_ids"] for row in read_blocks(kept.blocks)])
+    whole = np.concatenate([[*document, END] for document in documents if len(document)])
+    assert len(packed) == -(-tokens // BLOCK) * BLOCK
+    assert packed[:tokens].tolist() == whole.tolist()
+    assert kept.bytes_per_token == 100 / tokens
+
+
+def test_the_number_of_new_tokens_is_written_beside_the_settings(tiny: Path, tmp_path: Path) -> None:
+    asked: list[int] = []
+
+    def inputs(number: int) -> TrialInput:
+        asked.append(number)
+        return given(tiny)
+
+    source = source_in(tmp_path)
+    tuning = tune(tmp_path, source, inputs, [2, 1], fingerprint="n", trials=6, seed=1)
+    assert asked[0] == 2 and sorted(asked) == [1, 2]
+    tuning.best.parameters[NEW_TOKENS] = 1
+    write_result(tmp_path, source, tuning, 2)
+    assert "max_candidates: 1\n" in (tmp_path / "settings.yaml").read_text()
+    assert read_sft_config(tmp_path / "sft_config.yaml").arguments["seed"] == 5
+    tuning.best.parameters[NEW_TOKENS] = 2
+    write_result(tmp_path, source, tuning, 2)
+    assert not (tmp_path / "settings.yaml").exists()
+
+
+def test_settings_under_their_other_name_keep_it(tmp_path: Path) -> None:
+    from ivr_dagster.core.training.sft_config import sft_config_with
+
+    source = source_in(tmp_path, "per_gpu_train_batch_size: 3  # small\nwarmup_steps: 7\n")
+    text = sft_config_with(source, {"per_device_train_batch_size": 6})
+    (tmp_path / "written.yaml").write_text(text)
+    assert "per_gpu_train_batch_size: 6  # small" in text
+    config = read_sft_config(tmp_path / "written.yaml")
+    assert (config.arguments["per_device_train_batch_size"], config.arguments["warmup_steps"]) == (6, 7)
+    assert read_sft_config(DEFAULTS).arguments["weight_decay"] == config.arguments["weight_decay"]
