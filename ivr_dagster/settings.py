@@ -81,7 +81,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "max_candidates": 1000,
         "train_bytes": 150_000,
         "block_size": 256,
-        "tune_bytes": 60_000,
+        "tune_bytes": 150_000,
         "evaluation_bytes": 60_000,
         "retention_bytes": 30_000,
     },

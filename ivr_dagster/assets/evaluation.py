@@ -14,6 +14,7 @@ from ivr_dagster.assets import OWNERS, depends_on_settings
 from ivr_dagster.assets.display import inline_png
 from ivr_dagster.core.content_hash import content_hash
 from ivr_dagster.core.corpus.cleaned import SPLITS, CleanedCorpus
+from ivr_dagster.core.corpus.other_text import other_texts, read_other_documents
 from ivr_dagster.core.corpus.subset import documents_within
 from ivr_dagster.core.handles import ModelFolder, ReportFolder, TokenizerFolder, TrainedModel, TrainingBlocks
 from ivr_dagster.core.tokenizer.agreement import compare_lengths, measure_round_trip
@@ -323,7 +324,6 @@ def _retention_text(
 ) -> "tuple[_Text | None, Retention | None]":
     """Text of another domain, and what is known of it before it is scored."""
     from ivr_dagster.core.evaluation.figures import Retention
-    from ivr_dagster.core.evaluation.retention_text import read_retention_documents, retention_texts
     from ivr_dagster.sample.other_text import ENGLISH_DOCUMENTATION, HELDOUT_CODE, english_documentation, heldout_code
 
     if not settings.retention_bytes:
@@ -332,14 +332,14 @@ def _retention_text(
         root = Path(settings.retention_corpora_dir).expanduser()
         source, documents = (
             f"the text in the folder {root.name}",
-            read_retention_documents(root, text_key=settings.text_key, encoding=settings.encoding),
+            read_other_documents(root, text_key=settings.text_key, encoding=settings.encoding),
         )
     elif settings.model_name == "sample":
         source, documents = HELDOUT_CODE, heldout_code()
     else:
         source, documents = ENGLISH_DOCUMENTATION, english_documentation()
     known = (document_id for split in SPLITS for document_id in corpus.ids(split))
-    texts = retention_texts(
+    texts = other_texts(
         documents, known, settings.retention_bytes, normalization=settings.normalization, from_the_end=True
     )
     if not texts:

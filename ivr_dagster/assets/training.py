@@ -14,7 +14,8 @@ from ivr_dagster.assets import OWNERS, SFT_CONFIG, depends_on_settings
 from ivr_dagster.assets.display import curves, inline_png
 from ivr_dagster.core.atomic import replacing
 from ivr_dagster.core.content_hash import content_hash
-from ivr_dagster.core.corpus.cleaned import CleanedCorpus
+from ivr_dagster.core.corpus.cleaned import SPLITS, CleanedCorpus
+from ivr_dagster.core.corpus.other_text import other_texts, read_other_documents
 from ivr_dagster.core.corpus.subset import documents_within
 from ivr_dagster.core.handles import ModelFolder, TokenizerFolder, TrainedModel, TrainingBlocks
 from ivr_dagster.core.tokens.sequences import Encoder, TokenSequences, reference_encoder
@@ -76,7 +77,7 @@ def training_blocks(
     block_size = settings.block_size or min(initialized_model.context() or LONGEST_BLOCK, LONGEST_BLOCK)
     encoded = {document_id for document_id, _ in token_sequences.documents()}
     train, validation, size, validation_size = _divided(settings, cleaned_corpus, encoded)
-    general = _general_texts(settings, size)
+    general = _general_texts(settings, cleaned_corpus, size)
     tokenizer = remapped_tokenizer.load()
     common = {"block_size": block_size, "eos_id": remapped_tokenizer.end_of_text_id(), "vocab_size": len(tokenizer)}
     tokenizers = {"remapped": remapped_tokenizer} | ({"base": original_tokenizer} if settings.vanilla else {})
@@ -360,17 +361,19 @@ def _divided(
     return train, validation, size, kept
 
 
-def _general_texts(settings: SettingsResource, size: int) -> list[str]:
+def _general_texts(settings: SettingsResource, corpus: CleanedCorpus, size: int) -> list[str]:
     """Documents of general text, as much as `general_share` of all bytes asks for beside `size` bytes of the corpus."""
-    from ivr_dagster.core.evaluation.retention_text import read_retention_documents, retention_texts
-
     if not settings.general_corpora_dir or not settings.general_share:
         return []
-    documents = read_retention_documents(
-        Path(settings.general_corpora_dir).expanduser(), text_key=settings.text_key, encoding=settings.encoding
+    documents = read_other_documents(
+        Path(settings.general_corpora_dir).expanduser(),
+        text_key=settings.text_key,
+        encoding=settings.encoding,
+        setting="general_corpora_dir",
     )
+    known = (document_id for split in SPLITS for document_id in corpus.ids(split))
     most = round(size * settings.general_share / (1 - settings.general_share))
-    return retention_texts(documents, (), most, normalization=settings.normalization)
+    return other_texts(documents, known, most, normalization=settings.normalization)
 
 
 def _figures(result: "SftResult") -> dict[str, dg.MetadataValue | float | int | str]:

@@ -110,24 +110,27 @@ def tuning_study(
         *map(content_hash, [*train, "", *validation]),
         read_sft_config(source).digest(),
         str(block_size),
+        str(settings.exceptions),
         str(settings.seed),
         dtype,
     ]
-    tuning = tune(
-        place,
-        source,
-        inputs,
-        list(rules),
-        fingerprint=content_hash(" ".join(ingredients)),
-        trials=settings.tune_trials,
-        seed=settings.seed,
-        seconds=settings.tune_seconds,
-        device=device,
-        dtype=dtype,
-        on_step=_steps(context),
-        on_trial=_trials(context, settings.tune_trials),
-    )
-    remove(work)
+    try:
+        tuning = tune(
+            place,
+            source,
+            inputs,
+            list(rules),
+            fingerprint=content_hash(" ".join(ingredients)),
+            trials=settings.tune_trials,
+            seed=settings.seed,
+            seconds=settings.tune_seconds,
+            device=device,
+            dtype=dtype,
+            on_step=_steps(context),
+            on_trial=_trials(context, settings.tune_trials),
+        )
+    finally:
+        remove(work)
     if tuning.steps < ENOUGH_STEPS:
         context.log.warning(
             f"a trial has only {tuning.steps} steps with the batch as it was; with more tune_bytes it says more"

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ivr_dagster.core.atomic import remove, replacing
+from ivr_dagster.core.content_hash import content_hash
 from ivr_dagster.core.errors import InputError
 from ivr_dagster.core.training.blocks import read_blocks, write_blocks
 from ivr_dagster.core.training.sft import TrainingDiverged, Validation, fine_tune
@@ -170,9 +171,11 @@ def tune(
             where="tune_bytes",
             remedy="Give trials more text with --tune-bytes, or take a smaller --block-size",
         )
+    # Optuna refuses trials between other bounds in a study that it knows
+    name = content_hash(f"{fingerprint} {space}")
     found = search(
         folder / STUDY,
-        fingerprint,
+        name,
         space,
         default,
         run,
@@ -191,7 +194,7 @@ def tune(
         )
     first = next(trial for trial in found if trial.state != KILLED)
     done_before = sum(trial.state != KILLED for trial in found) - len(began)
-    return Tuning(tuple(found), best, first, done_before, other_studies(folder / STUDY, fingerprint), steps)
+    return Tuning(tuple(found), best, first, done_before, other_studies(folder / STUDY, name), steps)
 
 
 def search_space(config: SftConfig, blocks: int, new_tokens: Sequence[int]) -> tuple[Space, dict[str, Any]]:

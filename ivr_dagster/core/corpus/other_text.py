@@ -1,4 +1,4 @@
-"""Text of another domain, on which a fine-tuned model shows what it has forgotten.
+"""Text of another domain: mixed into training so that a model does not forget, and what it forgot is measured on.
 
 What belongs here: the choice of documents that the run's own corpus does not hold, an even sample of them that is the
 same every time, in pieces short enough that a few long documents do not decide the figure.
@@ -18,7 +18,7 @@ from ivr_dagster.core.errors import InputError
 PIECE_BYTES = 4096
 
 
-def retention_texts(
+def other_texts(
     documents: Iterable[str],
     known: Iterable[str],
     most_bytes: int,
@@ -48,7 +48,7 @@ def retention_texts(
     return [pieces[number] for number in sorted(wanted)]
 
 
-def read_retention_documents(
+def read_other_documents(
     root: Path, *, text_key: str, encoding: str, setting: str = "retention_corpora_dir"
 ) -> Iterator[str]:
     """The documents of a person's folder of text, named by a `setting`, read as the raw corpus is.
