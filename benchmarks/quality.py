@@ -289,9 +289,7 @@ def main() -> None:
     parser.add_argument(
         "--distillation", type=_triple, action="append", default=[], help="bytes:hidden weight:learning rate"
     )
-    parser.add_argument(
-        "--tokens", type=int, default=72_000, help="trained on in each run, distillation included"
-    )
+    parser.add_argument("--tokens", type=int, default=72_000, help="trained on in each run, distillation included")
     parser.add_argument("--equal-bytes", action="store_true", help="the same text for all, --epochs times")
     parser.add_argument("--epochs", type=float, default=1.0)
     parser.add_argument("--train-bytes", type=int, default=0, help="0: the whole train split")

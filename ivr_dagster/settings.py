@@ -84,6 +84,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "tune_bytes": 150_000,
         "evaluation_bytes": 60_000,
         "retention_bytes": 30_000,
+        "vanilla_compute": False,
     },
 }
 

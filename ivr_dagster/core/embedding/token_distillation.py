@@ -215,7 +215,7 @@ def fit_new_rows(
     snippets: Sequence[Snippet],
     *,
     epochs: float = 1.0,
-    batch: int = 8,
+    batch: int = 4,
     learning_rate: float = 3e-3,
     shared_rate: float = 1.0,
     hidden_weight: float = 1.0,
