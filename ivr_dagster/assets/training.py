@@ -12,7 +12,7 @@ import numpy as np
 
 from ivr_dagster.assets import OWNERS, SFT_CONFIG, depends_on_settings
 from ivr_dagster.assets.display import curves, inline_png
-from ivr_dagster.core.atomic import replacing
+from ivr_dagster.core.atomic import remove, replacing
 from ivr_dagster.core.content_hash import content_hash
 from ivr_dagster.core.corpus.cleaned import SPLITS, CleanedCorpus
 from ivr_dagster.core.corpus.other_text import other_texts, read_other_documents
@@ -76,7 +76,13 @@ def training_blocks(
     started = time.monotonic()
     block_size = settings.block_size or min(initialized_model.context() or LONGEST_BLOCK, LONGEST_BLOCK)
     encoded = {document_id for document_id, _ in token_sequences.documents()}
-    train, validation, size, validation_size = _divided(settings, cleaned_corpus, encoded)
+    encode_remapped = reference_encoder(remapped_tokenizer.backend())
+    train, validation, size, validation_size = _divided(
+        settings,
+        cleaned_corpus,
+        encoded,
+        fills_a_block=lambda texts: sum(len(ids) + 1 for ids in encode_remapped(texts)) >= block_size,
+    )
     general = _general_texts(settings, cleaned_corpus, size)
     tokenizer = remapped_tokenizer.load()
     common = {"block_size": block_size, "eos_id": remapped_tokenizer.end_of_text_id(), "vocab_size": len(tokenizer)}
@@ -269,11 +275,15 @@ def _fine_tuned(
     refuse_foreign(place)
     mark_folder(place, asset, context.run.run_id)
     train = blocks.path / text
-    ingredients = [content_hash(model.path), content_hash(tokenizer.path), content_hash(train), config.digest(), dtype]
+    kept = blocks.validation(text)
+    folders = [model.path, tokenizer.path, train, *([kept] if kept.is_dir() else [])]
+    ingredients = [*map(content_hash, folders), config.digest(), dtype]
     start, told = model, "the initialised model" if new_tokens is not None else "the base model"
     if settings.warm_start:
         start, told = _warm_start(context, place, model, "".join(ingredients), len(new_tokens or {}), told)
         ingredients.append(content_hash(start.path))
+    else:
+        remove(place / "warm_start")
     advance = track(context.log, f"training {asset}", "steps")
 
     def on_log(entry: dict[str, float]) -> None:
@@ -287,7 +297,6 @@ def _fine_tuned(
             f"{entry['tokens_per_second']:,.0f} tokens/s, {entry['seconds_left']:,.0f} s left"
         )
 
-    kept = blocks.validation(text)
     bytes_per_token = blocks.bytes_per_token(text, "validation")
     result = fine_tune(
         start.path,
@@ -344,7 +353,10 @@ def _warm_start(
 
 
 def _divided(
-    settings: SettingsResource, corpus: CleanedCorpus, encoded: set[str]
+    settings: SettingsResource,
+    corpus: CleanedCorpus,
+    encoded: set[str],
+    fills_a_block: Callable[[list[str]], bool],
 ) -> tuple[set[str], set[str], int, int]:
     """Documents to train on and to validate on, and the UTF-8 bytes of both; with few, none to validate on."""
 
@@ -355,7 +367,8 @@ def _divided(
     share = round(MOST_VALIDATION * min(everything, settings.train_bytes or everything))
     wanted = min(settings.validation_bytes, share)
     validation, kept = documents_within(documents(set()), wanted, from_the_end=True) if wanted else (set(), 0)
-    if kept > 2 * wanted:  # a single long document
+    texts = [text for i, text in documents(set()) if i in validation]
+    if kept > 2 * wanted or not fills_a_block(texts):  # a single long document, or hardly any text
         validation, kept = set(), 0
     train, size = documents_within(documents(validation), settings.train_bytes)
     return train, validation, size, kept
