@@ -10,7 +10,7 @@ from ivr_dagster.assets import OWNERS, depends_on_settings
 from ivr_dagster.assets.display import curves, inline_png
 from ivr_dagster.core.content_hash import content_hash
 from ivr_dagster.core.corpus.cleaned import CleanedCorpus
-from ivr_dagster.core.corpus.subset import documents_within
+from ivr_dagster.core.corpus.subset import MOST_VALIDATION, documents_within
 from ivr_dagster.core.embedding.extract import read_embeddings, write_model
 from ivr_dagster.core.embedding.initialize import STRATEGIES, initialize_embeddings
 from ivr_dagster.core.embedding.reorder import check_new_ids, reorder_embeddings, row_sources
@@ -200,13 +200,19 @@ def _distilled(
     from ivr_dagster.core.evaluation.bits_per_byte import bits_per_byte
 
     started = time.monotonic()
-    wanted, size = documents_within(corpus.documents("train"), settings.token_distillation_bytes)
-    others = (each for each in corpus.documents("train") if each[0] not in wanted)
-    measured, _ = documents_within(others, min(settings.validation_bytes, MEASURED_BYTES), from_the_end=True)
+    _, everything = documents_within(corpus.documents("train"), 0)
+    # what training validates on, so that it stays unseen
+    kept = min(settings.validation_bytes, round(MOST_VALIDATION * everything))
+    validation, _ = documents_within(corpus.documents("train"), kept, from_the_end=True) if kept else (set(), 0)
+    measured, _ = documents_within(
+        (each for each in corpus.documents("train") if each[0] in validation), MEASURED_BYTES
+    )
+    others = (each for each in corpus.documents("train") if each[0] not in validation)
+    wanted, size = documents_within(others, settings.token_distillation_bytes)
     encode = reference_encoder(remapped.backend())
     texts = {i: text for i, text in corpus.documents("train") if i in wanted or i in measured}
     sequences = [ids.tolist() for ids in encode([texts[i] for i in sorted(wanted)])]
-    model, eos_id = base_model.load("float32"), remapped.load().eos_token_id
+    model, eos_id = base_model.load("float32"), remapped.end_of_text_id()
     longest = int(getattr(model.config, "max_position_embeddings", SNIPPET_TOKENS))
     snippets = list(cut_snippets(sequences, constituents, eos_id=eos_id, length=min(SNIPPET_TOKENS, longest)))
     device, dtype = accelerator.resolved_device(), accelerator.resolved_dtype()

@@ -332,7 +332,12 @@ def _retention_text(
         root = Path(settings.retention_corpora_dir).expanduser()
         source, documents = (
             f"the text in the folder {root.name}",
-            read_other_documents(root, text_key=settings.text_key, encoding=settings.encoding),
+            read_other_documents(
+                root,
+                text_key=settings.text_key,
+                encoding=settings.encoding,
+                text_split_bytes=settings.text_split_bytes,
+            ),
         )
     elif settings.model_name == "sample":
         source, documents = HELDOUT_CODE, heldout_code()

@@ -1,6 +1,7 @@
 """Fine-tuning on the domain: the adapted model, and the vanilla baseline on the same text."""
 
 import hashlib
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
@@ -16,7 +17,7 @@ from ivr_dagster.core.atomic import remove, replacing
 from ivr_dagster.core.content_hash import content_hash
 from ivr_dagster.core.corpus.cleaned import SPLITS, CleanedCorpus
 from ivr_dagster.core.corpus.other_text import other_texts, read_other_documents
-from ivr_dagster.core.corpus.subset import documents_within
+from ivr_dagster.core.corpus.subset import MOST_VALIDATION, documents_within
 from ivr_dagster.core.handles import ModelFolder, TokenizerFolder, TrainedModel, TrainingBlocks
 from ivr_dagster.core.tokens.sequences import Encoder, TokenSequences, reference_encoder
 from ivr_dagster.core.vocabulary.remap import RemapRules
@@ -34,8 +35,9 @@ Advance = Callable[[float, float], None]
 
 GROUP = "training"
 LONGEST_BLOCK = 1024
-# of the train split's bytes, the share that validation may take at most
-MOST_VALIDATION = 0.05
+COLD, WARM = "the model as it is before training", "the model fine-tuned before"
+# settings that decide which text is held out
+DIVIDED_BY = ("heldout_fraction", "normalization", "text_split_bytes", "text_key", "encoding")
 
 
 @dg.asset(
@@ -50,6 +52,9 @@ MOST_VALIDATION = 0.05
         "validation_bytes",
         "general_corpora_dir",
         "general_share",
+        "retention_corpora_dir",
+        "retention_bytes",
+        "text_split_bytes",
         "vanilla",
         "text_key",
         "encoding",
@@ -144,6 +149,7 @@ def sft_checkpoint(
     context: dg.AssetExecutionContext,
     settings: SettingsResource,
     accelerator: AcceleratorResource,
+    base: BaseModelResource,
     initialized_model: ModelFolder,
     remapped_tokenizer: TokenizerFolder,
     remap_rules: RemapRules,
@@ -165,6 +171,7 @@ def sft_checkpoint(
         training_blocks,
         "remapped",
         new_tokens={rule.id: rule.new_token for rule in remap_rules},
+        made_of=base.version() + settings.fingerprint(*DIVIDED_BY),
     )
 
 
@@ -176,7 +183,7 @@ def sft_checkpoint(
     io_manager_key="trained_model_io",
     pool=POOL,
     code_version="2",
-    metadata=depends_on_settings("dtype", "warm_start", SFT_CONFIG),
+    metadata=depends_on_settings("dtype", SFT_CONFIG),
 )
 def vanilla_sft_checkpoint(
     context: dg.AssetExecutionContext,
@@ -207,7 +214,7 @@ def vanilla_sft_checkpoint(
     io_manager_key="trained_model_io",
     pool=POOL,
     code_version="2",
-    metadata=depends_on_settings("dtype", "warm_start", SFT_CONFIG),
+    metadata=depends_on_settings("dtype", SFT_CONFIG),
 )
 def vanilla_compute_checkpoint(
     context: dg.AssetExecutionContext,
@@ -264,6 +271,7 @@ def _fine_tuned(
     *,
     new_tokens: Mapping[int, str] | None = None,
     max_steps: int | None = None,
+    made_of: str | None = None,
 ) -> dg.MaterializeResult[TrainedModel]:
     from ivr_dagster.core.training.sft import Validation, fine_tune
     from ivr_dagster.core.training.sft_config import read_sft_config
@@ -278,12 +286,12 @@ def _fine_tuned(
     kept = blocks.validation(text)
     folders = [model.path, tokenizer.path, train, *([kept] if kept.is_dir() else [])]
     ingredients = [*map(content_hash, folders), config.digest(), dtype]
-    start, told = model, "the initialised model" if new_tokens is not None else "the base model"
-    if settings.warm_start:
-        start, told = _warm_start(context, place, model, "".join(ingredients), len(new_tokens or {}), told)
-        ingredients.append(content_hash(start.path))
-    else:
-        remove(place / "warm_start")
+    start, told = model, COLD
+    if made_of is not None:
+        wanted = tokenizer if settings.warm_start else None
+        start, told = _start(context, place, model, wanted, len(new_tokens or {}), "".join(ingredients), made_of)
+        if start != model:
+            ingredients.append(content_hash(start.path))
     advance = track(context.log, f"training {asset}", "steps")
 
     def on_log(entry: dict[str, float]) -> None:
@@ -327,29 +335,51 @@ def _fine_tuned(
     )
 
 
-def _warm_start(
-    context: dg.AssetExecutionContext, place: Path, cold: ModelFolder, ingredients: str, new: int, otherwise: str
+def _start(
+    context: dg.AssetExecutionContext,
+    place: Path,
+    cold: ModelFolder,
+    tokenizer: TokenizerFolder | None,
+    new: int,
+    ingredients: str,
+    made_of: str,
 ) -> tuple[ModelFolder, str]:
-    """The model to start from and what it is; a run that goes on finds the very model it was started from."""
+    """The model to start from and what it is; a run gone on with, or made again, starts from what it started from.
+
+    Without a tokenizer a warm start is not wanted. `made_of` stands for what a model must have in common with this run
+    to be gone on from: the base model, and how the corpus is cleaned and divided, since text that is held out now must
+    not have been trained on before.
+    """
+
+    start, note = place / "warm_start", place / "started.json"
+    said = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else {}
+    if tokenizer is not None and said.get("ingredients") == ingredients:
+        return (ModelFolder(start), WARM) if said["warm"] else (cold, COLD)
+    obstacle = _write_start(start, TrainedModel(place).final_model.path, cold, tokenizer, new)
+    if not obstacle and said.get("made_of") != made_of:
+        obstacle = "it was made of another base model, or of a corpus divided otherwise"
+    if tokenizer is not None:
+        context.log.info(f"no warm start: {obstacle}" if obstacle else "a warm start")
+    with replacing(note) as staged:
+        content = {"ingredients": ingredients, "made_of": made_of, "warm": not obstacle}
+        staged.write_text(json.dumps(content) + "\n", encoding="utf-8")
+    if obstacle:
+        remove(start)
+    return (cold, COLD) if obstacle else (ModelFolder(start), WARM)
+
+
+def _write_start(start: Path, before: Path, cold: ModelFolder, tokenizer: TokenizerFolder | None, new: int) -> str:
+    """Write the model to go on from to `start`; why there is none, empty where it was written."""
     from ivr_dagster.core.training.warm_start import look_at, write_warm_start
 
-    start = place / "warm_start"
-    note = start / "started_for.txt"
-    told = "the model fine-tuned before"
-    if note.is_file() and note.read_text(encoding="utf-8") == ingredients:
-        return ModelFolder(start), told
-    before = TrainedModel(place).final_model.path
-    seen = look_at(before, cold.path, new)
-    obstacle = seen.obstacle
-    if not obstacle:
-        with replacing(start) as staged:
-            staged.mkdir()
-            obstacle = write_warm_start(before, cold.path, seen.changed, staged)
-            (staged / note.name).write_text(ingredients if not obstacle else "", encoding="utf-8")
-    if obstacle:
-        context.log.info(f"no warm start: {obstacle}")
-        return cold, otherwise
-    return ModelFolder(start), f"{told}, {len(seen.changed):,} rows initialised anew"
+    if tokenizer is None:
+        return "not asked for"
+    seen = look_at(before, tokenizer.path, new)
+    if seen.obstacle:
+        return seen.obstacle
+    with replacing(start) as staged:
+        staged.mkdir()
+        return write_warm_start(before, cold.path, seen.changed, staged)
 
 
 def _divided(
@@ -378,15 +408,27 @@ def _general_texts(settings: SettingsResource, corpus: CleanedCorpus, size: int)
     """Documents of general text, as much as `general_share` of all bytes asks for beside `size` bytes of the corpus."""
     if not settings.general_corpora_dir or not settings.general_share:
         return []
-    documents = read_other_documents(
-        Path(settings.general_corpora_dir).expanduser(),
-        text_key=settings.text_key,
-        encoding=settings.encoding,
-        setting="general_corpora_dir",
+    folder = Path(settings.general_corpora_dir).expanduser()
+    documents = list(
+        read_other_documents(
+            folder,
+            text_key=settings.text_key,
+            encoding=settings.encoding,
+            text_split_bytes=settings.text_split_bytes,
+            setting="general_corpora_dir",
+        )
     )
-    known = (document_id for split in SPLITS for document_id in corpus.ids(split))
-    most = round(size * settings.general_share / (1 - settings.general_share))
-    return other_texts(documents, known, most, normalization=settings.normalization)
+    known = {document_id for split in SPLITS for document_id in corpus.ids(split)}
+    measured: set[str] = set()
+    if settings.retention_bytes and settings.retention_corpora_dir == settings.general_corpora_dir:
+        measured = set(
+            other_texts(
+                documents, known, settings.retention_bytes, normalization=settings.normalization, from_the_end=True
+            )
+        )
+    most = max(1, round(size * settings.general_share / (1 - settings.general_share)))
+    texts = other_texts(documents, known, most, normalization=settings.normalization)
+    return [text for text in texts if text not in measured]
 
 
 def _figures(result: "SftResult") -> dict[str, dg.MetadataValue | float | int | str]:
@@ -401,11 +443,6 @@ def _figures(result: "SftResult") -> dict[str, dg.MetadataValue | float | int | 
         "tokens_per_second": round(result.tokens_per_second, 1),
         "resumed_from_step": result.resumed_from or 0,
         "best_step": result.best_step,
-        **(
-            {"validation_bits_per_byte": min(result.validation, key=lambda entry: entry[1])[1]}
-            if result.validation
-            else {}
-        ),
         "training loss": inline_png(
             curves(steps, {"loss": losses}, x="step", y="loss, nats per token"), "training loss"
         ),

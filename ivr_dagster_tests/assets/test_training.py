@@ -1,14 +1,19 @@
 """Which text is trained on, which is validated on, and what is mixed in."""
 
 import json
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import dagster as dg
 import pytest
 
-from ivr_dagster.assets.training import _divided, _general_texts
+from ivr_dagster.assets.training import COLD, WARM, _divided, _general_texts, _start
 from ivr_dagster.core.corpus.cleaned import CleanedCorpus, write_cleaned_corpus
+from ivr_dagster.core.handles import ModelFolder, TokenizerFolder
 from ivr_dagster.resources.settings import SettingsResource
+from ivr_dagster_tests.core.training.test_warm_start import written
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
@@ -71,3 +76,55 @@ def test_general_text_has_its_share_and_holds_no_document_of_the_corpus(corpus: 
     assert texts and all(text.startswith("general") for text in texts)
     assert 1_500 < sum(len(text.encode()) for text in texts) <= 2_000
     assert _general_texts(settings(tmp_path), corpus, 8_000) == []
+
+
+def test_one_folder_for_both_gives_no_text_twice(corpus: CleanedCorpus, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    lines = (json.dumps({"text": f"general {number} " * 20}) + "\n" for number in range(30))
+    (tmp_path / "other" / "all.jsonl").write_text("".join(lines))
+    folder = {"general_corpora_dir": str(tmp_path / "other"), "retention_corpora_dir": str(tmp_path / "other")}
+    alone = _general_texts(settings(tmp_path, **folder, retention_bytes=0), corpus, 10**6)
+    beside = _general_texts(settings(tmp_path, **folder, retention_bytes=1_000), corpus, 10**6)
+    assert set(beside) < set(alone) and len(alone) == 30
+
+
+class TestWhereATrainingStarts:
+    """`_start`, run by run."""
+
+    @pytest.fixture
+    def cold(self, tmp_path: Path) -> ModelFolder:
+        return ModelFolder(written(tmp_path / "initialized", seed=1, changed={5: "neu"}))
+
+    @pytest.fixture
+    def place(self, tmp_path: Path) -> Path:
+        return tmp_path / "sft_checkpoint"
+
+    def start(self, place: Path, cold: ModelFolder, *, warm: bool, what: str, made_of: str = "base") -> tuple[str, str]:
+        context: Any = SimpleNamespace(log=dg.get_dagster_logger())
+        tokenizer = TokenizerFolder(cold.path) if warm else None
+        place.mkdir(exist_ok=True)
+        model, told = _start(context, place, cold, tokenizer, 10, what, made_of)
+        return model.path.name, told
+
+    def finish(self, place: Path) -> None:
+        shutil.rmtree(place / "final_model", ignore_errors=True)
+        written(place / "final_model", seed=2)
+
+    def test_a_run_made_again_starts_from_what_it_started_from(self, place: Path, cold: ModelFolder) -> None:
+        assert self.start(place, cold, warm=True, what="first") == ("initialized", COLD)
+        self.finish(place)
+        assert self.start(place, cold, warm=True, what="first") == ("initialized", COLD)
+        assert self.start(place, cold, warm=True, what="second") == ("warm_start", WARM)
+        self.finish(place)
+        assert self.start(place, cold, warm=True, what="second") == ("warm_start", WARM)
+
+    def test_a_model_trained_before_warm_starts_were_asked_for_will_do(self, place: Path, cold: ModelFolder) -> None:
+        self.start(place, cold, warm=False, what="first")
+        self.finish(place)
+        assert self.start(place, cold, warm=True, what="second") == ("warm_start", WARM)
+
+    def test_a_model_of_another_base_or_another_held_out_text_will_not(self, place: Path, cold: ModelFolder) -> None:
+        self.start(place, cold, warm=False, what="first")
+        self.finish(place)
+        assert self.start(place, cold, warm=True, what="second", made_of="other") == ("initialized", COLD)
+        assert not (place / "warm_start").exists()

@@ -34,7 +34,7 @@ def other_texts(
         most_bytes: UTF-8 bytes of the texts together, at most; one piece is taken in any case, if there is one.
         normalization: as the corpus was normalised.
         from_the_end: take those with the greatest hashes, not the least: what is trained on and what is measured on
-            are taken from two ends, and one folder may serve for both.
+            are taken from two ends, so that one folder can serve for both.
     """
     taken, pieces = set(known), {}
     for document in documents:
@@ -49,9 +49,10 @@ def other_texts(
 
 
 def read_other_documents(
-    root: Path, *, text_key: str, encoding: str, setting: str = "retention_corpora_dir"
+    root: Path, *, text_key: str, encoding: str, text_split_bytes: int, setting: str = "retention_corpora_dir"
 ) -> Iterator[str]:
-    """The documents of a person's folder of text, named by a `setting`, read as the raw corpus is.
+    """The documents of a person's folder of text, named by a `setting`, read and cut as the raw corpus is,
+    so that a document of both is the same document.
 
     Raises:
         InputError: no corpus file there; a file that cannot be read (see `corpus.documents`).
@@ -65,5 +66,5 @@ def read_other_documents(
             remedy=f"Put .txt, .jsonl or .json files there, or name another folder with --{setting.replace('_', '-')}.",
         ) from error
     for path in files:
-        for document in read_documents(path, root, text_key=text_key, encoding=encoding, text_split_bytes=0):
-            yield document.text
+        documents = read_documents(path, root, text_key=text_key, encoding=encoding, text_split_bytes=text_split_bytes)
+        yield from (document.text for document in documents)

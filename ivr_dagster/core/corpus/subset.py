@@ -2,6 +2,9 @@
 
 from collections.abc import Iterable
 
+# of a split's bytes, the share that may be kept from training to validate on
+MOST_VALIDATION = 0.05
+
 
 def documents_within(
     documents: Iterable[tuple[str, str]], most_bytes: int, *, from_the_end: bool = False

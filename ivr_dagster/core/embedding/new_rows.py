@@ -121,15 +121,18 @@ class NewRows:
                     for matrix in self._matrices
                 ]
 
-    def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
-        """Groups for the optimizer: the matrices, which it decays as it does others, and the n-grams."""
-        groups: list[dict[str, Any]] = [
-            {"params": self._matrices, "lr": learning_rate * self._rates.kept},
-        ]
+    def parameter_groups(self, learning_rate: float, weight_decay: float) -> list[dict[str, Any]]:
+        """Groups for the optimizer: the matrices with their weight decay, biases and n-grams without."""
+        matrices = [each for each in self._matrices if each.dim() == 2]
+        others = [each for each in self._matrices if each.dim() != 2]
         ngrams = [each for each in self._ngrams if each is not None]
-        if ngrams:
-            groups.append({"params": ngrams, "lr": learning_rate * self._rates.shared, "weight_decay": 0.0})
-        return groups
+        kept, shared = learning_rate * self._rates.kept, learning_rate * self._rates.shared
+        groups: list[dict[str, Any]] = [
+            {"params": matrices, "lr": kept, "weight_decay": weight_decay},
+            {"params": others, "lr": kept, "weight_decay": 0.0},
+            {"params": ngrams, "lr": shared, "weight_decay": 0.0},
+        ]
+        return [group for group in groups if group["params"]]
 
     def attach(self, optimizer: "torch.optim.Optimizer") -> None:
         """Have the optimizer's steps move new rows as they should."""

@@ -112,6 +112,9 @@ class RowObjective:
         self.model: Any = body.to(device, self._precision).eval().requires_grad_(False)
         self._base = base["wte"].to(device, self._precision)
         self._matrices = {name: rows.to(device, self._precision) for name, rows in initial.items()}
+        names = {id(each): name for name, each in self.model.named_parameters()}
+        modules = {"wte": self.model.get_input_embeddings(), "lm_head": self.model.get_output_embeddings()}
+        self._names = {name: names[id(modules[name].weight)] for name in modules if name in initial}
         self._new = torch.tensor(sorted(new_ids), dtype=torch.long, device=device)
         self.rows = {
             name: torch.nn.Parameter(matrix[self._new].clone())
@@ -124,18 +127,14 @@ class RowObjective:
         import torch
 
         ids, real = _padded([snippet.ids for snippet in snippets], self._device)
-        with self._arithmetic():
-            wte = self._matrix("wte")
-            hidden = self._read(torch.nn.functional.embedding(ids, wte))
-            targets = ids[:, 1:][real[:, 1:]]
-            predicting = hidden[:, :-1][real[:, 1:]]
-            head = self._matrix("lm_head") if "lm_head" in self._matrices else wte
-            logits = torch.nn.functional.linear(predicting, head, self._matrices.get("lm_head_bias"))
-        loss = torch.nn.functional.cross_entropy(logits.to(self._precision), targets)
+        output = self._read(ids, {name: self._matrix(name) for name in self.rows}, hidden=self._hidden_weight > 0)
+        predicted = output.logits[:, :-1][real[:, 1:]].to(self._precision)
+        loss = torch.nn.functional.cross_entropy(predicted, ids[:, 1:][real[:, 1:]])
         if self._hidden_weight:
-            wanted = self._teacher(snippets, hidden.shape)
-            got = hidden.to(self._precision)[:, 1:][real[:, 1:]]
-            wanted = wanted[:, 1:][real[:, 1:]]
+            got, wanted = (
+                each.to(self._precision)[:, 1:][real[:, 1:]]
+                for each in (output.hidden_states[-1], self._teacher(snippets))
+            )
             distance = (got - wanted).square().sum(-1) / wanted.square().sum(-1)
             loss = loss + self._hidden_weight * distance.mean()
         return loss
@@ -160,19 +159,25 @@ class RowObjective:
     def _matrix(self, name: str) -> "torch.Tensor":
         return self._matrices[name].index_copy(0, self._new, self.rows[name])
 
-    def _read(self, embedded: "torch.Tensor") -> "torch.Tensor":
-        hidden: torch.Tensor = self.model.base_model(inputs_embeds=embedded, use_cache=False).last_hidden_state
-        return hidden
+    def _read(self, ids: "torch.Tensor", matrices: "Embeddings", *, hidden: bool, **options: Any) -> Any:
+        """The model's own output with other embeddings: whatever it scales or caps is in it."""
+        import torch
 
-    def _teacher(self, snippets: Sequence[Snippet], shape: "torch.Size") -> "torch.Tensor":
+        parameters = {self._names[name]: rows for name, rows in matrices.items()}
+        inputs = {"input_ids": ids, "use_cache": False, "output_hidden_states": hidden, **options}
+        with self._arithmetic():
+            return torch.func.functional_call(self.model, parameters, args=(), kwargs=inputs)
+
+    def _teacher(self, snippets: Sequence[Snippet]) -> "torch.Tensor":
         """The base model's hidden states where tokens end, [batch, n, d]."""
         import torch
 
         ids, _ = _padded([snippet.base_ids for snippet in snippets], self._device)
         ends, _ = _padded([snippet.ends for snippet in snippets], self._device)
-        with torch.no_grad(), self._arithmetic():
-            hidden = self._read(torch.nn.functional.embedding(ids, self._base))
-        return hidden.to(self._precision).gather(1, ends[:, :, None].expand(-1, -1, shape[2]))
+        with torch.no_grad():
+            output = self._read(ids, {"wte": self._base}, hidden=True, logits_to_keep=1)
+        hidden: torch.Tensor = output.hidden_states[-1]
+        return hidden.gather(1, ends[:, :, None].expand(-1, -1, hidden.shape[2]))
 
 
 def _padded(rows: Sequence[NDArray[np.int64]], device: str) -> "tuple[torch.Tensor, torch.Tensor]":
@@ -263,7 +268,7 @@ def fit_new_rows(
     names = {number: new_tokens[token] for number, token in enumerate(sorted(new_tokens))}
     rows = NewRows(list(objective.rows.values()), names, RowRates(shared=shared_rate))
     optimizer = torch.optim.AdamW(
-        rows.parameter_groups(learning_rate), lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.0
+        rows.parameter_groups(learning_rate, 0.0), lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.0
     )
     rows.attach(optimizer)
     ceilings = {name: objective.longest_kept(name) for name in objective.rows}

@@ -155,7 +155,8 @@ def fine_tune(
         tokens_before = 0 if state is None else int(state.num_input_tokens_seen)
 
         training_began = time.monotonic()
-        if checkpoint is not None and state is not None and state.global_step >= state.max_steps:
+        patience = config.early_stopping_patience
+        if checkpoint is not None and state is not None and _is_finished(state, patience):
             # Trainer would take one step too many here where the last step lies inside an epoch
             best = state.best_model_checkpoint if arguments.load_best_model_at_end else None
             model, _ = _load_model(Path(best or checkpoint))
@@ -163,7 +164,7 @@ def fine_tune(
             limit, arguments.save_total_limit = arguments.save_total_limit, None
             phase = config.embedding_phase if new_tokens else 0.0
             callbacks: list[TrainerCallback] = [
-                _run_callback(run, limit, config.early_stopping_patience, on_log),
+                _run_callback(run, limit, patience, on_log),
                 _phase_callback(phase),
             ]
             reporters = list(arguments.report_to or ())
@@ -357,7 +358,7 @@ def _trainer_class() -> Any:
             optimizer = super().create_optimizer(model)
             for matrix in matrices:
                 matrix.requires_grad_(True)
-            for group in rows.parameter_groups(self.args.learning_rate):
+            for group in rows.parameter_groups(self.args.learning_rate, self.args.weight_decay):
                 optimizer.add_param_group(group)
             rows.attach(optimizer)
             return optimizer
@@ -448,11 +449,10 @@ def _run_callback(
             self, args: "TrainingArguments", state: "TrainerState", control: TrainerControl, **kwargs: Any
         ) -> None:
             # from the state's own history, which a resumed run has too
-            found = [value for _, value in _history(state, BITS_PER_BYTE)]
-            if patience and len(found) - 1 - int(np.argmin(found)) >= patience:
-                control.should_training_stop = True
+            control.should_training_stop |= _gets_no_better(state, patience)
             if on_log is not None and state.is_world_process_zero:
-                on_log({"step": state.global_step, "max_steps": state.max_steps, "bits_per_byte": found[-1]})
+                bits = _history(state, BITS_PER_BYTE)[-1][1]
+                on_log({"step": state.global_step, "max_steps": state.max_steps, "bits_per_byte": bits})
 
         def on_save(
             self, args: "TrainingArguments", state: "TrainerState", control: TrainerControl, **kwargs: Any
@@ -476,6 +476,16 @@ def _writer(logging_dir: Path, resumed_from: int | None) -> Any:
 
 def _history(state: "TrainerState", name: str) -> list[tuple[int, float]]:
     return [(int(entry["step"]), float(entry[name])) for entry in state.log_history if name in entry]
+
+
+def _gets_no_better(state: "TrainerState", patience: int) -> bool:
+    """Whether the last `patience` validations were all worse than one before them; 0 is never."""
+    found = [value for _, value in _history(state, BITS_PER_BYTE)]
+    return bool(patience and found) and len(found) - 1 - int(np.argmin(found)) >= patience
+
+
+def _is_finished(state: "TrainerState", patience: int) -> bool:
+    return state.global_step >= state.max_steps or _gets_no_better(state, patience)
 
 
 def _best_step(state: "TrainerState") -> int:

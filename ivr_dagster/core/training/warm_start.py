@@ -32,17 +32,17 @@ class WarmStart:
 MOST_CHANGED = 0.25
 
 
-def look_at(trained: Path, initialized: Path, new: int) -> WarmStart:
-    """Compare a fine-tuned model's folder with the initialised one's; no weights are read.
+def look_at(trained: Path, tokenizer: Path, new: int) -> WarmStart:
+    """Compare the vocabulary of a fine-tuned model's folder with the one to train with; no weights are read.
 
     Args:
         trained: the final model of the run before, with its tokenizer.
-        initialized: the model that a cold start would train, with its tokenizer.
-        new: how many new tokens the tokenizer has; 0 for the vanilla baseline.
+        tokenizer: the folder of the tokenizer to train with.
+        new: how many new tokens it has.
     """
     if not (trained / "config.json").is_file():
         return WarmStart((), new, "no model was fine-tuned here before")
-    before, now = (strings_by_id(TokenizerFolder(folder).backend()) for folder in (trained, initialized))
+    before, now = (strings_by_id(TokenizerFolder(folder).backend()) for folder in (trained, tokenizer))
     if len(before) != len(now):
         return WarmStart((), new, f"its vocabulary has {len(before):,} tokens, the new one {len(now):,}")
     changed = tuple(i for i, (old, string) in enumerate(zip(before, now, strict=True)) if old != string)

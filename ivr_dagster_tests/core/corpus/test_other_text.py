@@ -44,13 +44,20 @@ def test_long_documents_are_cut_so_that_none_decides_the_figure() -> None:
 def test_a_persons_folder_is_read_as_a_corpus_is(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("plain", encoding="utf-8")
     (tmp_path / "b.jsonl").write_text('{"body": "of JSON"}\n', encoding="utf-8")
-    assert list(read_other_documents(tmp_path, text_key="body", encoding="utf-8")) == ["plain", "of JSON"]
+    assert list(read_other_documents(tmp_path, text_key="body", encoding="utf-8", text_split_bytes=0)) == [
+        "plain",
+        "of JSON",
+    ]
 
 
 def test_a_folder_without_text_is_refused_by_its_setting(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(InputError, match="--retention-corpora-dir") as error:
-            list(read_other_documents(folder, text_key="text", encoding="utf-8"))
+            list(read_other_documents(folder, text_key="text", encoding="utf-8", text_split_bytes=0))
         assert error.value.where == folder
     with pytest.raises(InputError, match="--general-corpora-dir"):
-        list(read_other_documents(tmp_path, text_key="text", encoding="utf-8", setting="general_corpora_dir"))
+        list(
+            read_other_documents(
+                tmp_path, text_key="text", encoding="utf-8", text_split_bytes=0, setting="general_corpora_dir"
+            )
+        )

@@ -49,7 +49,7 @@ def test_rows_move_as_adam_of_their_own_and_of_their_ngrams_gradients() -> None:
     matrix = torch.nn.Parameter(torch.randn(V, D, generator=generator))
     rates, lr, ids = RowRates(kept=0.5, new=3.0, shared=2.0), 0.01, sorted(NEW)
     rows = NewRows([matrix], NEW, rates)
-    optimizer = torch.optim.AdamW(rows.parameter_groups(lr), lr=lr, betas=(0.9, 0.95), weight_decay=0.0)
+    optimizer = torch.optim.AdamW(rows.parameter_groups(lr, 0.0), lr=lr, betas=(0.9, 0.95), weight_decay=0.0)
     rows.attach(optimizer)
 
     shares = dense([NEW[i] for i in ids])
@@ -75,7 +75,7 @@ def test_kept_rows_move_as_without_new_ones() -> None:
         torch.manual_seed(1)
         matrix = torch.nn.Parameter(torch.randn(V, D))
         rows = NewRows([matrix], NEW, rates)
-        optimizer = torch.optim.AdamW(rows.parameter_groups(0.1), lr=0.1)
+        optimizer = torch.optim.AdamW(rows.parameter_groups(0.1, 0.0), lr=0.1)
         rows.attach(optimizer)
         matrix.grad = torch.randn(V, D)
         optimizer.step()
@@ -92,7 +92,7 @@ def test_a_run_gone_on_with_from_the_optimizers_state_is_the_same_run() -> None:
         def fresh(value: torch.Tensor) -> tuple[torch.nn.Parameter, torch.optim.Optimizer]:
             parameter = torch.nn.Parameter(value.clone())
             rows = NewRows([parameter], NEW, RowRates(new=2.0, shared=2.0))
-            optimizer = torch.optim.AdamW(rows.parameter_groups(0.1), lr=0.1)
+            optimizer = torch.optim.AdamW(rows.parameter_groups(0.1, 0.0), lr=0.1)
             rows.attach(optimizer)
             return parameter, optimizer
 
@@ -112,10 +112,18 @@ def test_a_run_gone_on_with_from_the_optimizers_state_is_the_same_run() -> None:
 def test_a_bias_has_its_own_rate_and_no_ngrams() -> None:
     bias = torch.nn.Parameter(torch.zeros(V))
     rows = NewRows([bias], NEW, RowRates(new=4.0, shared=4.0))
-    optimizer = torch.optim.SGD(rows.parameter_groups(0.1), lr=0.1)
+    optimizer = torch.optim.SGD(rows.parameter_groups(0.1, 0.0), lr=0.1)
     rows.attach(optimizer)
     bias.grad = torch.ones(V)
     optimizer.step()
     expected = torch.full((V,), -0.1)
     expected[sorted(NEW)] = -0.4
     assert torch.allclose(bias.detach(), expected)
+
+
+def test_matrices_decay_as_they_are_told_and_biases_and_ngrams_do_not() -> None:
+    matrix, bias = torch.nn.Parameter(torch.ones(V, D)), torch.nn.Parameter(torch.ones(V))
+    groups = NewRows([matrix, bias], NEW, RowRates(shared=1.0)).parameter_groups(0.1, 0.25)
+    optimizer = torch.optim.AdamW(groups, lr=0.1)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.25, 0.0, 0.0]
+    assert [group["params"][0] is each for group, each in zip(groups, (matrix, bias), strict=False)] == [True, True]

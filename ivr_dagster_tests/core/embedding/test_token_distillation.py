@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, GraniteConfig, GraniteForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from ivr_dagster.core.embedding import token_distillation
 from ivr_dagster.core.embedding.extract import extract_embeddings
@@ -98,14 +98,26 @@ def test_the_gradient_is_that_of_finite_differences(
         )
 
 
+def granite(tied: bool) -> Any:
+    """An architecture that scales embeddings and logits."""
+    torch.manual_seed(0)
+    config = GraniteConfig(
+        vocab_size=V, max_position_embeddings=64, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=2, bos_token_id=0, eos_token_id=0, tie_word_embeddings=tied,
+        logits_scaling=8.0, embedding_multiplier=3.0,
+    )  # fmt: skip
+    return GraniteForCausalLM(config)
+
+
+@pytest.mark.parametrize("make", [llama, granite])
 @pytest.mark.parametrize("tied", [True, False])
-def test_the_likelihood_is_the_models_own_loss(tied: bool) -> None:
-    model = llama(tied)
+def test_the_likelihood_is_the_models_own_loss(make: Callable[[bool], Any], tied: bool) -> None:
+    model = make(tied)
     base = extract_embeddings(model)
     initial = initial_of(base)
     objective = RowObjective(model, base, initial, list(CONSTITUENTS), hidden_weight=0.0)
     snippet = snippets()[0]
-    adapted = llama(tied)
+    adapted = make(tied)
     with torch.no_grad():
         adapted.get_input_embeddings().weight.copy_(initial["wte"])
         adapted.get_output_embeddings().weight.copy_(initial.get("lm_head", initial["wte"]))
