@@ -29,11 +29,15 @@ class RowRates:
         kept: rows of kept tokens, above 0.
         new: rows of new tokens, each by its own gradient.
         shared: rows of new tokens, by the gradient of their n-grams; 0 for none.
+        coupled: whether new rows, and n-grams, share the second moments of Adam, as Coupled Adam has it (Stollenwerk
+            and Stollenwerk 2025): a row moves as far as its gradient is large among theirs. Adam by itself moves the
+            rows of tokens that hardly occur as far as all others, by gradients that hardly say anything.
     """
 
     kept: float = 1.0
     new: float = 1.0
     shared: float = 0.0
+    coupled: bool = False
 
 
 def ngram_shares(
@@ -149,12 +153,20 @@ class NewRows:
                     ngrams.grad = torch.sparse.mm(self._shares.t(), matrix.grad[self._ids].to(ngrams.dtype))
                     ngrams.zero_()
 
+        def coupling(parameter: torch.nn.Parameter, rows: Any = slice(None)) -> Any:
+            """√(second moment / its mean over rows), by which a step of Adam becomes one of Coupled Adam; else 1."""
+            squares = optimizer.state[parameter].get("exp_avg_sq") if self._rates.coupled else None
+            if squares is None:
+                return 1.0
+            squares = squares[rows]
+            return (squares / squares.mean(dim=0).clamp_min(torch.finfo(squares.dtype).tiny)).sqrt()
+
         @torch.no_grad()
         def end(*_: Any) -> None:
             for matrix, rows, ngrams in zip(self._matrices, before, self._ngrams, strict=True):
-                moved = rows + ratio * (matrix[self._ids] - rows)
+                moved = rows + ratio * coupling(matrix, self._ids) * (matrix[self._ids] - rows)
                 if ngrams is not None and ngrams.grad is not None:
-                    moved += torch.sparse.mm(self._shares, ngrams)
+                    moved += torch.sparse.mm(self._shares, ngrams * coupling(ngrams))
                     ngrams.grad = None
                 matrix[self._ids] = moved
             before.clear()

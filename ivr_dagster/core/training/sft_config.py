@@ -90,6 +90,7 @@ EXTRA: dict[str, tuple[type, float, str]] = {
     "new_row_rate": (float, 0.0, "rows of new tokens learn at this many times learning_rate"),
     "shared_row_rate": (float, 0.0, "and learn from each other, by their n-grams, at this many times; 0: not at all"),
     "kept_row_rate": (float, 1e-6, "rows of kept tokens learn at this many times learning_rate"),
+    "coupled_rows": (bool, 0, "whether new rows share Adam's second moments (Coupled Adam)"),
     "embedding_phase": (float, 0.0, "share of all steps, at the beginning, in which only embeddings learn"),
     "early_stopping_patience": (int, 0, "stop after so many validations without a better one; 0: never"),
 }
@@ -183,7 +184,12 @@ def read_sft_config(path: Path | None = None, *, vanilla: bool = False, **overri
     extra = {key: arguments.pop(key) for key in EXTRA}
     return SftConfig(
         arguments,
-        RowRates(kept=extra["kept_row_rate"], new=extra["new_row_rate"], shared=extra["shared_row_rate"]),
+        RowRates(
+            kept=extra["kept_row_rate"],
+            new=extra["new_row_rate"],
+            shared=extra["shared_row_rate"],
+            coupled=extra["coupled_rows"],
+        ),
         extra["embedding_phase"],
         extra["early_stopping_patience"],
         arguments.pop("logging_dir", None),

@@ -37,17 +37,23 @@ def test_a_beginning_is_told_apart_from_the_same_characters_inside() -> None:
     assert sorted(shared) == [[True, True, False], [True, True, True], [True, True, True]]
 
 
-def adam(gradient: np.ndarray, lr: float, moments: list[np.ndarray], step: int) -> np.ndarray:
-    """Kingma and Ba (2015), algorithm 1."""
+def adam(
+    gradient: np.ndarray, lr: float, moments: list[np.ndarray], step: int, coupled: list[int] | None = None
+) -> np.ndarray:
+    """Kingma and Ba (2015), algorithm 1; rows of `coupled` have the mean of their second moments."""
     moments[0] = 0.9 * moments[0] + 0.1 * gradient
     moments[1] = 0.95 * moments[1] + 0.05 * gradient**2
-    return -lr * (moments[0] / (1 - 0.9**step)) / (np.sqrt(moments[1] / (1 - 0.95**step)) + 1e-8)
+    second = moments[1].copy()
+    if coupled is not None:
+        second[coupled] = second[coupled].mean(axis=0)
+    return -lr * (moments[0] / (1 - 0.9**step)) / (np.sqrt(second / (1 - 0.95**step)) + 1e-8)
 
 
-def test_rows_move_as_adam_of_their_own_and_of_their_ngrams_gradients() -> None:
+@pytest.mark.parametrize("coupled", [False, True])
+def test_rows_move_as_adam_of_their_own_and_of_their_ngrams_gradients(coupled: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     matrix = torch.nn.Parameter(torch.randn(V, D, generator=generator))
-    rates, lr, ids = RowRates(kept=0.5, new=3.0, shared=2.0), 0.01, sorted(NEW)
+    rates, lr, ids = RowRates(kept=0.5, new=3.0, shared=2.0, coupled=coupled), 0.01, sorted(NEW)
     rows = NewRows([matrix], NEW, rates)
     optimizer = torch.optim.AdamW(rows.parameter_groups(lr, 0.0), lr=lr, betas=(0.9, 0.95), weight_decay=0.0)
     rows.attach(optimizer)
@@ -63,8 +69,10 @@ def test_rows_move_as_adam_of_their_own_and_of_their_ngrams_gradients() -> None:
         matrix.grad = gradient.clone()
         optimizer.step()
         optimizer.zero_grad()
-        expected += factor * adam(gradient.double().numpy(), lr, own, step)
-        expected[ids] += shares @ adam(shares.T @ gradient.double().numpy()[ids], lr * rates.shared, shared, step)
+        expected += factor * adam(gradient.double().numpy(), lr, own, step, ids if coupled else None)
+        of_ngrams = shares.T @ gradient.double().numpy()[ids]
+        every = list(range(shares.shape[1])) if coupled else None
+        expected[ids] += shares @ adam(of_ngrams, lr * rates.shared, shared, step, every)
     assert matrix.detach().numpy() == pytest.approx(expected, abs=1e-5)
 
 
