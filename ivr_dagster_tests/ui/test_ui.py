@@ -12,7 +12,8 @@ from browsing import DagsterUi, graph, metadata_row, open_lineage, patient, visi
 from playwright.sync_api import Browser, Page, expect
 
 from ivr_dagster.core.tokenizer.bpe import read_bpe
-from ivr_dagster.stages import STAGES
+from ivr_dagster.settings import PRESETS, Settings
+from ivr_dagster.stages import STAGES, TUNING, stage_assets
 
 pytestmark = pytest.mark.browser
 
@@ -64,7 +65,9 @@ def test_no_dialog_covers_the_page(page: Page, ui: DagsterUi, path: str, landmar
 def test_the_lineage_shows_every_group_and_every_asset(page: Page, ui: DagsterUi) -> None:
     page.set_viewport_size({"width": 3200, "height": 3200})  # in less, Dagster shortens names
     open_lineage(page, ui.url)
-    assets = [*SOURCES, *(asset for assets in STAGES.values() for asset in assets)]
+    settings = Settings(**PRESETS["sample"])
+    wanted = {"vanilla": settings.vanilla, "vanilla_compute": settings.vanilla_compute}
+    assets = [*SOURCES, *TUNING, *(asset for stage in STAGES for asset in stage_assets(stage, **wanted))]
     for name in [*GROUPS, *assets]:
         expect(graph(page).get_by_text(name, exact=True).first).to_be_visible()
 
