@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from ivr_dagster.core.evaluation.model_card import Provenance
 
 GROUP = "evaluation"
-LONGEST_CONTEXT = 1024
 PROMPT_CHARACTERS = 200
 CONTINUATION_BYTES = 160
 # generation is timed on so many texts, so many bytes each
@@ -127,7 +126,7 @@ def evaluation_report_asset(wanted: Mapping[str, str]) -> dg.AssetsDefinition:
             initialized_model,
             {"sft": sft_checkpoint, **baselines},
         )
-        tokens_at_once = min(_context_of(model.path) for model, _ in models.values())
+        tokens_at_once = min(model.tokens_at_once() for model, _ in models.values())
         heldout = _text(texts, original_tokenizer, tokens_at_once)
         other, retention = _retention_text(settings, cleaned_corpus, original_tokenizer, tokens_at_once)
         new_ids = {rule.id for rule in remap_rules}
@@ -299,14 +298,6 @@ def _baselines(settings: SettingsResource) -> dict[str, TrainedModel]:
     """Variant → fine-tuned baseline, of those that are switched on."""
     wanted = baselines(vanilla=settings.vanilla, vanilla_compute=settings.vanilla_compute)
     return {name: TrainedModel(settings.places[asset]) for name, asset in wanted.items()}
-
-
-def _context_of(folder: Path) -> int:
-    """Tokens that the model in a folder is given at once."""
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    return min(int(getattr(config, "max_position_embeddings", None) or LONGEST_CONTEXT), LONGEST_CONTEXT)
 
 
 def _text(texts: list[str], base: TokenizerFolder, tokens_at_once: int) -> _Text:

@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 Advance = Callable[[float, float], None]
 
 GROUP = "training"
-LONGEST_BLOCK = 1024
 COLD, WARM = "the model as it is before training", "the model fine-tuned before"
 # settings that decide which text is held out
 DIVIDED_BY = ("heldout_fraction", "normalization", "text_split_bytes", "text_key", "encoding")
@@ -79,7 +78,7 @@ def training_blocks(
     from ivr_dagster.core.training.blocks import write_blocks
 
     started = time.monotonic()
-    block_size = settings.block_size or min(initialized_model.context() or LONGEST_BLOCK, LONGEST_BLOCK)
+    block_size = settings.block_size or initialized_model.tokens_at_once()
     encoded = {document_id for document_id, _ in token_sequences.documents()}
     encode_remapped = reference_encoder(remapped_tokenizer.backend())
     train, validation, size, validation_size = _divided(
@@ -350,7 +349,6 @@ def _start(
     to be gone on from: the base model, and how the corpus is cleaned and divided, since text that is held out now must
     not have been trained on before.
     """
-
     start, note = place / "warm_start", place / "started.json"
     said = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else {}
     if tokenizer is not None and said.get("ingredients") == ingredients:

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from ivr_dagster.core.training.tune import TrialInput, Tuning
 
 GROUP = "training"
-LONGEST_BLOCK = 1024
 # shares of the new tokens that are tried beside all of them
 FEWER = (0.5, 0.25)
 HOW_TO_USE = "`ivr train --config-path FILE`, or copy it to `sft_config.yaml` in the artifacts folder"
@@ -89,7 +88,7 @@ def tuning_study(
     refuse_foreign(place)
     mark_folder(place, "tuning_study", context.run.run_id)
     train, validation = _texts(settings, cleaned_corpus)
-    block_size = settings.block_size or min(initialized_model.context() or LONGEST_BLOCK, LONGEST_BLOCK)
+    block_size = settings.block_size or initialized_model.tokens_at_once()
     device, dtype = accelerator.resolved_device(), accelerator.resolved_dtype()
     rules = _rules_by_number(context, settings, remap_rules)
     work = place / ".work"

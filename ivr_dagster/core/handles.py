@@ -11,6 +11,8 @@ from tokenizers import Tokenizer
 from ivr_dagster.core.atomic import replacing
 from ivr_dagster.core.errors import InputError
 
+# tokens of the longest blocks and windows, whatever a model could read
+MOST_AT_ONCE = 1024
 HISTORY = "history.json"
 COUNTS = "counts.json"
 STUDY = "study.json"
@@ -71,6 +73,10 @@ class ModelFolder:
 
         config = AutoConfig.from_pretrained(self.path, local_files_only=True, trust_remote_code=False)
         return getattr(config, "max_position_embeddings", None)
+
+    def tokens_at_once(self) -> int:
+        """Tokens that the model is given at once in training and evaluation: its context, `MOST_AT_ONCE` at most."""
+        return min(self.context() or MOST_AT_ONCE, MOST_AT_ONCE)
 
     def load(self, dtype: str = "auto") -> "PreTrainedModel":
         """The model on the CPU, in the dtype it is stored in unless told otherwise.

@@ -35,3 +35,9 @@ def test_a_model_tells_its_context_where_its_configuration_does(
 ) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert ModelFolder(tmp_path).context() == context
+    assert ModelFolder(tmp_path).tokens_at_once() == (context or 1024)
+
+
+def test_a_long_context_is_not_used_whole(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2", "n_positions": 4096}))
+    assert ModelFolder(tmp_path).tokens_at_once() == 1024
