@@ -63,6 +63,7 @@ STAGE_OPTIONS: dict[str, tuple[str, ...]] = {
         "remap_rules_path",
         "embeddings_dir",
         "init_strategy",
+        "calibration_bytes",
         "token_distillation_bytes",
         "token_distillation_learning_rate",
         "token_distillation_hidden_weight",

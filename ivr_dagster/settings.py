@@ -202,6 +202,12 @@ class Settings(BaseModel):
         + ".",
     )
 
+    calibration_bytes: int = Field(
+        2_000_000,
+        ge=0,
+        description="Bytes of the train split that new tokens are counted in, to make each as probable as it is "
+        "frequent before training. 0: leave new rows as initialised.",
+    )
     token_distillation_bytes: int = Field(
         0,
         ge=0,

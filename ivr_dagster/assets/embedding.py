@@ -2,7 +2,7 @@
 
 import json
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
@@ -10,7 +10,7 @@ from ivr_dagster.assets import OWNERS, depends_on_settings
 from ivr_dagster.assets.display import curves, inline_png
 from ivr_dagster.core.content_hash import content_hash
 from ivr_dagster.core.corpus.cleaned import CleanedCorpus
-from ivr_dagster.core.corpus.subset import MOST_VALIDATION, documents_within
+from ivr_dagster.core.corpus.subset import document_sizes, ids_within, validation_ids
 from ivr_dagster.core.embedding.extract import read_embeddings, write_model
 from ivr_dagster.core.embedding.initialize import STRATEGIES, initialize_embeddings
 from ivr_dagster.core.embedding.reorder import check_new_ids, reorder_embeddings, row_sources
@@ -23,6 +23,9 @@ from ivr_dagster.progress import track
 from ivr_dagster.resources.accelerator import POOL, AcceleratorResource
 from ivr_dagster.resources.base_model import BaseModelResource
 from ivr_dagster.resources.settings import SettingsResource
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 GROUP = "embedding"
 # base tokens of a snippet, and of the context that bits per byte are measured with
@@ -78,11 +81,14 @@ def reordered_embeddings(
     owners=OWNERS,
     io_manager_key="tensors_io",
     pool=POOL,
-    code_version="1",
+    code_version="2",
     metadata=depends_on_settings(
         "init_strategy",
         "seed",
         "dtype",
+        "calibration_bytes",
+        "validation_bytes",
+        "train_bytes",
         "token_distillation_bytes",
         "token_distillation_learning_rate",
         "token_distillation_hidden_weight",
@@ -100,11 +106,12 @@ def fitted_embeddings(
     remapped_tokenizer: TokenizerFolder,
     remap_rules: RemapRules,
 ) -> dg.MaterializeResult[dict[str, Any]]:
-    """The re-ordered embeddings with the rows of new tokens initialised and, where it is wanted, fitted.
+    """The re-ordered embeddings with the rows of new tokens initialised, calibrated and, where it is wanted, fitted.
 
-    Initialised from the base's rows; fitted by token distillation on a part of the train split: the frozen base model
-    reads it with the new tokens' rows, which learn to stand for their constituents and to be predicted in their
-    place. Rows of kept tokens stay bit for bit. Bits per byte before and after are of other documents of the split.
+    Initialised from the base's rows, then calibrated: each new token becomes as probable, over a part of the train
+    split, as it is frequent there. Fitted by token distillation: the frozen base model reads text with the new
+    tokens' rows, which learn to stand for their constituents and to be predicted in their place. Rows of kept tokens
+    stay bit for bit. Bits per byte before and after that fit are of other documents of the split.
     """
     import torch
 
@@ -119,21 +126,19 @@ def fitted_embeddings(
         seed=settings.seed,
         vocabulary_size=bpe.size,
     )
-    figures: dict[str, Any] = {"token_distillation": False}
-    if settings.token_distillation_bytes and constituents:
-        new_tokens = {rule.id: rule.new_token for rule in remap_rules}
-        tensors, figures = _distilled(
-            context,
-            settings,
-            accelerator,
-            base.model(),
-            cleaned_corpus,
-            remapped_tokenizer,
-            original_embeddings,
-            tensors,
-            new_tokens,
-            constituents,
-        )
+    figures: dict[str, Any] = {"calibrated": False, "token_distillation": False}
+    if constituents and (settings.calibration_bytes or settings.token_distillation_bytes):
+        text = _Text(settings, cleaned_corpus, remapped_tokenizer)
+        model = base.model().load("float32")
+        if settings.calibration_bytes:
+            tensors, found = _calibrated(context, settings, accelerator, model, text, tensors, list(constituents))
+            figures |= found
+        if settings.token_distillation_bytes:
+            new_tokens = {rule.id: rule.new_token for rule in remap_rules}
+            tensors, found = _distilled(
+                context, settings, accelerator, model, text, original_embeddings, tensors, new_tokens, constituents
+            )
+            figures |= found
     norms = tensors["wte"][: bpe.size].norm(dim=1, dtype=torch.float32)
     new = sorted(constituents)
     return dg.MaterializeResult(
@@ -182,13 +187,80 @@ def initialized_model(
     )
 
 
+class _Text:
+    """The train split as rows are fitted to it, without the documents that training validates on."""
+
+    def __init__(self, settings: SettingsResource, corpus: CleanedCorpus, tokenizer: TokenizerFolder) -> None:
+        self._corpus, self._sizes = corpus, document_sizes(corpus.documents("train"))
+        self._validation, _ = validation_ids(self._sizes, settings.validation_bytes, settings.train_bytes)
+        self.encode, self.eos_id = reference_encoder(tokenizer.backend()), tokenizer.end_of_text_id()
+
+    def to_fit(self, most_bytes: int) -> tuple[list[str], int]:
+        """Documents of about so many bytes, and how many these are."""
+        return self._within({i: size for i, size in self._sizes.items() if i not in self._validation}, most_bytes)
+
+    def to_measure(self) -> list[str]:
+        """Documents that are validated on, `MEASURED_BYTES` of them."""
+        return self._within({i: self._sizes[i] for i in self._validation}, MEASURED_BYTES)[0]
+
+    def _within(self, sizes: dict[str, int], most_bytes: int) -> tuple[list[str], int]:
+        wanted, size = ids_within(sizes, most_bytes)
+        texts = {i: text for i, text in self._corpus.documents("train") if i in wanted}
+        return [texts[i] for i in sorted(wanted)], size
+
+
+def _snippet_tokens(model: "PreTrainedModel") -> int:
+    return min(SNIPPET_TOKENS, int(getattr(model.config, "max_position_embeddings", SNIPPET_TOKENS)))
+
+
+def _calibrated(
+    context: dg.AssetExecutionContext,
+    settings: SettingsResource,
+    accelerator: AcceleratorResource,
+    model: "PreTrainedModel",
+    text: _Text,
+    initial: dict[str, Any],
+    new_ids: list[int],
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The embeddings with new rows calibrated, and its figures."""
+    from ivr_dagster.core.embedding.calibrate import calibrate_new_rows
+
+    started = time.monotonic()
+    texts, size = text.to_fit(settings.calibration_bytes)
+    advance = track(context.log, "calibration", "tokens")
+    read = 0
+
+    def progress(done: int, total: int) -> None:
+        nonlocal read
+        read = done
+        advance(done, total)
+
+    tensors = calibrate_new_rows(
+        model,
+        initial,
+        new_ids,
+        text.encode(texts),
+        eos_id=text.eos_id,
+        length=_snippet_tokens(model),
+        seed=settings.seed,
+        device=accelerator.resolved_device(),
+        dtype=accelerator.resolved_dtype(),
+        progress=progress,
+    )
+    return tensors, {
+        "calibrated": True,
+        "calibration_bytes": size,
+        "calibration_tokens": read,
+        "calibration_seconds": round(time.monotonic() - started, 2),
+    }
+
+
 def _distilled(
     context: dg.AssetExecutionContext,
     settings: SettingsResource,
     accelerator: AcceleratorResource,
-    base_model: ModelFolder,
-    corpus: CleanedCorpus,
-    remapped: TokenizerFolder,
+    model: "PreTrainedModel",
+    text: _Text,
     original: dict[str, Any],
     initial: dict[str, Any],
     new_tokens: dict[int, str],
@@ -200,21 +272,11 @@ def _distilled(
     from ivr_dagster.core.evaluation.bits_per_byte import bits_per_byte
 
     started = time.monotonic()
-    _, everything = documents_within(corpus.documents("train"), 0)
-    # what training validates on, so that it stays unseen
-    kept = min(settings.validation_bytes, round(MOST_VALIDATION * everything))
-    validation, _ = documents_within(corpus.documents("train"), kept, from_the_end=True) if kept else (set(), 0)
-    measured, _ = documents_within(
-        (each for each in corpus.documents("train") if each[0] in validation), MEASURED_BYTES
-    )
-    others = (each for each in corpus.documents("train") if each[0] not in validation)
-    wanted, size = documents_within(others, settings.token_distillation_bytes)
-    encode = reference_encoder(remapped.backend())
-    texts = {i: text for i, text in corpus.documents("train") if i in wanted or i in measured}
-    sequences = [ids.tolist() for ids in encode([texts[i] for i in sorted(wanted)])]
-    model, eos_id = base_model.load("float32"), remapped.end_of_text_id()
-    longest = int(getattr(model.config, "max_position_embeddings", SNIPPET_TOKENS))
-    snippets = list(cut_snippets(sequences, constituents, eos_id=eos_id, length=min(SNIPPET_TOKENS, longest)))
+    measured = text.to_measure()
+    texts, size = text.to_fit(settings.token_distillation_bytes)
+    sequences = [ids.tolist() for ids in text.encode(texts)]
+    length = _snippet_tokens(model)
+    snippets = list(cut_snippets(sequences, constituents, eos_id=text.eos_id, length=length))
     device, dtype = accelerator.resolved_device(), accelerator.resolved_dtype()
 
     def bpb(tensors: dict[str, Any]) -> float | None:
@@ -223,10 +285,10 @@ def _distilled(
         replace_embeddings(model, tensors)
         return bits_per_byte(
             model,
-            encode,
-            [texts[i] for i in sorted(measured)],
-            eos_id=eos_id,
-            context=min(SNIPPET_TOKENS, longest),
+            text.encode,
+            measured,
+            eos_id=text.eos_id,
+            context=length,
             device=device,
             progress=track(context.log, "bits per byte", "tokens"),
         ).bpb

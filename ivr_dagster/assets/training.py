@@ -17,7 +17,7 @@ from ivr_dagster.core.atomic import remove, replacing
 from ivr_dagster.core.content_hash import content_hash
 from ivr_dagster.core.corpus.cleaned import SPLITS, CleanedCorpus
 from ivr_dagster.core.corpus.other_text import other_texts, read_other_documents
-from ivr_dagster.core.corpus.subset import MOST_VALIDATION, documents_within
+from ivr_dagster.core.corpus.subset import document_sizes, ids_within, validation_ids
 from ivr_dagster.core.handles import ModelFolder, TokenizerFolder, TrainedModel, TrainingBlocks
 from ivr_dagster.core.tokens.sequences import Encoder, TokenSequences, reference_encoder
 from ivr_dagster.core.vocabulary.remap import RemapRules
@@ -44,7 +44,7 @@ DIVIDED_BY = ("heldout_fraction", "normalization", "text_split_bytes", "text_key
     kinds={"arrow", "huggingface"},
     owners=OWNERS,
     io_manager_key="blocks_io",
-    code_version="2",
+    code_version="3",
     metadata=depends_on_settings(
         "block_size",
         "train_bytes",
@@ -75,7 +75,7 @@ def training_blocks(
     the vanilla baseline. Some documents are kept from both, to validate on: `validation_remapped/` and
     `validation_base/`. General text, where some is to be mixed in, stands behind the corpus; training shuffles blocks.
     """
-    from ivr_dagster.core.training.blocks import write_blocks
+    from ivr_dagster.core.training.blocks import write_blocks, write_validation_blocks
 
     started = time.monotonic()
     block_size = settings.block_size or initialized_model.tokens_at_once()
@@ -114,8 +114,8 @@ def training_blocks(
             packed[name] = write_blocks(chain(sequences(train), mixed), folder / name, **common)
             tokens[name] = {"train": packed[name].tokens}
             if validation:
-                counts = write_blocks(sequences(validation), blocks.validation(name), **common)
-                tokens[name]["validation"] = counts.tokens
+                kept = list(sequences(validation))
+                tokens[name]["validation"] = write_validation_blocks(kept, blocks.validation(name), **common)
         size += sum(len(text.encode()) for text in general)
         blocks.write_counts({"train": size, "validation": validation_size}, tokens)
     adapted, vanilla = packed["remapped"], packed.get("base")
@@ -226,10 +226,10 @@ def vanilla_compute_checkpoint(
 ) -> dg.MaterializeResult[TrainedModel]:
     """The base model with its own tokenizer, fine-tuned with as much computation as the adapted model was.
 
-    The same number of tokens of the same text, in as many steps; what token distillation computed counts too.
+    The same number of tokens of the same text, in as many steps; what was computed before training counts too.
     """
     block_tokens = sft_checkpoint.history()["tokens"] / sft_checkpoint.history()["steps"]
-    extra = round(_distillation_tokens(context) / block_tokens)
+    extra = round(_tokens_before_training(context) / block_tokens)
     return _fine_tuned(
         context,
         settings,
@@ -243,19 +243,19 @@ def vanilla_compute_checkpoint(
     )
 
 
-def _distillation_tokens(context: dg.AssetExecutionContext) -> float:
-    """How many tokens could have been trained on with what token distillation computed.
+def _tokens_before_training(context: dg.AssetExecutionContext) -> float:
+    """How many tokens could have been trained on with what calibration and token distillation computed.
 
     A training step's forward and backward pass cost one and two parts; a frozen model's reading costs one, the way
     back to its embeddings another.
     """
     event = context.instance.get_latest_materialization_event(dg.AssetKey("fitted_embeddings"))
     found = event.asset_materialization.metadata if event and event.asset_materialization else {}
-    read, base = (
+    read, base, calibration = (
         float(found[name].value or 0) if name in found else 0.0
-        for name in ("distillation_tokens", "distillation_base_tokens")
+        for name in ("distillation_tokens", "distillation_base_tokens", "calibration_tokens")
     )
-    return read * 2 / 3 + base / 3
+    return read * 2 / 3 + (base + calibration) / 3
 
 
 def _fine_tuned(
@@ -388,17 +388,12 @@ def _divided(
 ) -> tuple[set[str], set[str], int, int]:
     """Documents to train on and to validate on, and the UTF-8 bytes of both; with few, none to validate on."""
 
-    def documents(without: set[str]) -> Iterator[tuple[str, str]]:
-        return ((i, text) for i, text in corpus.documents("train") if i in encoded and i not in without)
-
-    _, everything = documents_within(documents(set()), 0)
-    share = round(MOST_VALIDATION * min(everything, settings.train_bytes or everything))
-    wanted = min(settings.validation_bytes, share)
-    validation, kept = documents_within(documents(set()), wanted, from_the_end=True) if wanted else (set(), 0)
-    texts = [text for i, text in documents(set()) if i in validation]
-    if kept > 2 * wanted or not fills_a_block(texts):  # a single long document, or hardly any text
+    sizes = document_sizes((i, text) for i, text in corpus.documents("train") if i in encoded)
+    validation, kept = validation_ids(sizes, settings.validation_bytes, settings.train_bytes)
+    if not fills_a_block([text for i, text in corpus.documents("train") if i in validation]):
         validation, kept = set(), 0
-    train, size = documents_within(documents(validation), settings.train_bytes)
+    others = {document_id: size for document_id, size in sizes.items() if document_id not in validation}
+    train, size = ids_within(others, settings.train_bytes)
     return train, validation, size, kept
 
 

@@ -1,7 +1,7 @@
 """A search for better training settings, made only when it is asked for."""
 
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ from ivr_dagster.assets.display import inline_png, markdown_table
 from ivr_dagster.core.atomic import remove, replacing
 from ivr_dagster.core.content_hash import content_hash
 from ivr_dagster.core.corpus.cleaned import CleanedCorpus
-from ivr_dagster.core.corpus.subset import documents_within
+from ivr_dagster.core.corpus.subset import document_sizes, ids_within
 from ivr_dagster.core.errors import InputError
 from ivr_dagster.core.handles import ModelFolder, TokenizerFolder, TuningFolder
 from ivr_dagster.core.tokens.counts import counts_from_table
@@ -172,14 +172,13 @@ def _texts(settings: SettingsResource, corpus: CleanedCorpus) -> tuple[list[str]
     """Documents that every trial reads, and others that it is validated on."""
     from ivr_dagster.core.training.tune import VALIDATION_SHARE
 
-    def documents(without: Collection[str] = ()) -> Iterator[tuple[str, str]]:
-        of_split = islice(corpus.documents("train"), settings.max_texts or None)
-        return ((i, text) for i, text in of_split if i not in without)
+    def documents() -> Iterator[tuple[str, str]]:
+        return islice(corpus.documents("train"), settings.max_texts or None)
 
-    _, everything = documents_within(documents(), 0)
-    size = min(settings.tune_bytes, everything)
-    validation, _ = documents_within(documents(), max(1, round(VALIDATION_SHARE * size)), from_the_end=True)
-    train, _ = documents_within(documents(without=validation), size)
+    sizes = document_sizes(documents())
+    size = min(settings.tune_bytes, sum(sizes.values()))
+    validation, _ = ids_within(sizes, max(1, round(VALIDATION_SHARE * size)), from_the_end=True)
+    train, _ = ids_within({i: each for i, each in sizes.items() if i not in validation}, size)
     if not train:
         raise InputError(
             f"a trial needs documents to train and to validate on, the train split has {len(validation)}",
@@ -238,8 +237,9 @@ def _packed(
     block_size: int,
     folder: Path,
 ) -> "TrialInput":
-    from ivr_dagster.core.training.blocks import write_blocks
-    from ivr_dagster.core.training.tune import TrialInput, pack_validation
+    from ivr_dagster.core.training.blocks import write_blocks, write_validation_blocks
+    from ivr_dagster.core.training.sft import Validation
+    from ivr_dagster.core.training.tune import TrialInput
 
     encode = reference_encoder(tokenizer.backend())
     common = {
@@ -249,8 +249,9 @@ def _packed(
     }
     write_blocks(encode(train), folder / "train", **common)
     size = sum(len(text.encode("utf-8")) for text in validation)
-    kept = pack_validation(encode(validation), size, folder / "validation", **common)
-    return TrialInput(model.path, tokenizer.path, folder / "train", kept, new_tokens)
+    kept = folder / "validation"
+    tokens = write_validation_blocks(encode(validation), kept, **common)
+    return TrialInput(model.path, tokenizer.path, folder / "train", Validation(kept, size / tokens), new_tokens)
 
 
 def _steps(context: dg.AssetExecutionContext) -> Callable[[int, int], None]:

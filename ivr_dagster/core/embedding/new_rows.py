@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 LONGEST_NGRAM = 3
 _START, _ANY = "\x02", ""
+# of an optimizer's state: torch's name for Adam's second moments, and ours for what they are raised to
+_SECOND_MOMENTS, _FLOOR = "exp_avg_sq", "floor"
 
 
 @dataclass(frozen=True)
@@ -29,15 +31,14 @@ class RowRates:
         kept: rows of kept tokens, above 0.
         new: rows of new tokens, each by its own gradient.
         shared: rows of new tokens, by the gradient of their n-grams; 0 for none.
-        coupled: whether new rows, and n-grams, share the second moments of Adam, as Coupled Adam has it (Stollenwerk
-            and Stollenwerk 2025): a row moves as far as its gradient is large among theirs. Adam by itself moves the
-            rows of tokens that hardly occur as far as all others, by gradients that hardly say anything.
+        floored: whether the second moments of Adam, of the rows of a matrix and of the n-grams, are at least as large
+            as their mean over the rows, see :class:`NewRows`.
     """
 
     kept: float = 1.0
     new: float = 1.0
     shared: float = 0.0
-    coupled: bool = False
+    floored: bool = False
 
 
 def ngram_shares(
@@ -144,6 +145,7 @@ class NewRows:
 
         before: list[torch.Tensor] = []
         ratio = self._rates.new / self._rates.kept
+        learners = {id(each) for each in (*self._matrices, *self._ngrams) if each is not None}
 
         @torch.no_grad()
         def begin(*_: Any) -> None:
@@ -152,24 +154,40 @@ class NewRows:
                 if ngrams is not None and matrix.grad is not None:
                     ngrams.grad = torch.sparse.mm(self._shares.t(), matrix.grad[self._ids].to(ngrams.dtype))
                     ngrams.zero_()
-
-        def coupling(parameter: torch.nn.Parameter, rows: Any = slice(None)) -> Any:
-            """√(second moment / its mean over rows), by which a step of Adam becomes one of Coupled Adam; else 1."""
-            squares = optimizer.state[parameter].get("exp_avg_sq") if self._rates.coupled else None
-            if squares is None:
-                return 1.0
-            squares = squares[rows]
-            return (squares / squares.mean(dim=0).clamp_min(torch.finfo(squares.dtype).tiny)).sqrt()
+            if self._rates.floored:
+                for group in optimizer.param_groups:
+                    for parameter in group["params"]:
+                        if id(parameter) in learners:
+                            _raise_second_moments(optimizer.state[parameter], parameter.grad, group.get("betas"))
 
         @torch.no_grad()
         def end(*_: Any) -> None:
             for matrix, rows, ngrams in zip(self._matrices, before, self._ngrams, strict=True):
-                moved = rows + ratio * coupling(matrix, self._ids) * (matrix[self._ids] - rows)
+                moved = rows + ratio * (matrix[self._ids] - rows)
                 if ngrams is not None and ngrams.grad is not None:
-                    moved += torch.sparse.mm(self._shares, ngrams * coupling(ngrams))
+                    moved += torch.sparse.mm(self._shares, ngrams)
                     ngrams.grad = None
                 matrix[self._ids] = moved
             before.clear()
 
         optimizer.register_step_pre_hook(begin)
         optimizer.register_step_post_hook(end)
+
+
+def _raise_second_moments(
+    state: dict[str, Any], gradient: "torch.Tensor | None", betas: tuple[float, float] | None
+) -> None:
+    """Raise Adam's second moments [rows, d] to their floor [d], and bring the floor up to date with a gradient.
+
+    The floor is the running mean, as Adam's own, of the mean over rows of squared gradients. It is a part of the
+    optimizer's state, so a checkpoint holds it. Adam has no moments yet at its first step, nor has an optimizer
+    without any; these are left alone.
+    """
+    import torch
+
+    squares = state.get(_SECOND_MOMENTS)
+    if squares is None or gradient is None or betas is None:
+        return
+    floor = state[_FLOOR] if _FLOOR in state else squares.mean(dim=0)  # of the first step's gradient
+    torch.maximum(squares, floor, out=squares)
+    state[_FLOOR] = betas[1] * floor + (1 - betas[1]) * gradient.square().mean(dim=0)

@@ -4,8 +4,9 @@ How text becomes ids belongs to the tokens stem; what a block is trained with, t
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -140,6 +141,36 @@ def write_blocks(
         if shown:
             enable_progress_bars()
     return BlockCounts(documents, tokens, blocks, tokens - blocks * block_size)
+
+
+def write_validation_blocks(
+    sequences: Sequence[NDArray[np.integer[Any]]], path: Path, *, block_size: int, eos_id: int, vocab_size: int
+) -> int:
+    """Pack documents to validate on so that all their text is measured, under whatever tokenizer.
+
+    What is left of the last block is filled with the documents from the beginning; otherwise another part of the text
+    would be dropped under each tokenizer, and their figures could not be compared.
+
+    Args:
+        sequences, path, block_size, eos_id, vocab_size: as of :func:`write_blocks`.
+
+    Returns:
+        The documents' tokens, with an end-of-text token each, without what the last block was filled with.
+    """
+    documents = [ids for ids in sequences if len(ids)]
+    tokens = sum(len(ids) + 1 for ids in documents)
+
+    def filled() -> Iterator[NDArray[np.integer[Any]]]:
+        yield from documents
+        missing = -tokens % block_size
+        for ids in cycle(documents):
+            if missing <= 0:
+                return
+            yield ids[:missing]
+            missing -= len(ids[:missing]) + 1
+
+    write_blocks(filled(), path, block_size=block_size, eos_id=eos_id, vocab_size=vocab_size)
+    return tokens
 
 
 def read_blocks(path: Path) -> "Dataset":

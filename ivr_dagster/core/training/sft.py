@@ -349,10 +349,12 @@ def _trainer_class() -> Any:
         bytes_per_token: float
 
         def create_optimizer(self, model: Any = None) -> "torch.optim.Optimizer":
-            if self.optimizer is not None or self.rates == RowRates() or not (self.new_tokens or self.rates.kept != 1):
+            rates = self.rates
+            for_all = RowRates(kept=rates.kept, floored=rates.floored)
+            if self.optimizer is not None or (rates if self.new_tokens else for_all) == RowRates():
                 return super().create_optimizer(model)
             matrices = embedding_parameters(self.model)
-            rows = NewRows(matrices, self.new_tokens, self.rates)
+            rows = NewRows(matrices, self.new_tokens, rates)
             for matrix in matrices:  # Trainer takes what learns, and these have groups of their own
                 matrix.requires_grad_(False)
             optimizer = super().create_optimizer(model)

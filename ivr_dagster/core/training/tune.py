@@ -10,19 +10,15 @@ many rows: the longer the trials, the more their order says of the training itse
 
 import gc
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import cycle
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from ivr_dagster.core.atomic import remove, replacing
 from ivr_dagster.core.content_hash import content_hash
 from ivr_dagster.core.errors import InputError
-from ivr_dagster.core.training.blocks import read_blocks, write_blocks
+from ivr_dagster.core.training.blocks import read_blocks
 from ivr_dagster.core.training.sft import TrainingDiverged, Validation, fine_tune
 from ivr_dagster.core.training.sft_config import SftConfig, read_sft_config, sft_config_with
 from ivr_dagster.core.training.study import (
@@ -334,38 +330,3 @@ def write_result(folder: Path, source: Path, tuning: Tuning, new_tokens: int) ->
     }
     with replacing(folder / TRIALS) as staged:
         staged.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-
-
-def pack_validation(
-    sequences: Sequence[NDArray[np.integer[Any]]],
-    text_bytes: int,
-    path: Path,
-    *,
-    block_size: int,
-    eos_id: int,
-    vocab_size: int,
-) -> Validation:
-    """Pack documents to validate on so that all their text is measured, under whatever tokenizer.
-
-    What is left of the last block is filled with the documents from the beginning; otherwise another part of the text
-    would be dropped under each tokenizer, and their figures could not be compared.
-
-    Args:
-        sequences: a document each, ids `[n]`.
-        text_bytes: UTF-8 bytes of their text.
-        path: the folder to write.
-        block_size, eos_id, vocab_size: as of :func:`~ivr_dagster.core.training.blocks.write_blocks`.
-    """
-    tokens = sum(len(ids) + 1 for ids in sequences if len(ids))
-
-    def filled() -> Iterator[NDArray[np.integer[Any]]]:
-        yield from sequences
-        missing = -tokens % block_size
-        for ids in cycle([ids for ids in sequences if len(ids)]):
-            if missing <= 0:
-                return
-            yield ids[:missing]
-            missing -= len(ids[:missing]) + 1
-
-    write_blocks(filled(), path, block_size=block_size, eos_id=eos_id, vocab_size=vocab_size)
-    return Validation(path, text_bytes / tokens)

@@ -37,43 +37,83 @@ def test_a_beginning_is_told_apart_from_the_same_characters_inside() -> None:
     assert sorted(shared) == [[True, True, False], [True, True, True], [True, True, True]]
 
 
-def adam(
-    gradient: np.ndarray, lr: float, moments: list[np.ndarray], step: int, coupled: list[int] | None = None
-) -> np.ndarray:
-    """Kingma and Ba (2015), algorithm 1; rows of `coupled` have the mean of their second moments."""
-    moments[0] = 0.9 * moments[0] + 0.1 * gradient
-    moments[1] = 0.95 * moments[1] + 0.05 * gradient**2
-    second = moments[1].copy()
-    if coupled is not None:
-        second[coupled] = second[coupled].mean(axis=0)
-    return -lr * (moments[0] / (1 - 0.9**step)) / (np.sqrt(second / (1 - 0.95**step)) + 1e-8)
+class Adam:
+    """Kingma and Ba (2015), algorithm 1; `floored`: second moments are raised to those of the mean row beforehand."""
+
+    def __init__(self, shape: tuple[int, int], floored: bool) -> None:
+        self.first, self.second, self.floor = np.zeros(shape), np.zeros(shape), np.zeros(shape[1])
+        self.floored, self.steps = floored, 0
+
+    def __call__(self, gradient: np.ndarray, lr: float) -> np.ndarray:
+        self.steps += 1
+        if self.floored:
+            self.second = np.maximum(self.second, self.floor)
+            self.floor = 0.95 * self.floor + 0.05 * (gradient**2).mean(axis=0)
+        self.first = 0.9 * self.first + 0.1 * gradient
+        self.second = 0.95 * self.second + 0.05 * gradient**2
+        first, second = self.first / (1 - 0.9**self.steps), self.second / (1 - 0.95**self.steps)
+        return -lr * first / (np.sqrt(second) + 1e-8)
 
 
-@pytest.mark.parametrize("coupled", [False, True])
-def test_rows_move_as_adam_of_their_own_and_of_their_ngrams_gradients(coupled: bool) -> None:
+def rare(generator: torch.Generator) -> torch.Tensor:
+    """A gradient that is large for few rows, as those of tokens in a batch are."""
+    occurs = torch.rand(V, 1, generator=generator) < 0.3
+    return torch.randn(V, D, generator=generator) * torch.where(occurs, 1.0, 1e-3)
+
+
+@pytest.mark.parametrize("floored", [False, True])
+def test_rows_move_as_adam_of_their_own_and_of_their_ngrams_gradients(floored: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     matrix = torch.nn.Parameter(torch.randn(V, D, generator=generator))
-    rates, lr, ids = RowRates(kept=0.5, new=3.0, shared=2.0, coupled=coupled), 0.01, sorted(NEW)
+    rates, lr, ids = RowRates(kept=0.5, new=3.0, shared=2.0, floored=floored), 0.01, sorted(NEW)
     rows = NewRows([matrix], NEW, rates)
     optimizer = torch.optim.AdamW(rows.parameter_groups(lr, 0.0), lr=lr, betas=(0.9, 0.95), weight_decay=0.0)
     rows.attach(optimizer)
 
     shares = dense([NEW[i] for i in ids])
     expected = matrix.detach().double().numpy().copy()
-    own = [np.zeros((V, D)), np.zeros((V, D))]
-    shared = [np.zeros((shares.shape[1], D)), np.zeros((shares.shape[1], D))]
+    own, shared = Adam((V, D), floored), Adam((shares.shape[1], D), floored)
     factor = np.full((V, 1), rates.kept)
     factor[ids] = rates.new
-    for step in range(1, 6):
-        gradient = torch.randn(V, D, generator=generator)
+    for _ in range(6):
+        gradient = rare(generator)
         matrix.grad = gradient.clone()
         optimizer.step()
         optimizer.zero_grad()
-        expected += factor * adam(gradient.double().numpy(), lr, own, step, ids if coupled else None)
-        of_ngrams = shares.T @ gradient.double().numpy()[ids]
-        every = list(range(shares.shape[1])) if coupled else None
-        expected[ids] += shares @ adam(of_ngrams, lr * rates.shared, shared, step, every)
+        expected += factor * own(gradient.double().numpy(), lr)
+        expected[ids] += shares @ shared(shares.T @ gradient.double().numpy()[ids], lr * rates.shared)
     assert matrix.detach().numpy() == pytest.approx(expected, abs=1e-5)
+
+
+def test_with_a_floor_rows_of_tokens_that_do_not_occur_hardly_move() -> None:
+    moved = []
+    for floored in (False, True):
+        generator = torch.Generator().manual_seed(0)
+        matrix = torch.nn.Parameter(torch.zeros(V, D))
+        rows = NewRows([matrix], NEW, RowRates(floored=floored))
+        optimizer = torch.optim.AdamW(rows.parameter_groups(0.1, 0.0), lr=0.1, weight_decay=0.0)
+        rows.attach(optimizer)
+        for _ in range(20):
+            gradient = 1e-4 * torch.ones(V, D)  # a softmax pushes all rows down a little
+            gradient[0] = torch.randn(D, generator=generator)
+            matrix.grad = gradient
+            optimizer.step()
+            with torch.no_grad():
+                matrix[1:] *= optimizer.state[matrix]["step"] > 1  # at its first step Adam has no moments yet
+        moved.append(matrix.detach()[1:].abs().max().item())
+    assert moved[0] > 1.5
+    assert moved[1] < 0.01
+
+
+def test_an_optimizer_without_second_moments_is_left_alone() -> None:
+    matrix = torch.nn.Parameter(torch.zeros(V, D))
+    rows = NewRows([matrix], {}, RowRates(floored=True))
+    optimizer = torch.optim.SGD(rows.parameter_groups(0.1, 0.0), lr=0.1)
+    rows.attach(optimizer)
+    for _ in range(2):
+        matrix.grad = torch.ones(V, D)
+        optimizer.step()
+    assert torch.allclose(matrix.detach(), torch.full((V, D), -0.2))
 
 
 def test_kept_rows_move_as_without_new_ones() -> None:
@@ -99,7 +139,7 @@ def test_a_run_gone_on_with_from_the_optimizers_state_is_the_same_run() -> None:
 
         def fresh(value: torch.Tensor) -> tuple[torch.nn.Parameter, torch.optim.Optimizer]:
             parameter = torch.nn.Parameter(value.clone())
-            rows = NewRows([parameter], NEW, RowRates(new=2.0, shared=2.0))
+            rows = NewRows([parameter], NEW, RowRates(new=2.0, shared=2.0, floored=True))
             optimizer = torch.optim.AdamW(rows.parameter_groups(0.1, 0.0), lr=0.1)
             rows.attach(optimizer)
             return parameter, optimizer

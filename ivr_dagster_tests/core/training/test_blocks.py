@@ -7,7 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ivr_dagster.core.errors import InputError
-from ivr_dagster.core.training.blocks import BlockCounts, pack_blocks, read_blocks, write_blocks
+from ivr_dagster.core.training.blocks import (
+    BlockCounts,
+    pack_blocks,
+    read_blocks,
+    write_blocks,
+    write_validation_blocks,
+)
 
 DOCUMENTS = st.lists(st.lists(st.integers(0, 98), max_size=40), max_size=12)
 
@@ -91,3 +97,15 @@ def test_a_folder_without_blocks_is_refused_by_name(tmp_path: Path) -> None:
     Dataset.from_dict({"text": ["a"]}).save_to_disk(tmp_path / "texts")
     with pytest.raises(InputError, match=r"texts: the dataset has the columns \['text'\], not input_ids"):
         read_blocks(tmp_path / "texts")
+
+
+@pytest.mark.parametrize("lengths", [[20], [15], [16], [5, 0, 9, 16, 3], [2, 2]])
+def test_all_text_to_validate_on_is_measured_under_whatever_tokenizer(tmp_path: Path, lengths: list[int]) -> None:
+    documents = [np.arange(length) + 1 for length in lengths]
+    tokens = sum(length + 1 for length in lengths if length)
+    counted = write_validation_blocks(documents, tmp_path / "kept", block_size=8, eos_id=0, vocab_size=257)
+    packed = np.concatenate([row["input_ids"] for row in read_blocks(tmp_path / "kept")])
+    whole = np.concatenate([[*document, 0] for document in documents if len(document)])
+    assert len(packed) == -(-tokens // 8) * 8
+    assert packed[:tokens].tolist() == whole.tolist()
+    assert counted == tokens

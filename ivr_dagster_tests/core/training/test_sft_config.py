@@ -91,7 +91,7 @@ def test_the_baselines_own_settings_hold_for_the_baseline_alone(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    "text", ["learning_rate: 1e-3", "new_row_rate: 7", "coupled_rows: true", "embedding_phase: 0.5"]
+    "text", ["learning_rate: 1e-3", "new_row_rate: 7", "second_moment_floor: true", "embedding_phase: 0.5"]
 )
 def test_whatever_decides_the_outcome_changes_the_digest(tmp_path: Path, text: str) -> None:
     assert read_sft_config(written(tmp_path, text)).digest() != read_sft_config().digest()
@@ -123,7 +123,7 @@ def test_settings_without_effect_are_accepted_with_a_note(tmp_path: Path) -> Non
         ("output_dir: here", ":1: output_dir cannot be set: the stage has --output-dir for it"),
         ("do_eval: true", ":1: do_eval cannot be set: quality is measured by a stage of its own"),
         ("metric_for_best_model: loss", ":1: metric_for_best_model cannot be set: validation is in bits per byte"),
-        ("coupled_rows: 1", ":1: coupled_rows is 1, bool is wanted"),
+        ("second_moment_floor: 1", ":1: second_moment_floor is 1, bool is wanted"),
         ("kept_row_rate: 0.0", ":1: kept_row_rate is 0.0, 1e-06 or more is wanted"),
         ("embedding_phase: 1.0", ":1: embedding_phase is 1.0, 0 or more and less than 1 is wanted"),
         ("early_stopping_patience: 3", ":1: early_stopping_patience needs load_best_model_at_end: true"),

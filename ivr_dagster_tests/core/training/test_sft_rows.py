@@ -69,7 +69,12 @@ def tensors(result: SftResult) -> dict[str, torch.Tensor]:
 def test_a_run_with_all_of_it_stopped_three_times_ends_with_the_bits_of_an_undisturbed_one(
     tiny: Path, tmp_path: Path, validation: Validation
 ) -> None:
-    settings = {"embedding_phase": 0.3, "coupled_rows": True, "load_best_model_at_end": True, "warmup_ratio": 0.2}
+    settings = {
+        "embedding_phase": 0.3,
+        "second_moment_floor": True,
+        "load_best_model_at_end": True,
+        "warmup_ratio": 0.2,
+    }
     undisturbed = train(tiny, tmp_path / "a", validation=validation, settings=settings)
     for stop_at in (6, 12, 18):
         with pytest.raises(Stopped):

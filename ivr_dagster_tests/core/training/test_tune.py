@@ -10,11 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from ivr_dagster.core.errors import InputError
-from ivr_dagster.core.training.blocks import read_blocks
 from ivr_dagster.core.training.sft import Validation
 from ivr_dagster.core.training.sft_config import DEFAULTS, read_sft_config
 from ivr_dagster.core.training.study import KILLED, PRUNED, Choice, Range
@@ -22,12 +20,10 @@ from ivr_dagster.core.training.tune import (
     NEW_TOKENS,
     TrialInput,
     Tuning,
-    pack_validation,
     search_space,
     tune,
     write_result,
 )
-from ivr_dagster_tests.core.training.conftest import BLOCK, END
 
 NEW = {3: "Ġthe", 7: "Ġthat"}
 SETTINGS = (
@@ -205,18 +201,6 @@ class TestTheSpace:
 
     def test_reaches_a_phase_longer_than_usual(self) -> None:
         assert search_space(read_sft_config(embedding_phase=0.5), 1_000, [9])[0]["embedding_phase"] == Range(0.0, 0.5)
-
-
-@pytest.mark.parametrize("lengths", [[20], [15], [16], [5, 0, 9, 16, 3], [2, 2]])
-def test_all_text_to_validate_on_is_measured_under_whatever_tokenizer(tmp_path: Path, lengths: list[int]) -> None:
-    documents = [np.arange(length) + 1 for length in lengths]
-    tokens = sum(length + 1 for length in lengths if length)
-    kept = pack_validation(documents, 100, tmp_path / "kept", block_size=BLOCK, eos_id=END, vocab_size=257)
-    packed = np.concatenate([row["input_ids"] for row in read_blocks(kept.blocks)])
-    whole = np.concatenate([[*document, END] for document in documents if len(document)])
-    assert len(packed) == -(-tokens // BLOCK) * BLOCK
-    assert packed[:tokens].tolist() == whole.tolist()
-    assert kept.bytes_per_token == 100 / tokens
 
 
 def test_the_number_of_new_tokens_is_written_beside_the_settings(tiny: Path, tmp_path: Path) -> None:
