@@ -1,8 +1,10 @@
 """What the new vocabulary costs or brings, in bits per byte, on an artifacts folder that the stage align has left.
 
-`start`: the base model under its own and the distilled tokenizer, every initialisation strategy, token distillation.
+`start`: the base model under its own and the distilled tokenizer, every initialisation strategy, calibration, token
+distillation.
 `curves`: the adapted model and the vanilla baseline, fine-tuned for the same number of tokens, validated on the way;
-with `--equal-bytes` for the same text instead. Several seeds. All on the same held-out bytes with equal contexts.
+with `--equal-bytes` for the same text instead. Several seeds. All on the same held-out bytes with equal contexts; with
+`--retention` also on text of another domain.
 
     ivr --artifacts-dir DIR run --until align --raw-corpora-dir … --model-name …
     python -m benchmarks.quality start --artifacts DIR --model FOLDER
@@ -12,6 +14,7 @@ with `--equal-bytes` for the same text instead. Several seeds. All on the same h
 import argparse
 import json
 import platform
+import shutil
 import sys
 import tempfile
 import time
@@ -23,7 +26,9 @@ import numpy as np
 
 from ivr_dagster.artifact_paths import ArtifactPaths
 from ivr_dagster.core.corpus.cleaned import CleanedCorpus
+from ivr_dagster.core.corpus.other_text import other_texts, read_other_documents
 from ivr_dagster.core.corpus.subset import documents_within
+from ivr_dagster.core.embedding.calibrate import POSITIONS, calibrate_new_rows
 from ivr_dagster.core.embedding.extract import read_embeddings, replace_embeddings, write_model
 from ivr_dagster.core.embedding.initialize import STRATEGIES, initialize_embeddings
 from ivr_dagster.core.embedding.reorder import reorder_embeddings, row_sources
@@ -33,7 +38,7 @@ from ivr_dagster.core.evaluation.intervals import bpb_intervals
 from ivr_dagster.core.handles import ModelFolder, TokenizerFolder
 from ivr_dagster.core.tokenizer.bpe import read_bpe, strings_by_id
 from ivr_dagster.core.tokens.sequences import reference_encoder
-from ivr_dagster.core.training.blocks import write_blocks
+from ivr_dagster.core.training.blocks import write_blocks, write_validation_blocks
 from ivr_dagster.core.training.sft import Validation, fine_tune
 from ivr_dagster.core.training.sft_config import read_sft_config
 from ivr_dagster.core.vocabulary.remap import read_rules
@@ -45,7 +50,15 @@ CONTEXT = 512
 class Bench:
     """One artifacts folder, its tokenizers and texts, and how models are scored on them."""
 
-    def __init__(self, artifacts: Path, model: Path, heldout_bytes: int, validation_bytes: int, dtype: str) -> None:
+    def __init__(
+        self,
+        artifacts: Path,
+        model: Path,
+        heldout_bytes: int,
+        validation_bytes: int,
+        dtype: str,
+        retention: Path | None = None,
+    ) -> None:
         paths = ArtifactPaths(artifacts.resolve())
         self.model, self.dtype = ModelFolder(model), dtype
         self.tokenizers = {
@@ -71,6 +84,10 @@ class Bench:
         train = sorted((i, text) for i, text in corpus.documents("train") if i not in kept)
         self.train = [text for _, text in train]
         self.validation = [text for i, text in corpus.documents("train") if i in kept]
+        self.retention: list[str] = []
+        if retention:
+            others = read_other_documents(retention, text_key="text", encoding="utf-8", text_split_bytes=10_000)
+            self.retention = other_texts(others, (), heldout_bytes)
         encoded = self.encoders["base"](self.heldout)
         self.context_bytes = context_that_fits([self.lengths["base"][ids] for ids in encoded], 2 * CONTEXT)
         self.base = read_embeddings(model)
@@ -82,15 +99,27 @@ class Bench:
             self.reordered, self.base, self.constituents, strategy=strategy, vocabulary_size=self.bpe.size
         )
 
-    def score(self, model: Any, tokenizer: str) -> BitsPerByte:
-        """On the held-out text; contexts of the same bytes under every tokenizer."""
+    def calibrated(self, seed: int = 42) -> dict[str, Any]:
+        return calibrate_new_rows(
+            self.model.load("float32"),
+            self.initial(),
+            list(self.new_tokens),
+            self.encoders["remapped"](self.train),
+            eos_id=self.eos_id,
+            length=CONTEXT,
+            seed=seed,
+            dtype=self.dtype,
+        )
+
+    def score(self, model: Any, tokenizer: str, texts: list[str] | None = None) -> BitsPerByte:
+        """On the held-out text unless told otherwise; contexts of the same bytes under every tokenizer."""
         import torch
 
         with torch.autocast("cpu", torch.bfloat16, enabled=self.dtype == "bfloat16"):
             return bits_per_byte(
                 model,
                 self.encoders[tokenizer],
-                self.heldout,
+                texts or self.heldout,
                 eos_id=self.eos_id,
                 context=2 * CONTEXT,
                 context_bytes=self.context_bytes,
@@ -109,7 +138,7 @@ class Bench:
         fitted = fit_new_rows(
             self.model.load("float32"),
             self.base,
-            self.initial(),
+            self.calibrated(),
             self.new_tokens,
             list(cut_snippets(sequences, self.constituents, eos_id=self.eos_id, length=CONTEXT)),
             learning_rate=learning_rate,
@@ -138,6 +167,11 @@ def start(bench: Bench, distillations: list[tuple[int, float, float]]) -> dict[s
         replace_embeddings(model, bench.initial(strategy))
         rows[strategy] = {"bpb": bench.score(model, "remapped").bpb}
         told(f"{strategy} {rows[strategy]}")
+    started = time.process_time()
+    replace_embeddings(model, bench.calibrated())
+    seconds = time.process_time() - started
+    rows["constituents, calibrated"] = {"bpb": bench.score(model, "remapped").bpb, "cpu_seconds": seconds}
+    told(str(rows["constituents, calibrated"]))
     for size, weight, rate in distillations:
         tensors, figures = bench.distilled(size, weight, rate)
         replace_embeddings(model, tensors)
@@ -172,13 +206,13 @@ def curves(
     runs: list[dict[str, Any]] = []
     scored: dict[tuple[str, int], BitsPerByte] = {}
     with tempfile.TemporaryDirectory() as folder:
-        adapted, extra = Path(folder) / "adapted", 0.0
+        adapted, extra = Path(folder) / "adapted", POSITIONS / 3
         adapted.mkdir()
         if distillation:
             tensors, figures = bench.distilled(*distillation)
-            extra = figures["tokens"] * 2 / 3 + figures["base_tokens"] / 3
+            extra += figures["tokens"] * 2 / 3 + figures["base_tokens"] / 3
         else:
-            tensors = bench.initial()
+            tensors = bench.calibrated()
         write_model(bench.model.path, tensors, adapted)
         for name in variants:
             tokenizer = "remapped" if name == "adapted" else "base"
@@ -187,9 +221,9 @@ def curves(
             common = {"block_size": size, "eos_id": bench.eos_id, "vocab_size": bench.bpe.size}
             blocks, kept = Path(folder) / f"{name}-blocks", Path(folder) / f"{name}-validation"
             counts = write_blocks(iter(bench.encoders[tokenizer](texts)), blocks, **common)
-            valid = write_blocks(iter(bench.encoders[tokenizer](bench.validation)), kept, **common)
+            valid = write_validation_blocks(bench.encoders[tokenizer](bench.validation), kept, **common)
             bytes_per_token = read / counts.tokens
-            validation = Validation(kept, sum(len(text.encode()) for text in bench.validation) / valid.tokens)
+            validation = Validation(kept, sum(len(text.encode()) for text in bench.validation) / valid)
             for seed in seeds:
                 config = read_sft_config(sft, vanilla=name == "vanilla", seed=seed)
                 batch = config.arguments["per_device_train_batch_size"]
@@ -211,8 +245,10 @@ def curves(
                     on_log=lambda entry, name=name: told(f"{name} {entry}") if "bits_per_byte" in entry else None,
                 )
                 seconds = time.process_time() - started
-                score = bench.score(ModelFolder(result.final_model).load("float32"), tokenizer)
+                model = ModelFolder(result.final_model).load("float32")
+                score = bench.score(model, tokenizer)
                 scored[name, seed] = score
+                other = bench.score(model, tokenizer, bench.retention).bpb if bench.retention else None
                 per_step = result.tokens / result.steps
                 runs.append(
                     {
@@ -221,10 +257,11 @@ def curves(
                         "steps": result.steps,
                         "tokens": result.tokens,
                         "bytes": result.tokens * bytes_per_token,
-                        "tokens_of_distillation": extra if name == "adapted" else 0.0,
+                        "tokens_before_training": extra if name == "adapted" else 0.0,
                         "cpu_seconds": seconds,
                         "tokens_per_second": result.tokens_per_second,
                         "bpb": score.bpb,
+                        "retention_bpb": other,
                         "curve": [
                             {"tokens": step * per_step, "bytes": step * per_step * bytes_per_token, "bpb": bpb}
                             for step, bpb in result.validation
@@ -232,7 +269,8 @@ def curves(
                     }
                 )
                 told(json.dumps(runs[-1]))
-                del result
+                del result, model
+                shutil.rmtree(Path(folder) / f"{name}-{seed}")
                 torch.manual_seed(0)
     summary: dict[str, Any] = {}
     for name in variants:
@@ -244,6 +282,10 @@ def curves(
         pair = (variants[0], variants[1])
         interval = bpb_intervals(mean, sizes, [pair])[1][pair]
         summary["difference"] = {"value": interval.value, "low": interval.low, "high": interval.high}
+    base = bench.model.load("float32")
+    summary["base"] = {"bpb": bench.score(base, "base").bpb}
+    if bench.retention:
+        summary["base"]["retention_bpb"] = bench.score(base, "base", bench.retention).bpb
     return {
         "heldout_bytes": bench.heldout_bytes,
         "context_bytes": bench.context_bytes,
@@ -262,10 +304,11 @@ def as_markdown(part: str, result: dict[str, Any]) -> str:
         lines = ["| before any training | BPB |", "|---|---:|"]
         lines += [f"| {name} | {row['bpb']:.3f} |" for name, row in result["rows"].items()]
         return "\n".join(lines)
-    lines = ["| variant | seed | tokens | bytes of text | CPU seconds | BPB |", "|---|---:|---:|---:|---:|---:|"]
+    lines = ["| variant | seed | tokens | bytes of text | CPU seconds | BPB | other text |"]
+    lines += ["|---|---:|---:|---:|---:|---:|---:|"]
     lines += [
         f"| {run['variant']} | {run['seed']} | {run['tokens']:,} | {run['bytes']:,.0f} | {run['cpu_seconds']:,.0f} "
-        f"| {run['bpb']:.4f} |"
+        f"| {run['bpb']:.4f} | {run['retention_bpb'] or 0:.4f} |"
         for run in result["runs"]
     ]
     return "\n".join([*lines, "", json.dumps(result["summary"])])
@@ -285,6 +328,7 @@ def main() -> None:
     parser.add_argument("--heldout-bytes", type=int, default=40_000)
     parser.add_argument("--validation-bytes", type=int, default=20_000)
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--retention", type=Path, help="folder of text of another domain")
     parser.add_argument("--threads", type=int, default=0, help="of torch; 0: as many as it takes by itself")
     parser.add_argument(
         "--distillation", type=_triple, action="append", default=[], help="bytes:hidden weight:learning rate"
@@ -303,7 +347,14 @@ def main() -> None:
 
     if options.threads:
         torch.set_num_threads(options.threads)
-    bench = Bench(options.artifacts, options.model, options.heldout_bytes, options.validation_bytes, options.dtype)
+    bench = Bench(
+        options.artifacts,
+        options.model,
+        options.heldout_bytes,
+        options.validation_bytes,
+        options.dtype,
+        options.retention,
+    )
     if options.part == "start":
         result = start(bench, options.distillation)
     else:

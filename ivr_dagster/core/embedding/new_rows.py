@@ -6,6 +6,11 @@ could use. So the rows move together along their character n-grams, as fastText'
 the optimizer holds one vector for each n-gram beside the model, and a row moves by what it learns itself plus the
 mean, over √n, of what its n-grams learn. Nothing of that stays in the model: the n-gram vectors are differences of
 one step, added to the rows and forgotten; only the optimizer's moments are kept.
+
+And rows keep still where they learn nothing. Softmax pushes the rows of all tokens that do not occur down, by next to
+nothing; Adam divides by the size of a row's own gradients and makes full steps of it. Over the fifty steps between two
+occurrences that outweighs what is learned of one. Coupled Adam (Stollenwerk and Stollenwerk 2025) gives all rows the
+mean of their second moments; here the mean is only a floor, so that no step is larger than Adam's own.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,7 +37,7 @@ class RowRates:
         new: rows of new tokens, each by its own gradient.
         shared: rows of new tokens, by the gradient of their n-grams; 0 for none.
         floored: whether the second moments of Adam, of the rows of a matrix and of the n-grams, are at least as large
-            as their mean over the rows, see :class:`NewRows`.
+            as their mean over the rows; kept rows too.
     """
 
     kept: float = 1.0
