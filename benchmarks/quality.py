@@ -152,6 +152,26 @@ class Bench:
         return fitted.tensors, figures | {"seconds": time.monotonic() - started}
 
 
+class Clock:
+    """Processor seconds of training from the first step on: what passes before a loss is logged, at every step.
+
+    Validation is left out.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name, self.seconds, self.validated = name, 0.0, dict[int, float]()
+        self._last: float | None = None
+
+    def __call__(self, entry: dict[str, float]) -> None:
+        now = time.process_time()
+        if "bits_per_byte" in entry:
+            self.validated[int(entry["step"])] = self.seconds
+            told(f"{self.name} {entry} {self.seconds:.0f} s")
+        elif self._last is not None:
+            self.seconds += now - self._last
+        self._last = now
+
+
 def told(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
@@ -230,8 +250,10 @@ def curves(
                 steps = round(epochs * counts.blocks / batch) if equal_bytes else round(tokens / (batch * size))
                 if name == "adapted" and not equal_bytes:
                     steps -= round(extra / (batch * size))
-                config = read_sft_config(sft, vanilla=name == "vanilla", seed=seed, max_steps=steps, save_steps=10**6)
-                started = time.process_time()
+                config = read_sft_config(
+                    sft, vanilla=name == "vanilla", seed=seed, max_steps=steps, save_steps=10**6, logging_steps=1
+                )
+                clock = Clock(name)
                 result = fine_tune(
                     bench.model.path if name == "vanilla" else adapted,
                     blocks,
@@ -242,9 +264,8 @@ def curves(
                     dtype=bench.dtype,
                     new_tokens=bench.new_tokens if name == "adapted" else None,
                     validation=validation,
-                    on_log=lambda entry, name=name: told(f"{name} {entry}") if "bits_per_byte" in entry else None,
+                    on_log=clock,
                 )
-                seconds = time.process_time() - started
                 model = ModelFolder(result.final_model).load("float32")
                 score = bench.score(model, tokenizer)
                 scored[name, seed] = score
@@ -258,12 +279,17 @@ def curves(
                         "tokens": result.tokens,
                         "bytes": result.tokens * bytes_per_token,
                         "tokens_before_training": extra if name == "adapted" else 0.0,
-                        "cpu_seconds": seconds,
+                        "cpu_seconds": clock.seconds,
                         "tokens_per_second": result.tokens_per_second,
                         "bpb": score.bpb,
                         "retention_bpb": other,
                         "curve": [
-                            {"tokens": step * per_step, "bytes": step * per_step * bytes_per_token, "bpb": bpb}
+                            {
+                                "tokens": step * per_step,
+                                "bytes": step * per_step * bytes_per_token,
+                                "cpu_seconds": clock.validated[step],
+                                "bpb": bpb,
+                            }
                             for step, bpb in result.validation
                         ],
                     }
