@@ -182,6 +182,8 @@ def read_sft_config(path: Path | None = None, *, vanilla: bool = False, **overri
     if faults:
         _refuse(source, faults)
     extra = {key: arguments.pop(key) for key in EXTRA}
+    if vanilla:  # it has no new rows, and what is set for them must not train it again
+        extra |= {"new_row_rate": 1.0, "shared_row_rate": 0.0, "embedding_phase": 0.0}
     return SftConfig(
         arguments,
         RowRates(

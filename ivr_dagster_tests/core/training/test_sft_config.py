@@ -91,10 +91,17 @@ def test_the_baselines_own_settings_hold_for_the_baseline_alone(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    "text", ["learning_rate: 1e-3", "new_row_rate: 7", "second_moment_floor: true", "embedding_phase: 0.5"]
+    "text", ["learning_rate: 1e-3", "new_row_rate: 7", "second_moment_floor: false", "embedding_phase: 0.5"]
 )
 def test_whatever_decides_the_outcome_changes_the_digest(tmp_path: Path, text: str) -> None:
     assert read_sft_config(written(tmp_path, text)).digest() != read_sft_config().digest()
+
+
+def test_rates_of_new_rows_change_nothing_for_the_vanilla_baseline_which_has_none(tmp_path: Path) -> None:
+    of_new_rows = written(tmp_path, "new_row_rate: 7\nshared_row_rate: 2\nembedding_phase: 0.5")
+    assert read_sft_config(of_new_rows, vanilla=True).digest() == read_sft_config(vanilla=True).digest()
+    of_all_rows = written(tmp_path, "kept_row_rate: 0.5")
+    assert read_sft_config(of_all_rows, vanilla=True).digest() != read_sft_config(vanilla=True).digest()
 
 
 def test_settings_without_effect_are_accepted_with_a_note(tmp_path: Path) -> None:
