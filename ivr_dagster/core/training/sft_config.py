@@ -90,7 +90,7 @@ EXTRA: dict[str, tuple[type, float, str]] = {
     "new_row_rate": (float, 0.0, "rows of new tokens learn at this many times learning_rate"),
     "shared_row_rate": (float, 0.0, "and learn from each other, by their n-grams, at this many times; 0: not at all"),
     "kept_row_rate": (float, 1e-6, "rows of kept tokens learn at this many times learning_rate"),
-    "second_moment_floor": (bool, 0, "whether Adam's second moments of embedding rows are at least those of the mean row"),
+    "second_moment_floor": (bool, 0, "whether Adam's second moments of embedding rows are at least their mean"),
     "embedding_phase": (float, 0.0, "share of all steps, at the beginning, in which only embeddings learn"),
     "early_stopping_patience": (int, 0, "stop after so many validations without a better one; 0: never"),
 }

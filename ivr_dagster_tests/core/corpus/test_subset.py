@@ -1,6 +1,6 @@
 from ivr_dagster.core.corpus.subset import MOST_VALIDATION, document_sizes, documents_within, ids_within, validation_ids
 
-SIZES = {name: 100 for name in "abcdefghij"}
+SIZES = dict.fromkeys("abcdefghij", 100)
 
 
 def test_sizes_are_bytes_not_characters() -> None:
