@@ -4,11 +4,13 @@
 distillation.
 `curves`: the adapted model and the vanilla baseline, fine-tuned for the same number of tokens, validated on the way;
 with `--equal-bytes` for the same text instead. Several seeds. All on the same held-out bytes with equal contexts; with
-`--retention` also on text of another domain.
+`--retention` also on text of another domain. The result is written after every run.
+`compare`: files that `curves` wrote, variants and seeds in one table, means with intervals over seeds, and a plot.
 
     ivr --artifacts-dir DIR run --until align --raw-corpora-dir … --model-name …
     python -m benchmarks.quality start --artifacts DIR --model FOLDER
     python -m benchmarks.quality curves --artifacts DIR --model FOLDER --tokens 72000 --sft sft.yaml --seeds 1,2,3
+    python -m benchmarks.quality compare benchmarks/results/quality-curves-A.json … --plot curves.png
 """
 
 import argparse
@@ -18,6 +20,7 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -34,7 +37,6 @@ from ivr_dagster.core.embedding.initialize import STRATEGIES, initialize_embeddi
 from ivr_dagster.core.embedding.reorder import reorder_embeddings, row_sources
 from ivr_dagster.core.embedding.token_distillation import cut_snippets, fit_new_rows
 from ivr_dagster.core.evaluation.bits_per_byte import BitsPerByte, bits_per_byte, byte_lengths, context_that_fits
-from ivr_dagster.core.evaluation.intervals import bpb_intervals
 from ivr_dagster.core.handles import ModelFolder, TokenizerFolder
 from ivr_dagster.core.tokenizer.bpe import read_bpe, strings_by_id
 from ivr_dagster.core.tokens.sequences import reference_encoder
@@ -44,6 +46,8 @@ from ivr_dagster.core.training.sft_config import read_sft_config
 from ivr_dagster.core.vocabulary.remap import read_rules
 
 RESULTS = Path(__file__).parent / "results"
+# Student's t, 97.5 %, by degrees of freedom; beyond them 2
+T_95 = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26}
 CONTEXT = 512
 
 
@@ -213,8 +217,9 @@ def curves(
     block_size: int,
     variants: list[str],
     distillation: tuple[int, float, float] | None,
+    save: Callable[[dict[str, Any]], None],
 ) -> dict[str, Any]:
-    """Fine-tuned variants: validation on the way, held-out BPB at the end, paired intervals over documents."""
+    """Fine-tuned variants: validation on the way, BPB at the end on held-out text and on that of another domain."""
     import torch
 
     texts, read = [], 0
@@ -223,8 +228,22 @@ def curves(
             break
         texts.append(text)
         read += len(text.encode())
-    runs: list[dict[str, Any]] = []
-    scored: dict[tuple[str, int], BitsPerByte] = {}
+    base = bench.model.load("float32")
+    result: dict[str, Any] = {
+        "heldout_bytes": bench.heldout_bytes,
+        "context_bytes": bench.context_bytes,
+        "equal": "bytes" if equal_bytes else "tokens",
+        "train_bytes": read,
+        "sft": read_sft_config(sft).arguments | {"rates": vars(read_sft_config(sft).rates)},
+        "vanilla_sft": read_sft_config(sft, vanilla=True).arguments
+        | {"rates": vars(read_sft_config(sft, vanilla=True).rates)},
+        "base": {
+            "bpb": bench.score(base, "base").bpb,
+            "retention_bpb": bench.score(base, "base", bench.retention).bpb if bench.retention else None,
+        },
+        "runs": [],
+    }
+    del base
     with tempfile.TemporaryDirectory() as folder:
         adapted, extra = Path(folder) / "adapted", POSITIONS / 3
         adapted.mkdir()
@@ -254,7 +273,7 @@ def curves(
                     sft, vanilla=name == "vanilla", seed=seed, max_steps=steps, save_steps=10**6, logging_steps=1
                 )
                 clock = Clock(name)
-                result = fine_tune(
+                trained = fine_tune(
                     bench.model.path if name == "vanilla" else adapted,
                     blocks,
                     Path(folder) / f"{name}-{seed}",
@@ -266,22 +285,23 @@ def curves(
                     validation=validation,
                     on_log=clock,
                 )
-                model = ModelFolder(result.final_model).load("float32")
+                model = ModelFolder(trained.final_model).load("float32")
                 score = bench.score(model, tokenizer)
-                scored[name, seed] = score
                 other = bench.score(model, tokenizer, bench.retention).bpb if bench.retention else None
-                per_step = result.tokens / result.steps
-                runs.append(
+                per_step = trained.tokens / trained.steps
+                result["runs"].append(
                     {
                         "variant": name,
                         "seed": seed,
-                        "steps": result.steps,
-                        "tokens": result.tokens,
-                        "bytes": result.tokens * bytes_per_token,
+                        "steps": trained.steps,
+                        "tokens": trained.tokens,
+                        "bytes": trained.tokens * bytes_per_token,
                         "tokens_before_training": extra if name == "adapted" else 0.0,
                         "cpu_seconds": clock.seconds,
-                        "tokens_per_second": result.tokens_per_second,
+                        "tokens_per_second": trained.tokens_per_second,
                         "bpb": score.bpb,
+                        "document_bits": score.document_bits.tolist(),
+                        "document_bytes": score.document_bytes.tolist(),
                         "retention_bpb": other,
                         "curve": [
                             {
@@ -290,38 +310,16 @@ def curves(
                                 "cpu_seconds": clock.validated[step],
                                 "bpb": bpb,
                             }
-                            for step, bpb in result.validation
+                            for step, bpb in trained.validation
                         ],
                     }
                 )
-                told(json.dumps(runs[-1]))
-                del result, model
+                save(result)
+                told(as_markdown("curves", result))
+                del trained, model
                 shutil.rmtree(Path(folder) / f"{name}-{seed}")
                 torch.manual_seed(0)
-    summary: dict[str, Any] = {}
-    for name in variants:
-        found = [scored[name, seed].bpb for seed in seeds]
-        summary[name] = {"mean": float(np.mean(found)), "std": float(np.std(found, ddof=1)) if len(found) > 1 else 0.0}
-    if len(variants) == 2:
-        mean = {name: np.mean([scored[name, seed].document_bits for seed in seeds], axis=0) for name in variants}
-        sizes = scored[variants[0], seeds[0]].document_bytes
-        pair = (variants[0], variants[1])
-        interval = bpb_intervals(mean, sizes, [pair])[1][pair]
-        summary["difference"] = {"value": interval.value, "low": interval.low, "high": interval.high}
-    base = bench.model.load("float32")
-    summary["base"] = {"bpb": bench.score(base, "base").bpb}
-    if bench.retention:
-        summary["base"]["retention_bpb"] = bench.score(base, "base", bench.retention).bpb
-    return {
-        "heldout_bytes": bench.heldout_bytes,
-        "context_bytes": bench.context_bytes,
-        "equal": "bytes" if equal_bytes else "tokens",
-        "train_bytes": read,
-        "sft": read_sft_config(sft).arguments | {"rates": vars(read_sft_config(sft).rates)},
-        "vanilla_sft": dict(read_sft_config(sft, vanilla=True).arguments),
-        "runs": runs,
-        "summary": summary,
-    }
+    return result
 
 
 def as_markdown(part: str, result: dict[str, Any]) -> str:
@@ -337,7 +335,60 @@ def as_markdown(part: str, result: dict[str, Any]) -> str:
         f"| {run['bpb']:.4f} | {run['retention_bpb'] or 0:.4f} |"
         for run in result["runs"]
     ]
-    return "\n".join([*lines, "", json.dumps(result["summary"])])
+    return "\n".join([*lines, "", *_over_seeds(result)])
+
+
+def _over_seeds(result: dict[str, Any]) -> list[str]:
+    """Means over seeds, and the difference of two variants, with 95 % intervals (Student's t; Welch for two)."""
+    lines, found = [], {}
+    for name in dict.fromkeys(run["variant"] for run in result["runs"]):
+        for key, on in (("bpb", "held-out"), ("retention_bpb", "other text")):
+            values = np.array([run[key] for run in result["runs"] if run["variant"] == name and run[key]])
+            if not len(values):
+                continue
+            error = values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else float("nan")
+            found[name, key] = values.mean(), error, len(values) - 1
+            rise = f", {values.mean() / result['base'][key] - 1:+.1%} against the base model"
+            lines.append(f"{name}, {on}: {values.mean():.4f} ± {T_95.get(len(values) - 1, 2.0) * error:.4f}{rise}")
+    for key in ("bpb", "retention_bpb"):
+        if {("adapted", key), ("vanilla", key)} <= found.keys():
+            (one, a, n), (two, b, m) = found["adapted", key], found["vanilla", key]
+            freedom = (a**2 + b**2) ** 2 / (a**4 / n + b**4 / m) if n and m else 0
+            interval = T_95.get(int(freedom), 2.0) * (a**2 + b**2) ** 0.5
+            lines.append(f"adapted − vanilla, {key}: {one - two:+.4f} ± {interval:.4f} (ratio {one / two:.3f})")
+    return lines
+
+
+def compare(files: list[Path], plot: Path | None) -> dict[str, Any]:
+    """Runs of several files as one result; its curves drawn over computation and over text."""
+    results = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    joined: dict[str, Any] = results[0] | {"runs": [run for result in results for run in result["runs"]]}
+    if plot:
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(10, 4), layout="constrained")
+        left, right = figure.subplots(1, 2, sharey=True)
+        left.set_ylabel("bits per byte, validation")
+        colours = {"adapted": "tab:blue", "vanilla": "tab:orange"}
+        for axes, key, scale, label in (
+            (left, "cpu_seconds", 1, "seconds of one core"),
+            (right, "bytes", 1e3, "text read, KB"),
+        ):
+            axes.set_xlabel(label)
+            named = set()
+            for run in joined["runs"]:
+                name = run["variant"]
+                axes.plot(
+                    [point[key] / scale for point in run["curve"]],
+                    [point["bpb"] for point in run["curve"]],
+                    "o-",
+                    color=colours[name],
+                    label=None if name in named else name,
+                )
+                named.add(name)
+            axes.legend()
+        figure.savefig(plot, dpi=110)
+    return joined
 
 
 def _triple(text: str) -> tuple[int, float, float]:
@@ -348,9 +399,11 @@ def _triple(text: str) -> tuple[int, float, float]:
 def main() -> None:
     """Parse, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["start", "curves"])
-    parser.add_argument("--artifacts", type=Path, required=True, help="what `ivr … run --until align` left")
-    parser.add_argument("--model", type=Path, required=True, help="folder of the base model")
+    parser.add_argument("part", choices=["start", "curves", "compare"])
+    parser.add_argument("files", type=Path, nargs="*", help="to compare")
+    parser.add_argument("--plot", type=Path, help="where `compare` draws the curves")
+    parser.add_argument("--artifacts", type=Path, help="what `ivr … run --until align` left")
+    parser.add_argument("--model", type=Path, help="folder of the base model")
     parser.add_argument("--heldout-bytes", type=int, default=40_000)
     parser.add_argument("--validation-bytes", type=int, default=20_000)
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
@@ -369,6 +422,11 @@ def main() -> None:
     parser.add_argument("--variants", default="adapted,vanilla")
     parser.add_argument("--name", help="of the result's file; the artifacts folder's by default")
     options = parser.parse_args()
+    if options.part == "compare":
+        print(as_markdown("curves", compare(options.files, options.plot)))
+        return
+    if not options.artifacts or not options.model:
+        parser.error("--artifacts and --model are needed")
     import torch
 
     if options.threads:
@@ -381,6 +439,19 @@ def main() -> None:
         options.dtype,
         options.retention,
     )
+    file = RESULTS / f"quality-{options.part}-{options.name or options.artifacts.resolve().name}.json"
+
+    def save(result: dict[str, Any]) -> None:
+        made_with = {
+            "model": options.model.name,
+            "dtype": options.dtype,
+            "threads": torch.get_num_threads(),
+            "machine": platform.processor() or platform.machine(),
+            "versions": {name: version(name) for name in ("torch", "transformers", "tokenizers")},
+        }
+        RESULTS.mkdir(exist_ok=True)
+        file.write_text(json.dumps(result | made_with, indent=2) + "\n", encoding="utf-8")
+
     if options.part == "start":
         result = start(bench, options.distillation)
     else:
@@ -395,17 +466,9 @@ def main() -> None:
             block_size=options.block_size,
             variants=options.variants.split(","),
             distillation=options.distillation[0] if options.distillation else None,
+            save=save,
         )
-    result |= {
-        "model": options.model.name,
-        "dtype": options.dtype,
-        "threads": torch.get_num_threads(),
-        "machine": platform.processor() or platform.machine(),
-        "versions": {name: version(name) for name in ("torch", "transformers", "tokenizers")},
-    }
-    RESULTS.mkdir(exist_ok=True)
-    file = RESULTS / f"quality-{options.part}-{options.name or options.artifacts.resolve().name}.json"
-    file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    save(result)
     print(as_markdown(options.part, result))
 
 
