@@ -103,17 +103,17 @@ class Bench:
             self.reordered, self.base, self.constituents, strategy=strategy, vocabulary_size=self.bpe.size
         )
 
-    def calibrated(self, seed: int = 42) -> dict[str, Any]:
-        return calibrate_new_rows(
+    def calibrated(self, texts: list[str]) -> dict[str, Any]:
+        calibration = calibrate_new_rows(
             self.model.load("float32"),
             self.initial(),
             list(self.new_tokens),
-            self.encoders["remapped"](self.train),
+            self.encoders["remapped"](texts),
             eos_id=self.eos_id,
             length=CONTEXT,
-            seed=seed,
             dtype=self.dtype,
         )
+        return calibration.tensors
 
     def score(self, model: Any, tokenizer: str, texts: list[str] | None = None) -> BitsPerByte:
         """On the held-out text unless told otherwise; contexts of the same bytes under every tokenizer."""
@@ -142,7 +142,7 @@ class Bench:
         fitted = fit_new_rows(
             self.model.load("float32"),
             self.base,
-            self.calibrated(),
+            self.calibrated(self.train),
             self.new_tokens,
             list(cut_snippets(sequences, self.constituents, eos_id=self.eos_id, length=CONTEXT)),
             learning_rate=learning_rate,
@@ -192,7 +192,7 @@ def start(bench: Bench, distillations: list[tuple[int, float, float]]) -> dict[s
         rows[strategy] = {"bpb": bench.score(model, "remapped").bpb}
         told(f"{strategy} {rows[strategy]}")
     started = time.process_time()
-    replace_embeddings(model, bench.calibrated())
+    replace_embeddings(model, bench.calibrated(bench.train))
     seconds = time.process_time() - started
     rows["constituents, calibrated"] = {"bpb": bench.score(model, "remapped").bpb, "cpu_seconds": seconds}
     told(str(rows["constituents, calibrated"]))
@@ -251,7 +251,7 @@ def curves(
             tensors, figures = bench.distilled(*distillation)
             extra += figures["tokens"] * 2 / 3 + figures["base_tokens"] / 3
         else:
-            tensors = bench.calibrated()
+            tensors = bench.calibrated(texts)
         write_model(bench.model.path, tensors, adapted)
         for name in variants:
             tokenizer = "remapped" if name == "adapted" else "base"

@@ -45,7 +45,10 @@ DEPENDENTS: dict[str, tuple[object, set[str]]] = {
     "text_split_bytes": (0, {"cleaned_corpus", "training_blocks"}),
     "model_name": ("sample", {"original_tokenizer", "original_embeddings", "initialized_model"}),
     "revision": ("main", {"original_tokenizer", "original_embeddings", "initialized_model"}),
-    "max_texts": (10, {"pretoken_counts", "token_sequences", "replacement_candidates", "tuning_study"}),
+    "max_texts": (
+        10,
+        {"pretoken_counts", "token_sequences", "replacement_candidates", "fitted_embeddings", "tuning_study"},
+    ),
     "agreement_floor": (0.5, {"distilled_tokenizer"}),
     "exceptions": (0, {"distilled_tokenizer", "remapped_tokenizer", "tuning_study"}),
     "longer_documents_ceiling": (0.5, {"remapped_tokenizer"}),

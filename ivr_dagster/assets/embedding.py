@@ -2,6 +2,7 @@
 
 import json
 import time
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -89,6 +90,7 @@ def reordered_embeddings(
         "calibration_bytes",
         "validation_bytes",
         "train_bytes",
+        "max_texts",
         "token_distillation_bytes",
         "token_distillation_learning_rate",
         "token_distillation_hidden_weight",
@@ -129,14 +131,26 @@ def fitted_embeddings(
     figures: dict[str, Any] = {"calibrated": False, "token_distillation": False}
     if constituents and (settings.calibration_bytes or settings.token_distillation_bytes):
         text = _Text(settings, cleaned_corpus, remapped_tokenizer)
-        model = base.model().load("float32")
+        folder = base.model()
+        model, length = folder.load("float32"), _snippet_tokens(folder)
         if settings.calibration_bytes:
-            tensors, found = _calibrated(context, settings, accelerator, model, text, tensors, list(constituents))
+            tensors, found = _calibrated(
+                context, settings, accelerator, model, length, text, tensors, list(constituents)
+            )
             figures |= found
         if settings.token_distillation_bytes:
             new_tokens = {rule.id: rule.new_token for rule in remap_rules}
             tensors, found = _distilled(
-                context, settings, accelerator, model, text, original_embeddings, tensors, new_tokens, constituents
+                context,
+                settings,
+                accelerator,
+                model,
+                length,
+                text,
+                original_embeddings,
+                tensors,
+                new_tokens,
+                constituents,
             )
             figures |= found
     norms = tensors["wte"][: bpe.size].norm(dim=1, dtype=torch.float32)
@@ -191,7 +205,8 @@ class _Text:
     """The train split as rows are fitted to it, without the documents that training validates on."""
 
     def __init__(self, settings: SettingsResource, corpus: CleanedCorpus, tokenizer: TokenizerFolder) -> None:
-        self._corpus, self._sizes = corpus, document_sizes(corpus.documents("train"))
+        self._corpus = corpus
+        self._sizes = document_sizes(islice(corpus.documents("train"), settings.max_texts or None))
         self._validation, _ = validation_ids(self._sizes, settings.validation_bytes, settings.train_bytes)
         self.encode, self.eos_id = reference_encoder(tokenizer.backend()), tokenizer.end_of_text_id()
 
@@ -209,8 +224,8 @@ class _Text:
         return [texts[i] for i in sorted(wanted)], size
 
 
-def _snippet_tokens(model: "PreTrainedModel") -> int:
-    return min(SNIPPET_TOKENS, int(getattr(model.config, "max_position_embeddings", SNIPPET_TOKENS)))
+def _snippet_tokens(model: ModelFolder) -> int:
+    return min(SNIPPET_TOKENS, model.context() or SNIPPET_TOKENS)
 
 
 def _calibrated(
@@ -218,39 +233,40 @@ def _calibrated(
     settings: SettingsResource,
     accelerator: AcceleratorResource,
     model: "PreTrainedModel",
+    length: int,
     text: _Text,
     initial: dict[str, Any],
     new_ids: list[int],
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The embeddings with new rows calibrated, and its figures."""
-    from ivr_dagster.core.embedding.calibrate import calibrate_new_rows
+    from ivr_dagster.core.embedding.calibrate import LEAST_EXPLAINED, calibrate_new_rows
 
     started = time.monotonic()
-    texts, size = text.to_fit(settings.calibration_bytes)
-    advance = track(context.log, "calibration", "tokens")
-    read = 0
-
-    def progress(done: int, total: int) -> None:
-        nonlocal read
-        read = done
-        advance(done, total)
-
-    tensors = calibrate_new_rows(
+    most = min(settings.calibration_bytes, settings.train_bytes or settings.calibration_bytes)
+    texts, size = text.to_fit(most)
+    calibration = calibrate_new_rows(
         model,
         initial,
         new_ids,
         text.encode(texts),
         eos_id=text.eos_id,
-        length=_snippet_tokens(model),
+        length=length,
         seed=settings.seed,
         device=accelerator.resolved_device(),
         dtype=accelerator.resolved_dtype(),
-        progress=progress,
+        progress=track(context.log, "calibration", "tokens"),
     )
-    return tensors, {
-        "calibrated": True,
+    done = calibration.tensors is not initial
+    if not done:
+        context.log.warning(
+            f"new rows stay as initialised: hidden states of this model have no common direction to calibrate along "
+            f"(one explains {calibration.explained:.0%} of a constant, {LEAST_EXPLAINED:.0%} are needed)"
+        )
+    return calibration.tensors, {
+        "calibrated": done,
         "calibration_bytes": size,
-        "calibration_tokens": read,
+        "calibration_tokens": calibration.read,
+        "calibration_direction_explains": round(calibration.explained, 4),
         "calibration_seconds": round(time.monotonic() - started, 2),
     }
 
@@ -260,6 +276,7 @@ def _distilled(
     settings: SettingsResource,
     accelerator: AcceleratorResource,
     model: "PreTrainedModel",
+    length: int,
     text: _Text,
     original: dict[str, Any],
     initial: dict[str, Any],
@@ -272,10 +289,10 @@ def _distilled(
     from ivr_dagster.core.evaluation.bits_per_byte import bits_per_byte
 
     started = time.monotonic()
+    replace_embeddings(model, initial)
     measured = text.to_measure()
     texts, size = text.to_fit(settings.token_distillation_bytes)
     sequences = [ids.tolist() for ids in text.encode(texts)]
-    length = _snippet_tokens(model)
     snippets = list(cut_snippets(sequences, constituents, eos_id=text.eos_id, length=length))
     device, dtype = accelerator.resolved_device(), accelerator.resolved_dtype()
 

@@ -44,7 +44,7 @@ HOW_TO_USE = "`ivr train --config-path FILE`, or copy it to `sft_config.yaml` in
     owners=OWNERS,
     io_manager_key="tuning_io",
     pool=POOL,
-    code_version="1",
+    code_version="2",
     metadata=depends_on_settings(
         "tune_trials",
         "tune_bytes",

@@ -1,18 +1,20 @@
 """New rows calibrated: each new token is as probable, over text, as it is frequent there.
 
 The mean of its constituents' rows makes a new token about as probable as its constituents, which says nothing of how
-often all of them stand together. A classifier's output bias is therefore begun at the classes' log frequencies; models
-of transformers have none, but a direction u in which all hidden states are nearly alike, h·u ≈ 1, does a bias's work:
-a row moved by a·u raises its token's logit by a wherever it is. With π the frequencies of new tokens and p their mean
-probability over positions of text, the biases are found by iterative scaling,
+often all of them stand together. A classifier's output bias is therefore begun at the classes' log frequencies; most
+models have none, but a direction u in which all hidden states are nearly alike, h·u ≈ 1, does a bias's work: a row
+moved by a·u raises its token's logit by a wherever it is. With π the frequencies of new tokens, p their mean
+probability over positions of text, Π and P the sums of both, the biases are found by
 
-    a ← a + log π − log p(a),
+    a ← a + log (π / (1 − Π)) − log (p / (1 − P)),
 
-and u by ridge regression of 1 on the hidden states. u is short where hidden states have a large common part, so that
-rows hardly change as inputs: SmolLM2's are 2.0 long, and move by 0.16 in the mean.
+which is iterative scaling with the kept tokens together as the class that stays as it is, and u by ridge regression
+of 1 on the hidden states. u is short where these have a large common part, so that rows hardly change as inputs:
+SmolLM2's are 2.0 long and move by 0.16 in the mean.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,16 +29,33 @@ if TYPE_CHECKING:
 
     from ivr_dagster.core.embedding.extract import Embeddings
 
-# positions of text that probabilities are averaged over: four times as many change held-out BPB by less than 0.003
-POSITIONS = 3_072
-# iterations; after one the mean |log π − log p| has fallen from 1.1 to 0.15, after four to 0.07
-_ROUNDS = 6
+# positions of text that probabilities are averaged over, and how many there are at least for each column of u
+POSITIONS, POSITIONS_BY_COLUMN = 3_072, 4
+# iterations; the odds of new tokens are right to three digits after four, however much of the text they make up
+_ROUNDS = 5
 # of the mean squared entry of a hidden state, what is added to the diagonal in finding u
 _RIDGE = 1e-3
-# what every new token counts beside its occurrences, so that one that the text lacks stays possible
+# what a new token counts beside its occurrences, so that one that the text lacks stays possible
 _UNSEEN = 0.5
 # positions whose logits are in memory at once
 _AT_ONCE = 512
+# the least that u must explain of the constant 1; hidden states without a common part cannot carry a bias
+LEAST_EXPLAINED = 0.9
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What calibrating came to.
+
+    Attributes:
+        tensors: the embedding tensors, new rows calibrated, all others bit for bit; as given where they could not be.
+        explained: 1 − the mean squared error of h·u as an estimate of 1. Below `LEAST_EXPLAINED` rows were left alone.
+        read: tokens that the model read.
+    """
+
+    tensors: "Embeddings"
+    explained: float
+    read: int
 
 
 def calibrate_new_rows(
@@ -47,15 +66,16 @@ def calibrate_new_rows(
     *,
     eos_id: int,
     length: int,
-    positions: int = POSITIONS,
+    positions: int | None = None,
     seed: int = 42,
     device: str = "cpu",
     dtype: str = "float32",
     progress: Callable[[int, int], None] | None = None,
-) -> "Embeddings":
-    """`tensors` with the rows of new tokens calibrated to the tokens' frequencies; all other rows bit for bit.
+) -> Calibration:
+    """Calibrate the rows of new tokens in `tensors` to the tokens' frequencies.
 
-    Where input and output rows are the same (tied), these are moved; else those of the output alone.
+    Where the output has a bias, that is moved and no row is; else, where input and output rows are the same (tied),
+    these are, and where they are not those of the output.
 
     Args:
         model: the base model, for its body; put to `device`, its embeddings are overwritten.
@@ -65,7 +85,7 @@ def calibrate_new_rows(
             all of them, probabilities averaged over the beginnings of some.
         eos_id: of the end-of-text token, put before every document.
         length: tokens of a document that are read, at most what the model reads at once.
-        positions: how many are averaged over, about.
+        positions: how many are averaged over, about; `POSITIONS`, or `POSITIONS_BY_COLUMN` · d if that is more.
         seed: of the choice of documents.
         device: cpu, cuda or mps.
         dtype: float32, or bfloat16 or float16 for matrix products in mixed precision.
@@ -78,39 +98,48 @@ def calibrate_new_rows(
 
     if not any(map(len, sequences)):
         raise InputError("no text to calibrate new rows on", where="calibration_bytes", remedy="Take more text.")
-    head = "lm_head" if "lm_head" in tensors else "wte"
-    matrix = tensors[head]
-    out = {name: rows.clone() for name, rows in tensors.items()}
     if not len(new_ids):
-        return out
+        return Calibration(tensors, 0.0, 0)
+    name = "lm_head" if "lm_head" in tensors else "wte"
+    matrix, biased = tensors[name], "lm_head_bias" in tensors
     body: Any = model
     replace_embeddings(model, tensors)
     body.to(device).eval()
-    hidden, scale = _hidden_states(
-        body, _beginnings(sequences, eos_id, length, positions, seed), device, dtype, progress
-    )
+    positions = positions or max(POSITIONS, POSITIONS_BY_COLUMN * matrix.shape[1])
+    documents = _beginnings(sequences, eos_id, length, positions, seed)
+    hidden, scale = _hidden_states(body, documents, device, dtype, progress)
+    direction, explained = _constant_direction(hidden)
+    read = sum(map(len, documents))
+    if explained < LEAST_EXPLAINED and not biased:
+        return Calibration(tensors, explained, read)
+
     new = torch.tensor(sorted(new_ids), dtype=torch.long)
-    counts = np.bincount(np.concatenate([each for each in sequences if len(each)]), minlength=len(matrix))
-    wanted = torch.from_numpy((counts + _UNSEEN) / (counts + _UNSEEN).sum()).to(device, torch.float32)
+    counts = np.zeros(len(matrix))
+    for ids in sequences:
+        counts += np.bincount(ids.astype(np.int64), minlength=len(matrix))
+    wanted = torch.from_numpy(counts[new.numpy()] + _UNSEEN).to(device)
+    wanted_odds = (wanted / (counts.sum() - counts[new.numpy()].sum() + _UNSEEN)).log()
     rows = matrix.to(device, torch.float32) * scale
     bias = torch.zeros(len(matrix), device=device)
-    if "lm_head_bias" in tensors:
-        bias += tensors["lm_head_bias"].to(device, torch.float32)
-    given = bias.clone()
-    on_device = new.to(device)
+    if biased:
+        bias += tensors["lm_head_bias"].to(device, torch.float32) * scale
+    gained, on_device = torch.zeros_like(wanted), new.to(device)
     for _ in range(_ROUNDS):
-        found = torch.zeros_like(bias)
+        found = torch.zeros(len(matrix), dtype=torch.float64, device=device)
         for states in hidden.split(_AT_ONCE):
-            found += torch.softmax(states @ rows.T + bias, dim=-1).sum(dim=0) / len(hidden)
-        step = (wanted / found.clamp_min(torch.finfo(found.dtype).tiny)).log()
-        bias[on_device] += step[on_device]
-    gained = (bias - given)[on_device].cpu()
-    if "lm_head_bias" in tensors:
-        out["lm_head_bias"][new] += gained.to(out["lm_head_bias"].dtype)
+            found += torch.softmax(states @ rows.T + bias, dim=-1).sum(dim=0)
+        found = found.clamp_min(torch.finfo(torch.float32).tiny)
+        kept = found.sum() - found[on_device].sum()
+        step = wanted_odds - (found[on_device] / kept).log()
+        bias[on_device] += step.to(bias.dtype)
+        gained += step
+    gained = (gained / scale).float().cpu()
+    moved = {key: each.clone() for key, each in tensors.items()}
+    if biased:
+        moved["lm_head_bias"][new] += gained.to(matrix.dtype)
     else:
-        moved = matrix[new].float() + gained[:, None] * _constant_direction(hidden).cpu() / scale
-        out[head][new] = moved.to(matrix.dtype)
-    return out
+        moved[name][new] = (matrix[new].float() + gained[:, None] * direction.cpu()).to(matrix.dtype)
+    return Calibration(moved, explained, read)
 
 
 def _beginnings(
@@ -151,7 +180,7 @@ def _hidden_states(
             )
             product = head(output.hidden_states[-1][:, -1:])
         states.append(output.hidden_states[-1][0].float())
-        above += float((product.float() * output.logits.float()).sum())
+        above += float((product.float() * output.logits[:, -1:].float()).sum())
         below += float(product.float().square().sum())
         read += len(ids)
         if progress is not None:
@@ -159,12 +188,12 @@ def _hidden_states(
     return torch.cat(states), above / below
 
 
-def _constant_direction(hidden: "torch.Tensor") -> "torch.Tensor":
-    """u [d] with h·u as near to 1 as it gets, and 1 in the mean."""
+def _constant_direction(hidden: "torch.Tensor") -> "tuple[torch.Tensor, float]":
+    """u [d] with h·u as near to 1 as it gets, and 1 in the mean; what it explains of 1 before that."""
     import torch
 
     moments = hidden.T @ hidden / len(hidden)
     moments += _RIDGE * hidden.square().mean() * torch.eye(len(moments), device=hidden.device)
     direction: torch.Tensor = torch.linalg.solve(moments, hidden.mean(dim=0))
-    direction /= (hidden @ direction).mean()
-    return direction
+    products = hidden @ direction
+    return direction / products.mean(), float(1 - (products - 1).square().mean())

@@ -149,6 +149,7 @@ class NewRows:
         import torch
 
         before: list[torch.Tensor] = []
+        floors: list[_Floor] = []
         ratio = self._rates.new / self._rates.kept
         learners = {id(each) for each in (*self._matrices, *self._ngrams) if each is not None}
 
@@ -159,11 +160,10 @@ class NewRows:
                 if ngrams is not None and matrix.grad is not None:
                     ngrams.grad = torch.sparse.mm(self._shares.t(), matrix.grad[self._ids].to(ngrams.dtype))
                     ngrams.zero_()
-            if self._rates.floored:
-                for group in optimizer.param_groups:
-                    for parameter in group["params"]:
-                        if id(parameter) in learners:
-                            _raise_second_moments(optimizer.state[parameter], parameter.grad, group.get("betas"))
+            floors[:] = []
+            for group in optimizer.param_groups if self._rates.floored else ():
+                states = [optimizer.state[each] for each in group["params"] if id(each) in learners]
+                floors.extend(_Floor(state, group["betas"][1]) for state in states if _SECOND_MOMENTS in state)
 
         @torch.no_grad()
         def end(*_: Any) -> None:
@@ -174,25 +174,36 @@ class NewRows:
                     ngrams.grad = None
                 matrix[self._ids] = moved
             before.clear()
+            for floor in floors:
+                floor.follow()
 
         optimizer.register_step_pre_hook(begin)
         optimizer.register_step_post_hook(end)
 
 
-def _raise_second_moments(
-    state: dict[str, Any], gradient: "torch.Tensor | None", betas: tuple[float, float] | None
-) -> None:
-    """Raise Adam's second moments [rows, d] to their floor [d], and bring the floor up to date with a gradient.
+class _Floor:
+    """What Adam's second moments [rows, d] of one matrix are raised to [d], for one step of the optimizer.
 
-    The floor is the running mean, as Adam's own, of the mean over rows of squared gradients. It is a part of the
-    optimizer's state, so a checkpoint holds it. Adam has no moments yet at its first step, nor has an optimizer
-    without any; these are left alone.
+    It is the running mean, as Adam's own, of the mean over rows of squared gradients. How large these were is seen in
+    what the step made of the moments, so that it does not matter how gradients were scaled, or whether there was a
+    step at all: float16's loss scaler leaves those with infinite gradients out. The floor is a part of the
+    optimizer's state, so a checkpoint holds it. At its first step Adam has no moments yet to raise.
     """
-    import torch
 
-    squares = state.get(_SECOND_MOMENTS)
-    if squares is None or gradient is None or betas is None:
-        return
-    floor = state[_FLOOR] if _FLOOR in state else squares.mean(dim=0)  # of the first step's gradient
-    torch.maximum(squares, floor, out=squares)
-    state[_FLOOR] = betas[1] * floor + (1 - betas[1]) * gradient.square().mean(dim=0)
+    def __init__(self, state: dict[str, Any], beta: float) -> None:
+        import torch
+
+        self._state, self._beta = state, beta
+        squares = state[_SECOND_MOMENTS]
+        state.setdefault(_FLOOR, squares.mean(dim=0))
+        torch.maximum(squares, state[_FLOOR], out=squares)
+        self._raised, self._step = squares.mean(dim=0), torch.as_tensor(state["step"]).clone()
+
+    def follow(self) -> None:
+        """Bring the floor up to date after the optimizer's step."""
+        import torch
+
+        state = self._state
+        gained = (state[_SECOND_MOMENTS].mean(dim=0) - self._beta * self._raised).clamp_min(0.0)
+        stepped = (torch.as_tensor(state["step"]) > self._step).to(gained.device)
+        state[_FLOOR] = torch.where(stepped, self._beta * state[_FLOOR] + gained, state[_FLOOR])

@@ -105,6 +105,34 @@ def test_with_a_floor_rows_of_tokens_that_do_not_occur_hardly_move() -> None:
     assert moved[1] < 0.01
 
 
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_step_that_the_loss_scaler_leaves_out_changes_nothing(fused: bool) -> None:
+    def run(overflow: bool) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(0)
+        matrix = torch.nn.Parameter(torch.zeros(V, D))
+        rows = NewRows([matrix], NEW, RowRates(new=2.0, shared=2.0, floored=True))
+        optimizer = torch.optim.AdamW(rows.parameter_groups(0.1, 0.0), lr=0.1, fused=fused)
+        rows.attach(optimizer)
+        scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=10**6)
+        scaler.scale(torch.zeros(1))  # it makes its scale when it is first used
+        for step in range(6):
+            gradient = rare(generator)
+            if step == 3:
+                if not overflow:
+                    continue
+                gradient[0, 0] = torch.inf
+            matrix.grad = gradient * scaler.get_scale()
+            scaler.unscale_(optimizer)
+            torch.nn.utils.clip_grad_norm_([matrix], 1e9)
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+        return matrix.detach()
+
+    assert run(overflow=True).isfinite().all()
+    assert torch.allclose(run(overflow=True), run(overflow=False), atol=1e-6)
+
+
 def test_an_optimizer_without_second_moments_is_left_alone() -> None:
     matrix = torch.nn.Parameter(torch.zeros(V, D))
     rows = NewRows([matrix], {}, RowRates(floored=True))
