@@ -6,7 +6,7 @@ A map, in reading order. The work itself, without Dagster, is in `core`, and fol
 - `core.tokens`: the byte-level alphabet, pre-tokens and their counts, id sequences.
 - `core.tokenizer`: the base BPE as data, its distillation into a Unigram, how far the two agree.
 - `core.vocabulary`: which strings ask for an id, which tokens give theirs up, the rules, the remapped tokenizer.
-- `core.embedding`: rows out of the model, in their new order, new ones initialised, and back.
+- `core.embedding`: rows out of the model, in their new order, new ones initialised and calibrated, and back.
 - `core.training`: packed blocks, training settings, fine-tuning that can be stopped and gone on with, a search for
   better settings.
 - `core.evaluation`: bits per byte with their intervals, new and kept tokens, speed, the report, the model card.
