@@ -186,3 +186,14 @@ def test_two_processes_have_the_losses_of_one_with_the_same_batch(tiny: Path, tm
     one, two = losses
     assert [step for step, _ in one] == list(range(1, 11))
     assert [loss for _, loss in two] == pytest.approx([loss for _, loss in one], abs=1e-4)
+
+
+def test_the_floor_holds_for_a_model_without_new_tokens_too(tiny: Path, tmp_path: Path) -> None:
+    floored, plain = (
+        tensors(train(tiny, tmp_path / name, new_tokens=None, settings={"second_moment_floor": floor}))
+        for name, floor in (("floored", True), ("plain", False))
+    )
+    begun = load_file(tiny / "model" / "model.safetensors")
+    name = "transformer.wte.weight"
+    moved, freely = ((each[name] - begun[name]).abs().mean() for each in (floored, plain))
+    assert moved < 0.9 * freely
