@@ -340,22 +340,27 @@ def as_markdown(part: str, result: dict[str, Any]) -> str:
 
 def _over_seeds(result: dict[str, Any]) -> list[str]:
     """Means over seeds, and the difference of two variants, with 95 % intervals (Student's t; Welch for two)."""
+
+    def told_with(value: str, error: float, freedom: float) -> str:
+        return f"{value} ± {T_95.get(int(freedom), 2.0) * error:.4f}" if freedom >= 1 else f"{value} (one seed)"
+
     lines, found = [], {}
     for name in dict.fromkeys(run["variant"] for run in result["runs"]):
         for key, on in (("bpb", "held-out"), ("retention_bpb", "other text")):
             values = np.array([run[key] for run in result["runs"] if run["variant"] == name and run[key]])
             if not len(values):
                 continue
-            error = values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else float("nan")
-            found[name, key] = values.mean(), error, len(values) - 1
-            rise = f", {values.mean() / result['base'][key] - 1:+.1%} against the base model"
-            lines.append(f"{name}, {on}: {values.mean():.4f} ± {T_95.get(len(values) - 1, 2.0) * error:.4f}{rise}")
+            freedom = len(values) - 1
+            error = float(values.std(ddof=1)) / len(values) ** 0.5 if freedom else 0.0
+            found[name, key] = float(values.mean()), error, freedom
+            rise = f"{values.mean() / result['base'][key] - 1:+.1%} against the base model"
+            lines.append(f"{name}, {on}: {told_with(f'{values.mean():.4f}', error, freedom)}, {rise}")
     for key in ("bpb", "retention_bpb"):
         if {("adapted", key), ("vanilla", key)} <= found.keys():
             (one, a, n), (two, b, m) = found["adapted", key], found["vanilla", key]
-            freedom = (a**2 + b**2) ** 2 / (a**4 / n + b**4 / m) if n and m else 0
-            interval = T_95.get(int(freedom), 2.0) * (a**2 + b**2) ** 0.5
-            lines.append(f"adapted − vanilla, {key}: {one - two:+.4f} ± {interval:.4f} (ratio {one / two:.3f})")
+            freedom = (a**2 + b**2) ** 2 / (a**4 / n + b**4 / m) if n and m else 0.0
+            difference = told_with(f"{one - two:+.4f}", (a**2 + b**2) ** 0.5, freedom)
+            lines.append(f"adapted − vanilla, {key}: {difference}, ratio {one / two:.3f}")
     return lines
 
 
