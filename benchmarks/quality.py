@@ -88,12 +88,13 @@ class Bench:
         train = sorted((i, text) for i, text in corpus.documents("train") if i not in kept)
         self.train = [text for _, text in train]
         self.validation = [text for i, text in corpus.documents("train") if i in kept]
+        self.context = min(2 * CONTEXT, self.model.context() or 2 * CONTEXT)
         self.retention: list[str] = []
         if retention:
             others = read_other_documents(retention, text_key="text", encoding="utf-8", text_split_bytes=10_000)
             self.retention = other_texts(others, (), heldout_bytes)
         encoded = self.encoders["base"](self.heldout)
-        self.context_bytes = context_that_fits([self.lengths["base"][ids] for ids in encoded], 2 * CONTEXT)
+        self.context_bytes = context_that_fits([self.lengths["base"][ids] for ids in encoded], self.context)
         self.base = read_embeddings(model)
         sources = row_sources(self.bpe.ids, strings_by_id(self.backends["remapped"]))
         self.reordered = reorder_embeddings(self.base, sources)
@@ -125,7 +126,7 @@ class Bench:
                 self.encoders[tokenizer],
                 texts or self.heldout,
                 eos_id=self.eos_id,
-                context=2 * CONTEXT,
+                context=self.context,
                 context_bytes=self.context_bytes,
                 token_bytes=self.lengths[tokenizer],
             )
