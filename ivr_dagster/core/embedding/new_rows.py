@@ -161,7 +161,9 @@ class NewRows:
                     ngrams.grad = torch.sparse.mm(self._shares.t(), matrix.grad[self._ids].to(ngrams.dtype))
                     ngrams.zero_()
             floors[:] = []
-            for group in optimizer.param_groups if self._rates.floored else ():
+            for group in optimizer.param_groups:
+                if not self._rates.floored or "betas" not in group:
+                    continue
                 states = [optimizer.state[each] for each in group["params"] if id(each) in learners]
                 floors.extend(_Floor(state, group["betas"][1]) for state in states if _SECOND_MOMENTS in state)
 

@@ -203,3 +203,20 @@ def test_matrices_decay_as_they_are_told_and_biases_and_ngrams_do_not() -> None:
     optimizer = torch.optim.AdamW(groups, lr=0.1)
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.25, 0.0, 0.0]
     assert [group["params"][0] is each for group, each in zip(groups, (matrix, bias), strict=False)] == [True, True]
+
+
+def test_an_optimizer_with_second_moments_of_another_kind_than_adams_is_left_alone() -> None:
+    from transformers import Adafactor
+
+    moved = []
+    for floored in (False, True):  # it keeps whole second moments of a bias, and has no betas
+        bias = torch.nn.Parameter(torch.zeros(V))
+        rows = NewRows([bias], NEW, RowRates(new=2.0, floored=floored))
+        groups = rows.parameter_groups(0.1, 0.0)
+        optimizer = Adafactor(groups, lr=0.1, relative_step=False, scale_parameter=False)
+        rows.attach(optimizer)
+        for _ in range(3):
+            bias.grad = torch.linspace(0.1, 1.0, V)
+            optimizer.step()
+        moved.append(bias.detach())
+    assert torch.equal(*moved)
