@@ -62,6 +62,8 @@ class Bench:
         validation_bytes: int,
         dtype: str,
         retention: Path | None = None,
+        general: Path | None = None,
+        general_share: float = 0.1,
     ) -> None:
         paths = ArtifactPaths(artifacts.resolve())
         self.model, self.dtype = ModelFolder(model), dtype
@@ -93,6 +95,11 @@ class Bench:
         if retention:
             others = read_other_documents(retention, text_key="text", encoding="utf-8", text_split_bytes=10_000)
             self.retention = other_texts(others, (), heldout_bytes)
+        self.general: list[str] = []
+        if general:
+            others = read_other_documents(general, text_key="text", encoding="utf-8", text_split_bytes=10_000)
+            size = sum(len(text.encode()) for text in self.train)
+            self.general = other_texts(others, (), round(size * general_share / (1 - general_share)))
         encoded = self.encoders["base"](self.heldout)
         self.context_bytes = context_that_fits([self.lengths["base"][ids] for ids in encoded], self.context)
         self.base = read_embeddings(model)
@@ -229,12 +236,14 @@ def curves(
             break
         texts.append(text)
         read += len(text.encode())
+    all_bytes = sum(len(text.encode()) for text in bench.train)
     base = bench.model.load("float32")
     result: dict[str, Any] = {
         "heldout_bytes": bench.heldout_bytes,
         "context_bytes": bench.context_bytes,
         "equal": "bytes" if equal_bytes else "tokens",
         "train_bytes": read,
+        "general_bytes": sum(len(text.encode()) for text in bench.general) * read / all_bytes,
         "sft": read_sft_config(sft).arguments | {"rates": vars(read_sft_config(sft).rates)},
         "vanilla_sft": read_sft_config(sft, vanilla=True).arguments
         | {"rates": vars(read_sft_config(sft, vanilla=True).rates)},
@@ -260,9 +269,10 @@ def curves(
             size = block_size if name == "adapted" else 2 * block_size
             common = {"block_size": size, "eos_id": bench.eos_id, "vocab_size": bench.bpe.size}
             blocks, kept = Path(folder) / f"{name}-blocks", Path(folder) / f"{name}-validation"
-            counts = write_blocks(iter(bench.encoders[tokenizer](texts)), blocks, **common)
+            general = bench.general[: round(len(bench.general) * read / all_bytes)]
+            counts = write_blocks(iter(bench.encoders[tokenizer]([*texts, *general])), blocks, **common)
             valid = write_validation_blocks(bench.encoders[tokenizer](bench.validation), kept, **common)
-            bytes_per_token = read / counts.tokens
+            bytes_per_token = (read + sum(len(text.encode()) for text in general)) / counts.tokens
             validation = Validation(kept, sum(len(text.encode()) for text in bench.validation) / valid)
             for seed in seeds:
                 config = read_sft_config(sft, vanilla=name == "vanilla", seed=seed)
@@ -414,6 +424,8 @@ def main() -> None:
     parser.add_argument("--validation-bytes", type=int, default=20_000)
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--retention", type=Path, help="folder of text of another domain")
+    parser.add_argument("--general", type=Path, help="folder of text mixed in, so that the model does not forget")
+    parser.add_argument("--general-share", type=float, default=0.1, help="of the bytes trained on")
     parser.add_argument("--threads", type=int, default=0, help="of torch; 0: as many as it takes by itself")
     parser.add_argument(
         "--distillation", type=_triple, action="append", default=[], help="bytes:hidden weight:learning rate"
@@ -444,6 +456,8 @@ def main() -> None:
         options.validation_bytes,
         options.dtype,
         options.retention,
+        options.general,
+        options.general_share,
     )
     file = RESULTS / f"quality-{options.part}-{options.name or options.artifacts.resolve().name}.json"
 
