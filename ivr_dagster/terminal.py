@@ -105,7 +105,13 @@ def states_table(states: list[Any], figures_of: Callable[[Any], str]) -> None:
 def plan_tables(plan: "Plan", points: list["CurvePoint"], verdict: str) -> None:
     """A selection that was not written: the saving by number of new tokens, the first of them, what is given up."""
     OUT.print(f"[bold]{verdict}[/]", highlight=False)
-    OUT.print(f"Of the rules in force {plan.kept:,} stay, {plan.moved:,} get another id, {plan.dropped:,} go.")
+    if plan.foregone is None:
+        OUT.print(f"Of the rules in force {plan.kept:,} stay, {plan.moved:,} get another id, {plan.dropped:,} go.")
+    else:
+        OUT.print(
+            f"It is in force and stays: the best one now would save {plan.foregone:.2%} more of held-out tokens, less "
+            "than --least-gain asks for."
+        )
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("new tokens", "saved", "last hundred"):
         table.add_column(column, justify="right")

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import dagster as dg
 import numpy as np
 import polars as pl
+from dagster._core.definitions.data_version import CODE_VERSION_TAG
 
 from ivr_dagster.artifact_paths import ArtifactPaths
 from ivr_dagster.assets import OWNERS, depends_on_settings
@@ -27,6 +28,7 @@ from ivr_dagster.core.vocabulary.selection import (
     selection_log_text,
     verdict,
 )
+from ivr_dagster.io_managers.tables import read_candidates
 from ivr_dagster.progress import track
 from ivr_dagster.resources.settings import SettingsResource
 from ivr_dagster.settings import Settings
@@ -52,6 +54,7 @@ GROUP = "vocabulary"
         "max_phrases",
         "least_documents",
         "sticky",
+        "least_gain",
         "max_texts",
     ),
 )
@@ -67,10 +70,14 @@ def replacement_candidates(
 
     New tokens are found by going on with BPE on the domain's own pre-token counts: the pair of neighbours that occurs
     most often is joined, counts are updated, and so on. Ids come from tokens that the domain uses least, the rarest by
-    merge rank among equals; bytes, special tokens, digits and the parts of new tokens stay. Rules in force that are
-    still worth it stay as they are.
+    merge rank among equals; bytes, special tokens, digits and the parts of new tokens stay. The selection in force
+    stays as it is while another would save hardly more (`least_gain`); where it does not, its rules that are still
+    worth it stay.
     """
     started = time.monotonic()
+    in_force = table_in_force(
+        context.instance, settings.places, context.assets_def.get_asset_spec(context.asset_key).code_version
+    )
     plan = plan_from_settings(
         settings,
         settings.places,
@@ -78,10 +85,16 @@ def replacement_candidates(
         original_tokenizer,
         pretoken_counts,
         token_stats,
+        in_force=in_force,
         progress=track(context.log, "selecting", "new tokens"),
     )
     table = plan.table
     judgement = verdict(plan.saving_heldout, len(table))
+    if plan.foregone is not None:
+        context.log.info(
+            f"the selection in force stays: the best one now would save {plan.foregone:.2%} more of held-out tokens, "
+            f"least_gain is {settings.least_gain:.2%}"
+        )
     (context.log.warning if plan.saving_heldout < HARDLY_WORTH else context.log.info)(judgement)
     saved = np.cumsum(table["heldout_saving"].to_numpy())
     return dg.MaterializeResult(
@@ -115,6 +128,8 @@ def replacement_candidates(
             "rules_kept": plan.kept,
             "rules_moved": plan.moved,
             "rules_dropped": plan.dropped,
+            "stays_in_force": plan.foregone is not None,
+            **({} if plan.foregone is None else {"saving_foregone": plan.foregone}),
             "sacrificed_in_use": int((table["sacrificed_frequency"] > 0).sum()),
             "seconds": round(time.monotonic() - started, 2),
         },
@@ -129,9 +144,10 @@ def plan_from_settings(
     pretoken_counts: pl.DataFrame,
     token_stats: pl.DataFrame,
     *,
+    in_force: pl.DataFrame | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Plan:
-    """The selection under these settings; nothing is written."""
+    """The selection under these settings; nothing is written. `in_force` is of :func:`table_in_force`."""
     base = original.backend()
     place = places["remap_rules"]
     rules = read_rules(place) if settings.sticky and place.is_file() else None
@@ -156,8 +172,23 @@ def plan_from_settings(
         most_phrases=settings.max_phrases or None,
         # what a person wrote is not carried on: deleting the file brings the computed rules back
         before=None if rules is None or rules.edited else rules,
+        in_force=in_force if settings.sticky else None,
+        least_gain=settings.least_gain,
         progress=progress,
     )
+
+
+def table_in_force(
+    instance: dg.DagsterInstance, places: ArtifactPaths, code_version: str | None
+) -> pl.DataFrame | None:
+    """The table of candidates on disk, if these settings made it and the rules in force are the ones it asks for."""
+    event = instance.get_latest_materialization_event(dg.AssetKey("replacement_candidates"))
+    made = event.asset_materialization if event else None
+    table, rules = places["replacement_candidates"], places["remap_rules"]
+    if not made or (made.tags or {}).get(CODE_VERSION_TAG) != code_version or not (table.is_file() and rules.is_file()):
+        return None
+    found = read_candidates(table)
+    return found if rules_from_table(found).digest() == read_rules(rules).digest() else None
 
 
 @dg.asset(group_name=GROUP, kinds={"markdown"}, owners=OWNERS, io_manager_key="markdown_io", code_version="2")

@@ -28,11 +28,16 @@ class CsvIOManager(ArtifactIOManager[pl.DataFrame]):
 
     def read(self, path: Path) -> pl.DataFrame:
         """The table; columns of digits are numbers, all others strings."""
-        # byte-level strings may look like numbers ("12") or be empty of anything but quotes: types are not guessed
-        head = pl.read_csv(path, n_rows=0).columns
-        types = {name: CANDIDATE_COLUMNS.get(name, pl.String()) for name in head}
-        return pl.read_csv(path, schema_overrides=types).with_columns(pl.col(pl.String).fill_null(""))
+        return read_candidates(path)
 
 
 _COUNTS = ("rank", "saving", "frequency", "sacrificed_id", "sacrificed_frequency", "sacrificed_cost")
 CANDIDATE_COLUMNS: dict[str, pl.DataType] = {"heldout_saving": pl.Float64()} | {name: pl.Int64() for name in _COUNTS}
+
+
+def read_candidates(path: Path) -> pl.DataFrame:
+    """The table of replacement candidates in a CSV file."""
+    # byte-level strings may look like numbers ("12") or be empty of anything but quotes: types are not guessed
+    head = pl.read_csv(path, n_rows=0).columns
+    types = {name: CANDIDATE_COLUMNS.get(name, pl.String()) for name in head}
+    return pl.read_csv(path, schema_overrides=types).with_columns(pl.col(pl.String).fill_null(""))

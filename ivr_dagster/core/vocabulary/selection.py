@@ -36,6 +36,8 @@ class Plan:
         table: see :func:`candidates_table`.
         train_tokens: tokens of the train split under the base tokenizer.
         kept, moved, dropped: rules of before that stay, whose new token gets another id, that are gone.
+        foregone: where the selection in force stays, the share of held-out tokens that the best one now would save
+            beyond it; None where this is a new selection.
     """
 
     table: pl.DataFrame
@@ -43,6 +45,7 @@ class Plan:
     kept: int = 0
     moved: int = 0
     dropped: int = 0
+    foregone: float | None = None
 
     @property
     def saving_train(self) -> float:
@@ -86,9 +89,14 @@ def plan_selection(
     across: bool = False,
     most_phrases: int | None = None,
     before: RemapRules | None = None,
+    in_force: pl.DataFrame | None = None,
+    least_gain: float = 0.0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Plan:
     """Choose new tokens and the ids they get.
+
+    A selection in force stays as it is, figures too, while the best one now would save hardly more: another
+    vocabulary is another model to train.
 
     Args:
         base, bpe: the base tokenizer and its vocabulary of V ids.
@@ -100,6 +108,8 @@ def plan_selection(
         least_saving: share of held-out tokens that the next hundred must save where `budget` is None.
         guards, across, most_phrases, progress: as of :func:`choose_candidates`.
         before: rules in force, which stay where they are still worth it; rules of another base are passed over.
+        in_force: their table, if it was made by these settings.
+        least_gain: share of held-out tokens that another selection must save beyond the one in force.
 
     Raises:
         InputError: more new tokens are asked for than ids may be given away.
@@ -148,6 +158,11 @@ def plan_selection(
         pl.col("heldout_saving") + (real - float(table["heldout_saving"].sum())) / max(len(table), 1),
         sacrificed_cost=pl.Series(costs, dtype=pl.Int64),
     )
+    if in_force is not None:
+        old = remap_tokenizer(base, bpe, rules_from_table(in_force)).tokenizer
+        foregone = real - compare_lengths(base, old, heldout).saving
+        if foregone < least_gain:
+            return Plan(in_force, selection.tokens_before, kept=len(in_force), foregone=foregone)
     status = dict(table["status"].value_counts().iter_rows())
     kept, moved = int(status.get("kept", 0)), int(status.get("moved", 0))
     return Plan(table, selection.tokens_before, kept, moved, len(before or ()) - kept - moved)
