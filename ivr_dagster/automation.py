@@ -1,21 +1,138 @@
-"""Jobs for the UI's launchpad, and what starts them by itself: a nightly schedule and a sensor on the raw corpus."""
+"""What happens by itself: sources are watched, and what they make stale is rebuilt, in order and once.
 
+Noticing and rebuilding are apart, so that each can be switched off: the sensor `watch_sources` and the schedule
+`nightly` observe sources, the sensors `rebuild_tokenizer_side` and `rebuild_training_side` ask for runs of assets
+that are stale. An unchanged data version makes nothing stale, so a rebuild ends where nothing new comes out.
+
+Dagster's own conditions see changes as they pass, and forget one that comes while the asset is being made: the
+update then counts as its handling. The conditions here compare what an asset was made of with what there is now.
+"""
+
+import json
+import time
 from collections.abc import Collection
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import dagster as dg
 
-from ivr_dagster.core.corpus.documents import fingerprint_corpus
-from ivr_dagster.core.errors import InputError
+from ivr_dagster.artifact_paths import ArtifactPaths
+from ivr_dagster.resources.base_model import BaseModelResource
 from ivr_dagster.resources.settings import SettingsResource
+from ivr_dagster.sources import noticed, source_names
 from ivr_dagster.stages import STAGES, stage_assets
+from ivr_dagster.staleness import Staleness
+
+# the cheap half, minutes, and the costly one, by stage
+TOKENIZER_SIDE = ("init", "analyze", "distill-tokenizer", "select", "remap")
+TRAINING_SIDE = tuple(stage for stage in STAGES if stage not in TOKENIZER_SIDE)
+# by the setting `rebuild`
+REBUILT: dict[str, tuple[str, ...]] = {
+    "everything": tuple(STAGES),
+    "tokenizer_side": TOKENIZER_SIDE,
+    "nothing": (),
+}
+SECONDS_BETWEEN_LOOKS = 10
+SECONDS_BETWEEN_TICKS = 5
+
+_of_this_tick: WeakKeyDictionary[Any, Staleness] = WeakKeyDictionary()
 
 
-def automation(*, vanilla: bool, vanilla_compute: bool, left_out: Collection[str] = ()) -> dict[str, list[Any]]:
+@dataclass(frozen=True, eq=False)
+class _OfStaleness(dg.AutomationCondition[dg.AssetKey]):
+    """A condition on what :class:`Staleness` finds; all of one tick share what it looked up."""
+
+    places: ArtifactPaths
+    text_alone: bool
+
+    def found(self, context: dg.AutomationContext[dg.AssetKey]) -> Staleness:
+        view = context.asset_graph_view
+        if view not in _of_this_tick:
+            _of_this_tick[view] = Staleness(view.instance, view.asset_graph, self.places, text_alone=self.text_alone)
+        return _of_this_tick[view]
+
+
+class Stale(_OfStaleness):
+    """Made of other things than it would be made of now, or what it is made of is stale."""
+
+    @property
+    def name(self) -> str:
+        """What the UI calls it."""
+        return "stale"
+
+    def evaluate(self, context: dg.AutomationContext[dg.AssetKey]) -> dg.AutomationResult[dg.AssetKey]:
+        """True where the asset is stale."""
+        stale = self.found(context).why(context.key)
+        return dg.AutomationResult(context, context.candidate_subset if stale else context.get_empty_subset())
+
+
+class NotAskedFor(_OfStaleness):
+    """Never asked for of what it would be made of now: a run that failed is not repeated until something changes."""
+
+    @property
+    def name(self) -> str:
+        """What the UI calls it."""
+        return "not asked for yet, as it would be made now"
+
+    def evaluate(self, context: dg.AutomationContext[dg.AssetKey]) -> dg.AutomationResult[dg.AssetKey]:
+        """True where this tick would be the first to ask; the cursor holds what the last one would have asked for."""
+        now = self.found(context).made_of(context.key)
+        before = json.loads(str(context.cursor)) if context.cursor else {}
+        requested = context.get_previous_requested_subset(context.key)
+        asked = before.get("now") if requested is not None and not requested.is_empty else before.get("asked")
+        return dg.AutomationResult(
+            context,
+            context.get_empty_subset() if now == asked else context.candidate_subset,
+            cursor=json.dumps({"now": now, "asked": asked}),
+        )
+
+
+def rebuild_condition(places: ArtifactPaths, *, text_alone: bool, only_again: bool) -> dg.AutomationCondition[Any]:
+    """When an asset is to be made by itself.
+
+    It is stale, and was not asked for in this state before; nothing above it is stale or being made, so that it is
+    made once, of the final state; and blocking checks of what it reads have passed, in whichever run.
+
+    Args:
+        places: where artifacts lie.
+        text_alone: whether new text by itself is a reason to train anew.
+        only_again: never for the first time.
+    """
+    condition = dg.AutomationCondition
+    stale = Stale(places, text_alone)
+    wanted = (
+        NotAskedFor(places, text_alone)
+        & stale
+        & ~condition.any_deps_match(stale).with_label("something above is stale")
+        & ~condition.in_progress()
+        & ~condition.any_deps_in_progress()
+        & condition.all_deps_blocking_checks_passed()
+    )
+    return wanted & ~condition.missing() if only_again else wanted
+
+
+def automatic_assets(rebuild: str, retrain: str, wanted: Collection[str], places: ArtifactPaths) -> dict[str, Any]:
+    """The condition of each asset that is rebuilt by itself under the settings `rebuild` and `retrain`.
+
+    The first training is a person's decision, since it may take days: the costly half is made only again.
+    """
+    text_alone = retrain == "new_text"
+    again, first = (rebuild_condition(places, text_alone=text_alone, only_again=only) for only in (True, False))
+    return {
+        asset: again if stage in TRAINING_SIDE else first
+        for stage in REBUILT[rebuild]
+        for asset in STAGES[stage]
+        if asset in wanted
+    }
+
+
+def automation(
+    *, vanilla: bool, vanilla_compute: bool, places: ArtifactPaths, left_out: Collection[str] = ()
+) -> dict[str, list[Any]]:
     """Jobs, schedules and sensors, by the names that `Definitions` takes them under; `left_out` are not made."""
 
-    def assets(*stages: str) -> list[str]:
+    def assets(stages: Collection[str]) -> list[str]:
         return [
             asset
             for stage in stages
@@ -23,54 +140,63 @@ def automation(*, vanilla: bool, vanilla_compute: bool, left_out: Collection[str
             if asset not in left_out
         ]
 
+    sources = dg.AssetSelection.assets(*source_names(places))
     everything = dg.define_asset_job(
-        "everything", assets(*STAGES), description="From the raw corpus to the evaluation report."
+        "everything", assets(STAGES), description="From the raw corpus to the evaluation report."
     )
     tokenizer_side = dg.define_asset_job(
         "tokenizer_side",
-        assets("init", "analyze", "distill-tokenizer", "select", "remap"),
+        assets(TOKENIZER_SIDE),
         description="From the raw corpus to the remapped tokenizer: minutes.",
     )
     training_side = dg.define_asset_job(
         "training_side",
-        assets("align", "train", "evaluate"),
+        assets(TRAINING_SIDE),
         description="From the remapped tokenizer to the report: the costly half.",
+    )
+    observe_sources = dg.define_asset_job(
+        "observe_sources",
+        sources,
+        description="Takes the hash of raw corpus, base model and whatever else a person brings.",
     )
     nightly = dg.ScheduleDefinition(
         name="nightly",
-        job=everything,
+        job=observe_sources,
         cron_schedule="0 3 * * *",
-        description="Rebuilds everything every night at 03:00 UTC.",
+        default_status=dg.DefaultScheduleStatus.RUNNING,
+        description="Observes all sources at 03:00 UTC: also what no look at files tells, such as a model's branch on "
+        "the hub. To rebuild at night only, switch `watch_sources` off.",
     )
 
     @dg.sensor(
-        job=everything,
-        minimum_interval_seconds=30,
-        description="Rebuilds everything when the raw corpus is not the last build's and kept still for a while.",
+        target=sources,
+        minimum_interval_seconds=SECONDS_BETWEEN_LOOKS,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description="Observes sources whose files changed, once they have kept still for `quiet_seconds`.",
     )
-    def raw_corpus_changed(
-        context: dg.SensorEvaluationContext, settings: SettingsResource
+    def watch_sources(
+        context: dg.SensorEvaluationContext, settings: SettingsResource, base: BaseModelResource
     ) -> dg.RunRequest | dg.SkipReason:
-        return corpus_request(context, settings.places["raw_corpus"])
+        return noticed(context, settings, base, time.time())
+
+    def rebuilding(name: str, stages: Collection[str], what: str) -> dg.AutomationConditionSensorDefinition:
+        return dg.AutomationConditionSensorDefinition(
+            name,
+            target=dg.AssetSelection.assets(*assets(stages)),
+            default_status=dg.DefaultSensorStatus.RUNNING,
+            minimum_interval_seconds=SECONDS_BETWEEN_TICKS,
+            run_tags={"ivr/started_by": name},
+            use_user_code_server=True,  # our conditions are not Dagster's own
+            description=f"Makes assets {what} anew once they are stale and nothing above them is. The setting "
+            "`rebuild` says which halves there are.",
+        )
 
     return {
-        "jobs": [everything, tokenizer_side, training_side],
+        "jobs": [everything, tokenizer_side, training_side, observe_sources],
         "schedules": [nightly],
-        "sensors": [raw_corpus_changed],
+        "sensors": [
+            watch_sources,
+            rebuilding("rebuild_tokenizer_side", TOKENIZER_SIDE, "up to the remapped tokenizer (minutes)"),
+            rebuilding("rebuild_training_side", TRAINING_SIDE, "from the embeddings to the report (the costly half)"),
+        ],
     }
-
-
-def corpus_request(context: dg.SensorEvaluationContext, corpus: Path) -> dg.RunRequest | dg.SkipReason:
-    """A run when the corpus differs from the one built last and is the same as at the last look."""
-    built, _, seen = (context.cursor or ",").partition(",")
-    try:
-        now = fingerprint_corpus(corpus)
-    except InputError as error:
-        return dg.SkipReason(str(error))
-    if now == built:
-        return dg.SkipReason("the raw corpus has not changed")
-    if now != seen:
-        context.update_cursor(f"{built},{now}")
-        return dg.SkipReason("the raw corpus is changing; looking again before building")
-    context.update_cursor(f"{now},{now}")
-    return dg.RunRequest(tags={"ivr/raw_corpus": now})

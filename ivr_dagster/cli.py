@@ -54,6 +54,7 @@ STAGE_OPTIONS: dict[str, tuple[str, ...]] = {
         "max_phrases",
         "least_documents",
         "sticky",
+        "least_gain",
     ),
     "remap": ("remap_rules_path", "exceptions"),
     "align": (
@@ -434,6 +435,7 @@ def _show_plan(request: Request, workbench: "Workbench") -> None:
                 "rules_kept": plan.kept,
                 "rules_moved": plan.moved,
                 "rules_dropped": plan.dropped,
+                "stays_in_force": plan.foregone is not None,
                 "verdict": sentence,
                 "curve": [asdict(point) for point in points],
             }

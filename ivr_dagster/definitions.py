@@ -28,7 +28,7 @@ from ivr_dagster.assets import (
     vocabulary,
 )
 from ivr_dagster.assets.brought import brought_asset
-from ivr_dagster.automation import automation
+from ivr_dagster.automation import automatic_assets, automation
 from ivr_dagster.core.content_hash import content_hash
 from ivr_dagster.io_managers import io_managers
 from ivr_dagster.resources.accelerator import AcceleratorResource
@@ -71,10 +71,14 @@ def build_definitions(
     left_out |= places.replaced.keys()
     assets = [_reading_brought(asset, places) for asset in loaded if asset.key.path[-1] not in left_out]
     assets.append(_reading_brought(evaluation.evaluation_report_asset(wanted), places))
-    automatic = automation(vanilla=settings.vanilla, vanilla_compute=settings.vanilla_compute, left_out=places.replaced)
+    automatic = automation(
+        vanilla=settings.vanilla, vanilla_compute=settings.vanilla_compute, places=places, left_out=places.replaced
+    )
+    made = {asset.key.path[-1] for asset in assets}
+    conditions = automatic_assets(settings.rebuild, settings.retrain, made, places)
     return dg.Definitions(
         assets=[
-            *(_with_settings_in_code_version(asset, shared) for asset in assets),
+            *(_rebuilt_by_itself(_with_settings_in_code_version(asset, shared), conditions) for asset in assets),
             *(brought_asset(name, places[name]) for name in sorted(places.brought)),
         ],
         asset_checks=[
@@ -123,6 +127,14 @@ def _with_settings_in_code_version(asset: Any, settings: SettingsResource) -> An
         return spec.replace_attributes(code_version=version)
 
     return asset.map_asset_specs(extend)
+
+
+def _rebuilt_by_itself(asset: Any, conditions: Mapping[str, Any]) -> Any:
+    """The asset with its automation condition, if it has one."""
+    condition = conditions.get(asset.key.path[-1])
+    if condition is None:
+        return asset
+    return asset.map_asset_specs(lambda spec: spec.replace_attributes(automation_condition=condition))
 
 
 defs = build_definitions()

@@ -14,22 +14,20 @@ from typing import Any
 
 import dagster as dg
 import psutil
-from dagster._core.definitions.data_version import DATA_VERSION_TAG, INPUT_DATA_VERSION_TAG_PREFIX
+from dagster._core.definitions.data_version import DATA_VERSION_TAG
 from dagster._core.errors import DagsterAssetCheckFailedError, DagsterExecutionInterruptedError
 
 from ivr_dagster.artifact_paths import ArtifactPaths
-from ivr_dagster.assets.brought import observe_brought
-from ivr_dagster.assets.corpus import observe_corpus
-from ivr_dagster.assets.vocabulary import edited_rules, plan_from_settings
+from ivr_dagster.assets.vocabulary import plan_from_settings, table_in_force
 from ivr_dagster.core.atomic import recover
 from ivr_dagster.core.errors import InputError
 from ivr_dagster.core.vocabulary.selection import Plan
 from ivr_dagster.definitions import build_definitions
-from ivr_dagster.resources.settings import SettingsResource
 from ivr_dagster.settings import Settings
+from ivr_dagster.sources import observe, source_names
 from ivr_dagster.stages import STAGES, stage_assets
+from ivr_dagster.staleness import Staleness, observed_version
 
-CODE_VERSION_TAG = "dagster/code_version"
 # the process of a run that the command line started, by number and start time
 PROCESS_TAG = "ivr/process"
 INSTANCE_FILE = Path(__file__).with_name("instance.yaml")
@@ -120,66 +118,38 @@ class Workbench:
             InputError: something is not there, or is not what it should be.
         """
         resources: Mapping[str, Any] = self._definitions.resources or {}
-        shared: SettingsResource = resources["settings"]
-        versions = {"raw_corpus": observe_corpus(shared), "base_model": resources["base"].version()}
-        versions |= {name: observe_brought(name, self.paths[name]) for name in sorted(self.paths.brought)}
+        versions = {name: observe(name, resources["settings"], resources["base"]) for name in source_names(self.paths)}
         for name, version in versions.items():
-            if self._source_version(name) != version:
+            if observed_version(self.instance, dg.AssetKey(name)) != version:
                 self.instance.report_runless_asset_event(dg.AssetObservation(name, tags={DATA_VERSION_TAG: version}))
 
     def states(self) -> list[AssetState]:
         """Every asset, fresh or stale, in pipeline order."""
-        found: dict[str, AssetState] = {}
+        staleness = Staleness(self.instance, self._graph, self.paths)
+        found = []
         for stage in STAGES:
             for name in self.stage_assets(stage):
-                event = self.instance.get_latest_materialization_event(dg.AssetKey(name))
+                event = staleness.last_made(dg.AssetKey(name))
                 made = event.asset_materialization if event else None
-                found[name] = AssetState(
-                    name,
-                    stage,
-                    self._why_stale(name, made, found),
-                    datetime.fromtimestamp(event.timestamp, UTC).astimezone() if event else None,
-                    scalars(made.metadata) if made else {},
+                found.append(
+                    AssetState(
+                        name,
+                        stage,
+                        staleness.why(dg.AssetKey(name)),
+                        datetime.fromtimestamp(event.timestamp, UTC).astimezone() if event else None,
+                        scalars(made.metadata) if made else {},
+                    )
                 )
-        return list(found.values())
+        return found
 
     def stale_assets(self, stage: str) -> list[str]:
         """Assets of a stage that must be made anew, those included that only follow from such a one in the stage."""
         states = {state.name: state for state in self.states()}
         return [name for name in self.stage_assets(stage) if states[name].stale]
 
-    def _why_stale(self, name: str, made: dg.AssetMaterialization | None, before: Mapping[str, AssetState]) -> str:
-        if made is None:
-            return "never materialized"
-        if not self.paths[name].exists():
-            return "artifact missing"
-        tags = made.tags or {}
-        if tags.get(CODE_VERSION_TAG) != self._graph.get(dg.AssetKey(name)).code_version:
-            return "settings or code changed"
-        for parent in sorted(key.to_user_string() for key in self._graph.get(dg.AssetKey(name)).parent_keys):
-            if parent in before and before[parent].stale:
-                return f"{parent} is stale"
-            used = tags.get(f"{INPUT_DATA_VERSION_TAG_PREFIX}/{parent}")
-            if used != (self._source_version(parent) if parent not in before else self._made_version(parent)):
-                return f"{parent} changed"
-        if name == "remap_rules":
-            edited = edited_rules(self.paths)
-            if edited is not None and edited.digest() != tags.get(DATA_VERSION_TAG):
-                return "edited by hand"
-        return ""
-
-    def _made_version(self, name: str) -> str | None:
-        event = self.instance.get_latest_materialization_event(dg.AssetKey(name))
-        return (
-            (event.asset_materialization.tags or {}).get(DATA_VERSION_TAG)
-            if event and event.asset_materialization
-            else None
-        )
-
-    def _source_version(self, name: str) -> str | None:
-        records = self.instance.fetch_observations(dg.AssetKey(name), limit=1).records
-        observation = records[0].asset_observation if records else None
-        return observation.tags.get(DATA_VERSION_TAG) if observation else None
+    def data_version(self, name: str) -> str | None:
+        """The data version that an asset, or a source, has now."""
+        return Staleness(self.instance, self._graph, self.paths).version(dg.AssetKey(name))
 
     def load(self, name: str) -> Any:
         """An asset's value, as the next step would get it.
@@ -201,7 +171,10 @@ class Workbench:
     def plan_selection(self, progress: Callable[[int, int], None] | None = None) -> Plan:
         """What the stage `select` would choose; nothing is written."""
         names = ("cleaned_corpus", "original_tokenizer", "pretoken_counts", "token_stats")
-        return plan_from_settings(self.settings, self.paths, *map(self.load, names), progress=progress)
+        asset = self._graph.get(dg.AssetKey("replacement_candidates"))
+        in_force = table_in_force(self.instance, self.paths, asset.code_version)
+        loaded = map(self.load, names)
+        return plan_from_settings(self.settings, self.paths, *loaded, in_force=in_force, progress=progress)
 
     def run(
         self, assets: Iterable[str], *, log_level: str = "WARNING", tags: Mapping[str, str] | None = None

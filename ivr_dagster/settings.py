@@ -30,6 +30,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "normalization": ("NFC", "NFKC", "none"),
     "merge_scope": ("within", "across"),
     "init_strategy": tuple(STRATEGIES),
+    "rebuild": ("everything", "tokenizer_side", "nothing"),
+    "retrain": ("new_vocabulary", "new_text"),
     "device": ("auto", "cpu", "cuda", "mps"),
     "dtype": ("auto", "float32", "bfloat16", "float16"),
 }
@@ -184,6 +186,13 @@ class Settings(BaseModel):
         description="Rules in force that are still worth it stay, with their ids, so that a fine-tuned model stays "
         "usable when the corpus changes a little.",
     )
+    least_gain: float = Field(
+        0.005,
+        ge=0,
+        lt=1,
+        description="Share of held-out tokens that another selection must save beyond the one in force to take its "
+        "place, since it means training. 0: any that saves more.",
+    )
 
     original_tokenizer_dir: str = Field(
         "", description="Folder of a base tokenizer that you bring; it is only read. Empty: the base model's."
@@ -296,6 +305,20 @@ class Settings(BaseModel):
         "every Python carries.",
     )
     continuations: int = Field(3, ge=0, description="How many sample continuations the report shows.")
+
+    rebuild: str = Field(
+        "everything",
+        description="What the UI's daemon makes anew by itself once it is stale: everything, the tokenizer_side (up to "
+        "the remapped tokenizer: minutes) or nothing. Training is never done by itself for the first time.",
+    )
+    retrain: str = Field(
+        "new_vocabulary",
+        description="What has the daemon train anew: a new_vocabulary (or base model, or settings), or new_text too, "
+        "however little. `ivr run` always trains on new text.",
+    )
+    quiet_seconds: float = Field(
+        10.0, ge=0, description="A changed corpus or model is taken up once it has kept still for so many seconds."
+    )
 
     device: str = Field("auto", description="Accelerator: auto, cpu, cuda or mps.")
     dtype: str = Field(

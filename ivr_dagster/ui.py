@@ -1,21 +1,30 @@
-"""The Dagster UI on this machine: web server and daemon as two child processes that end with this one."""
+"""The Dagster UI on this machine: child processes that end with this one.
+
+Web server and daemon take the assets from one code server, by a socket that only this user may open. When settings
+change, its code is loaded anew: what the UI shows and what automation compares with are the settings of now.
+"""
 
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from ivr_dagster.core.errors import InputError
 
-WORKSPACE = Path(__file__).with_name("workspace.yaml")
-# both children get so long, together, to end by themselves
+LOCATION = "ivr_dagster"
+# the children get so long, together, to end by themselves
 STOP_SECONDS = 8.0
+SECONDS_BETWEEN_LOOKS = 1.0
+RELOAD_SECONDS = 120
 
 
 def serve(artifacts_dir: Path, config: Path | None, port: int) -> int:
-    """Run web server and daemon until one ends or this process is told to stop; returns an exit code.
+    """Run the servers until one ends or this process is told to stop; returns an exit code.
 
     Raises:
         InputError: the port is taken.
@@ -28,11 +37,6 @@ def serve(artifacts_dir: Path, config: Path | None, port: int) -> int:
     environment = os.environ | {"IVR_ARTIFACTS_DIR": str(artifacts_dir)}
     if config is not None:
         environment["IVR_CONFIG"] = str(config.resolve())
-    servers = (
-        ["dagster-webserver", "--workspace", str(WORKSPACE), "--host", "127.0.0.1", "--port", str(port)],
-        ["dagster-daemon", "run", "--workspace", str(WORKSPACE)],
-    )
-    binaries = Path(sys.executable).parent
     stopped = False
 
     def stop(number: int, frame: object) -> None:
@@ -41,20 +45,90 @@ def serve(artifacts_dir: Path, config: Path | None, port: int) -> int:
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, stop)
-    children: list[subprocess.Popen[bytes]] = []
-    try:
-        for name, *rest in servers:
-            # in a session of its own: Ctrl-C reaches it through us, once
-            children.append(subprocess.Popen([str(binaries / name), *rest], env=environment, start_new_session=True))
-        _say(f"Dagster UI: http://127.0.0.1:{port}  (Ctrl-C stops it)")
-        while not stopped and all(child.poll() is None for child in children):
-            time.sleep(0.2)
-        for (name, *_), child in zip(servers, children, strict=True):
-            if not stopped and child.poll() is not None:
-                _say(f"ivr: {name} has ended by itself, exit code {child.returncode}; what it said stands above")
-    finally:
-        _end(children)
+    children: dict[str, subprocess.Popen[bytes]] = {}
+    with tempfile.TemporaryDirectory(prefix="ivr-") as folder:  # a socket's path must be short
+        socket, workspace = Path(folder) / "code.sock", Path(folder) / "workspace.yaml"
+        workspace.write_text(
+            f"load_from:\n  - grpc_server: {{socket: {socket}, location_name: {LOCATION}}}\n", encoding="utf-8"
+        )
+        shown = ["--workspace", str(workspace)]
+        code = ["code-server", "start", "--socket", str(socket), "--location-name", LOCATION]
+        servers = (
+            ["dagster", *code, "--module-name", "ivr_dagster.definitions", "--log-level", "warning"],
+            ["dagster-webserver", *shown, "--host", "127.0.0.1", "--port", str(port)],
+            ["dagster-daemon", "run", *shown],
+        )
+        try:
+            for name, *rest in servers:
+                command = [str(Path(sys.executable).parent / name), *rest]
+                # in a session of its own: Ctrl-C reaches it through us, once
+                children[name] = subprocess.Popen(command, env=environment, start_new_session=True)
+                if name == "dagster" and not _wait_for(socket, children[name], lambda: stopped):
+                    break
+            else:
+                _say(f"Dagster UI: http://127.0.0.1:{port}  (Ctrl-C stops it)")
+            looks = _watched(artifacts_dir, config)
+            while not stopped and all(child.poll() is None for child in children.values()):
+                time.sleep(0.2)
+                if next(looks):
+                    _reload(socket)
+            for name, child in children.items():
+                if not stopped and child.poll() is not None:
+                    _say(f"ivr: {name} has ended by itself, exit code {child.returncode}; what it said stands above")
+        finally:
+            _end(list(children.values()))
     return 0 if stopped else 1
+
+
+def _wait_for(socket: Path, server: subprocess.Popen[bytes], given_up: Callable[[], bool]) -> bool:
+    """Whether the code server came up: the others would show an error until they look again."""
+    from dagster._grpc.client import DagsterGrpcClient
+
+    client = DagsterGrpcClient(socket=str(socket))
+    while server.poll() is None and not given_up():
+        try:
+            client.ping("")
+            return True
+        except Exception:  # noqa: BLE001 (gRPC's own errors, until it listens)
+            time.sleep(0.1)
+    return False
+
+
+def _watched(artifacts_dir: Path, config: Path | None) -> Iterator[bool]:
+    """At each look whether files of settings have changed, and kept still since the look before."""
+    from ivr_dagster.artifact_paths import ArtifactPaths
+    from ivr_dagster.settings import read_settings_file
+
+    paths = ArtifactPaths(artifacts_dir)
+    file = config or paths.settings_file
+
+    def look() -> dict[str, tuple[int, int]]:
+        files = [file, paths.sft_config]
+        with suppress(InputError, OSError):  # a fault is shown once the code is loaded
+            files.append(Path(str(read_settings_file(file)[0].get("config_path") or file)).expanduser())
+        known = {each: each.stat() for each in files if each.is_file()}
+        return {str(each): (stat.st_mtime_ns, stat.st_size) for each, stat in known.items()}
+
+    loaded = seen = look()
+    last = time.monotonic()
+    while True:
+        changed = False
+        if time.monotonic() - last >= SECONDS_BETWEEN_LOOKS:
+            last, before, seen = time.monotonic(), seen, look()
+            changed = seen == before and seen != loaded
+            loaded = seen if changed else loaded
+        yield changed
+
+
+def _reload(socket: Path) -> None:
+    from dagster._grpc.client import DagsterGrpcClient
+
+    try:
+        DagsterGrpcClient(socket=str(socket)).reload_code(timeout=RELOAD_SECONDS)
+    except Exception as error:  # noqa: BLE001 (told, and tried again at the next change)
+        _say(f"ivr: the changed settings could not be loaded ({error}); `Reload` in the UI tries again")
+    else:
+        _say("ivr: settings changed, loaded anew")
 
 
 def _end(children: list[subprocess.Popen[bytes]]) -> None:

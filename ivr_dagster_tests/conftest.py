@@ -1,7 +1,10 @@
 """What several stems are tested with: GPT-2's tokenizer, text that every Python carries, small vocabularies."""
 
-from collections.abc import Callable, Iterable, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from pydoc_data import topics as pydoc_topics
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -87,3 +90,18 @@ def topics() -> list[str]:
 def topics_counts(topics: list[str], gpt2: Tokenizer) -> PretokenCounts:
     """Pre-token counts of `topics`."""
     return count_pretokens(topics, gpt2)
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[str, dict[str, Any]]]]:
+    """A small corpus taken through every stage, and figures by asset. It is copied, never changed."""
+    from small_pipeline import build, prepare
+
+    root = tmp_path_factory.mktemp("built") / "root"
+    root.mkdir()
+    home = os.environ.pop("DAGSTER_HOME", None)
+    prepare(root)
+    yield root, build(root)
+    os.environ.pop("DAGSTER_HOME", None)
+    if home is not None:
+        os.environ["DAGSTER_HOME"] = home

@@ -90,14 +90,14 @@ def test_what_is_brought_is_not_made_and_what_follows_goes_by_it(folder: Path, t
     loaded = bench.load(asset)
     assert getattr(loaded, "path", mine) == mine
     follower = FOLLOWERS[asset]
-    made = {name: bench._made_version(name) for name in follower}
+    made = {name: bench.data_version(name) for name in follower}
     assert {name: reason for name, reason in stale(bench).items() if name in follower} == dict.fromkeys(
         follower, f"{source} changed"
     )
     bench.run(follower)
     again = workbench(folder, **{BROUGHT[source].setting: str(mine)})
     assert not set(stale(again)) & set(follower)
-    assert {name: again._made_version(name) for name in follower} == made
+    assert {name: again.data_version(name) for name in follower} == made
     assert everything(mine) == before
     assert everything(folder / "artifacts" / RELATIVE_PATHS[asset]) == ours
     workbench(folder).run(follower)

@@ -7,13 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import dagster as dg
 import pytest
 
-from ivr_dagster.automation import corpus_request
 from ivr_dagster.definitions import build_definitions
 from ivr_dagster.settings import Settings
 from ivr_dagster.stages import BASELINES, STAGES, TUNING
+from ivr_dagster.ui import LOCATION
 
 REPOSITORY = Path(__file__).parents[1]
 GROUPS = {"corpus", "tokens", "tokenizer", "vocabulary", "embedding", "training", "evaluation"}
@@ -62,6 +61,7 @@ DEPENDENTS: dict[str, tuple[object, set[str]]] = {
     "merge_scope": ("across", {"replacement_candidates"}),
     "max_phrases": (9, {"replacement_candidates"}),
     "least_documents": (1, {"replacement_candidates"}),
+    "least_gain": (0.1, {"replacement_candidates"}),
     "sticky": (False, {"replacement_candidates"}),
     "init_strategy": ("zeros", {"fitted_embeddings"}),
     "calibration_bytes": (1000, {"fitted_embeddings"}),
@@ -84,6 +84,9 @@ DEPENDENTS: dict[str, tuple[object, set[str]]] = {
     "retention_corpora_dir": ("elsewhere", {"evaluation_report", "training_blocks"}),
     "continuations": (0, {"evaluation_report"}),
     "seed": (7, {"fitted_embeddings", "evaluation_report", "tuning_study"}),
+    "rebuild": ("nothing", set()),
+    "retrain": ("new_text", set()),
+    "quiet_seconds": (1.0, set()),
     "device": ("cpu", set()),
     "raw_corpora_dir": ("elsewhere", set()),  # its content counts: the source's data version
 }
@@ -131,9 +134,8 @@ def test_a_fault_in_the_settings_file_is_what_loading_fails_with(tmp_path: Path)
 
 def test_the_ui_serves_the_location_that_the_repository_names() -> None:
     """Dagster keeps what is switched on or off by that name."""
-    packaged = REPOSITORY / "ivr_dagster" / "workspace.yaml"
-    names = [re.findall(r"_name: (\S+)", file.read_text()) for file in (packaged, REPOSITORY / "workspace.yaml")]
-    assert names[0] == names[1] == ["ivr_dagster.definitions", "ivr_dagster"]
+    names = re.findall(r"_name: (\S+)", (REPOSITORY / "workspace.yaml").read_text())
+    assert names == ["ivr_dagster.definitions", LOCATION]
 
 
 def test_importing_the_definitions_loads_no_library_of_models() -> None:
@@ -201,70 +203,3 @@ def test_changed_training_settings_change_the_code_version_of_checkpoints_and_tu
     after = _code_versions(tmp_path, Settings())
     changed = {asset for asset in before if before[asset] != after[asset]}
     assert changed == {*BASELINES.values(), "sft_checkpoint", "tuning_study"}
-
-
-class TestTheSensorOnTheRawCorpus:
-    """`corpus_request`, look by look."""
-
-    @pytest.fixture
-    def corpus(self, tmp_path: Path) -> Path:
-        folder = tmp_path / "raw"
-        folder.mkdir()
-        (folder / "a.txt").write_text("one\n", encoding="utf-8")
-        return folder
-
-    @pytest.fixture
-    def context(self) -> dg.SensorEvaluationContext:
-        return dg.build_sensor_context()
-
-    def test_asks_for_a_run_once_the_corpus_keeps_still(
-        self, corpus: Path, context: dg.SensorEvaluationContext
-    ) -> None:
-        assert isinstance(corpus_request(context, corpus), dg.SkipReason)
-        (corpus / "b.txt").write_text("two\n", encoding="utf-8")  # a copy is under way
-        assert isinstance(corpus_request(context, corpus), dg.SkipReason)
-        assert isinstance(corpus_request(context, corpus), dg.RunRequest)
-
-    def test_asks_for_one_run_a_change(self, corpus: Path, context: dg.SensorEvaluationContext) -> None:
-        _look_twice(context, corpus)
-        for _ in range(3):
-            assert corpus_request(context, corpus) == dg.SkipReason("the raw corpus has not changed")
-        (corpus / "a.txt").write_text("three\n", encoding="utf-8")
-        assert isinstance(_look_twice(context, corpus), dg.RunRequest)
-        assert isinstance(corpus_request(context, corpus), dg.SkipReason)
-
-    def test_a_removed_file_is_a_change(self, corpus: Path, context: dg.SensorEvaluationContext) -> None:
-        (corpus / "b.txt").write_text("two\n", encoding="utf-8")
-        _look_twice(context, corpus)
-        (corpus / "b.txt").unlink()
-        assert isinstance(_look_twice(context, corpus), dg.RunRequest)
-
-    def test_a_change_taken_back_before_it_kept_still_asks_for_nothing(
-        self, corpus: Path, context: dg.SensorEvaluationContext
-    ) -> None:
-        _look_twice(context, corpus)
-        (corpus / "b.txt").write_text("two\n", encoding="utf-8")
-        corpus_request(context, corpus)
-        (corpus / "b.txt").unlink()
-        assert isinstance(_look_twice(context, corpus), dg.SkipReason)
-
-    def test_a_corpus_that_was_there_before_asks_for_a_run_when_it_comes_back(
-        self, corpus: Path, context: dg.SensorEvaluationContext
-    ) -> None:
-        for text in ("one\n", "two\n", "one\n"):
-            (corpus / "a.txt").write_text(text, encoding="utf-8")
-            request = _look_twice(context, corpus)
-            assert isinstance(request, dg.RunRequest)
-            assert request.run_key is None  # Dagster starts no second run for a key it knows
-
-    def test_a_missing_corpus_is_told_and_asks_for_nothing(
-        self, tmp_path: Path, context: dg.SensorEvaluationContext
-    ) -> None:
-        answer = corpus_request(context, tmp_path / "nowhere")
-        assert isinstance(answer, dg.SkipReason)
-        assert "nowhere" in (answer.skip_message or "")
-
-
-def _look_twice(context: dg.SensorEvaluationContext, corpus: Path) -> dg.RunRequest | dg.SkipReason:
-    corpus_request(context, corpus)
-    return corpus_request(context, corpus)

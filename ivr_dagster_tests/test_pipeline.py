@@ -2,85 +2,41 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from small_pipeline import SMALL, stale, workbench
 
 from ivr_dagster.artifact_paths import RELATIVE_PATHS
 from ivr_dagster.core.errors import InputError
-from ivr_dagster.materialize import StageFailed, Workbench
+from ivr_dagster.materialize import StageFailed
 from ivr_dagster.sample import SAMPLE_MODEL
-from ivr_dagster.sample.corpus import write_sample_corpus
-from ivr_dagster.settings import load_settings
-from ivr_dagster.stages import BASELINES, STAGES, TUNING
-
-SMALL = {
-    "model_name": "sample",
-    "heldout_fraction": 0.1,
-    "max_candidates": 150,
-    "train_bytes": 6_000,
-    "block_size": 64,
-    "evaluation_bytes": 4_000,
-    "retention_bytes": 3_000,
-    "token_distillation_bytes": 3_000,
-    "continuations": 1,
-}
+from ivr_dagster.stages import BASELINES, TUNING
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Raw documents and training settings, small enough for seconds."""
-    root = tmp_path_factory.mktemp("pipeline")
-    write_sample_corpus(root / "all")
-    lines = [line for file in sorted((root / "all").glob("*.jsonl")) for line in file.read_text().splitlines()]
-    (root / "raw").mkdir()
-    short = [line for line in lines if 400 < len(line) < 4_000][:220]
-    (root / "raw" / "documents.jsonl").write_text("\n".join(short) + "\n")
-    (root / "sft_config.yaml").write_text(
-        "num_train_epochs: 1\nlearning_rate: 2.0e-3\nper_device_train_batch_size: 4\nsave_steps: 2\nlogging_steps: 1\n"
-    )
-    home = os.environ.pop("DAGSTER_HOME", None)
-    yield root
-    os.environ.pop("DAGSTER_HOME", None)
-    if home is not None:
-        os.environ["DAGSTER_HOME"] = home
-
-
-def workbench(folder: Path, **changed: Any) -> Workbench:
-    os.environ.pop("DAGSTER_HOME", None)
-    options = SMALL | {"raw_corpora_dir": str(folder / "raw"), "config_path": str(folder / "sft_config.yaml")} | changed
-    bench = Workbench(load_settings(folder / "artifacts", options=options, environ={}), folder / "artifacts")
-    bench.observe_sources()
-    return bench
+def folder(built: tuple[Path, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of what was built, to do with as one likes."""
+    return Path(shutil.copytree(built[0], tmp_path_factory.mktemp("pipeline") / "copy"))
 
 
 @pytest.fixture(scope="module")
-def finished(folder: Path) -> dict[str, dict[str, Any]]:
+def finished(built: tuple[Path, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Figures by asset after every stage has run once, in order."""
-    bench = workbench(folder)
-    figures: dict[str, dict[str, Any]] = {}
-    for stage in STAGES:
-        result = bench.run(bench.stale_assets(stage))
-        figures |= result.figures
-        assert all(check["passed"] for check in result.checks if check["severity"] == "ERROR"), result.checks
-    return figures
+    return built[1]
 
 
 def contents(artifacts: Path) -> dict[Path, bytes]:
     """Every file but those of the Dagster instance."""
     files = (file for file in artifacts.rglob("*") if file.is_file() and ".dagster" not in file.parts)
     return {file: file.read_bytes() for file in files}
-
-
-def stale(bench: Workbench) -> dict[str, str]:
-    return {state.name: state.stale for state in bench.states() if state.stale}
 
 
 def test_every_artifact_lies_where_the_design_says(folder: Path, finished: dict[str, dict[str, Any]]) -> None:
@@ -123,11 +79,11 @@ def test_the_same_models_evaluated_again_make_the_same_report_and_nothing_stale(
     folder: Path, finished: dict[str, dict[str, Any]]
 ) -> None:
     bench = workbench(folder)
-    before = bench._made_version("evaluation_report")
+    before = bench.data_version("evaluation_report")
     card = folder / "artifacts/training/sft_checkpoint/final_model/README.md"
     assert card.read_text(encoding="utf-8").startswith("---\nlibrary_name: transformers\n")
     bench.run(["evaluation_report"])
-    assert bench._made_version("evaluation_report") == before
+    assert bench.data_version("evaluation_report") == before
     assert stale(workbench(folder)) == {}
 
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from dagster import BetaWarning
 
-# observable sources are beta in Dagster; that is a choice made here, not news for whoever runs the assets
+# observable sources and conditions of our own are beta in Dagster; that is a choice made here, not news for whoever
+# runs the assets
 warnings.filterwarnings("ignore", category=BetaWarning)
 # read when torch is first imported: threads that spin at barriers lose most of their time to any other busy process
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -40,13 +40,15 @@ class BaseModelResource(dg.ConfigurableResource):  # type: ignore[type-arg]
     def version(self) -> str:
         """A local folder's content hash, or the commit on the hub (as far as the local cache knows it)."""
         folder = self._folder(TOKENIZER_FILES)
-        if self._is_local():
+        if self.local_folder() is not None:
             files = {file for pattern in MODEL_FILES for file in folder.glob(pattern) if file.is_file()}
             return hash_files(folder, files)
         return folder.name  # the cache names a snapshot's folder after its commit
 
-    def _is_local(self) -> bool:
-        return self.model_name == "sample" or Path(self.model_name).expanduser().is_dir()
+    def local_folder(self) -> Path | None:
+        """The folder on this machine, None for what is on the hub."""
+        folder = SAMPLE_MODEL if self.model_name == "sample" else Path(self.model_name).expanduser()
+        return folder if folder.is_dir() else None
 
     def _folder(self, files: list[str]) -> Path:
         if self.model_name == "sample":

@@ -1,0 +1,133 @@
+"""Which assets are stale, and why: one answer for the command line and for automation.
+
+An asset is stale by itself where it was not made of what it would be made of now: its code version (which holds its
+settings) or the data version of an asset it reads is another, or it is not there. It is stale, too, while anything it
+follows from is.
+"""
+
+import json
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+from dagster._core.definitions.data_version import CODE_VERSION_TAG, DATA_VERSION_TAG, INPUT_DATA_VERSION_TAG_PREFIX
+
+from ivr_dagster.artifact_paths import ArtifactPaths
+from ivr_dagster.core.content_hash import content_hash
+from ivr_dagster.core.vocabulary.remap import read_rules
+from ivr_dagster.stages import BASELINES
+
+# what is computed of text at a cost, and what it reads the text from
+TEXT_OF = {"fitted_embeddings": "cleaned_corpus", "sft_checkpoint": "training_blocks"}
+# baselines are to have read the text that this has read
+ADAPTED = "sft_checkpoint"
+
+
+class Staleness:
+    """What is stale as the instance and the disk know it; each asset is looked up once."""
+
+    def __init__(
+        self, instance: dg.DagsterInstance, graph: Any, places: ArtifactPaths, *, text_alone: bool = True
+    ) -> None:
+        """
+        Args:
+            instance: which remembers what was made.
+            graph: Dagster's asset graph, with the code versions of now.
+            places: where artifacts lie.
+            text_alone: whether new text makes what is trained stale by itself. If not, only another vocabulary, base
+                model or setting does, and then all is trained on the new text.
+        """
+        self._instance, self._graph, self._places, self._text_alone = instance, graph, places, text_alone
+        self._events: dict[dg.AssetKey, dg.EventLogEntry | None] = {}
+        self._reasons: dict[dg.AssetKey, str] = {}
+
+    def why(self, key: dg.AssetKey) -> str:
+        """Why an asset is stale, empty where it is fresh. Sources are never stale."""
+        if key not in self._reasons:
+            self._reasons[key] = self.by_itself(key) or next(
+                (f"{parent.to_user_string()} is stale" for parent in self._parents(key) if self.why(parent)), ""
+            )
+        return self._reasons[key]
+
+    def by_itself(self, key: dg.AssetKey) -> str:
+        """Why an asset is stale whatever its parents are, empty where it is not."""
+        if not self._graph.get(key).is_materializable:
+            return ""
+        event = self.last_made(key)
+        if event is None:
+            return "never materialized"
+        name = key.to_user_string()
+        if not self._places[name].exists():
+            return "artifact missing"
+        if _tags(event).get(CODE_VERSION_TAG) != self._graph.get(key).code_version:
+            return "settings or code changed"
+        for parent in self._parents(key):
+            if self._read_by(key, parent) != self._to_be_read_by(key, parent):
+                return f"{parent.to_user_string()} changed"
+        if name == "remap_rules":
+            edited = _edited_digest(self._places[name])
+            if edited and edited != _tags(event).get(DATA_VERSION_TAG):
+                return "edited by hand"
+        return ""
+
+    def _to_be_read_by(self, key: dg.AssetKey, parent: dg.AssetKey) -> str | None:
+        """The version of `parent` that `key` is to be made of."""
+        name = key.to_user_string()
+        if not self._text_alone and TEXT_OF.get(name) == parent.to_user_string():
+            return self._read_by(key, parent)
+        if not self._text_alone and name in BASELINES.values() and TEXT_OF[ADAPTED] == parent.to_user_string():
+            return self._read_by(dg.AssetKey(ADAPTED), parent)
+        return self.version(parent)
+
+    def _read_by(self, key: dg.AssetKey, parent: dg.AssetKey) -> str | None:
+        """The version of `parent` that `key` was made of."""
+        event = self.last_made(key)
+        return None if event is None else _tags(event).get(f"{INPUT_DATA_VERSION_TAG_PREFIX}/{parent.to_user_string()}")
+
+    def made_of(self, key: dg.AssetKey) -> str:
+        """What an asset would be made of now, as a hash: its code version, what it reads, rules edited by hand."""
+        name = key.to_user_string()
+        edited = _edited_digest(self._places[name]) if name == "remap_rules" and self._places[name].is_file() else ""
+        read = {parent.to_user_string(): self._to_be_read_by(key, parent) for parent in self._parents(key)}
+        return content_hash(json.dumps([self._graph.get(key).code_version, read, edited]))
+
+    def version(self, key: dg.AssetKey) -> str | None:
+        """The data version of an asset or a source, None where none is known."""
+        if self._graph.get(key).is_materializable:
+            event = self.last_made(key)
+            return None if event is None else _tags(event).get(DATA_VERSION_TAG)
+        return observed_version(self._instance, key)
+
+    def last_made(self, key: dg.AssetKey) -> dg.EventLogEntry | None:
+        """The event of the last materialization."""
+        if key not in self._events:
+            self._events[key] = self._instance.get_latest_materialization_event(key)
+        return self._events[key]
+
+    def _parents(self, key: dg.AssetKey) -> list[dg.AssetKey]:
+        return sorted(self._graph.get(key).parent_keys)
+
+
+def observed_version(instance: dg.DagsterInstance, key: dg.AssetKey) -> str | None:
+    """The data version that a source had when it was last looked at."""
+    records = instance.fetch_observations(key, limit=1).records
+    observation = records[0].asset_observation if records else None
+    return observation.tags.get(DATA_VERSION_TAG) if observation else None
+
+
+def _tags(event: dg.EventLogEntry) -> dict[str, str]:
+    made = event.asset_materialization
+    return dict(made.tags or {}) if made else {}
+
+
+def _edited_digest(rules: Path) -> str:
+    """The digest of a rules file that a person has changed, empty where it is as it was computed."""
+    known = rules.stat()
+    return _digest_of(rules, known.st_mtime_ns, known.st_size)
+
+
+@lru_cache(maxsize=8)
+def _digest_of(rules: Path, changed: int, size: int) -> str:
+    read = read_rules(rules)
+    return read.digest() if read.edited else ""

@@ -1,0 +1,85 @@
+"""The whole pipeline on input small enough for seconds: the packaged model and a part of the sample corpus."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from ivr_dagster.materialize import Workbench
+from ivr_dagster.sample.corpus import write_sample_corpus
+from ivr_dagster.settings import load_settings
+from ivr_dagster.stages import STAGES
+
+SMALL = {
+    "model_name": "sample",
+    "heldout_fraction": 0.1,
+    "max_candidates": 150,
+    "train_bytes": 6_000,
+    "block_size": 64,
+    "evaluation_bytes": 4_000,
+    "retention_bytes": 3_000,
+    "token_distillation_bytes": 3_000,
+    "continuations": 1,
+}
+TRAINING = (
+    "num_train_epochs: 1\nlearning_rate: 2.0e-3\nper_device_train_batch_size: 4\nsave_steps: 2\nlogging_steps: 1\n"
+)
+
+
+def write_tiny_model(folder: Path) -> None:
+    """A GPT-2 of one layer and 1,057 tokens, untrained: for what does not depend on how good a model is."""
+    from pydoc_data.topics import topics
+
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=1_057, initial_alphabet=alphabet, special_tokens=["<|endoftext|>"], show_progress=False
+    )
+    tokenizer.train_from_iterator([text for _, text in sorted(topics.items())], trainer)
+    end = "<|endoftext|>"
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=end, eos_token=end).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=1_057, n_positions=64, n_embd=16, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0
+    )
+    GPT2LMHeadModel(config).save_pretrained(folder)
+
+
+def prepare(root: Path) -> None:
+    """Raw documents in `raw/` and training settings."""
+    write_sample_corpus(root / "all")
+    lines = [line for file in sorted((root / "all").glob("*.jsonl")) for line in file.read_text().splitlines()]
+    (root / "raw").mkdir()
+    short = [line for line in lines if 400 < len(line) < 4_000][:220]
+    (root / "raw" / "documents.jsonl").write_text("\n".join(short) + "\n")
+    (root / "sft_config.yaml").write_text(TRAINING)
+
+
+def workbench(root: Path, **changed: Any) -> Workbench:
+    """The assets in `artifacts/` under `SMALL` settings, sources looked at."""
+    os.environ.pop("DAGSTER_HOME", None)
+    options = SMALL | {"raw_corpora_dir": str(root / "raw"), "config_path": str(root / "sft_config.yaml")} | changed
+    bench = Workbench(load_settings(root / "artifacts", options=options, environ={}), root / "artifacts")
+    bench.observe_sources()
+    return bench
+
+
+def build(root: Path, **changed: Any) -> dict[str, dict[str, Any]]:
+    """Every stage once, in order; figures by asset."""
+    bench = workbench(root, **changed)
+    figures: dict[str, dict[str, Any]] = {}
+    for stage in STAGES:
+        result = bench.run(bench.stale_assets(stage))
+        figures |= result.figures
+        assert all(check["passed"] for check in result.checks if check["severity"] == "ERROR"), result.checks
+    bench.instance.dispose()
+    return figures
+
+
+def stale(bench: Workbench) -> dict[str, str]:
+    """Why assets are stale, those that are."""
+    return {state.name: state.stale for state in bench.states() if state.stale}

@@ -1,0 +1,302 @@
+"""What is rebuilt by itself, tick by tick: conditions are evaluated as the daemon does, what they ask for is run."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+from small_pipeline import build, prepare, stale, workbench, write_tiny_model
+
+from ivr_dagster.core.corpus.cleaning import clean
+from ivr_dagster.core.corpus.splits import document_id, is_heldout
+from ivr_dagster.materialize import StageFailed
+from ivr_dagster.sources import noticed
+from ivr_dagster.stages import STAGES, stage_assets
+
+TINY = {
+    "max_candidates": 40,
+    "heldout_fraction": 0.1,
+    "train_bytes": 3_000,
+    "block_size": 32,
+    "evaluation_bytes": 500,
+    "retention_bytes": 0,
+    "continuations": 0,
+    "vanilla_compute": False,
+}
+EVERYTHING = [asset for stage in STAGES for asset in stage_assets(stage, vanilla=True, vanilla_compute=False)]
+TRAINED = {"sft_checkpoint", "vanilla_sft_checkpoint"}
+
+
+class Daemon:
+    """Ticks of automation on one folder; what a tick asks for is run before the next."""
+
+    def __init__(self, root: Path, model: Path, **changed: Any) -> None:
+        self.root, self.settings, self.cursor = root, {"model_name": str(model), **TINY}, None
+        self.restart(**changed)
+
+    def restart(self, **changed: Any) -> None:
+        """Definitions loaded anew, under changed settings; the cursor stays, as it does in Dagster's storage."""
+        self.bench = workbench(self.root, **self.settings | changed)
+
+    def tick(self) -> list[str]:
+        """Assets that one tick asks for."""
+        result = dg.evaluate_automation_conditions(
+            self.bench._definitions, self.bench.instance, cursor=self.cursor, asset_selection=dg.AssetSelection.all()
+        )
+        self.cursor = result.cursor
+        return [name for name in EVERYTHING if result.get_num_requested(dg.AssetKey(name))]
+
+    def settle(self) -> list[list[str]]:
+        """Tick and run until nothing is asked for: what was run, tick by tick."""
+        ran = []
+        while asked := self.tick():
+            assert len(ran) < len(EVERYTHING), ran
+            self.bench.run(asked)
+            ran.append(asked)
+        return ran
+
+    def settle_with_failures(self, failing: str) -> list[list[str]]:
+        """As :meth:`settle`, where a check on `failing` does not pass."""
+        ran = []
+        while asked := self.tick():
+            assert len(ran) < len(EVERYTHING), ran
+            for asset in asked:
+                try:
+                    self.bench.run([asset])
+                except StageFailed:
+                    assert asset == failing
+            ran.append(asked)
+        return ran
+
+    def add(self, *texts: str) -> None:
+        """Documents more in the raw corpus, observed."""
+        with (self.root / "raw" / "more.jsonl").open("a") as file:
+            file.writelines(json.dumps({"text": text}) + "\n" for text in texts)
+        self.bench.observe_sources()
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A corpus and a tiny model taken through every stage; it is copied, never changed."""
+    root = tmp_path_factory.mktemp("automation") / "root"
+    root.mkdir()
+    write_tiny_model(root.parent / "model")
+    prepare(root)
+    documents = (root / "raw" / "documents.jsonl").read_text().splitlines(keepends=True)
+    (root / "raw" / "documents.jsonl").write_text("".join(documents[:60]))
+    (root / "raw" / "few.jsonl").write_text("".join(documents[60:64]))
+    build(root, model_name=str(root.parent / "model"), **TINY)
+    return root
+
+
+def copied(tiny: Path, to: Path, **changed: Any) -> Daemon:
+    """A daemon on a copy; the model stays where it was, since its name is a setting."""
+    return Daemon(Path(shutil.copytree(tiny, to / "copy")), tiny.parent / "model", **changed)
+
+
+@pytest.fixture
+def daemon(tiny: Path, tmp_path: Path) -> Daemon:
+    """A built folder, and a daemon that has ticked once."""
+    daemon = copied(tiny, tmp_path)
+    assert daemon.tick() == []
+    return daemon
+
+
+def texts(split: str, count: int = 1) -> list[str]:
+    """Different texts that fall into one split; those whose hashes are the least, which are trained on first."""
+    found = {}
+    for number in range(400):
+        text, _ = clean(f"A quizzical text, number {number}, which speaks of quizzical things. " * 4)
+        if is_heldout(document_id(text), TINY["heldout_fraction"]) == (split == "heldout"):
+            found[document_id(text)] = text
+    return [found[number] for number in sorted(found)[:count]]
+
+
+def flat(ran: list[list[str]]) -> list[str]:
+    return [asset for asked in ran for asset in asked]
+
+
+def test_nothing_is_asked_for_while_nothing_changes(daemon: Daemon) -> None:
+    assert [daemon.tick() for _ in range(3)] == [[], [], []]
+
+
+def test_a_new_file_rebuilds_what_it_makes_stale_in_order_and_once(daemon: Daemon) -> None:
+    daemon.add(*texts("train", 6), *texts("heldout", 2))
+    ran = daemon.settle()
+    made = flat(ran)
+    assert len(made) == len(set(made)), ran
+    graph = daemon.bench._graph
+    for place, asset in enumerate(made):
+        above = {key.to_user_string() for key in graph.get(dg.AssetKey(asset)).parent_keys}
+        assert not above & set(made[place:]), f"{asset} before {above & set(made[place:])}"
+    # new strings got ids, so all that follows from the vocabulary was made; nothing of the base model's was
+    assert set(EVERYTHING) - set(made) == {"original_tokenizer", "original_embeddings"}
+    assert stale(daemon.bench) == {}
+    assert daemon.tick() == []
+
+
+def test_a_removed_file_is_a_change_like_any_other(daemon: Daemon) -> None:
+    (daemon.root / "raw" / "few.jsonl").unlink()
+    daemon.bench.observe_sources()
+    assert daemon.tick() == ["cleaned_corpus"]
+
+
+def test_an_edit_that_leaves_the_vocabulary_as_it_was_trains_nothing(daemon: Daemon) -> None:
+    before = {name: daemon.bench.data_version(name) for name in ("remap_rules", "remapped_tokenizer")}
+    daemon.add(*texts("train"))
+    made = flat(daemon.settle())
+    assert {name: daemon.bench.data_version(name) for name in before} == before
+    assert {"cleaned_corpus", "token_stats", "remapped_tokenizer", "training_blocks"} <= set(made)
+    assert not {"fitted_embeddings", "initialized_model", *TRAINED} & set(made)
+    # and a person who asks for everything gets the training
+    assert stale(daemon.bench)["sft_checkpoint"]
+
+    daemon.restart(retrain="new_text")
+    made = flat(daemon.settle())
+    assert set(made) == {"fitted_embeddings", "initialized_model", "training_blocks", *TRAINED, "evaluation_report"}
+    assert stale(daemon.bench) == {}
+
+
+def test_a_held_out_document_more_has_only_the_evaluation_repeated(daemon: Daemon) -> None:
+    daemon.add(*texts("heldout"))
+    made = set(flat(daemon.settle()))
+    assert {"cleaned_corpus", "evaluation_report"} <= made
+    assert not {"fitted_embeddings", "initialized_model", *TRAINED} & made
+
+
+def test_a_failed_blocking_check_stops_what_follows_until_it_is_mended(daemon: Daemon) -> None:
+    daemon.restart(agreement_floor=1.0, exceptions=0)
+    assert daemon.tick() == ["distilled_tokenizer"]
+    with pytest.raises(StageFailed, match="agreement_floor"):
+        daemon.bench.run(["distilled_tokenizer"])
+    assert daemon.settle() == []
+    daemon.restart(agreement_floor=1.0, exceptions=0)  # in a run of its own too
+    daemon.add(*texts("train", 6), *texts("heldout", 2))
+    made = flat(daemon.settle_with_failures("distilled_tokenizer"))
+    assert "replacement_candidates" in made
+    assert not {"remapped_tokenizer", *TRAINED} & set(made)
+
+    daemon.restart()
+    made = flat(daemon.settle())
+    assert {"distilled_tokenizer", "remapped_tokenizer", "evaluation_report"} <= set(made)
+    assert "sft_checkpoint" in made
+
+
+def test_a_changed_code_version_remakes_that_asset_and_what_follows(daemon: Daemon) -> None:
+    daemon.restart(max_candidates=30)
+    made = flat(daemon.settle())
+    assert made[0] == "replacement_candidates"
+    assert {"remap_rules", "remapped_tokenizer", "sft_checkpoint", "evaluation_report"} <= set(made)
+    above = {"cleaned_corpus", "original_tokenizer", "pretoken_counts", "token_stats", "distilled_tokenizer"}
+    assert not above & set(made)
+    assert stale(daemon.bench) == {}
+
+
+def test_a_change_during_a_run_is_taken_up_after_it(daemon: Daemon) -> None:
+    first, second = texts("train", 2)
+    daemon.add(first)
+    assert daemon.tick() == ["cleaned_corpus"]
+    daemon.bench.run(["cleaned_corpus"])
+    daemon.add(second)  # observed before any tick has seen that the run came to an end
+    assert daemon.tick() == ["cleaned_corpus"]
+
+
+def test_a_change_taken_back_before_a_tick_asks_for_nothing(daemon: Daemon) -> None:
+    daemon.add(*texts("train"))
+    (daemon.root / "raw" / "more.jsonl").unlink()
+    daemon.bench.observe_sources()
+    assert daemon.settle() == []
+
+
+def test_what_became_stale_while_no_daemon_ran_is_rebuilt_at_its_first_tick(tiny: Path, tmp_path: Path) -> None:
+    daemon = copied(tiny, tmp_path, max_candidates=30)
+    assert daemon.tick() == ["replacement_candidates"]
+
+
+def test_rules_edited_by_hand_are_taken_up(daemon: Daemon) -> None:
+    file = daemon.root / "artifacts/tokenizers/remap_rules.yaml"
+    lines = file.read_text().splitlines()
+    last = max(n for n, line in enumerate(lines) if line.startswith("- id:"))
+    file.write_text("\n".join(lines[:last]) + "\n")
+    assert daemon.tick() == ["remap_rules"]
+
+
+@pytest.mark.parametrize("rebuild", ["tokenizer_side", "nothing"])
+def test_the_costly_half_can_be_left_out(daemon: Daemon, rebuild: str) -> None:
+    daemon.restart(rebuild=rebuild)
+    daemon.add(*texts("train"))
+    made = set(flat(daemon.settle()))
+    cheap = {asset for stage in list(STAGES)[:5] for asset in STAGES[stage]}
+    assert made <= cheap
+    assert bool(made) == (rebuild == "tokenizer_side")
+
+
+def test_the_first_training_is_left_to_a_person(tmp_path: Path, tiny: Path) -> None:
+    root = tmp_path / "new"
+    shutil.copytree(tiny / "raw", root / "raw")
+    shutil.copy(tiny / "sft_config.yaml", root)
+    daemon = Daemon(root, tiny.parent / "model")
+    made = flat(daemon.settle())
+    assert made[:2] == ["cleaned_corpus", "original_tokenizer"]
+    assert set(made) == {asset for stage in list(STAGES)[:5] for asset in STAGES[stage]}
+
+
+class TestWatchingSources:
+    """`noticed`, look by look."""
+
+    @pytest.fixture
+    def root(self, tmp_path: Path) -> Path:
+        (tmp_path / "raw").mkdir()
+        (tmp_path / "raw" / "a.txt").write_text("one\n")
+        (tmp_path / "sft_config.yaml").write_text("seed: 1\n")
+        return tmp_path
+
+    @pytest.fixture
+    def look(self, root: Path) -> Any:
+        """`look(seconds)`: names of the sources to observe, or why there are none."""
+        bench = workbench(root, model_name="sample")
+        resources = bench._definitions.resources
+        context = dg.build_sensor_context(instance=bench.instance)
+
+        def look(now: float) -> list[str] | str:
+            answer = noticed(context, resources["settings"], resources["base"], now)
+            if isinstance(answer, dg.SkipReason):
+                return str(answer.skip_message)
+            return [key.to_user_string() for key in answer.asset_selection or ()]
+
+        assert look(0) == ["raw_corpus", "base_model"]
+        return look
+
+    def test_a_changed_corpus_is_observed_once_it_keeps_still(self, root: Path, look: Any) -> None:
+        assert look(10) == "no source has changed"
+        (root / "raw" / "b.txt").write_text("two\n")
+        assert "raw_corpus changed; waiting" in look(20)
+        assert look(30) == ["raw_corpus"]
+        assert look(40) == "no source has changed"
+
+    def test_a_storm_of_events_makes_one_observation(self, root: Path, look: Any) -> None:
+        asked = []
+        for second in range(10, 60):
+            (root / "raw" / f"{second}.txt").write_text("storm\n")
+            asked.append(look(second))
+        assert all(isinstance(answer, str) for answer in asked)
+        asked = [look(second) for second in range(60, 90)]
+        assert [answer for answer in asked if isinstance(answer, list)] == [["raw_corpus"]]
+
+    def test_a_change_within_a_file_and_a_removed_file_count(self, root: Path, look: Any) -> None:
+        (root / "raw" / "b.txt").write_text("two\n")
+        look(10)
+        assert look(30) == ["raw_corpus"]
+        os.utime(root / "raw" / "b.txt", (1, 1))
+        look(40)
+        assert look(60) == ["raw_corpus"]
+        (root / "raw" / "b.txt").unlink()
+        look(70)
+        assert look(90) == ["raw_corpus"]
+
+    def test_a_missing_corpus_is_told_and_asks_for_nothing(self, root: Path, look: Any) -> None:
+        shutil.rmtree(root / "raw")
+        assert str(root / "raw") in look(10)
