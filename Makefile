@@ -28,7 +28,7 @@ ui: $(VENV)/.installed
 	$(BIN)/ivr --artifacts-dir $(ARTIFACTS) ui --port $(PORT)
 
 test: $(VENV)/.installed-dev
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not browser"
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not browser" -n 2 --dist loadfile
 
 # Debian's chromium where we may install it, else the browser that playwright brings
 browser: $(VENV)/.installed-dev

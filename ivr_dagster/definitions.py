@@ -10,6 +10,7 @@ from typing import Any
 
 import dagster as dg
 
+from ivr_dagster.alerts import tell_of_failed_runs
 from ivr_dagster.artifact_paths import ArtifactPaths
 from ivr_dagster.asset_checks import embedding as embedding_checks
 from ivr_dagster.asset_checks import evaluation as evaluation_checks
@@ -88,7 +89,7 @@ def build_definitions(
         ],
         jobs=automatic["jobs"],
         schedules=automatic["schedules"],
-        sensors=automatic["sensors"],
+        sensors=[*automatic["sensors"], tell_of_failed_runs],
         loggers=loggers,
         resources={
             "settings": shared,

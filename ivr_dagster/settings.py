@@ -319,6 +319,10 @@ class Settings(BaseModel):
     quiet_seconds: float = Field(
         10.0, ge=0, description="A changed corpus or model is taken up once it has kept still for so many seconds."
     )
+    alert_url: str = Field(
+        "",
+        description="Where the daemon posts a message when a run fails, as JSON with the key `text`. Empty: nowhere.",
+    )
 
     device: str = Field("auto", description="Accelerator: auto, cpu, cuda or mps.")
     dtype: str = Field(
@@ -360,8 +364,9 @@ class Settings(BaseModel):
         return hashlib.blake2b(content.encode(), digest_size=4).hexdigest()
 
     def public(self) -> dict[str, Any]:
-        """Settings by key, for reports; folders, which are this machine's business, are left out."""
-        return {key: getattr(self, key) for key in Settings.model_fields if not key.endswith(("_dir", "_path"))}
+        """Settings by key, for reports; folders and addresses, which are this machine's business, are left out."""
+        ours = ("_dir", "_path", "_url")
+        return {key: getattr(self, key) for key in Settings.model_fields if not key.endswith(ours)}
 
     def paths(self, artifacts_dir: Path) -> ArtifactPaths:
         """Where artifacts lie under these settings."""

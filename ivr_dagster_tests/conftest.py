@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from pydoc_data import topics as pydoc_topics
 from typing import Any
@@ -99,9 +100,29 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict
 
     root = tmp_path_factory.mktemp("built") / "root"
     root.mkdir()
+    with _without_dagster_home():
+        prepare(root)
+        yield root, build(root)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Fewer documents and a tiny model taken through every stage. It is copied, never changed."""
+    from small_pipeline import build_tiny
+
+    root = tmp_path_factory.mktemp("tiny") / "root"
+    root.mkdir()
+    with _without_dagster_home():
+        build_tiny(root)
+        yield root
+
+
+@contextmanager
+def _without_dagster_home() -> Iterator[None]:
     home = os.environ.pop("DAGSTER_HOME", None)
-    prepare(root)
-    yield root, build(root)
-    os.environ.pop("DAGSTER_HOME", None)
-    if home is not None:
-        os.environ["DAGSTER_HOME"] = home
+    try:
+        yield
+    finally:
+        os.environ.pop("DAGSTER_HOME", None)
+        if home is not None:
+            os.environ["DAGSTER_HOME"] = home

@@ -20,6 +20,17 @@ SMALL = {
     "token_distillation_bytes": 3_000,
     "continuations": 1,
 }
+# beside SMALL, where the model is tiny
+TINY = {
+    "max_candidates": 40,
+    "heldout_fraction": 0.1,
+    "train_bytes": 3_000,
+    "block_size": 32,
+    "evaluation_bytes": 500,
+    "retention_bytes": 0,
+    "continuations": 0,
+    "vanilla_compute": False,
+}
 TRAINING = (
     "num_train_epochs: 1\nlearning_rate: 2.0e-3\nper_device_train_batch_size: 4\nsave_steps: 2\nlogging_steps: 1\n"
 )
@@ -83,3 +94,13 @@ def build(root: Path, **changed: Any) -> dict[str, dict[str, Any]]:
 def stale(bench: Workbench) -> dict[str, str]:
     """Why assets are stale, those that are."""
     return {state.name: state.stale for state in bench.states() if state.stale}
+
+
+def build_tiny(root: Path) -> None:
+    """A few documents and a tiny model, in `../model`, taken through every stage."""
+    write_tiny_model(root.parent / "model")
+    prepare(root)
+    documents = (root / "raw" / "documents.jsonl").read_text().splitlines(keepends=True)
+    (root / "raw" / "documents.jsonl").write_text("".join(documents[:60]))
+    (root / "raw" / "few.jsonl").write_text("".join(documents[60:64]))
+    build(root, model_name=str(root.parent / "model"), **TINY)

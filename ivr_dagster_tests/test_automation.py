@@ -8,7 +8,7 @@ from typing import Any
 
 import dagster as dg
 import pytest
-from small_pipeline import build, prepare, stale, workbench, write_tiny_model
+from small_pipeline import TINY, stale, workbench
 
 from ivr_dagster.core.corpus.cleaning import clean
 from ivr_dagster.core.corpus.splits import document_id, is_heldout
@@ -16,16 +16,6 @@ from ivr_dagster.materialize import StageFailed
 from ivr_dagster.sources import noticed
 from ivr_dagster.stages import STAGES, stage_assets
 
-TINY = {
-    "max_candidates": 40,
-    "heldout_fraction": 0.1,
-    "train_bytes": 3_000,
-    "block_size": 32,
-    "evaluation_bytes": 500,
-    "retention_bytes": 0,
-    "continuations": 0,
-    "vanilla_compute": False,
-}
 EVERYTHING = [asset for stage in STAGES for asset in stage_assets(stage, vanilla=True, vanilla_compute=False)]
 TRAINED = {"sft_checkpoint", "vanilla_sft_checkpoint"}
 
@@ -76,20 +66,6 @@ class Daemon:
         with (self.root / "raw" / "more.jsonl").open("a") as file:
             file.writelines(json.dumps({"text": text}) + "\n" for text in texts)
         self.bench.observe_sources()
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A corpus and a tiny model taken through every stage; it is copied, never changed."""
-    root = tmp_path_factory.mktemp("automation") / "root"
-    root.mkdir()
-    write_tiny_model(root.parent / "model")
-    prepare(root)
-    documents = (root / "raw" / "documents.jsonl").read_text().splitlines(keepends=True)
-    (root / "raw" / "documents.jsonl").write_text("".join(documents[:60]))
-    (root / "raw" / "few.jsonl").write_text("".join(documents[60:64]))
-    build(root, model_name=str(root.parent / "model"), **TINY)
-    return root
 
 
 def copied(tiny: Path, to: Path, **changed: Any) -> Daemon:

@@ -87,6 +87,7 @@ DEPENDENTS: dict[str, tuple[object, set[str]]] = {
     "rebuild": ("nothing", set()),
     "retrain": ("new_text", set()),
     "quiet_seconds": (1.0, set()),
+    "alert_url": ("https://example.org", set()),
     "device": ("cpu", set()),
     "raw_corpora_dir": ("elsewhere", set()),  # its content counts: the source's data version
 }

@@ -48,11 +48,11 @@ class DagsterUi:
     url: str
     log: Path
 
-    def graphql(self, query: str) -> Any:
+    def graphql(self, query: str, **variables: Any) -> Any:
         """The data that a GraphQL query asks for."""
         request = urllib.request.Request(  # noqa: S310 (http on this machine)
             f"{self.url}/graphql",
-            data=json.dumps({"query": query}).encode(),
+            data=json.dumps({"query": query, "variables": variables}).encode(),
             headers={"content-type": "application/json"},
         )
         with urllib.request.urlopen(request, timeout=LOOK_SECONDS) as answer:  # noqa: S310
@@ -66,14 +66,66 @@ class DagsterUi:
         deadline = time.monotonic() + RUN_SECONDS
         status = "not found"
         while time.monotonic() < deadline:
-            query = f'{{runOrError(runId: "{run_id}") {{... on Run {{status}}}}}}'
-            status = self.graphql(query)["runOrError"].get("status", "not found")
+            status = self.status(run_id)
             if status in ("FAILURE", "CANCELED"):
                 return f"{status}: {self._failures(run_id)}"
             if status == "SUCCESS":
                 return status
             time.sleep(0.5)
         return f"{status} after {RUN_SECONDS} s"
+
+    def launch(self, *assets: str) -> str:
+        """Id of a run that materializes assets, with their checks, launched as the UI does."""
+        selector = {
+            "repositoryLocationName": "ivr_dagster",
+            "repositoryName": "__repository__",
+            "pipelineName": "__ASSET_JOB",
+            "assetSelection": [{"path": [name]} for name in assets],
+        }
+        return self._launched(
+            "launchPipelineExecution(executionParams: $given)",
+            "ExecutionParams!",
+            {"selector": selector, "mode": "default", "runConfigData": {}},
+        )
+
+    def launch_again(self, run_id: str) -> str:
+        """Id of a run that goes on with what another did not finish: `Re-execute from failure`."""
+        given = {"parentRunId": run_id, "strategy": "FROM_FAILURE"}
+        return self._launched("launchRunReexecution(reexecutionParams: $given)", "ReexecutionParams!", given)
+
+    def _launched(self, mutation: str, kind: str, given: dict[str, Any]) -> str:
+        query = (
+            f"mutation($given: {kind}) {{launched: {mutation} {{__typename "
+            "... on LaunchRunSuccess {run {runId}} ... on PythonError {message}}}"
+        )
+        answer = self.graphql(query, given=given)["launched"]
+        if "run" not in answer:
+            raise RuntimeError(str(answer))
+        return str(answer["run"]["runId"])
+
+    def terminate(self, run_id: str) -> None:
+        """Ask for the end of a run, as `Terminate` does."""
+        query = "mutation($run: String!) {terminateRun(runId: $run) {__typename}}"
+        answer = self.graphql(query, run=run_id)["terminateRun"]["__typename"]
+        if answer != "TerminateRunSuccess":
+            raise RuntimeError(answer)
+
+    def status(self, run_id: str) -> str:
+        """The status of a run."""
+        query = f'{{runOrError(runId: "{run_id}") {{... on Run {{status}}}}}}'
+        return str(self.graphql(query)["runOrError"].get("status", "not found"))
+
+    def materialized(self, asset: str) -> float:
+        """When an asset was made last, in seconds since the epoch; 0 where it never was."""
+        query = f"""{{assetOrError(assetKey: {{path: ["{asset}"]}}) {{
+            ... on Asset {{assetMaterializations(limit: 1) {{timestamp}}}}}}}}"""
+        made = self.graphql(query)["assetOrError"].get("assetMaterializations")
+        return float(made[0]["timestamp"]) / 1000 if made else 0.0
+
+    def slots_taken(self, pool: str) -> int:
+        """How many places of a pool are taken."""
+        query = f"""{{instance {{concurrencyLimit(concurrencyKey: "{pool}") {{activeSlotCount}}}}}}"""
+        return int(self.graphql(query)["instance"]["concurrencyLimit"]["activeSlotCount"])
 
     def latest_run(self) -> str | None:
         """Id of the run that was launched last."""

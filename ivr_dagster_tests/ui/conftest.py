@@ -29,6 +29,8 @@ def browser() -> Iterator[Browser]:
 def ui(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[DagsterUi]:
     """`ivr ui` on the sample, of which corpus and token statistics are there."""
     artifacts = tmp_path_factory.mktemp("ui") / "artifacts"
+    artifacts.mkdir()
+    (artifacts / "ivr.yaml").write_text("rebuild: nothing\n")  # tests click, nothing else is to run
     subprocess.run(
         [IVR, "--artifacts-dir", artifacts, "run", "--sample", "--until", "analyze"],
         env=environment(),
