@@ -56,8 +56,8 @@ def retention(evaluation_report: ReportFolder) -> dg.AssetCheckResult:
     return verdict(
         rises["sft"] <= rises["vanilla_sft"] + RETENTION_TOLERANCE,
         severity=dg.AssetCheckSeverity.WARN,
-        remedy="The model unlearned more than plain fine-tuning makes it: lower learning_rate, train on fewer epochs, "
-        "mix text of other domains into the corpus, or give fewer ids to new tokens.",
+        remedy="The model unlearned more than plain fine-tuning makes it: mix other text in (general_corpora_dir), "
+        "lower learning_rate, train on fewer epochs, or give fewer ids to new tokens.",
         rise=rises["sft"],
         rise_vanilla=rises["vanilla_sft"],
         tolerance=RETENTION_TOLERANCE,
