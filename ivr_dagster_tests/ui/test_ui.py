@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from browsing import DagsterUi, graph, metadata_row, open_lineage, patient, visit
+from browsing import DagsterUi, graph, metadata_row, open_lineage, open_metadata, patient, visit
 from playwright.sync_api import Browser, Page, expect
 
 from ivr_dagster.core.tokenizer.bpe import read_bpe
@@ -26,12 +26,13 @@ SERVERS = {"dagster", "dagster-webserver", "dagster-daemon"}
 
 @pytest.fixture(scope="module")
 def launched_run(browser: Browser, ui: DagsterUi) -> str:
-    """The run that a click on Materialize launches."""
+    """The run that a click on `Materialize all` launches, on the page of the job up to the remapped tokenizer."""
     before = ui.latest_run()
     page = patient(browser.new_page())
     visit(page, f"{ui.url}/assets/{ASSET}", "Description")
     expect(metadata_row(page, "agreement")).to_have_count(0)
-    page.get_by_role("button").filter(has_text="Materialize").click()
+    visit(page, f"{ui.url}/locations/ivr_dagster/jobs/tokenizer_side", "remapped_tokenizer")
+    page.get_by_role("button").filter(has_text="Materialize all").click()
     expect(page.get_by_text("Launched run")).to_be_visible()
     page.close()
     run_id = ui.latest_run()
@@ -73,8 +74,9 @@ def test_the_lineage_shows_every_group_and_every_asset(page: Page, ui: DagsterUi
         expect(graph(page).get_by_text(name, exact=True).first).to_be_visible()
 
 
-def test_a_click_on_materialize_runs_the_asset(ui: DagsterUi, launched_run: str) -> None:
+def test_a_click_on_materialize_all_makes_every_tokenizer_asset(ui: DagsterUi, launched_run: str) -> None:
     assert ui.wait_for_run(launched_run) == "SUCCESS"
+    assert all(ui.materialized(asset) for stage in list(STAGES)[:5] for asset in STAGES[stage])
 
 
 def test_the_page_of_an_asset_has_description_and_figures(
@@ -94,6 +96,42 @@ def test_a_table_of_metadata_is_shown(page: Page, ui: DagsterUi, launched_run: s
     row = metadata_row(page, "worst divergences").first
     for column in ("pre-token", "count", "base", "distilled"):  # below 1,000 characters Dagster opens no dialog
         expect(row.get_by_text(column, exact=True).first).to_be_visible()
+
+
+def test_a_plot_of_metadata_is_shown(page: Page, ui: DagsterUi, launched_run: str) -> None:
+    ui.wait_for_run(launched_run)
+    visit(page, f"{ui.url}/assets/replacement_candidates", "Description")
+    dialog = open_metadata(page, "saving by number of new tokens")
+    picture = dialog.get_by_role("img", name="saving against the number of new tokens")
+    expect(picture).to_be_visible()
+    assert picture.evaluate("image => image.naturalWidth") > 300
+
+
+def test_the_launchpad_refuses_a_setting_that_there_is_not_and_names_it(page: Page, ui: DagsterUi) -> None:
+    type_into_launchpad(page, ui, "resources: {settings: {config: {max_candidate: 7}}}")
+    expect(page.get_by_text("max_candidate").last).to_be_visible()
+    expect(page.get_by_text("Received unexpected config entry").first).to_be_visible()
+    expect(page.get_by_role("button").filter(has_text="Materialize")).to_be_disabled()
+
+
+def test_a_bad_value_from_the_launchpad_fails_the_run_with_our_message(page: Page, ui: DagsterUi) -> None:
+    type_into_launchpad(page, ui, "resources: {settings: {config: {merge_scope: sideways}}}")
+    before = ui.latest_run()
+    page.get_by_role("button").filter(has_text="Materialize").click()
+    page.wait_for_url("**/runs/**")
+    run_id = ui.latest_run()
+    assert run_id is not None and run_id != before
+    assert "'sideways' is none of within, across" in ui.wait_for_run(run_id)
+
+
+def type_into_launchpad(page: Page, ui: DagsterUi, config: str) -> None:
+    """The launchpad of the job up to the remapped tokenizer, with a run's configuration typed into it."""
+    visit(page, f"{ui.url}/locations/ivr_dagster/jobs/tokenizer_side/playground", "Launchpad")
+    editor = page.locator(".CodeMirror").first
+    expect(editor).to_be_visible()
+    editor.click()
+    page.keyboard.press("ControlOrMeta+a")
+    page.keyboard.insert_text(config)
 
 
 def test_the_checks_of_an_asset_are_shown_as_passed(page: Page, ui: DagsterUi, launched_run: str) -> None:
