@@ -34,7 +34,7 @@ from ivr_dagster.core.content_hash import content_hash
 from ivr_dagster.io_managers import io_managers
 from ivr_dagster.resources.accelerator import AcceleratorResource
 from ivr_dagster.resources.base_model import BaseModelResource
-from ivr_dagster.resources.settings import SettingsResource
+from ivr_dagster.resources.settings import SettingsResource, with_defaults
 from ivr_dagster.settings import BROUGHT, Settings, load_settings
 from ivr_dagster.stages import BASELINES, baselines
 
@@ -64,7 +64,7 @@ def build_definitions(
     if settings is None:
         config = os.environ.get("IVR_CONFIG")
         settings = load_settings(artifacts_dir, config=Path(config) if config else None)
-    shared = SettingsResource(artifacts_dir=str(artifacts_dir), **settings.model_dump())
+    shared = with_defaults(SettingsResource, artifacts_dir=str(artifacts_dir), **settings.model_dump())
     loaded: list[Any] = list(dg.load_assets_from_modules(ASSETS))
     wanted = baselines(vanilla=settings.vanilla, vanilla_compute=settings.vanilla_compute)
     left_out = set(BASELINES.values()) - set(wanted.values())
@@ -91,10 +91,13 @@ def build_definitions(
         schedules=automatic["schedules"],
         sensors=[*automatic["sensors"], tell_of_failed_runs],
         loggers=loggers,
+        # a run is a process; one more for each step costs seconds that most steps don't take, and two steps at a time
+        # would share the cores that one of them can fill
+        executor=dg.in_process_executor,
         resources={
             "settings": shared,
             "base": BaseModelResource(model_name=settings.model_name, revision=settings.revision),
-            "accelerator": AcceleratorResource(device=settings.device, dtype=settings.dtype),
+            "accelerator": with_defaults(AcceleratorResource, device=settings.device, dtype=settings.dtype),
             **io_managers(places),
             **(resources or {}),
         },

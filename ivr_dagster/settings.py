@@ -23,7 +23,7 @@ from ivr_dagster.core.errors import InputError
 
 ENVIRONMENT_PREFIX = "IVR_"
 # environment variables with the prefix that are no keys of the settings file
-ENVIRONMENT_ONLY = {"IVR_ARTIFACTS_DIR", "IVR_CONFIG", "IVR_LOG_LEVEL"}
+ENVIRONMENT_ONLY = {"IVR_ARTIFACTS_DIR", "IVR_CONFIG", "IVR_LOG_LEVEL", "IVR_ALERT_URL"}
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "preset": ("none", "sample"),
@@ -319,10 +319,6 @@ class Settings(BaseModel):
     quiet_seconds: float = Field(
         10.0, ge=0, description="A changed corpus or model is taken up once it has kept still for so many seconds."
     )
-    alert_url: str = Field(
-        "",
-        description="Where the daemon posts a message when a run fails, as JSON with the key `text`. Empty: nowhere.",
-    )
 
     device: str = Field("auto", description="Accelerator: auto, cpu, cuda or mps.")
     dtype: str = Field(
@@ -364,9 +360,8 @@ class Settings(BaseModel):
         return hashlib.blake2b(content.encode(), digest_size=4).hexdigest()
 
     def public(self) -> dict[str, Any]:
-        """Settings by key, for reports; folders and addresses, which are this machine's business, are left out."""
-        ours = ("_dir", "_path", "_url")
-        return {key: getattr(self, key) for key in Settings.model_fields if not key.endswith(ours)}
+        """Settings by key, for reports; folders, which are this machine's business, are left out."""
+        return {key: getattr(self, key) for key in Settings.model_fields if not key.endswith(("_dir", "_path"))}
 
     def paths(self, artifacts_dir: Path) -> ArtifactPaths:
         """Where artifacts lie under these settings."""

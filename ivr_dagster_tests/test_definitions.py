@@ -7,9 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import dagster as dg
 import pytest
 
 from ivr_dagster.definitions import build_definitions
+from ivr_dagster.resources.settings import SettingsResource
 from ivr_dagster.settings import Settings
 from ivr_dagster.stages import BASELINES, STAGES, TUNING
 from ivr_dagster.ui import LOCATION
@@ -87,7 +89,6 @@ DEPENDENTS: dict[str, tuple[object, set[str]]] = {
     "rebuild": ("nothing", set()),
     "retrain": ("new_text", set()),
     "quiet_seconds": (1.0, set()),
-    "alert_url": ("https://example.org", set()),
     "device": ("cpu", set()),
     "raw_corpora_dir": ("elsewhere", set()),  # its content counts: the source's data version
 }
@@ -204,3 +205,21 @@ def test_changed_training_settings_change_the_code_version_of_checkpoints_and_tu
     after = _code_versions(tmp_path, Settings())
     changed = {asset for asset in before if before[asset] != after[asset]}
     assert changed == {*BASELINES.values(), "sft_checkpoint", "tuning_study"}
+
+
+def test_one_setting_typed_into_the_launchpad_leaves_the_others_as_they_are(tmp_path: Path) -> None:
+    definitions = build_definitions(Settings(model_name="sample", max_candidates=7), artifacts_dir=tmp_path)
+    seen = []
+
+    @dg.op
+    def look(settings: SettingsResource) -> None:
+        seen.append(settings)
+
+    @dg.job(resource_defs={"settings": (definitions.resources or {})["settings"]})
+    def looks() -> None:
+        look()
+
+    looks.execute_in_process(run_config={"resources": {"settings": {"config": {"merge_scope": "across"}}}})
+    (settings,) = seen
+    assert (settings.merge_scope, settings.model_name, settings.max_candidates) == ("across", "sample", 7)
+    assert settings.places.root == tmp_path

@@ -2,16 +2,20 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import copy
 from pathlib import Path
+from typing import Any, TypeVar
 
 import dagster as dg
-from pydantic import Field
+from pydantic import Field, create_model
 
 from ivr_dagster.artifact_paths import ArtifactPaths
 from ivr_dagster.core.atomic import remove, staging_path
 from ivr_dagster.core.training.sft_config import DEFAULTS
 from ivr_dagster.sample import SAMPLE_SFT_CONFIG
 from ivr_dagster.settings import Settings
+
+Resource = TypeVar("Resource", bound=dg.ConfigurableResource)  # type: ignore[type-arg]
 
 
 class SettingsResource(dg.ConfigurableResource, Settings):  # type: ignore[type-arg]
@@ -42,3 +46,18 @@ class SettingsResource(dg.ConfigurableResource, Settings):  # type: ignore[type-
         except BaseException:
             remove(folder)
             raise
+
+
+def with_defaults(kind: type[Resource], **values: Any) -> Resource:
+    """A resource with these values, which are its defaults too.
+
+    Dagster takes a class's defaults for whatever a launchpad's configuration leaves out: with those of the class, one
+    setting changed for one run would put all others back to what they are without a settings file.
+    """
+    fields: dict[str, Any] = {}
+    for key, known in kind.model_fields.items():
+        field = copy(known)
+        field.default = values[key]
+        fields[key] = (known.annotation, field)
+    made: type[Resource] = create_model(kind.__name__, __base__=kind, **fields)
+    return made(**values)

@@ -31,7 +31,7 @@ def launched_run(browser: Browser, ui: DagsterUi) -> str:
     page = patient(browser.new_page())
     visit(page, f"{ui.url}/assets/{ASSET}", "Description")
     expect(metadata_row(page, "agreement")).to_have_count(0)
-    visit(page, f"{ui.url}/locations/ivr_dagster/jobs/tokenizer_side", "remapped_tokenizer")
+    visit(page, f"{ui.url}/locations/ivr_dagster/jobs/tokenizer_side", "View as Asset Graph")
     page.get_by_role("button").filter(has_text="Materialize all").click()
     expect(page.get_by_text("Launched run")).to_be_visible()
     page.close()
@@ -126,12 +126,13 @@ def test_a_bad_value_from_the_launchpad_fails_the_run_with_our_message(page: Pag
 
 def type_into_launchpad(page: Page, ui: DagsterUi, config: str) -> None:
     """The launchpad of the job up to the remapped tokenizer, with a run's configuration typed into it."""
-    visit(page, f"{ui.url}/locations/ivr_dagster/jobs/tokenizer_side/playground", "Launchpad")
-    editor = page.locator(".CodeMirror").first
+    visit(page, f"{ui.url}/locations/ivr_dagster/jobs/tokenizer_side", "View as Asset Graph")
+    materialize = page.get_by_role("button").filter(has_text="Materialize all")
+    materialize.locator("xpath=following::button[1]").click()
+    page.get_by_role("menuitem").filter(has_text="launchpad").click()
+    editor = page.locator(".CodeMirror").last
     expect(editor).to_be_visible()
-    editor.click()
-    page.keyboard.press("ControlOrMeta+a")
-    page.keyboard.insert_text(config)
+    editor.evaluate("(element, text) => element.CodeMirror.setValue(text)", config)
 
 
 def test_the_checks_of_an_asset_are_shown_as_passed(page: Page, ui: DagsterUi, launched_run: str) -> None:
