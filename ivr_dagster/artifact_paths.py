@@ -31,6 +31,7 @@ RELATIVE_PATHS: dict[str, str] = {
 SETTINGS_FILE = "ivr.yaml"
 SFT_CONFIG_FILE = "sft_config.yaml"
 DAGSTER_HOME = ".dagster"
+PRESENCE_FILE = ".ivr.lock"
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,11 @@ class ArtifactPaths:
     def dagster_home(self) -> Path:
         """Dagster's run storage, unless DAGSTER_HOME says otherwise."""
         return self.root / DAGSTER_HOME
+
+    @property
+    def presence(self) -> Path:
+        """The lock that tells of a command at work here."""
+        return self.root / PRESENCE_FILE
 
     @property
     def settings_file(self) -> Path:

@@ -18,6 +18,7 @@ from weakref import WeakKeyDictionary
 import dagster as dg
 
 from ivr_dagster.artifact_paths import ArtifactPaths
+from ivr_dagster.core.presence import anybody
 from ivr_dagster.resources.base_model import BaseModelResource
 from ivr_dagster.resources.settings import SettingsResource
 from ivr_dagster.sources import noticed, source_names
@@ -88,11 +89,29 @@ class NotAskedFor(_OfStaleness):
         )
 
 
+@dataclass(frozen=True, eq=False)
+class CommandAtWork(dg.AutomationCondition[dg.AssetKey]):
+    """A command of `ivr` is at work on the same artifacts: what it leaves stale it may be about to make."""
+
+    places: ArtifactPaths
+
+    @property
+    def name(self) -> str:
+        """What the UI calls it."""
+        return "a command of ivr is at work"
+
+    def evaluate(self, context: dg.AutomationContext[dg.AssetKey]) -> dg.AutomationResult[dg.AssetKey]:
+        """True for every asset while there is one."""
+        busy = anybody(self.places.presence)
+        return dg.AutomationResult(context, context.candidate_subset if busy else context.get_empty_subset())
+
+
 def rebuild_condition(places: ArtifactPaths, *, text_alone: bool, only_again: bool) -> dg.AutomationCondition[Any]:
     """When an asset is to be made by itself.
 
     It is stale, and was not asked for in this state before; nothing above it is stale or being made, so that it is
-    made once, of the final state; and blocking checks of what it reads have passed, in whichever run.
+    made once, of the final state; blocking checks of what it reads have passed, in whichever run; and no command of
+    `ivr` is at work.
 
     Args:
         places: where artifacts lie.
@@ -104,6 +123,7 @@ def rebuild_condition(places: ArtifactPaths, *, text_alone: bool, only_again: bo
     wanted = (
         NotAskedFor(places, text_alone)
         & stale
+        & ~CommandAtWork(places)
         & ~condition.any_deps_match(stale).with_label("something above is stale")
         & ~condition.in_progress()
         & ~condition.any_deps_in_progress()

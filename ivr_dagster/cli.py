@@ -10,6 +10,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ import click
 
 from ivr_dagster.artifact_paths import ArtifactPaths
 from ivr_dagster.core.errors import InputError
+from ivr_dagster.core.presence import present
 from ivr_dagster.settings import CHOICES, WORDS, Settings, load_settings, read_settings_file, remember_settings
 from ivr_dagster.stages import STAGES, TUNING
 
@@ -177,14 +179,21 @@ class Request:
     def __init__(self, artifacts_dir: Path, config: Path | None, log_level: str, as_json: bool) -> None:
         self.artifacts_dir = artifacts_dir.expanduser().resolve()
         self.config, self.log_level, self.as_json = config, log_level, as_json
+        self._until_the_end = ExitStack()
 
     @property
     def settings_file(self) -> Path:
         return self.config or ArtifactPaths(self.artifacts_dir).settings_file
 
     def workbench(self, given: dict[str, Any], *, remember: bool = True, observe: bool = True) -> "Workbench":
-        """The assets under the settings, options included, once sources were looked at; the options are remembered."""
+        """The assets under the settings, options included, once sources were looked at.
+
+        Options are remembered, and the daemon keeps its hands off until this process ends, unless it is to look only
+        (`remember` or `observe` false).
+        """
         settings = load_settings(self.artifacts_dir, config=self.config, options=given)
+        if remember and observe:
+            self._until_the_end.enter_context(present(settings.paths(self.artifacts_dir).presence))
         _quiet_libraries(self.log_level)
         from ivr_dagster.materialize import Workbench
 

@@ -12,6 +12,7 @@ from small_pipeline import TINY, stale, workbench
 
 from ivr_dagster.core.corpus.cleaning import clean
 from ivr_dagster.core.corpus.splits import document_id, is_heldout
+from ivr_dagster.core.presence import present
 from ivr_dagster.materialize import StageFailed
 from ivr_dagster.sources import noticed
 from ivr_dagster.stages import STAGES, stage_assets
@@ -190,6 +191,13 @@ def test_a_change_taken_back_before_a_tick_asks_for_nothing(daemon: Daemon) -> N
 def test_what_became_stale_while_no_daemon_ran_is_rebuilt_at_its_first_tick(tiny: Path, tmp_path: Path) -> None:
     daemon = copied(tiny, tmp_path, max_candidates=30)
     assert daemon.tick() == ["replacement_candidates"]
+
+
+def test_nothing_is_asked_for_while_a_command_is_at_work(daemon: Daemon) -> None:
+    daemon.add(*texts("train"))
+    with present(daemon.bench.paths.presence):
+        assert daemon.tick() == []
+    assert daemon.tick() == ["cleaned_corpus"]
 
 
 def test_rules_edited_by_hand_are_taken_up(daemon: Daemon) -> None:
