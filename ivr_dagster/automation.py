@@ -123,13 +123,13 @@ def rebuild_condition(places: ArtifactPaths, *, text_alone: bool, only_again: bo
     wanted = (
         NotAskedFor(places, text_alone)
         & stale
-        & ~CommandAtWork(places)
-        & ~condition.any_deps_match(stale).with_label("something above is stale")
-        & ~condition.in_progress()
-        & ~condition.any_deps_in_progress()
+        & (~condition.any_deps_match(stale)).with_label("nothing above is stale")
+        & (~condition.in_progress()).with_label("not being made")
+        & (~condition.any_deps_in_progress()).with_label("nothing above is being made")
         & condition.all_deps_blocking_checks_passed()
+        & (~CommandAtWork(places)).with_label("no command of ivr is at work")
     )
-    return wanted & ~condition.missing() if only_again else wanted
+    return wanted & (~condition.missing()).with_label("made before") if only_again else wanted
 
 
 def automatic_assets(rebuild: str, retrain: str, wanted: Collection[str], places: ArtifactPaths) -> dict[str, Any]:

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
+import yaml
 
+from ivr_dagster.assets import SETTINGS_KEY
 from ivr_dagster.definitions import build_definitions
 from ivr_dagster.resources.settings import SettingsResource
 from ivr_dagster.settings import Settings
@@ -17,6 +19,7 @@ from ivr_dagster.stages import BASELINES, STAGES, TUNING
 from ivr_dagster.ui import LOCATION
 
 REPOSITORY = Path(__file__).parents[1]
+SPECS = Path(__file__).with_name("specs.yaml")
 GROUPS = {"corpus", "tokens", "tokenizer", "vocabulary", "embedding", "training", "evaluation"}
 SOURCES = {"raw_corpus", "base_model"}
 MADE = {asset for assets in STAGES.values() for asset in assets} | set(TUNING)
@@ -158,6 +161,37 @@ def test_every_asset_is_described_for_the_ui(tmp_path: Path) -> None:
         if name not in SOURCES:  # Dagster's observable sources take neither
             assert spec.owners == ["team:ivr"], name
             assert spec.code_version, name
+
+
+def described(tmp_path: Path) -> dict[str, dict[str, object]]:
+    """What Dagster is told of every asset, texts and hashes left out."""
+    definitions = build_definitions(Settings(), artifacts_dir=tmp_path)
+    graph = definitions.resolve_asset_graph()
+    found: dict[str, dict[str, object]] = {}
+    for spec in sorted(definitions.resolve_all_asset_specs(), key=lambda spec: spec.key):
+        key = spec.key
+        node = graph.get(key)
+        condition = node.automation_condition
+        conditions = [child.get_label() or child.name for child in condition.children] if condition else []
+        found[key.to_user_string()] = {
+            "group": spec.group_name,
+            "kinds": sorted(spec.kinds),
+            "made of": sorted(parent.to_user_string() for parent in node.parent_keys),
+            "settings": sorted(spec.metadata.get(SETTINGS_KEY, ())),
+            "checks": sorted(check.name for check in graph.asset_check_keys if check.asset_key == key),
+            "pools": sorted(node.pools or ()),
+            "made by itself": conditions,
+        }
+    return found
+
+
+def test_what_dagster_is_told_of_the_assets_is_as_it_was(tmp_path: Path) -> None:
+    """`specs.yaml` is written anew where it is missing: look at the difference before committing it."""
+    found = yaml.safe_dump(described(tmp_path), sort_keys=False, width=120)
+    if not SPECS.is_file():
+        SPECS.write_text(found)
+        pytest.fail(f"{SPECS} was missing and is written: commit it if it is right")
+    assert found == SPECS.read_text()
 
 
 def test_every_invariant_is_a_check_and_blocks_and_quality_only_warns(tmp_path: Path) -> None:
