@@ -3,6 +3,7 @@
 The address, which may hold a secret, stands in the environment alone: settings are shown in the UI and kept with runs.
 """
 
+import http.client
 import json
 import os
 import urllib.error
@@ -32,16 +33,19 @@ def failure_text(job: str, run_id: str, steps: list[tuple[str, str]], message: s
 
 def post(url: str, text: str) -> str:
     """Post `{"text": text}`, as Slack, Mattermost and the like take it; what went wrong, empty where nothing did."""
-    if urlsplit(url).scheme not in ("http", "https"):
-        return f"{ADDRESS} is no http:// or https:// address"
-    request = urllib.request.Request(  # noqa: S310 (the scheme was looked at)
-        url, data=json.dumps({"text": text}).encode(), headers={"content-type": "application/json"}
-    )
     try:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or parts.username is not None:
+            return f"{ADDRESS} is no http:// or https:// address without a user's name"
+        request = urllib.request.Request(  # noqa: S310 (the scheme was looked at)
+            url, data=json.dumps({"text": text}).encode(), headers={"content-type": "application/json"}
+        )
         with urllib.request.urlopen(request, timeout=POST_SECONDS):  # noqa: S310
             return ""
-    except (urllib.error.URLError, OSError) as error:
-        return f"the alert could not be posted ({getattr(error, 'reason', error)})"
+    except urllib.error.URLError as error:
+        return f"the alert could not be posted ({error.reason})"
+    except (OSError, ValueError, http.client.HTTPException) as error:  # their texts may quote the address
+        return f"the alert could not be posted ({type(error).__name__})"
 
 
 @dg.run_failure_sensor(

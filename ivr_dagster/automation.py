@@ -77,14 +77,21 @@ class NotAskedFor(_OfStaleness):
         return "not asked for yet, as it would be made now"
 
     def evaluate(self, context: dg.AutomationContext[dg.AssetKey]) -> dg.AutomationResult[dg.AssetKey]:
-        """True where this tick would be the first to ask; the cursor holds what the last one would have asked for."""
-        now = self.found(context).made_of(context.key)
+        """True where this tick would be the first to ask since the asset was last fresh.
+
+        Never before its sources were observed: it would be made of they are not known which, and once more of those
+        that they turn out to be. The cursor holds what the last tick would have asked for, and what was asked for.
+        """
+        found = self.found(context)
+        now = found.made_of(context.key)
         before = json.loads(str(context.cursor)) if context.cursor else {}
         requested = context.get_previous_requested_subset(context.key)
         asked = before.get("now") if requested is not None and not requested.is_empty else before.get("asked")
+        if not found.by_itself(context.key):
+            asked = None
         return dg.AutomationResult(
             context,
-            context.get_empty_subset() if now == asked else context.candidate_subset,
+            context.get_empty_subset() if now == asked or found.unobserved(context.key) else context.candidate_subset,
             cursor=json.dumps({"now": now, "asked": asked}),
         )
 

@@ -3,6 +3,7 @@
 What belongs here: the instance, what is stale and why, and running assets in this process. Nothing is printed.
 """
 
+import json
 import logging
 import os
 import shutil
@@ -16,6 +17,7 @@ import dagster as dg
 import psutil
 from dagster._core.definitions.data_version import DATA_VERSION_TAG
 from dagster._core.errors import DagsterAssetCheckFailedError, DagsterExecutionInterruptedError
+from dagster._core.storage.tags import GRPC_INFO_TAG
 
 from ivr_dagster.artifact_paths import ArtifactPaths
 from ivr_dagster.assets.vocabulary import plan_from_settings, table_in_force
@@ -24,7 +26,7 @@ from ivr_dagster.core.errors import InputError
 from ivr_dagster.core.vocabulary.selection import Plan
 from ivr_dagster.definitions import build_definitions
 from ivr_dagster.settings import Settings
-from ivr_dagster.sources import observe, source_names
+from ivr_dagster.sources import UNFINISHED, observe, source_names
 from ivr_dagster.stages import STAGES, stage_assets
 from ivr_dagster.staleness import Staleness, observed_version
 
@@ -272,6 +274,24 @@ def free_slots_of_dead_runs(instance: dg.DagsterInstance) -> None:
                 storage.free_concurrency_slots_for_run(run_id)
                 if run is not None and not run.is_finished:
                     instance.report_run_failed(run, "its process was killed")
+
+
+def fail_dead_runs(instance: dg.DagsterInstance) -> None:
+    """Mark runs as failed that no process works on any more, before servers are started.
+
+    A run of the command line is known by its process, one of a server by the server's socket. Dagster's own
+    monitoring sees a run's end only while the server that launched it lives; without this, assets of a run that a
+    power cut ended would be being made for ever.
+    """
+    for run in instance.get_runs(dg.RunsFilter(statuses=[*UNFINISHED])):
+        mark, server = run.tags.get(PROCESS_TAG), json.loads(run.tags.get(GRPC_INFO_TAG, "{}"))
+        if mark is not None:
+            dead = _process_mark(int(mark.partition("-")[0])) != mark
+        else:
+            dead = bool(server.get("socket")) and not Path(server["socket"]).exists()
+        if dead:
+            instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
+            instance.report_run_failed(run, "its process is gone")
 
 
 def _process_mark(number: int) -> str:

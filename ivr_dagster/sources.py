@@ -7,6 +7,7 @@ in a run of its own, and only where a look found something else and sources have
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 
@@ -18,6 +19,18 @@ from ivr_dagster.core.corpus.documents import corpus_files
 from ivr_dagster.core.errors import InputError
 from ivr_dagster.resources.base_model import MODEL_FILES, BaseModelResource
 from ivr_dagster.resources.settings import SettingsResource
+
+# a corpus that files keep coming into is taken as it is after so many seconds
+LONGEST_WAIT = 45.0
+# an observation whose run has ended, or never began, so long after it was asked for has failed
+OBSERVATION_SECONDS = 300.0
+UNFINISHED = (
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+)
 
 
 def source_names(places: ArtifactPaths) -> list[str]:
@@ -74,34 +87,53 @@ def noticed(
 ) -> dg.RunRequest | dg.SkipReason:
     """A request to observe the sources that changed since they were last observed, once they have kept still.
 
+    What never keeps still is observed after `LONGEST_WAIT` all the same. An observation that failed is asked for again.
+
     Args:
-        context: with a cursor of our making: by source, what was seen last, since when, and what was observed.
+        context: with a cursor of our making, by source: what was seen last and since when, since when it is not what
+            was observed, what was observed and when that was asked for.
         settings, base: what the sources are.
-        now: seconds.
+        now: seconds since the epoch.
     """
-    before: dict[str, dict[str, str | float]] = json.loads(context.cursor or "{}")
-    after: dict[str, dict[str, str | float]] = {}
+    before: dict[str, dict[str, Any]] = json.loads(context.cursor or "{}")
+    after: dict[str, dict[str, Any]] = {}
     due: list[str] = []
     moving: list[str] = []
     faults: list[str] = []
     for name in source_names(settings.places):
-        known = before.get(name, {})
+        known = before.get(name)
         try:
             seen = look(name, settings, base)
         except InputError as error:
             faults.append(str(error))
+            after[name] = (known or {"observed": ""}) | {"seen": "", "since": now, "changed": now}
             continue
-        since = float(known["since"]) if known.get("seen") == seen else now
-        after[name] = {"seen": seen, "since": since, "observed": known.get("observed", "")}
-        if seen == known.get("observed"):
+        state = known or {"observed": ""}
+        state = state | {"seen": seen, "since": state["since"] if state.get("seen") == seen else now}
+        after[name] = state
+        if seen == state["observed"] and not _failed(context.instance, name, state.get("asked", 0.0), now):
+            state["changed"] = 0.0
             continue
+        state["changed"] = state.get("changed") or now
+        quiet = now - state["since"] >= settings.quiet_seconds
         # what there is when looked at for the first time need not keep still: nobody was seen writing
-        (due if now - since >= settings.quiet_seconds or not known else moving).append(name)
-    if not due or moving:  # whatever still moves may belong together with what has come to rest
-        context.update_cursor(json.dumps(after))
+        (due if quiet or known is None or now - state["changed"] >= LONGEST_WAIT else moving).append(name)
+    if not due or (moving and all(now - after[name]["changed"] < LONGEST_WAIT for name in due)):
+        context.update_cursor(json.dumps(after))  # whatever still moves may belong together with what came to rest
         still = f"{', '.join(moving)} changed; waiting until they keep still for {settings.quiet_seconds:g} s"
         return dg.SkipReason("; ".join([*([still] if moving else []), *faults]) or "no source has changed")
     for name in due:
-        after[name]["observed"] = after[name]["seen"]
+        after[name] |= {"observed": after[name]["seen"], "asked": now, "changed": 0.0}
     context.update_cursor(json.dumps(after))
     return dg.RunRequest(asset_selection=[dg.AssetKey(name) for name in due], tags={"ivr/noticed": ", ".join(due)})
+
+
+def _failed(instance: dg.DagsterInstance, name: str, asked: float, now: float) -> bool:
+    """Whether the observation that was asked for has not come, though it has had the time."""
+    if now - asked < OBSERVATION_SECONDS:
+        return False
+    records = instance.fetch_observations(dg.AssetKey(name), limit=1).records
+    if records and records[0].timestamp >= asked:
+        return False
+    unfinished = dg.RunsFilter(statuses=[*UNFINISHED])
+    return not any(dg.AssetKey(name) in (run.asset_selection or ()) for run in instance.get_runs(unfinished))

@@ -15,6 +15,7 @@ from dagster._core.definitions.data_version import CODE_VERSION_TAG, DATA_VERSIO
 
 from ivr_dagster.artifact_paths import ArtifactPaths
 from ivr_dagster.core.content_hash import content_hash
+from ivr_dagster.core.errors import InputError
 from ivr_dagster.core.vocabulary.remap import read_rules
 from ivr_dagster.stages import BASELINES
 
@@ -39,7 +40,7 @@ class Staleness:
                 model or setting does, and then all is trained on the new text.
         """
         self._instance, self._graph, self._places, self._text_alone = instance, graph, places, text_alone
-        self._events: dict[dg.AssetKey, dg.EventLogEntry | None] = {}
+        self._records: dict[dg.AssetKey, dg.EventLogRecord | None] = {}
         self._reasons: dict[dg.AssetKey, str] = {}
 
     def why(self, key: dg.AssetKey) -> str:
@@ -69,7 +70,33 @@ class Staleness:
             edited = _edited_digest(self._places[name])
             if edited and edited != _tags(event).get(DATA_VERSION_TAG):
                 return "edited by hand"
-        return ""
+        return "its checks were not made" if self._unchecked(key) else ""
+
+    def unobserved(self, key: dg.AssetKey) -> bool:
+        """Whether a source that the asset reads has never been looked at."""
+        sources = (parent for parent in self._parents(key) if not self._graph.get(parent).is_materializable)
+        return any(self.version(source) is None for source in sources)
+
+    def _unchecked(self, key: dg.AssetKey) -> bool:
+        """Whether a blocking check was not made of the last materialization: the run was stopped before it."""
+        blocking = {
+            check.key
+            for check in (self._graph.get_check_spec(each) for each in self._graph.asset_check_keys)
+            if check.asset_key == key and check.blocking
+        }
+        record = self._records.get(key)
+        if not blocking or record is None:
+            return False
+        made = self._instance.event_log_storage.get_latest_asset_check_execution_by_key(list(blocking))
+        for check in blocking:
+            execution = made.get(check)
+            event = execution.event.dagster_event if execution and execution.event else None
+            if event is None or event.event_type != dg.DagsterEventType.ASSET_CHECK_EVALUATION:
+                return True
+            target = event.asset_check_evaluation_data.target_materialization_data
+            if target is None or target.storage_id < record.storage_id:
+                return True
+        return False
 
     def _to_be_read_by(self, key: dg.AssetKey, parent: dg.AssetKey) -> str | None:
         """The version of `parent` that `key` is to be made of."""
@@ -89,7 +116,7 @@ class Staleness:
         """What an asset would be made of now, as a hash: its code version, what it reads, rules edited by hand."""
         name = key.to_user_string()
         edited = _edited_digest(self._places[name]) if name == "remap_rules" and self._places[name].is_file() else ""
-        read = {parent.to_user_string(): self._to_be_read_by(key, parent) for parent in self._parents(key)}
+        read = {parent.to_user_string(): self.version(parent) for parent in self._parents(key)}
         return content_hash(json.dumps([self._graph.get(key).code_version, read, edited]))
 
     def version(self, key: dg.AssetKey) -> str | None:
@@ -101,9 +128,10 @@ class Staleness:
 
     def last_made(self, key: dg.AssetKey) -> dg.EventLogEntry | None:
         """The event of the last materialization."""
-        if key not in self._events:
-            self._events[key] = self._instance.get_latest_materialization_event(key)
-        return self._events[key]
+        if key not in self._records:
+            self._records[key] = next(iter(self._instance.fetch_materializations(key, limit=1).records), None)
+        record = self._records[key]
+        return record.event_log_entry if record else None
 
     def _parents(self, key: dg.AssetKey) -> list[dg.AssetKey]:
         return sorted(self._graph.get(key).parent_keys)
@@ -129,5 +157,8 @@ def _edited_digest(rules: Path) -> str:
 
 @lru_cache(maxsize=8)
 def _digest_of(rules: Path, changed: int, size: int) -> str:
-    read = read_rules(rules)
+    try:
+        read = read_rules(rules)
+    except InputError:  # half saved, or wrong: told where the rules are made
+        return "unreadable"
     return read.digest() if read.edited else ""

@@ -30,10 +30,12 @@ def serve(artifacts_dir: Path, config: Path | None, port: int) -> int:
         InputError: the port is taken.
     """
     _check_port(port)
-    from ivr_dagster.materialize import open_instance
+    from ivr_dagster.materialize import fail_dead_runs, open_instance
     from ivr_dagster.settings import Settings
 
-    open_instance(Settings().paths(artifacts_dir)).dispose()
+    instance = open_instance(Settings().paths(artifacts_dir))
+    fail_dead_runs(instance)
+    instance.dispose()
     environment = os.environ | {"IVR_ARTIFACTS_DIR": str(artifacts_dir)}
     if config is not None:
         environment["IVR_CONFIG"] = str(config.resolve())
@@ -46,6 +48,8 @@ def serve(artifacts_dir: Path, config: Path | None, port: int) -> int:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, stop)
     children: dict[str, subprocess.Popen[bytes]] = {}
+    looks = _watched(artifacts_dir, config)
+    next(looks)  # as it is before anything is loaded
     with tempfile.TemporaryDirectory(prefix="ivr-") as folder:  # a socket's path must be short
         socket, workspace = Path(folder) / "code.sock", Path(folder) / "workspace.yaml"
         workspace.write_text(
@@ -67,11 +71,10 @@ def serve(artifacts_dir: Path, config: Path | None, port: int) -> int:
                     break
             else:
                 _say(f"Dagster UI: http://127.0.0.1:{port}  (Ctrl-C stops it)")
-            looks = _watched(artifacts_dir, config)
             while not stopped and all(child.poll() is None for child in children.values()):
                 time.sleep(0.2)
                 if next(looks):
-                    _reload(socket)
+                    _reload(socket, artifacts_dir, config)
             for name, child in children.items():
                 if not stopped and child.poll() is not None:
                     _say(f"ivr: {name} has ended by itself, exit code {child.returncode}; what it said stands above")
@@ -120,11 +123,16 @@ def _watched(artifacts_dir: Path, config: Path | None) -> Iterator[bool]:
         yield changed
 
 
-def _reload(socket: Path) -> None:
+def _reload(socket: Path, artifacts_dir: Path, config: Path | None) -> None:
     from dagster._grpc.client import DagsterGrpcClient
 
+    from ivr_dagster.settings import load_settings
+
     try:
+        load_settings(artifacts_dir, config=config)  # the servers keep a fault to themselves
         DagsterGrpcClient(socket=str(socket)).reload_code(timeout=RELOAD_SECONDS)
+    except InputError as error:
+        _say(f"ivr: changed settings are not taken up: {error}")
     except Exception as error:  # noqa: BLE001 (told, and tried again at the next change)
         _say(f"ivr: the changed settings could not be loaded ({error}); `Reload` in the UI tries again")
     else:
@@ -132,17 +140,20 @@ def _reload(socket: Path) -> None:
 
 
 def _end(children: list[subprocess.Popen[bytes]]) -> None:
-    """Interrupt the children; those that are still there after `STOP_SECONDS` are killed."""
+    """Interrupt the children; after `STOP_SECONDS` whatever is left of them is killed, runs too.
+
+    Each child is the head of a process group: the code server's are the runs, which would otherwise go on unseen.
+    """
     deadline = time.monotonic() + STOP_SECONDS
     for child in children:
         if child.poll() is None:
             child.send_signal(signal.SIGINT)
     for child in children:
-        try:
+        with suppress(subprocess.TimeoutExpired):
             child.wait(timeout=max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
+        with suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
 
 
 def _say(line: str) -> None:

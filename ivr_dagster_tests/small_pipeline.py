@@ -36,8 +36,8 @@ TRAINING = (
 )
 
 
-def write_tiny_model(folder: Path) -> None:
-    """A GPT-2 of one layer and 1,057 tokens, untrained: for what does not depend on how good a model is."""
+def write_tiny_model(folder: Path, size: int = 1_057) -> None:
+    """A GPT-2 of one layer and `size` tokens, untrained: for what does not depend on how good a model is."""
     from pydoc_data.topics import topics
 
     import torch
@@ -48,15 +48,13 @@ def write_tiny_model(folder: Path) -> None:
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(
-        vocab_size=1_057, initial_alphabet=alphabet, special_tokens=["<|endoftext|>"], show_progress=False
+        vocab_size=size, initial_alphabet=alphabet, special_tokens=["<|endoftext|>"], show_progress=False
     )
     tokenizer.train_from_iterator([text for _, text in sorted(topics.items())], trainer)
     end = "<|endoftext|>"
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=end, eos_token=end).save_pretrained(folder)
     torch.manual_seed(0)
-    config = GPT2Config(
-        vocab_size=1_057, n_positions=64, n_embd=16, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0
-    )
+    config = GPT2Config(vocab_size=size, n_positions=64, n_embd=16, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0)
     GPT2LMHeadModel(config).save_pretrained(folder)
 
 
@@ -70,12 +68,13 @@ def prepare(root: Path) -> None:
     (root / "sft_config.yaml").write_text(TRAINING)
 
 
-def workbench(root: Path, **changed: Any) -> Workbench:
-    """The assets in `artifacts/` under `SMALL` settings, sources looked at."""
+def workbench(root: Path, *, observe: bool = True, **changed: Any) -> Workbench:
+    """The assets in `artifacts/` under `SMALL` settings, sources looked at unless told otherwise."""
     os.environ.pop("DAGSTER_HOME", None)
     options = SMALL | {"raw_corpora_dir": str(root / "raw"), "config_path": str(root / "sft_config.yaml")} | changed
     bench = Workbench(load_settings(root / "artifacts", options=options, environ={}), root / "artifacts")
-    bench.observe_sources()
+    if observe:
+        bench.observe_sources()
     return bench
 
 

@@ -64,7 +64,16 @@ def test_a_failed_run_is_posted_with_the_step_and_its_last_cause(
 def test_what_goes_wrong_in_posting_is_told_without_the_address(posted: tuple[str, list[dict[str, str]]]) -> None:
     address, _ = posted
     assert post(address, "hello") == ""
-    for bad in (f"{address}/no/SECRET", "http://127.0.0.1:9/SECRET", "file:///SECRET"):
+    bad_addresses = (
+        f"{address}/no/SECRET",
+        f"{address}/a SECRET",
+        "http://127.0.0.1:9/SECRET",
+        "http://127.0.0.1:SECRET/",
+        "https://user:SECRET@127.0.0.1/topic",
+        "http://[SECRET/",
+        "file:///SECRET",
+    )
+    for bad in bad_addresses:
         fault = post(bad, "hello")
         assert fault and "SECRET" not in fault
 

@@ -3,17 +3,18 @@
 import json
 import os
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import pytest
-from small_pipeline import TINY, stale, workbench
+from small_pipeline import TINY, stale, workbench, write_tiny_model
 
 from ivr_dagster.core.corpus.cleaning import clean
 from ivr_dagster.core.corpus.splits import document_id, is_heldout
 from ivr_dagster.core.presence import present
-from ivr_dagster.materialize import StageFailed
+from ivr_dagster.materialize import Interrupted, StageFailed
 from ivr_dagster.sources import noticed
 from ivr_dagster.stages import STAGES, stage_assets
 
@@ -28,9 +29,9 @@ class Daemon:
         self.root, self.settings, self.cursor = root, {"model_name": str(model), **TINY}, None
         self.restart(**changed)
 
-    def restart(self, **changed: Any) -> None:
+    def restart(self, *, observe: bool = True, **changed: Any) -> None:
         """Definitions loaded anew, under changed settings; the cursor stays, as it does in Dagster's storage."""
-        self.bench = workbench(self.root, **self.settings | changed)
+        self.bench = workbench(self.root, observe=observe, **self.settings | changed)
 
     def tick(self) -> list[str]:
         """Assets that one tick asks for."""
@@ -48,6 +49,14 @@ class Daemon:
             self.bench.run(asked)
             ran.append(asked)
         return ran
+
+    def settle_until(self, asset: str) -> None:
+        """Tick and run until `asset` is asked for, which is not run."""
+        while asked := self.tick():
+            if asset in asked:
+                return
+            self.bench.run(asked)
+        raise AssertionError(f"{asset} was never asked for")
 
     def settle_with_failures(self, failing: str) -> list[list[str]]:
         """As :meth:`settle`, where a check on `failing` does not pass."""
@@ -200,6 +209,78 @@ def test_nothing_is_asked_for_while_a_command_is_at_work(daemon: Daemon) -> None
     assert daemon.tick() == ["cleaned_corpus"]
 
 
+def test_a_state_that_was_asked_for_long_ago_is_asked_for_again(daemon: Daemon) -> None:
+    daemon.add(*texts("train"))
+    assert daemon.tick() == ["cleaned_corpus"]
+    daemon.bench.run(["cleaned_corpus"])
+    daemon.tick()
+    more = daemon.root / "raw" / "more.jsonl"
+    with_more = more.read_text()
+    more.unlink()
+    daemon.bench.observe_sources()
+    daemon.bench.run(["cleaned_corpus"])  # by a person, before a tick
+    daemon.tick()
+    more.write_text(with_more)
+    daemon.bench.observe_sources()
+    assert daemon.tick() == ["cleaned_corpus"]
+
+
+def test_a_failed_run_is_not_repeated_until_something_changes(daemon: Daemon) -> None:
+    daemon.add(*texts("train"))
+    assert daemon.tick() == ["cleaned_corpus"]  # and let it fail before it made anything
+    assert [daemon.tick() for _ in range(3)] == [[], [], []]
+    daemon.add(*texts("heldout"))
+    assert daemon.tick() == ["cleaned_corpus"]
+
+
+def test_a_deleted_artifact_is_made_again_and_again(daemon: Daemon) -> None:
+    for _ in range(2):
+        (daemon.root / "artifacts/analysis/reports/selection_log.md").unlink()
+        assert daemon.tick() == ["selection_log"]
+        daemon.bench.run(["selection_log"])
+        assert daemon.tick() == []
+
+
+def test_new_text_is_a_change_for_a_training_that_failed(daemon: Daemon) -> None:
+    daemon.restart(init_strategy="zeros")
+    daemon.settle_until("sft_checkpoint")
+    assert daemon.tick() == []  # it was asked for, and failed
+    daemon.add(*texts("train"))
+    assert "sft_checkpoint" in flat(daemon.settle())
+
+
+def test_an_asset_whose_blocking_checks_were_cut_short_is_made_again(daemon: Daemon) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ivr_dagster.asset_checks.tokenizer.measure_round_trip", _interrupted)
+        with pytest.raises(Interrupted):
+            daemon.bench.run(["remapped_tokenizer"])
+    assert stale(daemon.bench)["remapped_tokenizer"] == "its checks were not made"
+    assert daemon.tick() == ["remapped_tokenizer"]
+
+
+def _interrupted(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def test_nothing_is_made_of_sources_that_nobody_looked_at(tmp_path: Path, tiny: Path) -> None:
+    root = tmp_path / "new"
+    shutil.copytree(tiny / "raw", root / "raw")
+    shutil.copy(tiny / "sft_config.yaml", root)
+    daemon = Daemon(root, tiny.parent / "model", observe=False)
+    assert daemon.tick() == []
+    daemon.bench.observe_sources()
+    assert daemon.tick() == ["cleaned_corpus", "original_tokenizer"]
+
+
+def test_another_base_tokenizer_selects_anew(daemon: Daemon, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(daemon.settings["model_name"], tmp_path / "other"))
+    write_tiny_model(other, size=900)
+    daemon.restart(model_name=str(other))
+    made = flat(daemon.settle())
+    assert {"replacement_candidates", "remap_rules", "sft_checkpoint"} <= set(made)
+    assert stale(daemon.bench) == {}
+
+
 def test_rules_edited_by_hand_are_taken_up(daemon: Daemon) -> None:
     file = daemon.root / "artifacts/tokenizers/remap_rules.yaml"
     lines = file.read_text().splitlines()
@@ -263,11 +344,11 @@ class TestWatchingSources:
 
     def test_a_storm_of_events_makes_one_observation(self, root: Path, look: Any) -> None:
         asked = []
-        for second in range(10, 60):
+        for second in range(10, 50):
             (root / "raw" / f"{second}.txt").write_text("storm\n")
             asked.append(look(second))
         assert all(isinstance(answer, str) for answer in asked)
-        asked = [look(second) for second in range(60, 90)]
+        asked = [look(second) for second in range(50, 80)]
         assert [answer for answer in asked if isinstance(answer, list)] == [["raw_corpus"]]
 
     def test_a_change_within_a_file_and_a_removed_file_count(self, root: Path, look: Any) -> None:
@@ -280,6 +361,29 @@ class TestWatchingSources:
         (root / "raw" / "b.txt").unlink()
         look(70)
         assert look(90) == ["raw_corpus"]
+
+    def test_files_that_never_stop_coming_are_observed_all_the_same(self, root: Path, look: Any) -> None:
+        asked = []
+        for second in range(10, 110, 5):
+            (root / "raw" / f"{second}.txt").write_text("storm\n")
+            asked.append(look(second))
+        assert [answer for answer in asked if isinstance(answer, list)] == [["raw_corpus"], ["raw_corpus"]]
+
+    def test_an_observation_that_did_not_come_is_asked_for_again(self, root: Path, look: Any) -> None:
+        (root / "raw" / "b.txt").write_text("two\n")
+        look(10)
+        now = time.time() + 1_000  # after the workbench's own observations
+        assert look(now) == ["raw_corpus"]
+        assert look(now + 100) == "no source has changed"
+        assert "raw_corpus" in look(now + 400)
+
+    def test_a_corpus_that_comes_back_is_observed_once_it_keeps_still(self, root: Path, look: Any) -> None:
+        text = (root / "raw" / "a.txt").read_text()
+        (root / "raw" / "a.txt").unlink()
+        assert str(root / "raw") in look(10)
+        (root / "raw" / "a.txt").write_text(text)
+        assert "waiting" in look(11)
+        assert look(30) == ["raw_corpus"]
 
     def test_a_missing_corpus_is_told_and_asks_for_nothing(self, root: Path, look: Any) -> None:
         shutil.rmtree(root / "raw")

@@ -102,7 +102,7 @@ def replacement_candidates(
         data_version=dg.DataVersion(content_hash(table)),
         metadata={
             "candidates": len(table),
-            "token_saving_train": plan.saving_train,
+            **({} if plan.saving_train is None else {"token_saving_train": plan.saving_train}),
             "token_saving_heldout": plan.saving_heldout,
             "verdict": judgement,
             "first new tokens": dg.MetadataValue.md(
@@ -181,7 +181,10 @@ def plan_from_settings(
 def table_in_force(
     instance: dg.DagsterInstance, places: ArtifactPaths, code_version: str | None
 ) -> pl.DataFrame | None:
-    """The table of candidates on disk, if these settings made it and the rules in force are the ones it asks for."""
+    """The table of candidates on disk, if these settings made it and the rules in force are the ones it asks for.
+
+    Whether they fit the base tokenizer is seen when it is read: `plan_selection` passes over those of another base.
+    """
     event = instance.get_latest_materialization_event(dg.AssetKey("replacement_candidates"))
     made = event.asset_materialization if event else None
     table, rules = places["replacement_candidates"], places["remap_rules"]
@@ -191,10 +194,10 @@ def table_in_force(
     return found if rules_from_table(found).digest() == read_rules(rules).digest() else None
 
 
-@dg.asset(group_name=GROUP, kinds={"markdown"}, owners=OWNERS, io_manager_key="markdown_io", code_version="2")
-def selection_log(replacement_candidates: pl.DataFrame, token_stats: pl.DataFrame) -> dg.MaterializeResult[str]:
+@dg.asset(group_name=GROUP, kinds={"markdown"}, owners=OWNERS, io_manager_key="markdown_io", code_version="3")
+def selection_log(replacement_candidates: pl.DataFrame) -> dg.MaterializeResult[str]:
     """The selection for people to read: what was chosen, what is given up, and what each hundred tokens more saved."""
-    text = selection_log_text(replacement_candidates, int(token_stats["frequency"].sum()))
+    text = selection_log_text(replacement_candidates)
     return dg.MaterializeResult(
         value=text, data_version=dg.DataVersion(content_hash(text)), metadata={"log": dg.MetadataValue.md(text)}
     )

@@ -17,7 +17,7 @@ from ivr_dagster.core.tokens.byte_level import text_of
 from ivr_dagster.core.tokens.counts import PretokenCounts
 from ivr_dagster.core.vocabulary.candidate import Guards, Selection
 from ivr_dagster.core.vocabulary.candidates import choose_candidates, order_by_worth, reachable
-from ivr_dagster.core.vocabulary.remap import RemapRule, RemapRules, remap_tokenizer
+from ivr_dagster.core.vocabulary.remap import RemapRule, RemapRules, check_rules, remap_tokenizer
 from ivr_dagster.core.vocabulary.sacrifice import choose_sacrifices, protected_ids
 
 LISTED = 40
@@ -38,6 +38,8 @@ class Plan:
         kept, moved, dropped: rules of before that stay, whose new token gets another id, that are gone.
         foregone: where the selection in force stays, the share of held-out tokens that the best one now would save
             beyond it; None where this is a new selection.
+        heldout_now: what the selection in force saves of the held-out split now; its table's figures are of the corpus
+            that it was made on.
     """
 
     table: pl.DataFrame
@@ -46,16 +48,19 @@ class Plan:
     moved: int = 0
     dropped: int = 0
     foregone: float | None = None
+    heldout_now: float | None = None
 
     @property
-    def saving_train(self) -> float:
-        """Share of the train split's tokens saved."""
+    def saving_train(self) -> float | None:
+        """Share of the train split's tokens saved; not known where a selection in force stays."""
+        if self.foregone is not None:
+            return None
         return float(self.table["saving"].sum()) / max(self.train_tokens, 1)
 
     @property
     def saving_heldout(self) -> float:
         """Share of the held-out split's tokens saved."""
-        return float(self.table["heldout_saving"].sum())
+        return float(self.table["heldout_saving"].sum()) if self.heldout_now is None else self.heldout_now
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,14 +163,25 @@ def plan_selection(
         pl.col("heldout_saving") + (real - float(table["heldout_saving"].sum())) / max(len(table), 1),
         sacrificed_cost=pl.Series(costs, dtype=pl.Int64),
     )
-    if in_force is not None:
+    if in_force is not None and _fits(in_force, bpe):
         old = remap_tokenizer(base, bpe, rules_from_table(in_force)).tokenizer
-        foregone = real - compare_lengths(base, old, heldout).saving
-        if foregone < least_gain:
-            return Plan(in_force, selection.tokens_before, kept=len(in_force), foregone=foregone)
+        saving = compare_lengths(base, old, heldout).saving
+        if real - saving < least_gain:
+            return Plan(
+                in_force, selection.tokens_before, kept=len(in_force), foregone=real - saving, heldout_now=saving
+            )
     status = dict(table["status"].value_counts().iter_rows())
     kept, moved = int(status.get("kept", 0)), int(status.get("moved", 0))
     return Plan(table, selection.tokens_before, kept, moved, len(before or ()) - kept - moved)
+
+
+def _fits(table: pl.DataFrame, bpe: ByteLevelBPE) -> bool:
+    """Whether a table's rules are rules of this base tokenizer."""
+    try:
+        check_rules(rules_from_table(table), bpe, "replacement_candidates")
+    except InputError:
+        return False
+    return True
 
 
 def pays_up_to(shares: np.ndarray, least: float) -> int:
@@ -266,7 +282,7 @@ def verdict(saving_heldout: float, count: int) -> str:
     return f"{count:,} new tokens save {saving_heldout:.1%} of held-out tokens."
 
 
-def selection_log_text(table: pl.DataFrame, train_tokens: int) -> str:
+def selection_log_text(table: pl.DataFrame) -> str:
     """Markdown: what was chosen and why, the saving by hundreds, what is given up and what that text costs."""
     saving, heldout = table["saving"].to_numpy(), table["heldout_saving"].to_numpy()
     lost = table.filter(pl.col("sacrificed_frequency") > 0)
@@ -276,9 +292,9 @@ def selection_log_text(table: pl.DataFrame, train_tokens: int) -> str:
         "",
         verdict(float(heldout.sum()), len(table)),
         "",
-        f"On the train split they save {int(saving.sum()):,} of {train_tokens:,} tokens "
-        f"({saving.sum() / max(train_tokens, 1):.1%}). Every saving is counted where the token stands once all are in "
-        "use, so that they add up.",
+        f"On the train split they save {int(saving.sum()):,} tokens. Every saving is counted where the token stands "
+        "once all are in use, so that they add up. All figures are of the corpus that the selection was made on: it "
+        "stays in force, and they with it, until another saves noticeably more (`least_gain`).",
         "",
         f"{status.get('kept', 0):,} stood in the rules before and keep their id, {status.get('moved', 0):,} get "
         f"another one, {status.get('new', 0):,} are new.",
