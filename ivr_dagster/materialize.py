@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import shutil
+import socket
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -26,7 +27,7 @@ from ivr_dagster.core.errors import InputError
 from ivr_dagster.core.vocabulary.selection import Plan
 from ivr_dagster.definitions import build_definitions
 from ivr_dagster.settings import Settings
-from ivr_dagster.sources import UNFINISHED, observe, source_names
+from ivr_dagster.sources import AT_WORK, UNFINISHED, observe, source_names
 from ivr_dagster.stages import STAGES, stage_assets
 from ivr_dagster.staleness import Staleness, observed_version
 
@@ -184,7 +185,7 @@ class Workbench:
         """Materialize assets in this process, with their checks.
 
         Raises:
-            InputError: of a step, as it was raised.
+            InputError: of a step, as it was raised; or another run is making one of these assets.
             StageFailed: a step failed, or a blocking check did not pass.
             Interrupted: SIGINT.
         """
@@ -192,6 +193,7 @@ class Workbench:
         if not keys:
             return StageResult()
         free_slots_of_dead_runs(self.instance)
+        self._refuse_while_made(set(keys))
         tags = dict(tags or {}) | {PROCESS_TAG: _process_mark(os.getpid())}
         config = {"loggers": {"console": {"config": {"log_level": log_level}}}}
         try:
@@ -223,6 +225,17 @@ class Workbench:
             for check in result.get_asset_check_evaluations()
         ]
         return StageResult(found, checks, result.run_id)
+
+    def _refuse_while_made(self, keys: set[dg.AssetKey]) -> None:
+        fail_dead_runs(self.instance)
+        for run in self.instance.get_runs(dg.RunsFilter(statuses=[*AT_WORK])):
+            shared = keys & run.asset_selection if run.asset_selection else keys
+            if shared and _lives(run):
+                names = ", ".join(sorted(key.to_user_string() for key in shared))
+                raise InputError(
+                    f"{names} was asked for, and run {run.run_id[:8]} is making the same",
+                    remedy="Wait until it has ended, or terminate it: `ivr ui`, Runs.",
+                )
 
     def failed_blocking_checks(self, before_stage: str | None = None) -> str:
         """Blocking checks that did not pass on what the stages before, or all, made; empty where all passed."""
@@ -277,21 +290,32 @@ def free_slots_of_dead_runs(instance: dg.DagsterInstance) -> None:
 
 
 def fail_dead_runs(instance: dg.DagsterInstance) -> None:
-    """Mark runs as failed that no process works on any more, before servers are started.
+    """Mark runs as failed that no process works on any more.
 
-    A run of the command line is known by its process, one of a server by the server's socket. Dagster's own
-    monitoring sees a run's end only while the server that launched it lives; without this, assets of a run that a
-    power cut ended would be being made for ever.
+    A run of the command line is known by its process, one of a server by the server, which takes its runs with it.
+    Dagster's own monitoring sees a run's end only while the server that launched it lives; without this, assets of a
+    run that a power cut ended would be being made for ever.
     """
     for run in instance.get_runs(dg.RunsFilter(statuses=[*UNFINISHED])):
-        mark, server = run.tags.get(PROCESS_TAG), json.loads(run.tags.get(GRPC_INFO_TAG, "{}"))
-        if mark is not None:
-            dead = _process_mark(int(mark.partition("-")[0])) != mark
-        else:
-            dead = bool(server.get("socket")) and not Path(server["socket"]).exists()
-        if dead:
+        if _lives(run) is False:
             instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
             instance.report_run_failed(run, "its process is gone")
+
+
+def _lives(run: dg.DagsterRun) -> bool | None:
+    """Whether a process works on a run; None where nothing tells which."""
+    mark, server = run.tags.get(PROCESS_TAG), json.loads(run.tags.get(GRPC_INFO_TAG, "{}"))
+    if mark is not None:
+        return _process_mark(int(mark.partition("-")[0])) == mark
+    place = server.get("socket")
+    if not place:
+        return None
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(place)
+        except OSError:
+            return False
+    return True
 
 
 def _process_mark(number: int) -> str:

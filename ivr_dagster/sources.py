@@ -24,13 +24,8 @@ from ivr_dagster.resources.settings import SettingsResource
 LONGEST_WAIT = 45.0
 # an observation whose run has ended, or never began, so long after it was asked for has failed
 OBSERVATION_SECONDS = 300.0
-UNFINISHED = (
-    dg.DagsterRunStatus.QUEUED,
-    dg.DagsterRunStatus.NOT_STARTED,
-    dg.DagsterRunStatus.STARTING,
-    dg.DagsterRunStatus.STARTED,
-    dg.DagsterRunStatus.CANCELING,
-)
+AT_WORK = (dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING)
+UNFINISHED = (dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED, *AT_WORK)
 
 
 def source_names(places: ArtifactPaths) -> list[str]:

@@ -13,8 +13,9 @@ from small_pipeline import TINY, stale, workbench, write_tiny_model
 
 from ivr_dagster.core.corpus.cleaning import clean
 from ivr_dagster.core.corpus.splits import document_id, is_heldout
+from ivr_dagster.core.errors import InputError
 from ivr_dagster.core.presence import present
-from ivr_dagster.materialize import Interrupted, StageFailed
+from ivr_dagster.materialize import PROCESS_TAG, Interrupted, StageFailed, _process_mark
 from ivr_dagster.sources import noticed
 from ivr_dagster.stages import STAGES, stage_assets
 
@@ -279,6 +280,26 @@ def test_another_base_tokenizer_selects_anew(daemon: Daemon, tmp_path: Path) -> 
     made = flat(daemon.settle())
     assert {"replacement_candidates", "remap_rules", "sft_checkpoint"} <= set(made)
     assert stale(daemon.bench) == {}
+
+
+@pytest.mark.parametrize("lives", [True, False])
+def test_a_run_that_makes_the_same_is_waited_for_and_a_dead_one_is_not(daemon: Daemon, lives: bool) -> None:
+    key = dg.AssetKey("selection_log")
+    mark = _process_mark(os.getpid()) + ("" if lives else "9")  # the number is somebody else's by now
+    run = daemon.bench.instance.create_run_for_job(
+        daemon.bench._job,
+        asset_selection=frozenset({key}),
+        status=dg.DagsterRunStatus.STARTED,
+        tags={PROCESS_TAG: mark},
+    )
+    if lives:
+        with pytest.raises(InputError, match=f"selection_log was asked for, and run {run.run_id[:8]}"):
+            daemon.bench.run(["selection_log"])
+        daemon.bench.run(["remap_rules"])
+        return
+    daemon.bench.run(["selection_log"])
+    ended = daemon.bench.instance.get_run_by_id(run.run_id)
+    assert ended is not None and ended.status == dg.DagsterRunStatus.FAILURE
 
 
 def test_rules_edited_by_hand_are_taken_up(daemon: Daemon) -> None:

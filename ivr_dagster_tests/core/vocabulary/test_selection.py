@@ -325,11 +325,33 @@ def test_a_byte_that_the_base_drops_gets_an_id_and_keeps_it(
     assert base.decode(base.encode("café").ids) == "caf"
 
 
+def test_a_selection_in_force_stays_whole_until_another_saves_noticeably_more(
+    plan: Plan, make_plan: Callable[..., Plan], across: bool, topics: list[str]
+) -> None:
+    other = topics[15:45]
+    in_force = {"across": across, "before": rules_from_table(plan.table), "in_force": plan.table}
+    stays = make_plan(other, **in_force, least_gain=0.9)
+    assert stays.table is plan.table
+    assert (stays.kept, stays.moved, stays.dropped) == (150, 0, 0)
+    assert stays.saving_heldout == pytest.approx(plan.saving_heldout)  # of the same held-out text
+    assert stays.saving_train is None  # it was selected on other text
+    goes = make_plan(other, **in_force, least_gain=-0.9)
+    assert goes.foregone is None
+    assert stays.foregone == pytest.approx(goes.saving_heldout - plan.saving_heldout)
+
+
+def test_a_selection_of_another_base_is_not_in_force(plan: Plan, make_plan: Callable[..., Plan], across: bool) -> None:
+    foreign = plan.table.with_columns(sacrificed_token=pl.lit("not that id's"))
+    again = make_plan(across=across, in_force=foreign, least_gain=0.9)
+    assert again.foregone is None
+    assert again.table["new_token"].to_list() == plan.table["new_token"].to_list()
+
+
 def test_the_log_says_what_is_saved_what_it_is_worth_and_what_stays(plan: Plan) -> None:
     text = selection_log_text(plan.table)
     assert verdict(plan.saving_heldout, 150) in text
     saved = plan.table["saving"].sum()
-    assert f"{saved:,} of {plan.train_tokens:,} tokens ({saved / plan.train_tokens:.1%})" in text
+    assert f"On the train split they save {saved:,} tokens." in text
     assert "0 stood in the rules before and keep their id, 0 get another one, 150 are new." in text
     rows = re.findall(r"^(\| [\d,]+ \| [\d.]+% \| [\d.]+% \|)$", text, re.MULTILINE)
     assert rows == [
@@ -341,14 +363,14 @@ def test_the_log_says_what_is_saved_what_it_is_worth_and_what_stays(plan: Plan) 
 
 def test_the_log_tells_the_churn(plan: Plan) -> None:
     status = pl.Series(["kept"] * 100 + ["moved"] * 20 + ["new"] * 30)
-    text = selection_log_text(plan.table.with_columns(status=status), plan.train_tokens)
+    text = selection_log_text(plan.table.with_columns(status=status))
     assert "100 stood in the rules before and keep their id, 20 get another one, 30 are new." in text
 
 
 def test_the_log_warns_where_little_is_saved(plan: Plan) -> None:
     table = plan.table.with_columns(heldout_saving=pl.lit(HARDLY_WORTH / 151))
-    assert "Hardly worth it: 150 new tokens save 9.9%" in selection_log_text(table, plan.train_tokens)
-    assert "Hardly" not in selection_log_text(table.with_columns(heldout_saving=pl.lit(0.01)), plan.train_tokens)
+    assert "Hardly worth it: 150 new tokens save 9.9%" in selection_log_text(table)
+    assert "Hardly" not in selection_log_text(table.with_columns(heldout_saving=pl.lit(0.01)))
 
 
 @pytest.mark.parametrize("string", ["|", "a|b"])
@@ -358,7 +380,7 @@ def test_the_log_names_what_the_domain_loses_and_what_that_costs_and_keeps_its_t
     frequencies = np.full(gpt2_bpe.size, 3, dtype=np.int64)
     constituents = tuple(gpt2_bpe.ids[character] for character in string)
     table = candidates_table(Selection([Candidate(string, constituents, 9, 9)], 90), gpt2_bpe, frequencies)
-    text = selection_log_text(table.with_columns(sacrificed_cost=pl.lit(17)), 90)
+    text = selection_log_text(table.with_columns(sacrificed_cost=pl.lit(17)))
     assert "0 of the sacrificed tokens never occur in the train split; 1 do, 3 times in all" in text
     assert "## Given up although the domain uses them" in text
     assert f"| `{table['sacrificed_text'][0]!r}` | 3 | 17 | " in text
@@ -368,4 +390,4 @@ def test_the_log_names_what_the_domain_loses_and_what_that_costs_and_keeps_its_t
 
 
 def test_the_log_says_nothing_of_losses_where_there_are_none(table: pl.DataFrame) -> None:
-    assert "Given up although the domain uses them" not in selection_log_text(table, 1000)
+    assert "Given up although the domain uses them" not in selection_log_text(table)
