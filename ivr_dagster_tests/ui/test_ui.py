@@ -107,6 +107,16 @@ def test_a_plot_of_metadata_is_shown(page: Page, ui: DagsterUi, launched_run: st
     assert picture.evaluate("image => image.naturalWidth") > 300
 
 
+def test_the_checks_of_an_asset_are_shown_as_passed(page: Page, ui: DagsterUi, launched_run: str) -> None:
+    ui.wait_for_run(launched_run)
+    visit(page, f"{ui.url}/assets/{ASSET}", "Description")
+    page.get_by_role("tab", name="Checks").click()
+    expect(page.get_by_text(f"Checks ({len(CHECKS)})")).to_be_visible()
+    for check in CHECKS:
+        expect(page.get_by_text(check, exact=True).first).to_be_visible()
+    expect(page.get_by_text("Succeeded", exact=True)).to_have_count(len(CHECKS))
+
+
 def test_the_launchpad_refuses_a_setting_that_there_is_not_and_names_it(page: Page, ui: DagsterUi) -> None:
     type_into_launchpad(page, ui, "resources: {settings: {config: {max_candidate: 7}}}")
     expect(page.get_by_text("max_candidate").last).to_be_visible()
@@ -115,6 +125,7 @@ def test_the_launchpad_refuses_a_setting_that_there_is_not_and_names_it(page: Pa
 
 
 def test_a_bad_value_from_the_launchpad_fails_the_run_with_our_message(page: Page, ui: DagsterUi) -> None:
+    """After the tests of what the other run left: to Dagster, checks of a run that failed are checks that failed."""
     type_into_launchpad(page, ui, "resources: {settings: {config: {merge_scope: sideways}}}")
     before = ui.latest_run()
     page.get_by_role("button").filter(has_text="Materialize").last.click()
@@ -134,16 +145,6 @@ def type_into_launchpad(page: Page, ui: DagsterUi, config: str) -> None:
     editor = page.locator(".CodeMirror").last
     expect(editor).to_contain_text("agreement_floor")  # the defaults, which come late and would take ours away
     editor.evaluate("(element, text) => element.CodeMirror.setValue(text)", config)
-
-
-def test_the_checks_of_an_asset_are_shown_as_passed(page: Page, ui: DagsterUi, launched_run: str) -> None:
-    ui.wait_for_run(launched_run)
-    visit(page, f"{ui.url}/assets/{ASSET}", "Description")
-    page.get_by_role("tab", name="Checks").click()
-    expect(page.get_by_text(f"Checks ({len(CHECKS)})")).to_be_visible()
-    for check in CHECKS:
-        expect(page.get_by_text(check, exact=True).first).to_be_visible()
-    expect(page.get_by_text("Succeeded", exact=True)).to_have_count(len(CHECKS))
 
 
 def test_sigterm_ends_all_servers_within_ten_seconds(page: Page, ui: DagsterUi) -> None:
