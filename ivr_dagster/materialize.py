@@ -278,12 +278,7 @@ def free_slots_of_dead_runs(instance: dg.DagsterInstance) -> None:
         info = storage.get_concurrency_info(pool)
         for run_id in info.active_run_ids | info.assigned_run_ids | info.pending_run_ids:
             run = instance.get_run_by_id(run_id)
-            mark = run.tags.get(PROCESS_TAG) if run else None
-            if (
-                run is None
-                or run.is_finished
-                or (mark is not None and _process_mark(int(mark.partition("-")[0])) != mark)
-            ):
+            if run is None or run.is_finished or _lives(run) is False:
                 storage.free_concurrency_slots_for_run(run_id)
                 if run is not None and not run.is_finished:
                     instance.report_run_failed(run, "its process was killed")
