@@ -17,8 +17,6 @@ from ivr_dagster.asset_checks import evaluation as evaluation_checks
 from ivr_dagster.asset_checks import tokenizer as tokenizer_checks
 from ivr_dagster.asset_checks import vocabulary as vocabulary_checks
 from ivr_dagster.assets import (
-    SETTINGS_KEY,
-    SFT_CONFIG,
     corpus,
     embedding,
     evaluation,
@@ -30,12 +28,12 @@ from ivr_dagster.assets import (
 )
 from ivr_dagster.assets.brought import brought_asset
 from ivr_dagster.automation import automatic_assets, automation
-from ivr_dagster.core.content_hash import content_hash
 from ivr_dagster.io_managers import io_managers
-from ivr_dagster.resources.accelerator import AcceleratorResource
-from ivr_dagster.resources.base_model import BaseModelResource
-from ivr_dagster.resources.settings import SettingsResource, with_defaults
-from ivr_dagster.settings import BROUGHT, Settings, load_settings
+from ivr_dagster.io_managers.artifacts import SETTINGS_KEY
+from ivr_dagster.resources.accelerator import accelerator_resource
+from ivr_dagster.resources.base_model import base_model_resource
+from ivr_dagster.resources.settings import SettingsResource, checked_at_launch, with_defaults
+from ivr_dagster.settings import BROUGHT, Settings, fingerprint, load_settings
 from ivr_dagster.stages import BASELINES, baselines
 
 CHECKS = (tokenizer_checks, vocabulary_checks, embedding_checks, evaluation_checks)
@@ -64,7 +62,7 @@ def build_definitions(
     if settings is None:
         config = os.environ.get("IVR_CONFIG")
         settings = load_settings(artifacts_dir, config=Path(config) if config else None)
-    shared = with_defaults(SettingsResource, artifacts_dir=str(artifacts_dir), **settings.model_dump())
+    shared = with_defaults(artifacts_dir=str(artifacts_dir), **settings.model_dump())
     loaded: list[Any] = list(dg.load_assets_from_modules(ASSETS))
     wanted = baselines(vanilla=settings.vanilla, vanilla_compute=settings.vanilla_compute)
     left_out = set(BASELINES.values()) - set(wanted.values())
@@ -95,9 +93,9 @@ def build_definitions(
         # would share the cores that one of them can fill
         executor=dg.in_process_executor,
         resources={
-            "settings": shared,
-            "base": BaseModelResource(model_name=settings.model_name, revision=settings.revision),
-            "accelerator": with_defaults(AcceleratorResource, device=settings.device, dtype=settings.dtype),
+            "settings": checked_at_launch(shared),
+            "base": base_model_resource,
+            "accelerator": accelerator_resource,
             **io_managers(places),
             **(resources or {}),
         },
@@ -123,12 +121,10 @@ def _with_settings_in_code_version(asset: Any, settings: SettingsResource) -> An
         return asset
 
     def extend(spec: dg.AssetSpec) -> dg.AssetSpec:
-        keys = [key for key in spec.metadata.get(SETTINGS_KEY, ()) if key != SFT_CONFIG]
-        version = f"{spec.code_version}-{settings.fingerprint(*keys)}" if keys else spec.code_version
-        if SFT_CONFIG in spec.metadata.get(SETTINGS_KEY, ()):
-            file = settings.sft_config_file()
-            version = f"{version}-{content_hash(file.read_text(encoding='utf-8'))[:8] if file.is_file() else 'missing'}"
-        return spec.replace_attributes(code_version=version)
+        keys = spec.metadata.get(SETTINGS_KEY, ())
+        if not keys:
+            return spec
+        return spec.replace_attributes(code_version=f"{spec.code_version}-{fingerprint(settings.values_of(keys))}")
 
     return asset.map_asset_specs(extend)
 

@@ -26,6 +26,8 @@ from ivr_dagster.core.atomic import recover
 from ivr_dagster.core.errors import InputError
 from ivr_dagster.core.vocabulary.selection import Plan
 from ivr_dagster.definitions import build_definitions
+from ivr_dagster.resources.base_model import BaseModel
+from ivr_dagster.resources.settings import with_defaults
 from ivr_dagster.settings import Settings
 from ivr_dagster.sources import AT_WORK, UNFINISHED, observe, source_names
 from ivr_dagster.stages import STAGES, stage_assets
@@ -120,8 +122,9 @@ class Workbench:
         Raises:
             InputError: something is not there, or is not what it should be.
         """
-        resources: Mapping[str, Any] = self._definitions.resources or {}
-        versions = {name: observe(name, resources["settings"], resources["base"]) for name in source_names(self.paths)}
+        settings = with_defaults(artifacts_dir=str(self.paths.root), **self.settings.model_dump())
+        base = BaseModel(settings.model_name, settings.revision)
+        versions = {name: observe(name, settings, base) for name in source_names(self.paths)}
         for name, version in versions.items():
             if observed_version(self.instance, dg.AssetKey(name)) != version:
                 self.instance.report_runless_asset_event(dg.AssetObservation(name, tags={DATA_VERSION_TAG: version}))

@@ -26,7 +26,7 @@ ENVIRONMENT_PREFIX = "IVR_"
 ENVIRONMENT_ONLY = {"IVR_ARTIFACTS_DIR", "IVR_CONFIG", "IVR_LOG_LEVEL", "IVR_ALERT_URL"}
 
 CHOICES: dict[str, tuple[str, ...]] = {
-    "preset": ("none", "sample"),
+    "preset": ("none", "sample", "laptop", "gpu"),
     "normalization": ("NFC", "NFKC", "none"),
     "merge_scope": ("within", "across"),
     "init_strategy": tuple(STRATEGIES),
@@ -88,7 +88,44 @@ PRESETS: dict[str, dict[str, Any]] = {
         "retention_bytes": 30_000,
         "vanilla_compute": False,
     },
+    # no accelerator: a model of a hundred million parameters in an afternoon
+    "laptop": {
+        "train_bytes": 1_000_000,
+        "validation_bytes": 30_000,
+        "block_size": 256,
+        "calibration_bytes": 500_000,
+        "tune_trials": 8,
+        "tune_bytes": 200_000,
+        "evaluation_bytes": 100_000,
+        "retention_bytes": 30_000,
+    },
+    # all text, contexts as long as the model's, and more of everything that is only measured
+    "gpu": {
+        "device": "cuda",
+        "validation_bytes": 500_000,
+        "tune_bytes": 5_000_000,
+        "evaluation_bytes": 5_000_000,
+        "retention_bytes": 1_000_000,
+    },
 }
+
+# settings that decide which definitions there are and where artifacts lie: not for one run alone
+NOT_FOR_ONE_RUN = (
+    "model_name",
+    "revision",
+    "raw_corpora_dir",
+    "cleaned_corpora_dir",
+    "embeddings_dir",
+    "output_dir",
+    *(source.setting for source in BROUGHT.values()),
+    "general_corpora_dir",
+    "retention_corpora_dir",
+    "vanilla",
+    "vanilla_compute",
+    "rebuild",
+    "retrain",
+    "quiet_seconds",
+)
 
 
 class Settings(BaseModel):
@@ -97,7 +134,9 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     preset: str = Field(
-        "none", description="Bundle of defaults: `sample` runs the packaged model on the standard library's docstrings."
+        "none",
+        description="Bundle of defaults: `sample` runs the packaged model on the standard library's docstrings, "
+        "`laptop` is for a machine without an accelerator, `gpu` for one with CUDA.",
     )
 
     model_name: str = Field(
@@ -355,9 +394,8 @@ class Settings(BaseModel):
         return value
 
     def fingerprint(self, *keys: str) -> str:
-        """A short hash of the named settings, for code versions; the same on every machine."""
-        content = json.dumps({key: getattr(self, key) for key in sorted(keys)}, sort_keys=True)
-        return hashlib.blake2b(content.encode(), digest_size=4).hexdigest()
+        """A short hash of the named settings; the same on every machine."""
+        return fingerprint({key: getattr(self, key) for key in keys})
 
     def public(self) -> dict[str, Any]:
         """Settings by key, for reports; folders, which are this machine's business, are left out."""
@@ -387,6 +425,11 @@ class Settings(BaseModel):
                 brought[name] = place
                 replaced |= {} if source.in_assets else {source.instead_of: name}
         return ArtifactPaths(ours.root, places, brought, replaced)
+
+
+def fingerprint(values: Mapping[str, Any]) -> str:
+    """A short hash of settings by key, for code versions; the same on every machine."""
+    return hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=4).hexdigest()
 
 
 def load_settings(
@@ -424,6 +467,32 @@ def load_settings(
     sources |= {key: f"--{key.replace('_', '-')}" for key in given}
     preset = PRESETS.get(str(merged.get("preset", "none")), {})
     return _validated(preset | merged, sources)
+
+
+def settings_for_one_run(current: Settings, given: Mapping[str, Any]) -> Settings:
+    """The settings with those that somebody gives for one run; what another preset sets is taken over with it.
+
+    Args:
+        current: the settings of this artifacts folder.
+        given: values by key, those that stay as they are among them.
+
+    Raises:
+        InputError: values at fault, or settings that no single run can change.
+    """
+    changed = {key: value for key, value in given.items() if value != getattr(current, key)}
+    fixed = [key for key in changed if key in NOT_FOR_ONE_RUN]
+    if fixed:
+        raise InputError(
+            f"{', '.join(fixed)}: not for one run alone, it decides which assets there are and where they lie",
+            where="launchpad",
+            remedy="Write it into the settings file, ivr.yaml; the UI takes it up by itself.",
+        )
+    if "preset" in changed:
+        before = {key: Settings.model_fields[key].default for key in Settings.model_fields} | PRESETS[current.preset]
+        preset = PRESETS.get(str(given["preset"]), {})
+        taken = {key for key in preset if getattr(current, key) == before[key] and key not in NOT_FOR_ONE_RUN}
+        changed = {key: preset[key] for key in taken} | changed
+    return _validated(current.model_dump() | changed, dict.fromkeys(changed, "launchpad"))
 
 
 def _validated(values: dict[str, Any], sources: Mapping[str, str]) -> Settings:

@@ -17,7 +17,7 @@ from ivr_dagster.assets.corpus import observe_corpus
 from ivr_dagster.core.content_hash import content_hash
 from ivr_dagster.core.corpus.documents import corpus_files
 from ivr_dagster.core.errors import InputError
-from ivr_dagster.resources.base_model import MODEL_FILES, BaseModelResource
+from ivr_dagster.resources.base_model import MODEL_FILES, BaseModel
 from ivr_dagster.resources.settings import SettingsResource
 
 # a corpus that files keep coming into is taken as it is after so many seconds
@@ -33,7 +33,7 @@ def source_names(places: ArtifactPaths) -> list[str]:
     return ["raw_corpus", "base_model", *sorted(places.brought)]
 
 
-def observe(name: str, settings: SettingsResource, base: BaseModelResource) -> str:
+def observe(name: str, settings: SettingsResource, base: BaseModel) -> str:
     """A source's data version: a hash of its content, or the base model's commit on the hub.
 
     Raises:
@@ -46,7 +46,7 @@ def observe(name: str, settings: SettingsResource, base: BaseModelResource) -> s
     return observe_brought(name, settings.places[name])
 
 
-def look(name: str, settings: SettingsResource, base: BaseModelResource) -> str:
+def look(name: str, settings: SettingsResource, base: BaseModel) -> str:
     """What tells cheaply that a source may have changed; what is on the hub is not asked for.
 
     Raises:
@@ -78,7 +78,7 @@ def _signature(files: Iterable[Path]) -> str:
 
 
 def noticed(
-    context: dg.SensorEvaluationContext, settings: SettingsResource, base: BaseModelResource, now: float
+    context: dg.SensorEvaluationContext, settings: SettingsResource, base: BaseModel, now: float
 ) -> dg.RunRequest | dg.SkipReason:
     """A request to observe the sources that changed since they were last observed, once they have kept still.
 

@@ -11,8 +11,8 @@ import dagster as dg
 import pytest
 import yaml
 
-from ivr_dagster.assets import SETTINGS_KEY
 from ivr_dagster.definitions import build_definitions
+from ivr_dagster.io_managers.artifacts import SETTINGS_KEY
 from ivr_dagster.resources.settings import SettingsResource
 from ivr_dagster.settings import Settings
 from ivr_dagster.stages import BASELINES, STAGES, TUNING

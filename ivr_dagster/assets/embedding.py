@@ -21,7 +21,7 @@ from ivr_dagster.core.tokenizer.folder import write_copy
 from ivr_dagster.core.tokens.sequences import reference_encoder
 from ivr_dagster.core.vocabulary.remap import RemapRules
 from ivr_dagster.progress import track
-from ivr_dagster.resources.accelerator import POOL, AcceleratorResource
+from ivr_dagster.resources.accelerator import POOL, Accelerator, AcceleratorResource
 from ivr_dagster.resources.base_model import BaseModelResource
 from ivr_dagster.resources.settings import SettingsResource
 
@@ -231,7 +231,7 @@ def _snippet_tokens(model: ModelFolder) -> int:
 def _calibrated(
     context: dg.AssetExecutionContext,
     settings: SettingsResource,
-    accelerator: AcceleratorResource,
+    accelerator: Accelerator,
     model: "PreTrainedModel",
     length: int,
     text: _Text,
@@ -274,7 +274,7 @@ def _calibrated(
 def _distilled(
     context: dg.AssetExecutionContext,
     settings: SettingsResource,
-    accelerator: AcceleratorResource,
+    accelerator: Accelerator,
     model: "PreTrainedModel",
     length: int,
     text: _Text,

@@ -24,7 +24,7 @@ from ivr_dagster.core.tokens.sequences import reference_encoder
 from ivr_dagster.core.vocabulary.remap import RemapRules
 from ivr_dagster.progress import track
 from ivr_dagster.resources.accelerator import POOL, AcceleratorResource
-from ivr_dagster.resources.base_model import BaseModelResource
+from ivr_dagster.resources.base_model import BaseModel, BaseModelResource
 from ivr_dagster.resources.settings import SettingsResource
 from ivr_dagster.stages import BASELINES, baselines
 
@@ -278,7 +278,7 @@ class _Measure:
 
 
 def _variants(
-    base: BaseModelResource,
+    base: BaseModel,
     original: TokenizerFolder,
     distilled: TokenizerFolder,
     remapped: TokenizerFolder,
@@ -385,7 +385,7 @@ def _against(report: "EvaluationReport") -> dict[str, float]:
 
 
 def _provenance(
-    base: BaseModelResource,
+    base: BaseModel,
     corpus: CleanedCorpus,
     blocks: TrainingBlocks,
     trained: TrainedModel,

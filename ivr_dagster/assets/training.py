@@ -23,7 +23,7 @@ from ivr_dagster.core.tokens.sequences import Encoder, TokenSequences, reference
 from ivr_dagster.core.vocabulary.remap import RemapRules
 from ivr_dagster.io_managers.artifacts import mark_folder, refuse_foreign
 from ivr_dagster.progress import track
-from ivr_dagster.resources.accelerator import POOL, AcceleratorResource
+from ivr_dagster.resources.accelerator import POOL, Accelerator, AcceleratorResource
 from ivr_dagster.resources.base_model import BaseModelResource
 from ivr_dagster.resources.settings import SettingsResource
 
@@ -261,7 +261,7 @@ def _tokens_before_training(context: dg.AssetExecutionContext) -> float:
 def _fine_tuned(
     context: dg.AssetExecutionContext,
     settings: SettingsResource,
-    accelerator: AcceleratorResource,
+    accelerator: Accelerator,
     asset: str,
     model: ModelFolder,
     tokenizer: TokenizerFolder,

@@ -24,7 +24,7 @@ from ivr_dagster.core.vocabulary.selection import rules_from_table
 from ivr_dagster.io_managers.artifacts import mark_folder, refuse_foreign
 from ivr_dagster.progress import track
 from ivr_dagster.resources.accelerator import POOL, AcceleratorResource
-from ivr_dagster.resources.base_model import BaseModelResource
+from ivr_dagster.resources.base_model import BaseModel, BaseModelResource
 from ivr_dagster.resources.settings import SettingsResource
 
 if TYPE_CHECKING:
@@ -208,7 +208,7 @@ def _rules_by_number(
 def _with_fewer(
     context: dg.AssetExecutionContext,
     settings: SettingsResource,
-    base: BaseModelResource,
+    base: BaseModel,
     original: TokenizerFolder,
     model: ModelFolder,
     tokenizer: TokenizerFolder,

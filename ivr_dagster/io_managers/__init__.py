@@ -1,5 +1,7 @@
 """IO managers, one file a kind of artifact; `io_managers(paths)` names them all for the definitions."""
 
+import dagster as dg
+
 from ivr_dagster.artifact_paths import ArtifactPaths
 from ivr_dagster.io_managers.artifacts import ArtifactIOManager
 from ivr_dagster.io_managers.documents import BlocksIOManager, DocumentsIOManager, ReportIOManager, SequencesIOManager
@@ -10,9 +12,9 @@ from ivr_dagster.io_managers.texts import MarkdownIOManager, RulesIOManager
 from ivr_dagster.io_managers.tokenizers import TokenizerIOManager
 
 
-def io_managers(paths: ArtifactPaths) -> dict[str, ArtifactIOManager]:  # type: ignore[type-arg]
-    """One IO manager a kind of artifact, by the key that assets name."""
-    return {
+def io_managers(paths: ArtifactPaths) -> dict[str, dg.IOManagerDefinition]:
+    """One IO manager a kind of artifact, by the key that assets name; they tell which settings an artifact is of."""
+    managers: dict[str, ArtifactIOManager] = {  # type: ignore[type-arg]
         "documents_io": DocumentsIOManager(paths),
         "sequences_io": SequencesIOManager(paths),
         "blocks_io": BlocksIOManager(paths),
@@ -27,3 +29,8 @@ def io_managers(paths: ArtifactPaths) -> dict[str, ArtifactIOManager]:  # type: 
         "tuning_io": TuningIOManager(paths),
         "report_io": ReportIOManager(paths),
     }
+    return {key: _with_settings(manager) for key, manager in managers.items()}
+
+
+def _with_settings(manager: ArtifactIOManager) -> dg.IOManagerDefinition:  # type: ignore[type-arg]
+    return dg.IOManagerDefinition(lambda _: manager, required_resource_keys={"settings"})

@@ -15,11 +15,14 @@ from upath import UPath
 from ivr_dagster.artifact_paths import ArtifactPaths
 from ivr_dagster.core.atomic import publish, recover, replacing, sweep
 from ivr_dagster.core.errors import InputError
+from ivr_dagster.io_managers.provenance import provenance, reset_peak_memory
 
 T = TypeVar("T")
 
 # beside the content of every folder artifact: who wrote it. A folder without it is somebody else's and never replaced
 MARKER = ".ivr.json"
+# asset metadata that names the settings an asset depends on
+SETTINGS_KEY = "ivr/settings"
 
 
 def refuse_foreign(place: Path) -> None:
@@ -61,6 +64,12 @@ class ArtifactIOManager(dg.UPathIOManager, Generic[T]):
                 f"{asset} was to be made, but is brought by a setting and only read", where=self._paths[asset]
             )
 
+    def get_metadata(self, context: dg.OutputContext, obj: Any) -> dict[str, dg.MetadataValue]:
+        """What every artifact says of itself: size, settings and code it was made with, memory that it took."""
+        settings = context.resources.settings
+        values = settings.values_of((context.definition_metadata or {}).get(SETTINGS_KEY, ()))
+        return provenance(Path(str(self._get_path(context))), values)
+
     @abstractmethod
     def write(self, value: T, path: Path) -> None:
         """Write `value` to `path`, which does not exist."""
@@ -92,6 +101,7 @@ class ArtifactIOManager(dg.UPathIOManager, Generic[T]):
             InputError: it is not; the message names the asset to materialize.
         """
         place = Path(str(path))
+        reset_peak_memory()
         asset = context.asset_key.path[-1]
         if asset not in self._paths.brought:  # nothing is moved about where we only read
             recover(place)

@@ -1,7 +1,8 @@
 """The device that trains and evaluates."""
 
+from dataclasses import dataclass
+
 import dagster as dg
-from pydantic import Field
 
 from ivr_dagster.core.errors import InputError
 
@@ -9,13 +10,17 @@ from ivr_dagster.core.errors import InputError
 POOL = "accelerator"
 
 
-class AcceleratorResource(dg.ConfigurableResource):  # type: ignore[type-arg]
-    """Device and arithmetic; torch is imported when an asset first asks."""
+@dataclass(frozen=True)
+class Accelerator:
+    """Device and arithmetic; torch is imported when an asset first asks.
 
-    device: str = Field("auto", description="auto (cuda, else mps, else cpu), cpu, cuda or mps.")
-    dtype: str = Field(
-        "auto", description="auto (bfloat16 on cuda where it has it, else float32), float32, bfloat16 or float16."
-    )
+    Attributes:
+        device: auto (cuda, else mps, else cpu), cpu, cuda or mps.
+        dtype: auto (bfloat16 on cuda where it has it, else float32), float32, bfloat16 or float16.
+    """
+
+    device: str = "auto"
+    dtype: str = "auto"
 
     def resolved_device(self) -> str:
         """cpu, cuda or mps.
@@ -42,3 +47,13 @@ class AcceleratorResource(dg.ConfigurableResource):  # type: ignore[type-arg]
         import torch
 
         return "bfloat16" if self.resolved_device() == "cuda" and torch.cuda.is_bf16_supported() else "float32"
+
+
+AcceleratorResource = dg.ResourceParam[Accelerator]
+
+
+@dg.resource(required_resource_keys={"settings"}, description="The device and the arithmetic that the settings name.")
+def accelerator_resource(context: dg.InitResourceContext) -> Accelerator:
+    """The accelerator of the settings, those typed into the launchpad included."""
+    settings = context.resources.settings
+    return Accelerator(settings.device, settings.dtype)

@@ -1,10 +1,10 @@
 """The base model: where its files are, found or fetched when first asked for."""
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import dagster as dg
-from pydantic import Field
 
 from ivr_dagster.core.content_hash import hash_files
 from ivr_dagster.core.errors import InputError
@@ -23,11 +23,17 @@ TOKENIZER_FILES = [
 MODEL_FILES = ["config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", *TOKENIZER_FILES]
 
 
-class BaseModelResource(dg.ConfigurableResource):  # type: ignore[type-arg]
-    """The pretrained model and tokenizer that everything starts from: a folder, or an id on the hub."""
+@dataclass(frozen=True)
+class BaseModel:
+    """The pretrained model and tokenizer that everything starts from: a folder, or an id on the hub.
 
-    model_name: str = Field(description="An id on the hub, a folder, or `sample` for the packaged model.")
-    revision: str = Field("", description="Commit, tag or branch on the hub. Empty: the main branch.")
+    Attributes:
+        model_name: an id on the hub, a folder, or `sample` for the packaged model.
+        revision: commit, tag or branch on the hub. Empty: the main branch.
+    """
+
+    model_name: str
+    revision: str = ""
 
     def tokenizer(self) -> TokenizerFolder:
         """The tokenizer's folder; weights are neither needed nor fetched."""
@@ -93,3 +99,13 @@ class BaseModelResource(dg.ConfigurableResource):  # type: ignore[type-arg]
                     "HF_HOME; or `ivr run --sample`, which needs nothing."
                 ),
             ) from error
+
+
+BaseModelResource = dg.ResourceParam[BaseModel]
+
+
+@dg.resource(required_resource_keys={"settings"}, description="The base model that the settings name.")
+def base_model_resource(context: dg.InitResourceContext) -> BaseModel:
+    """The base model of the settings, those typed into the launchpad included."""
+    settings = context.resources.settings
+    return BaseModel(settings.model_name, settings.revision)

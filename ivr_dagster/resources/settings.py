@@ -1,21 +1,28 @@
 """The settings as a Dagster resource, so that the launchpad shows every key with its value and description."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from copy import copy
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal
 
 import dagster as dg
 from pydantic import Field, create_model
 
 from ivr_dagster.artifact_paths import ArtifactPaths
 from ivr_dagster.core.atomic import remove, staging_path
+from ivr_dagster.core.content_hash import content_hash
+from ivr_dagster.core.errors import InputError
 from ivr_dagster.core.training.sft_config import DEFAULTS
 from ivr_dagster.sample import SAMPLE_SFT_CONFIG
-from ivr_dagster.settings import Settings
+from ivr_dagster.settings import CHOICES, Settings, settings_for_one_run
 
-Resource = TypeVar("Resource", bound=dg.ConfigurableResource)  # type: ignore[type-arg]
+# stands for the content of sft_config.yaml among the settings an asset depends on
+SFT_CONFIG = "sft_config"
+
+
+class LaunchRefused(dg.DagsterError):
+    """A run is not launched, and why; an error of Dagster's own kind, which the UI shows as it is."""
 
 
 class SettingsResource(dg.ConfigurableResource, Settings):  # type: ignore[type-arg]
@@ -36,6 +43,14 @@ class SettingsResource(dg.ConfigurableResource, Settings):  # type: ignore[type-
             return self.places.sft_config
         return SAMPLE_SFT_CONFIG if self.preset == "sample" else DEFAULTS
 
+    def values_of(self, keys: Collection[str]) -> dict[str, Any]:
+        """The values of settings that an asset depends on; of `sft_config` the content's hash stands for it."""
+        values = {key: getattr(self, key) for key in sorted(keys) if key != SFT_CONFIG}
+        if SFT_CONFIG in keys:
+            file = self.sft_config_file()
+            values[SFT_CONFIG] = content_hash(file.read_text(encoding="utf-8"))[:8] if file.is_file() else "missing"
+        return values
+
     @contextmanager
     def staged(self, asset: str) -> Iterator[Path]:
         """An empty folder beside the place of `asset`, where its IO manager will put it; removed if the block fails."""
@@ -48,16 +63,40 @@ class SettingsResource(dg.ConfigurableResource, Settings):  # type: ignore[type-
             raise
 
 
-def with_defaults(kind: type[Resource], **values: Any) -> Resource:
-    """A resource with these values, which are its defaults too.
+def with_defaults(**values: Any) -> SettingsResource:
+    """The settings with these values, which are their defaults too.
 
     Dagster takes a class's defaults for whatever a launchpad's configuration leaves out: with those of the class, one
-    setting changed for one run would put all others back to what they are without a settings file.
+    setting changed for one run would put all others back to what they are without a settings file. Choices become
+    types, so that the launchpad offers them.
     """
     fields: dict[str, Any] = {}
-    for key, known in kind.model_fields.items():
+    for key, known in SettingsResource.model_fields.items():
         field = copy(known)
         field.default = values[key]
-        fields[key] = (known.annotation, field)
-    made: type[Resource] = create_model(kind.__name__, __base__=kind, **fields)
+        fields[key] = (Literal[CHOICES[key]] if key in CHOICES else known.annotation, field)
+    made: type[SettingsResource] = create_model(SettingsResource.__name__, __base__=SettingsResource, **fields)
     return made(**values)
+
+
+def checked_at_launch(settings: SettingsResource) -> dg.ResourceDefinition:
+    """The settings as a resource whose values, where the launchpad gives some, are looked at before a run is launched.
+
+    A fault is told then and nothing is launched: a run that fails at its start would leave its checks unmade.
+    """
+    definition = settings.get_resource_definition()
+    ours = Settings(**settings.model_dump(exclude={"artifacts_dir"}))
+
+    def for_one_run(given: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return settings_for_one_run(ours, given).model_dump() | {"artifacts_dir": settings.artifacts_dir}
+        except InputError as error:
+            raise LaunchRefused(str(error)) from None
+
+    fields = {key: field for key, field in _fields(definition).items() if key != "artifacts_dir"}
+    return definition.configured(for_one_run, config_schema=fields, description=definition.description)
+
+
+def _fields(definition: dg.ResourceDefinition) -> dict[str, dg.Field]:
+    known: Any = definition.config_field
+    return dict(known.config_type.fields)

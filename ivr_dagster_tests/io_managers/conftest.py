@@ -9,12 +9,19 @@ import pytest
 
 from ivr_dagster.artifact_paths import ArtifactPaths
 from ivr_dagster.io_managers import io_managers
+from ivr_dagster.resources.settings import SettingsResource, with_defaults
+from ivr_dagster.settings import Settings
 
 
 @pytest.fixture
 def paths(tmp_path: Path) -> ArtifactPaths:
     """Where artifacts lie."""
     return ArtifactPaths(tmp_path / "artifacts")
+
+
+def settings_below(places: ArtifactPaths) -> SettingsResource:
+    """Default settings."""
+    return with_defaults(artifacts_dir=str(places.root), **Settings().model_dump())
 
 
 @pytest.fixture
@@ -26,7 +33,7 @@ def materialize(paths: ArtifactPaths) -> Callable[..., Any]:
         def made() -> Any:
             return make()
 
-        dg.materialize([made], resources=io_managers(places))
+        dg.materialize([made], resources={**io_managers(places), "settings": settings_below(places)})
 
     return run
 
@@ -43,7 +50,7 @@ def load(paths: ArtifactPaths) -> Callable[..., Any]:
         def downstream(value: Any) -> None:
             got.append(value)
 
-        resources = {**io_managers(places), "io_manager": dg.mem_io_manager}
+        resources = {**io_managers(places), "settings": settings_below(places), "io_manager": dg.mem_io_manager}
         dg.materialize([source, downstream], selection=[downstream], resources=resources)
         return got[0]
 
