@@ -50,7 +50,10 @@ class _OfStaleness(dg.AutomationCondition[dg.AssetKey]):
     def found(self, context: dg.AutomationContext[dg.AssetKey]) -> Staleness:
         view = context.asset_graph_view
         if view not in _of_this_tick:
-            _of_this_tick[view] = Staleness(view.instance, view.asset_graph, self.places, text_alone=self.text_alone)
+            # what somebody tries out is left alone until something else makes it stale
+            _of_this_tick[view] = Staleness(
+                view.instance, view.asset_graph, self.places, text_alone=self.text_alone, tried=True
+            )
         return _of_this_tick[view]
 
 

@@ -40,6 +40,7 @@ STAGE_OPTIONS: dict[str, tuple[str, ...]] = {
         "encoding",
         "normalization",
         "heldout_fraction",
+        "heldout_floor",
         "text_split_bytes",
     ),
     "analyze": ("max_texts",),
@@ -57,8 +58,9 @@ STAGE_OPTIONS: dict[str, tuple[str, ...]] = {
         "least_documents",
         "sticky",
         "least_gain",
+        "saving_floor",
     ),
-    "remap": ("remap_rules_path", "exceptions"),
+    "remap": ("remap_rules_path", "exceptions", "longer_documents_ceiling"),
     "align": (
         "model_name",
         "original_tokenizer_dir",
@@ -92,7 +94,16 @@ STAGE_OPTIONS: dict[str, tuple[str, ...]] = {
         "dtype",
         "seed",
     ),
-    "evaluate": ("evaluation_bytes", "retention_bytes", "retention_corpora_dir", "continuations", "device", "seed"),
+    "evaluate": (
+        "evaluation_bytes",
+        "retention_bytes",
+        "retention_corpora_dir",
+        "distilled_tolerance",
+        "retention_tolerance",
+        "continuations",
+        "device",
+        "seed",
+    ),
 }
 
 # of the command `tune`, which is no stage

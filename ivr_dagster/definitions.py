@@ -12,9 +12,11 @@ import dagster as dg
 
 from ivr_dagster.alerts import tell_of_failed_runs
 from ivr_dagster.artifact_paths import ArtifactPaths
+from ivr_dagster.asset_checks import corpus as corpus_checks
 from ivr_dagster.asset_checks import embedding as embedding_checks
 from ivr_dagster.asset_checks import evaluation as evaluation_checks
 from ivr_dagster.asset_checks import tokenizer as tokenizer_checks
+from ivr_dagster.asset_checks import training as training_checks
 from ivr_dagster.asset_checks import vocabulary as vocabulary_checks
 from ivr_dagster.assets import (
     corpus,
@@ -36,7 +38,7 @@ from ivr_dagster.resources.settings import SettingsResource, checked_at_launch, 
 from ivr_dagster.settings import BROUGHT, Settings, fingerprint, load_settings
 from ivr_dagster.stages import BASELINES, baselines
 
-CHECKS = (tokenizer_checks, vocabulary_checks, embedding_checks, evaluation_checks)
+CHECKS = (corpus_checks, tokenizer_checks, vocabulary_checks, embedding_checks, training_checks, evaluation_checks)
 ASSETS = (corpus, tokenizer, tokens, vocabulary, embedding, training, tuning)
 
 

@@ -103,6 +103,9 @@ class Workbench:
 
     def __init__(self, settings: Settings, artifacts_dir: Path) -> None:
         self.settings, self.paths = settings, settings.paths(artifacts_dir)
+        # what assets get as the resources `settings` and `base`
+        self.shared = with_defaults(artifacts_dir=str(self.paths.root), **settings.model_dump())
+        self.base = BaseModel(settings.model_name, settings.revision)
         loggers = {"console": terminal_logger}
         self._definitions = build_definitions(settings, artifacts_dir=artifacts_dir, loggers=loggers)
         self.instance = open_instance(self.paths)
@@ -122,9 +125,7 @@ class Workbench:
         Raises:
             InputError: something is not there, or is not what it should be.
         """
-        settings = with_defaults(artifacts_dir=str(self.paths.root), **self.settings.model_dump())
-        base = BaseModel(settings.model_name, settings.revision)
-        versions = {name: observe(name, settings, base) for name in source_names(self.paths)}
+        versions = {name: observe(name, self.shared, self.base) for name in source_names(self.paths)}
         for name, version in versions.items():
             if observed_version(self.instance, dg.AssetKey(name)) != version:
                 self.instance.report_runless_asset_event(dg.AssetObservation(name, tags={DATA_VERSION_TAG: version}))

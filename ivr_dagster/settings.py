@@ -189,6 +189,14 @@ class Settings(BaseModel):
         description="Greatest share of held-out documents that may take more tokens than before.",
     )
 
+    saving_floor: float = Field(
+        0.10,
+        ge=0,
+        lt=1,
+        description="Share of held-out tokens that new tokens must save; below it a check warns that training them is "
+        "hardly worth it.",
+    )
+
     max_candidates: int = Field(
         4000,
         ge=0,
@@ -342,6 +350,21 @@ class Settings(BaseModel):
         "",
         description="Folder of that text (.txt, .jsonl, .json, each also .gz). Empty: the English documentation that "
         "every Python carries.",
+    )
+    heldout_floor: int = Field(
+        20, ge=0, description="Least number of held-out documents; below it a check warns that figures will be vague."
+    )
+    distilled_tolerance: float = Field(
+        0.005,
+        ge=0,
+        description="Greatest difference in bits per byte, as a share, between the base model with the distilled and "
+        "with its own tokenizer.",
+    )
+    retention_tolerance: float = Field(
+        0.05,
+        ge=0,
+        description="How much more bits per byte on other text may rise than the vanilla baseline's, as a share of the "
+        "base model's.",
     )
     continuations: int = Field(3, ge=0, description="How many sample continuations the report shows.")
 

@@ -1,4 +1,5 @@
-"""What the assets start from (raw corpus, base model, what a person brings), and noticing that it changed.
+"""What the assets start from (raw corpus, base model, text beside the corpus, what a person brings), and noticing
+that it changed.
 
 Looking is cheap (names, sizes and times of files) and done every few seconds; observing takes a hash of all content,
 in a run of its own, and only where a look found something else and sources have kept still since.
@@ -13,9 +14,10 @@ import dagster as dg
 
 from ivr_dagster.artifact_paths import ArtifactPaths
 from ivr_dagster.assets.brought import observe_brought
-from ivr_dagster.assets.corpus import observe_corpus
+from ivr_dagster.assets.corpus import observe_corpus, observe_other_corpus, other_corpus
 from ivr_dagster.core.content_hash import content_hash
 from ivr_dagster.core.corpus.documents import corpus_files
+from ivr_dagster.core.corpus.other_text import other_files
 from ivr_dagster.core.errors import InputError
 from ivr_dagster.resources.base_model import MODEL_FILES, BaseModel
 from ivr_dagster.resources.settings import SettingsResource
@@ -24,13 +26,15 @@ from ivr_dagster.resources.settings import SettingsResource
 LONGEST_WAIT = 45.0
 # an observation whose run has ended, or never began, so long after it was asked for has failed
 OBSERVATION_SECONDS = 300.0
+# sources of text beside the corpus, and the settings that name their folders
+OTHER_TEXT = {"general_corpus": "general_corpora_dir", "retention_corpus": "retention_corpora_dir"}
 AT_WORK = (dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING)
 UNFINISHED = (dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED, *AT_WORK)
 
 
 def source_names(places: ArtifactPaths) -> list[str]:
     """The sources there are under these settings."""
-    return ["raw_corpus", "base_model", *sorted(places.brought)]
+    return ["raw_corpus", "base_model", *OTHER_TEXT, *sorted(places.brought)]
 
 
 def observe(name: str, settings: SettingsResource, base: BaseModel) -> str:
@@ -43,6 +47,8 @@ def observe(name: str, settings: SettingsResource, base: BaseModel) -> str:
         return observe_corpus(settings)
     if name == "base_model":
         return base.version()
+    if name in OTHER_TEXT:
+        return observe_other_corpus(OTHER_TEXT[name], settings)
     return observe_brought(name, settings.places[name])
 
 
@@ -50,7 +56,7 @@ def look(name: str, settings: SettingsResource, base: BaseModel) -> str:
     """What tells cheaply that a source may have changed; what is on the hub is not asked for.
 
     Raises:
-        InputError: there is no raw corpus.
+        InputError: there is no raw corpus, or no text where a setting names some.
     """
     if name == "raw_corpus":
         place = settings.places["raw_corpus"]
@@ -62,6 +68,13 @@ def look(name: str, settings: SettingsResource, base: BaseModel) -> str:
         if folder is None:
             return f"{base.model_name} {base.revision}"
         return _signature(file for pattern in MODEL_FILES for file in folder.glob(pattern))
+    if name in OTHER_TEXT:
+        beside = other_corpus(OTHER_TEXT[name], settings)
+        return (
+            _signature(other_files(beside, OTHER_TEXT[name]))
+            if beside
+            else observe_other_corpus(OTHER_TEXT[name], settings)
+        )
     place = settings.places[name]
     return _signature(place.rglob("*") if place.is_dir() else [place])
 

@@ -17,6 +17,7 @@ from ivr_dagster.artifact_paths import ArtifactPaths
 from ivr_dagster.core.content_hash import content_hash
 from ivr_dagster.core.errors import InputError
 from ivr_dagster.core.vocabulary.remap import read_rules
+from ivr_dagster.io_managers.provenance import CONFIG_HASH
 from ivr_dagster.stages import BASELINES
 
 # what is computed of text at a cost, and what it reads the text from
@@ -29,7 +30,13 @@ class Staleness:
     """What is stale as the instance and the disk know it; each asset is looked up once."""
 
     def __init__(
-        self, instance: dg.DagsterInstance, graph: Any, places: ArtifactPaths, *, text_alone: bool = True
+        self,
+        instance: dg.DagsterInstance,
+        graph: Any,
+        places: ArtifactPaths,
+        *,
+        text_alone: bool = True,
+        tried: bool = False,
     ) -> None:
         """
         Args:
@@ -38,8 +45,10 @@ class Staleness:
             places: where artifacts lie.
             text_alone: whether new text makes what is trained stale by itself. If not, only another vocabulary, base
                 model or setting does, and then all is trained on the new text.
+            tried: whether what a run with settings of its own made, typed into the launchpad, may stay.
         """
         self._instance, self._graph, self._places, self._text_alone = instance, graph, places, text_alone
+        self._tried = tried
         self._records: dict[dg.AssetKey, dg.EventLogRecord | None] = {}
         self._reasons: dict[dg.AssetKey, str] = {}
 
@@ -63,6 +72,8 @@ class Staleness:
             return "artifact missing"
         if _tags(event).get(CODE_VERSION_TAG) != self._graph.get(key).code_version:
             return "settings or code changed"
+        if not self._tried and self._of_one_run(key, event):
+            return "made with settings for one run alone"
         for parent in self._parents(key):
             if self._read_by(key, parent) != self._to_be_read_by(key, parent):
                 return f"{parent.to_user_string()} changed"
@@ -71,6 +82,12 @@ class Staleness:
             if edited and edited != _tags(event).get(DATA_VERSION_TAG):
                 return "edited by hand"
         return "its checks were not made" if self._unchecked(key) else ""
+
+    def _of_one_run(self, key: dg.AssetKey, event: dg.EventLogEntry) -> bool:
+        """Whether the settings that it was made with are not those that its code version holds."""
+        made, now = event.asset_materialization, self._graph.get(key)
+        told = made.metadata.get(CONFIG_HASH) if made else None
+        return told is not None and str(told.value) != str(now.code_version).rpartition("-")[2]
 
     def unobserved(self, key: dg.AssetKey) -> bool:
         """Whether a source that the asset reads has never been looked at."""

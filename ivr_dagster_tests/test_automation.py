@@ -106,6 +106,37 @@ def flat(ran: list[list[str]]) -> list[str]:
     return [asset for asked in ran for asset in asked]
 
 
+def test_what_a_run_with_settings_of_its_own_made_is_left_alone_and_told(daemon: Daemon) -> None:
+    before = daemon.bench.data_version("fitted_embeddings")
+    job = daemon.bench._definitions.resolve_implicit_global_asset_job_def()
+    job.execute_in_process(
+        instance=daemon.bench.instance,
+        asset_selection=[dg.AssetKey("fitted_embeddings")],
+        run_config={"resources": {"settings": {"config": {"init_strategy": "zeros", "calibration_bytes": 0}}}},
+    )
+    assert daemon.bench.data_version("fitted_embeddings") != before
+    assert stale(daemon.bench)["fitted_embeddings"] == "made with settings for one run alone"
+    assert "fitted_embeddings" not in flat(daemon.settle())
+    daemon.bench.run(daemon.bench.stale_assets("align"))  # `ivr run` goes by the settings file
+    assert daemon.bench.data_version("fitted_embeddings") == before
+
+
+def test_text_beside_the_corpus_is_followed_by_what_reads_it_alone(daemon: Daemon, tmp_path: Path) -> None:
+    folder = tmp_path / "general"
+    folder.mkdir()
+    (folder / "a.txt").write_text("General text, which is of no domain. " * 40)
+    daemon.restart(general_corpora_dir=str(folder))
+    asked = flat(daemon.settle())
+    assert asked[0] == "training_blocks"
+    # other text to train on, but the vocabulary is what it was
+    assert set(asked) == {"training_blocks", "evaluation_report"}
+    (folder / "a.txt").write_text("Other general text, of no domain either. " * 40)
+    daemon.restart(general_corpora_dir=str(folder))
+    assert "training_blocks" in flat(daemon.settle())
+    daemon.restart(general_corpora_dir=str(folder))
+    assert daemon.settle() == []
+
+
 def test_nothing_is_asked_for_while_nothing_changes(daemon: Daemon) -> None:
     assert [daemon.tick() for _ in range(3)] == [[], [], []]
 
@@ -344,16 +375,15 @@ class TestWatchingSources:
     def look(self, root: Path) -> Any:
         """`look(seconds)`: names of the sources to observe, or why there are none."""
         bench = workbench(root, model_name="sample")
-        resources = bench._definitions.resources
         context = dg.build_sensor_context(instance=bench.instance)
 
         def look(now: float) -> list[str] | str:
-            answer = noticed(context, resources["settings"], resources["base"], now)
+            answer = noticed(context, bench.shared, bench.base, now)
             if isinstance(answer, dg.SkipReason):
                 return str(answer.skip_message)
             return [key.to_user_string() for key in answer.asset_selection or ()]
 
-        assert look(0) == ["raw_corpus", "base_model"]
+        assert look(0) == ["raw_corpus", "base_model", "general_corpus", "retention_corpus"]
         return look
 
     def test_a_changed_corpus_is_observed_once_it_keeps_still(self, root: Path, look: Any) -> None:

@@ -5,23 +5,29 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
+import polars as pl
 import pytest
 import yaml
 
+from ivr_dagster.artifact_paths import ArtifactPaths
 from ivr_dagster.definitions import build_definitions
 from ivr_dagster.io_managers.artifacts import SETTINGS_KEY
-from ivr_dagster.resources.settings import SettingsResource
-from ivr_dagster.settings import Settings
+from ivr_dagster.resources.accelerator import Accelerator, AcceleratorResource
+from ivr_dagster.resources.base_model import BaseModel, BaseModelResource
+from ivr_dagster.resources.settings import LaunchRefused, SettingsResource
+from ivr_dagster.settings import PRESETS, Settings
 from ivr_dagster.stages import BASELINES, STAGES, TUNING
 from ivr_dagster.ui import LOCATION
 
 REPOSITORY = Path(__file__).parents[1]
 SPECS = Path(__file__).with_name("specs.yaml")
 GROUPS = {"corpus", "tokens", "tokenizer", "vocabulary", "embedding", "training", "evaluation"}
-SOURCES = {"raw_corpus", "base_model"}
+SOURCES = {"raw_corpus", "base_model", "general_corpus", "retention_corpus"}
 MADE = {asset for assets in STAGES.values() for asset in assets} | set(TUNING)
 
 # asset, check, blocking
@@ -33,6 +39,9 @@ CHECKS = {
     ("remapped_tokenizer", "round_trip", True),
     ("remapped_tokenizer", "new_tokens_reachable", True),
     ("remapped_tokenizer", "documents_no_longer", False),
+    ("remapped_tokenizer", "token_saving_floor", False),
+    ("cleaned_corpus", "heldout_floor", False),
+    ("sft_checkpoint", "loss_falls", False),
     ("reordered_embeddings", "kept_rows_bitwise", True),
     ("initialized_model", "kept_rows_bitwise", True),
     ("evaluation_report", "bpb_falls_with_training", False),
@@ -56,6 +65,11 @@ DEPENDENTS: dict[str, tuple[object, set[str]]] = {
     "agreement_floor": (0.5, {"distilled_tokenizer"}),
     "exceptions": (0, {"distilled_tokenizer", "remapped_tokenizer", "tuning_study"}),
     "longer_documents_ceiling": (0.5, {"remapped_tokenizer"}),
+    "saving_floor": (0.2, {"remapped_tokenizer", "selection_log"}),
+    # thresholds of warnings on what is dear to make: they count from the next time on, or `Execute` on Checks
+    "heldout_floor": (1, set()),
+    "distilled_tolerance": (0.1, set()),
+    "retention_tolerance": (0.1, set()),
     "max_candidates": (10, {"replacement_candidates"}),
     "least_saving": (0.01, {"replacement_candidates"}),
     "min_token_len": (3, {"replacement_candidates"}),
@@ -76,7 +90,7 @@ DEPENDENTS: dict[str, tuple[object, set[str]]] = {
     "block_size": (64, {"training_blocks", "tuning_study"}),
     "train_bytes": (1000, {"training_blocks", "fitted_embeddings"}),
     "validation_bytes": (1000, {"training_blocks", "fitted_embeddings"}),
-    "general_corpora_dir": ("elsewhere", {"training_blocks"}),
+    "general_corpora_dir": ("elsewhere", set()),  # as with the raw corpus, the content counts
     "general_share": (0.5, {"training_blocks"}),
     "warm_start": (True, {"sft_checkpoint"}),
     "dtype": ("bfloat16", {"fitted_embeddings", *BASELINES.values(), "sft_checkpoint", "tuning_study"}),
@@ -86,7 +100,7 @@ DEPENDENTS: dict[str, tuple[object, set[str]]] = {
     "tune_new_tokens": (True, {"tuning_study"}),
     "evaluation_bytes": (1000, {"evaluation_report"}),
     "retention_bytes": (1000, {"evaluation_report", "training_blocks"}),
-    "retention_corpora_dir": ("elsewhere", {"evaluation_report", "training_blocks"}),
+    "retention_corpora_dir": ("elsewhere", set()),
     "continuations": (0, {"evaluation_report"}),
     "seed": (7, {"fitted_embeddings", "evaluation_report", "tuning_study"}),
     "rebuild": ("nothing", set()),
@@ -241,19 +255,99 @@ def test_changed_training_settings_change_the_code_version_of_checkpoints_and_tu
     assert changed == {*BASELINES.values(), "sft_checkpoint", "tuning_study"}
 
 
-def test_one_setting_typed_into_the_launchpad_leaves_the_others_as_they_are(tmp_path: Path) -> None:
-    definitions = build_definitions(Settings(model_name="sample", max_candidates=7), artifacts_dir=tmp_path)
-    seen = []
+class TestTheLaunchpad:
+    """What is typed into it, for one run."""
 
-    @dg.op
-    def look(settings: SettingsResource) -> None:
-        seen.append(settings)
+    @pytest.fixture
+    def seen(self) -> list[tuple[SettingsResource, BaseModel, Accelerator]]:
+        return []
 
-    @dg.job(resource_defs={"settings": (definitions.resources or {})["settings"]})
-    def looks() -> None:
-        look()
+    @pytest.fixture
+    def launch(self, seen: list[Any], tmp_path: Path) -> Callable[..., None]:
+        """`launch(given, key=value…)`: an op that looks at the resources, under the settings file's `key=value`."""
 
-    looks.execute_in_process(run_config={"resources": {"settings": {"config": {"merge_scope": "across"}}}})
-    (settings,) = seen
-    assert (settings.merge_scope, settings.model_name, settings.max_candidates) == ("across", "sample", 7)
-    assert settings.places.root == tmp_path
+        def launch(given: dict[str, Any], **settings: Any) -> None:
+            definitions = build_definitions(Settings(**settings), artifacts_dir=tmp_path)
+            resources = definitions.resources or {}
+
+            @dg.op
+            def look(settings: SettingsResource, base: BaseModelResource, accelerator: AcceleratorResource) -> None:
+                seen.append((settings, base, accelerator))
+
+            @dg.job(resource_defs={key: resources[key] for key in ("settings", "base", "accelerator")})
+            def looks() -> None:
+                look()
+
+            config = {"resources": {"settings": {"config": given}}} if given else {}
+            looks.execute_in_process(run_config=config)
+
+        return launch
+
+    def test_one_setting_leaves_the_others_as_they_are(self, launch: Any, seen: list[Any], tmp_path: Path) -> None:
+        launch({"merge_scope": "across"}, model_name="sample", max_candidates=7)
+        ((settings, base, _),) = seen
+        assert (settings.merge_scope, settings.model_name, settings.max_candidates) == ("across", "sample", 7)
+        assert base.model_name == "sample"
+        assert settings.places.root == tmp_path
+
+    def test_the_device_reaches_what_trains(self, launch: Any, seen: list[Any]) -> None:
+        launch({"device": "cpu", "dtype": "bfloat16"})
+        ((_, _, accelerator),) = seen
+        assert (accelerator.resolved_device(), accelerator.resolved_dtype()) == ("cpu", "bfloat16")
+
+    def test_a_preset_changes_what_the_settings_file_leaves_at_its_default(self, launch: Any, seen: list[Any]) -> None:
+        launch({"preset": "laptop", "tune_bytes": 7}, evaluation_bytes=5, model_name="sample")
+        ((settings, _, _),) = seen
+        assert settings.train_bytes == PRESETS["laptop"]["train_bytes"]
+        assert (settings.evaluation_bytes, settings.tune_bytes, settings.model_name) == (5, 7, "sample")
+
+    @pytest.mark.parametrize(
+        ("given", "told"),
+        [
+            ({"max_candidates": -4}, "launchpad: max_candidates is -4: input should be greater than or equal to 0"),
+            ({"text_split_bytes": 7, "block_size": -1}, "(?s)text_split_bytes is 7.*block_size is -1"),
+            ({"vanilla": False}, "launchpad: vanilla: not for one run alone.*ivr.yaml"),
+            ({"model_name": "sample"}, "launchpad: model_name: not for one run alone"),
+        ],
+    )
+    def test_a_fault_is_told_before_anything_runs(
+        self, launch: Any, seen: list[Any], given: dict[str, Any], told: str
+    ) -> None:
+        with pytest.raises(LaunchRefused, match=told):
+            launch(given)
+        assert not seen
+
+    def test_a_choice_that_there_is_not_is_dagsters_to_refuse(self, launch: Any, seen: list[Any]) -> None:
+        with pytest.raises(dg.DagsterInvalidConfigError, match="sideways"):
+            launch({"merge_scope": "sideways"})
+        assert not seen
+
+    def test_there_is_one_place_for_settings(self, tmp_path: Path) -> None:
+        resources = build_definitions(Settings(), artifacts_dir=tmp_path).resources or {}
+        fields = {
+            key: list(resources[key].config_field.config_type.fields or {})
+            for key in resources
+            if hasattr(resources[key].config_field.config_type, "fields")
+        }
+        assert list(fields) == ["settings"]
+        assert fields["settings"] == list(Settings.model_fields)
+
+
+@pytest.mark.parametrize(
+    ("asset", "read"),
+    [
+        ("cleaned_corpus", lambda place: pl.read_parquet(place / "train" / "*.parquet")),
+        ("pretoken_counts", pl.read_parquet),
+        ("token_stats", pl.read_parquet),
+        ("token_sequences", lambda place: pl.read_parquet(place / "*.parquet")),
+        ("replacement_candidates", pl.read_csv),
+    ],
+)
+def test_the_columns_that_the_ui_shows_are_those_of_the_table(
+    asset: str, read: Any, built: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    graph = build_definitions(Settings(), artifacts_dir=tmp_path).resolve_asset_graph()
+    schema = graph.get(dg.AssetKey(asset)).metadata["dagster/column_schema"]
+    table = read(ArtifactPaths(built[0] / "artifacts")[asset])
+    assert [column.name for column in schema.columns] == table.columns
+    assert all(column.description for column in schema.columns)

@@ -7,10 +7,7 @@ import dagster as dg
 
 from ivr_dagster.asset_checks import verdict
 from ivr_dagster.core.handles import ReportFolder
-
-DISTILLED_TOLERANCE = 0.005
-# how much more bits per byte on other text may rise than the vanilla baseline's, as a share of the base model's
-RETENTION_TOLERANCE = 0.05
+from ivr_dagster.resources.settings import SettingsResource
 
 
 @dg.asset_check(asset="evaluation_report")
@@ -28,23 +25,25 @@ def bpb_falls_with_training(evaluation_report: ReportFolder) -> dg.AssetCheckRes
 
 
 @dg.asset_check(asset="evaluation_report")
-def bpb_of_distilled_near_base(evaluation_report: ReportFolder) -> dg.AssetCheckResult:
-    """The base model scores with the distilled tokenizer what it scores with its own, within half a percent."""
+def bpb_of_distilled_near_base(settings: SettingsResource, evaluation_report: ReportFolder) -> dg.AssetCheckResult:
+    """The base model scores with the distilled tokenizer what it scores with its own (`distilled_tolerance`)."""
     variants = _variants(evaluation_report)
     base, distilled = variants["base"]["bpb"], variants["distilled"]["bpb"]
     return verdict(
-        abs(distilled / base - 1) <= DISTILLED_TOLERANCE,
+        abs(distilled / base - 1) <= settings.distilled_tolerance,
         severity=dg.AssetCheckSeverity.WARN,
         remedy="Pre-tokens that the two cut differently cost quality: see distilled_tokenizer's worst divergences.",
         bpb_base=base,
         bpb_distilled=distilled,
-        tolerance=DISTILLED_TOLERANCE,
+        tolerance=settings.distilled_tolerance,
     )
 
 
 @dg.asset_check(asset="evaluation_report")
-def retention(evaluation_report: ReportFolder) -> dg.AssetCheckResult:
-    """On text of another domain the fine-tuned model unlearned hardly more than the vanilla baseline did."""
+def retention(settings: SettingsResource, evaluation_report: ReportFolder) -> dg.AssetCheckResult:
+    """On text of another domain the fine-tuned model unlearned hardly more than the vanilla baseline did
+    (`retention_tolerance`).
+    """
     measured = _report(evaluation_report)["retention"]
     variants = measured["variants"] if measured else {}
     rises = {name: variant["rise"] for name, variant in variants.items() if "rise" in variant}
@@ -54,13 +53,13 @@ def retention(evaluation_report: ReportFolder) -> dg.AssetCheckResult:
     if "vanilla_sft" not in rises:
         return verdict(True, remedy="", rise=rises["sft"], note="no vanilla baseline to compare with")
     return verdict(
-        rises["sft"] <= rises["vanilla_sft"] + RETENTION_TOLERANCE,
+        rises["sft"] <= rises["vanilla_sft"] + settings.retention_tolerance,
         severity=dg.AssetCheckSeverity.WARN,
         remedy="The model unlearned more than plain fine-tuning makes it: mix other text in (general_corpora_dir), "
         "lower learning_rate, train on fewer epochs, or give fewer ids to new tokens.",
         rise=rises["sft"],
         rise_vanilla=rises["vanilla_sft"],
-        tolerance=RETENTION_TOLERANCE,
+        tolerance=settings.retention_tolerance,
     )
 
 

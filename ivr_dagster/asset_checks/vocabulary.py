@@ -73,3 +73,18 @@ def documents_no_longer(settings: SettingsResource, remapped_tokenizer: Tokenize
         share_longer=share,
         ceiling=settings.longer_documents_ceiling,
     )
+
+
+@dg.asset_check(asset="remapped_tokenizer", name="token_saving_floor")
+def token_saving_floor(settings: SettingsResource, remapped_tokenizer: TokenizerFolder) -> dg.AssetCheckResult:
+    """New tokens save enough of the held-out text's tokens to be worth training (`saving_floor`)."""
+    lengths = read_certificate(remapped_tokenizer.path)["heldout_lengths"]
+    saving = 1 - lengths["other"] / max(lengths["base"], 1)
+    return verdict(
+        saving >= settings.saving_floor,
+        severity=dg.AssetCheckSeverity.WARN,
+        remedy="Rows of new tokens have to be learned, and this saves little: fine-tuning the base model as it is will "
+        "likely do as well. Try merge_scope: across, more candidates, or text of the domain alone.",
+        token_saving=saving,
+        floor=settings.saving_floor,
+    )

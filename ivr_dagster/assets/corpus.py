@@ -1,12 +1,16 @@
 """The corpus: raw text as its owner keeps it, and the cleaned, split corpus that everything else reads."""
 
+import platform
 import time
+from pathlib import Path
 
 import dagster as dg
 
 from ivr_dagster.assets import OWNERS, depends_on_settings, kinds
+from ivr_dagster.assets.display import columns
 from ivr_dagster.core.corpus.cleaned import CleanedCorpus, write_cleaned_corpus
 from ivr_dagster.core.corpus.documents import fingerprint_corpus
+from ivr_dagster.core.corpus.other_text import other_files
 from ivr_dagster.progress import track
 from ivr_dagster.resources.settings import SettingsResource
 from ivr_dagster.sample.corpus import write_sample_corpus
@@ -38,6 +42,57 @@ def raw_corpus(settings: SettingsResource) -> dg.DataVersion:
     return dg.DataVersion(observe_corpus(settings))
 
 
+def other_corpus(setting: str, settings: SettingsResource) -> Path | None:
+    """The folder of text beside the corpus that `setting` names, None where none is asked for."""
+    wanted = settings.general_share if setting == "general_corpora_dir" else settings.retention_bytes
+    folder = getattr(settings, setting)
+    return Path(folder).expanduser().resolve() if folder and wanted else None
+
+
+def observe_other_corpus(setting: str, settings: SettingsResource) -> str:
+    """The content hash of the text beside the corpus that `setting` names; without one, what takes its place.
+
+    Raises:
+        InputError: it names a folder without text.
+    """
+    folder = other_corpus(setting, settings)
+    if folder is not None:
+        other_files(folder, setting)
+        return fingerprint_corpus(folder)
+    if setting == "retention_corpora_dir" and settings.retention_bytes:
+        return f"documentation of Python {platform.python_version()}"
+    return "none"
+
+
+@dg.observable_source_asset(
+    group_name=GROUP,
+    tags=kinds("text"),
+    metadata=depends_on_settings("general_corpora_dir", "general_share"),
+    description=(
+        "Text of no particular domain, mixed into training so that the model does not forget it: the folder that "
+        "`general_corpora_dir` names. Its version is a hash of the content, or `none`: then nothing is mixed in."
+    ),
+)
+def general_corpus(settings: SettingsResource) -> dg.DataVersion:
+    """General text at the hash of its content."""
+    return dg.DataVersion(observe_other_corpus("general_corpora_dir", settings))
+
+
+@dg.observable_source_asset(
+    group_name=GROUP,
+    tags=kinds("text"),
+    metadata=depends_on_settings("retention_corpora_dir", "retention_bytes"),
+    description=(
+        "Text of another domain, never trained on, on which the report shows what fine-tuning unlearned: the folder "
+        "that `retention_corpora_dir` names, else the English documentation that every Python carries. Its version is "
+        "a hash of the content, or which documentation it is."
+    ),
+)
+def retention_corpus(settings: SettingsResource) -> dg.DataVersion:
+    """Text of another domain at the hash of its content."""
+    return dg.DataVersion(observe_other_corpus("retention_corpora_dir", settings))
+
+
 @dg.asset(
     deps=[raw_corpus],
     group_name=GROUP,
@@ -47,6 +102,12 @@ def raw_corpus(settings: SettingsResource) -> dg.DataVersion:
     code_version="1",
     metadata=depends_on_settings(
         "preset", "text_key", "encoding", "normalization", "heldout_fraction", "text_split_bytes"
+    )
+    | columns(
+        document_id=("string", "Hash of the document's text; decides on which side of the split it stands"),
+        text=("string", "The document, cleaned"),
+        source=("string", "File, and line of a .jsonl, that it stands in"),
+        bytes=("int64", "UTF-8 bytes of the text"),
     ),
 )
 def cleaned_corpus(
@@ -69,9 +130,13 @@ def cleaned_corpus(
             text_split_bytes=settings.text_split_bytes,
             progress=track(context.log, "cleaning", "bytes"),
         )
-    corpus = CleanedCorpus(folder)
+    corpus, seconds = CleanedCorpus(folder), time.monotonic() - started
     return dg.MaterializeResult(
         value=corpus,
         data_version=dg.DataVersion(corpus.digest()),
-        metadata={**counts.as_dict(), "seconds": round(time.monotonic() - started, 2)},
+        metadata={
+            **counts.as_dict(),
+            "seconds": round(seconds, 2),
+            "bytes_per_second": round(counts.bytes_read / seconds),
+        },
     )

@@ -38,19 +38,54 @@ def inline_png(png: bytes, alternative: str) -> dg.MarkdownMetadataValue:
     return dg.MetadataValue.md(f"![{alternative}](data:image/png;base64,{base64.b64encode(png).decode()})")
 
 
-def curves(xs: Sequence[float], lines: Mapping[str, Sequence[float] | np.ndarray], *, x: str, y: str) -> bytes:
-    """A plot of lines over the same places as PNG."""
-    import io
+def columns(**described: tuple[str, str]) -> dict[str, dg.TableSchema]:
+    """Asset metadata that shows a table's columns: name=(type, description)."""
+    found = [dg.TableColumn(name, kind, description=said) for name, (kind, said) in described.items()]
+    return {"dagster/column_schema": dg.TableSchema(found)}
 
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+def curves(
+    xs: Sequence[float],
+    lines: Mapping[str, Sequence[float] | np.ndarray],
+    *,
+    x: str,
+    y: str,
+    logarithmic: bool = False,
+) -> bytes:
+    """A plot of lines over the same places as PNG."""
+    figure, axes = _figure(x, y)
+    for label, ys in lines.items():
+        axes.plot(xs, ys, label=label)
+    if logarithmic:
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+    return _png(figure, axes, legend=len(lines) > 1)
+
+
+def histograms(groups: Mapping[str, np.ndarray], *, x: str, y: str, bins: int = 60) -> bytes:
+    """Distributions over the same bins as PNG, each as a share of its own group."""
+    figure, axes = _figure(x, y)
+    filled = {label: values for label, values in groups.items() if len(values)}
+    edges = np.histogram_bin_edges(np.concatenate(list(filled.values())), bins)
+    for label, values in filled.items():
+        axes.stairs(np.histogram(values, edges)[0] / len(values), edges, label=f"{label} ({len(values):,})", fill=False)
+    return _png(figure, axes, legend=True)
+
+
+def _figure(x: str, y: str) -> tuple[Any, Any]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 3), layout="constrained")
-    axes = figure.add_subplot(xlabel=x, ylabel=y)
-    for label, ys in lines.items():
-        axes.plot(xs, ys, label=label)
+    return figure, figure.add_subplot(xlabel=x, ylabel=y)
+
+
+def _png(figure: Any, axes: Any, *, legend: bool) -> bytes:
+    import io
+
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     axes.grid(alpha=0.3)
-    if len(lines) > 1:
+    if legend:
         axes.legend()
     buffer = io.BytesIO()
     canvas: Any = FigureCanvasAgg(figure)

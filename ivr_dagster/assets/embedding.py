@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from ivr_dagster.assets import OWNERS, depends_on_settings
-from ivr_dagster.assets.display import curves, inline_png
+from ivr_dagster.assets.display import curves, histograms, inline_png
 from ivr_dagster.core.content_hash import content_hash
 from ivr_dagster.core.corpus.cleaned import CleanedCorpus
 from ivr_dagster.core.corpus.subset import document_sizes, ids_within, validation_ids
@@ -163,6 +163,7 @@ def fitted_embeddings(
             "new_rows": len(new),
             "mean_norm_of_new_rows": float(norms[new].mean()) if new else 0.0,
             "mean_norm_of_all_rows": float(norms.mean()),
+            **_norms(original_embeddings["wte"], tensors["wte"], new, bpe.size),
             **figures,
         },
     )
@@ -199,6 +200,18 @@ def initialized_model(
         data_version=dg.DataVersion(content_hash(folder)),
         metadata={"parameters": layout.parameters, "seconds": round(time.monotonic() - started, 2)},
     )
+
+
+def _norms(before: Any, after: Any, new: list[int], size: int) -> dict[str, dg.MetadataValue]:
+    """A picture of the row norms of the ids that changed their string, before and after, beside all of the base."""
+    import torch
+
+    if not new:
+        return {}
+    base, now = (matrix[:size].norm(dim=1, dtype=torch.float32).numpy() for matrix in (before, after))
+    groups = {"all rows of the base": base, "sacrificed tokens, before": base[new], "new tokens, after": now[new]}
+    picture = histograms(groups, x="norm of an embedding row", y="share of rows")
+    return {"row norms": inline_png(picture, "row norms before and after")}
 
 
 class _Text:

@@ -66,7 +66,7 @@ def evaluation_report_asset(wanted: Mapping[str, str]) -> dg.AssetsDefinition:
     """The evaluation; `wanted` are the baselines that are switched on, variant → asset."""
 
     @dg.asset(
-        deps=["base_model", *wanted.values()],
+        deps=["base_model", "retention_corpus", *wanted.values()],
         group_name=GROUP,
         kinds={"huggingface", "markdown", "json"},
         owners=OWNERS,
@@ -76,7 +76,6 @@ def evaluation_report_asset(wanted: Mapping[str, str]) -> dg.AssetsDefinition:
         metadata=depends_on_settings(
             "evaluation_bytes",
             "retention_bytes",
-            "retention_corpora_dir",
             "continuations",
             "vanilla",
             "vanilla_compute",
@@ -102,10 +101,9 @@ def evaluation_report_asset(wanted: Mapping[str, str]) -> dg.AssetsDefinition:
         Bits per byte (BPB) can be compared between tokenizers, perplexity per token cannot. Compared are the base
         model with its own and with the distilled tokenizer, the initialised and the fine-tuned model, and vanilla
         baselines; every model has equally many bytes of text before a token, and differences come with intervals.
-        Also what the new tokens cost, how fast text is written, and what was unlearned on text of another domain (a
-        changed `retention_corpora_dir` folder makes nothing stale). `report.md` has words, tables, plots and
-        continuations, `report.json` the figures; `final_model/README.md` of the fine-tuned model becomes its model
-        card.
+        Also what the new tokens cost, how fast text is written, and what was unlearned on text of another domain.
+        `report.md` has words, tables, plots and continuations, `report.json` the figures; `final_model/README.md` of
+        the fine-tuned model becomes its model card.
         """
         from ivr_dagster.core.evaluation.figures import EvaluationReport, as_json, pairs_to_compare, reproducible
         from ivr_dagster.core.evaluation.intervals import bpb_intervals

@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 
 from ivr_dagster.assets import OWNERS, depends_on_settings
-from ivr_dagster.assets.display import markdown_table
+from ivr_dagster.assets.display import columns, curves, inline_png, markdown_table
 from ivr_dagster.core.content_hash import content_hash
 from ivr_dagster.core.corpus.cleaned import CleanedCorpus
 from ivr_dagster.core.handles import TokenizerFolder
@@ -37,17 +37,11 @@ T = TypeVar("T")
     io_manager_key="parquet_io",
     code_version="1",
     metadata=depends_on_settings("max_texts")
-    | {
-        "dagster/column_schema": dg.TableSchema(
-            [
-                dg.TableColumn("pretoken", "string", description="The pre-token's text"),
-                dg.TableColumn("count", "int64", description="Occurrences in the train split"),
-                dg.TableColumn(
-                    "kind", "string", description="`pretoken`, or `added` for tokens like <|endoftext|> in the text"
-                ),
-            ]
-        )
-    },
+    | columns(
+        pretoken=("string", "The pre-token's text"),
+        count=("int64", "Occurrences in the train split"),
+        kind=("string", "`pretoken`, or `added` for tokens like <|endoftext|> in the text"),
+    ),
 )
 def pretoken_counts(
     context: dg.AssetExecutionContext,
@@ -86,18 +80,12 @@ def pretoken_counts(
     owners=OWNERS,
     io_manager_key="parquet_io",
     code_version="1",
-    metadata={
-        "dagster/column_schema": dg.TableSchema(
-            [
-                dg.TableColumn("token_id", "uint32", description="Id in the base tokenizer"),
-                dg.TableColumn("token", "string", description="The token's string in the byte-level alphabet"),
-                dg.TableColumn(
-                    "text", "string", description="The token's text, U+FFFD where it is part of a character"
-                ),
-                dg.TableColumn("frequency", "int64", description="Occurrences in the train split, zeros included"),
-            ]
-        )
-    },
+    metadata=columns(
+        token_id=("uint32", "Id in the base tokenizer"),
+        token=("string", "The token's string in the byte-level alphabet"),
+        text=("string", "The token's text, U+FFFD where it is part of a character"),
+        frequency=("int64", "Occurrences in the train split, zeros included"),
+    ),
 )
 def token_stats(
     pretoken_counts: pl.DataFrame, original_tokenizer: TokenizerFolder
@@ -110,6 +98,7 @@ def token_stats(
     frequencies = token_frequencies(counts, tokenizer)
     table = frequency_table(read_bpe(tokenizer).strings, frequencies)
     tokens, unused = int(frequencies.sum()), int((frequencies == 0).sum())
+    used = np.sort(frequencies[frequencies > 0])[::-1]
     return dg.MaterializeResult(
         value=table,
         data_version=dg.DataVersion(content_hash(table)),
@@ -120,6 +109,10 @@ def token_stats(
             "unused_ids": unused,
             "unused_share": unused / len(table),
             "most frequent": dg.MetadataValue.md(markdown_table(table.sort("frequency", descending=True).head(20))),
+            "frequency by rank": inline_png(
+                curves(range(1, len(used) + 1), {"frequency": used}, x="rank", y="occurrences", logarithmic=True),
+                "frequency of tokens by rank",
+            ),
         },
     )
 
@@ -130,7 +123,11 @@ def token_stats(
     owners=OWNERS,
     io_manager_key="sequences_io",
     code_version="1",
-    metadata=depends_on_settings("max_texts"),
+    metadata=depends_on_settings("max_texts")
+    | columns(
+        document_id=("string", "Hash of the document's text, as in the cleaned corpus"),
+        ids=("list<uint16 or uint32>", "Ids of the base tokenizer, in order"),
+    ),
 )
 def token_sequences(
     context: dg.AssetExecutionContext,

@@ -40,6 +40,7 @@ DIVIDED_BY = ("heldout_fraction", "normalization", "text_split_bytes", "text_key
 
 
 @dg.asset(
+    deps=["general_corpus", "retention_corpus"],
     group_name=GROUP,
     kinds={"arrow", "huggingface"},
     owners=OWNERS,
@@ -49,9 +50,7 @@ DIVIDED_BY = ("heldout_fraction", "normalization", "text_split_bytes", "text_key
         "block_size",
         "train_bytes",
         "validation_bytes",
-        "general_corpora_dir",
         "general_share",
-        "retention_corpora_dir",
         "retention_bytes",
         "text_split_bytes",
         "vanilla",
@@ -319,11 +318,13 @@ def _fine_tuned(
         on_log=on_log,
     )
     trained = TrainedModel(place)
+    text_bytes = blocks.bytes_per_token(text)
     trained.write_history(result.steps, result.tokens, result.loss_history, result.validation)
     return dg.MaterializeResult(
         value=trained,
         data_version=dg.DataVersion(content_hash(result.final_model)),
         metadata=_figures(result)
+        | ({"bytes_per_second": round(result.tokens_per_second * text_bytes)} if text_bytes else {})
         | {
             "started from": told,
             "device": device,

@@ -10,18 +10,18 @@ from dagster._core.definitions.data_version import CODE_VERSION_TAG
 
 from ivr_dagster.artifact_paths import ArtifactPaths
 from ivr_dagster.assets import OWNERS, depends_on_settings
-from ivr_dagster.assets.display import curves, inline_png, markdown_table
+from ivr_dagster.assets.display import columns, curves, inline_png, markdown_table
 from ivr_dagster.core.content_hash import content_hash
 from ivr_dagster.core.corpus.cleaned import CleanedCorpus
 from ivr_dagster.core.handles import TokenizerFolder
 from ivr_dagster.core.tokenizer.agreement import compare_lengths
 from ivr_dagster.core.tokenizer.bpe import read_bpe
 from ivr_dagster.core.tokenizer.folder import write_certificate, write_tokenizer
+from ivr_dagster.core.tokens.byte_level import text_of
 from ivr_dagster.core.tokens.counts import counts_from_table
 from ivr_dagster.core.vocabulary.candidate import Guards
 from ivr_dagster.core.vocabulary.remap import RemapRules, check_rules, read_rules, remap_tokenizer, untouched_types
 from ivr_dagster.core.vocabulary.selection import (
-    HARDLY_WORTH,
     Plan,
     plan_selection,
     rules_from_table,
@@ -56,6 +56,21 @@ GROUP = "vocabulary"
         "sticky",
         "least_gain",
         "max_texts",
+    )
+    | columns(
+        rank=("int64", "Place in the selection, the most saving first"),
+        new_token=("string", "The string that gets the id, in the byte-level alphabet"),
+        new_text=("string", "Its text"),
+        constituents=("string", "Base tokens it stands for, in order, with spaces between"),
+        saving=("int64", "Tokens it saves on the train split"),
+        frequency=("int64", "How often it stands there"),
+        heldout_saving=("float64", "Share of held-out tokens it saves"),
+        sacrificed_id=("int64", "The id"),
+        sacrificed_token=("string", "The token that gives it up, in the byte-level alphabet"),
+        sacrificed_text=("string", "Its text"),
+        sacrificed_frequency=("int64", "How often the train split has it"),
+        status=("string", "`new`, or `kept` or `moved` from the rules in force"),
+        sacrificed_cost=("int64", "Tokens that an occurrence takes without it"),
     ),
 )
 def replacement_candidates(
@@ -89,13 +104,13 @@ def replacement_candidates(
         progress=track(context.log, "selecting", "new tokens"),
     )
     table = plan.table
-    judgement = verdict(plan.saving_heldout, len(table))
+    judgement = verdict(plan.saving_heldout, len(table), settings.saving_floor)
     if plan.foregone is not None:
         context.log.info(
             f"the selection in force stays: the best one now would save {plan.foregone:.2%} more of held-out tokens, "
             f"least_gain is {settings.least_gain:.2%}"
         )
-    (context.log.warning if plan.saving_heldout < HARDLY_WORTH else context.log.info)(judgement)
+    (context.log.warning if plan.saving_heldout < settings.saving_floor else context.log.info)(judgement)
     saved = np.cumsum(table["heldout_saving"].to_numpy())
     return dg.MaterializeResult(
         value=table,
@@ -194,10 +209,17 @@ def table_in_force(
     return found if rules_from_table(found).digest() == read_rules(rules).digest() else None
 
 
-@dg.asset(group_name=GROUP, kinds={"markdown"}, owners=OWNERS, io_manager_key="markdown_io", code_version="3")
-def selection_log(replacement_candidates: pl.DataFrame) -> dg.MaterializeResult[str]:
+@dg.asset(
+    group_name=GROUP,
+    kinds={"markdown"},
+    owners=OWNERS,
+    io_manager_key="markdown_io",
+    code_version="3",
+    metadata=depends_on_settings("saving_floor"),
+)
+def selection_log(settings: SettingsResource, replacement_candidates: pl.DataFrame) -> dg.MaterializeResult[str]:
     """The selection for people to read: what was chosen, what is given up, and what each hundred tokens more saved."""
-    text = selection_log_text(replacement_candidates)
+    text = selection_log_text(replacement_candidates, settings.saving_floor)
     return dg.MaterializeResult(
         value=text, data_version=dg.DataVersion(content_hash(text)), metadata={"log": dg.MetadataValue.md(text)}
     )
@@ -228,8 +250,19 @@ def remap_rules(
     return dg.MaterializeResult(
         value=rules,
         data_version=dg.DataVersion(rules.digest()),
-        metadata={"rules": len(rules), "edited_by_hand": rules.edited},
+        metadata={
+            "rules": len(rules),
+            "edited_by_hand": rules.edited,
+            "first rules": dg.MetadataValue.md(_first_rules(rules)),
+        },
     )
+
+
+def _first_rules(rules: RemapRules) -> str:
+    """A table of the rules that save most."""
+    most = sorted(rules, key=lambda rule: -rule.frequencies.get("saving", 0))[:20]
+    given = [(rule.id, text_of(rule.sacrificed_token), text_of(rule.new_token)) for rule in most]
+    return markdown_table(pl.DataFrame(given, schema=["id", "from", "to"], orient="row"))
 
 
 def edited_rules(places: ArtifactPaths) -> RemapRules | None:
@@ -247,8 +280,8 @@ def edited_rules(places: ArtifactPaths) -> RemapRules | None:
     owners=OWNERS,
     io_manager_key="tokenizer_io",
     code_version="2",
-    # longer_documents_ceiling is of no effect on the tokenizer, but its check must be put anew
-    metadata=depends_on_settings("exceptions", "longer_documents_ceiling"),
+    # the last two are of no effect on the tokenizer, but their checks must be put anew
+    metadata=depends_on_settings("exceptions", "longer_documents_ceiling", "saving_floor"),
 )
 def remapped_tokenizer(
     settings: SettingsResource,

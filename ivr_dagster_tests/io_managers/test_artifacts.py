@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import dagster as dg
 import pytest
 
 from ivr_dagster.artifact_paths import RELATIVE_PATHS, ArtifactPaths
@@ -22,6 +21,7 @@ from ivr_dagster.definitions import build_definitions
 from ivr_dagster.io_managers import io_managers
 from ivr_dagster.io_managers.artifacts import MARKER
 from ivr_dagster.settings import Settings
+from ivr_dagster.sources import source_names
 
 FOLDERS: dict[str, tuple[str, type[Any]]] = {
     "cleaned_corpus": ("documents_io", CleanedCorpus),
@@ -200,7 +200,7 @@ def test_every_asset_has_a_place_and_an_io_manager_there_is(tmp_path: Path) -> N
     made = [
         asset
         for asset in definitions.resolve_all_asset_specs()
-        if not isinstance(asset, dg.SourceAsset) and asset.key.path[-1] not in ("base_model", "raw_corpus")
+        if asset.key.path[-1] not in source_names(ArtifactPaths(tmp_path))
     ]
     assert len(made) > 10
     assert {asset.key.path[-1] for asset in made} <= RELATIVE_PATHS.keys()

@@ -18,7 +18,7 @@ from ivr_dagster.stages import STAGES, TUNING, stage_assets
 pytestmark = pytest.mark.browser
 
 GROUPS = ("corpus", "tokens", "tokenizer", "vocabulary", "embedding", "training", "evaluation")
-SOURCES = ("raw_corpus", "base_model")
+SOURCES = ("raw_corpus", "base_model", "general_corpus", "retention_corpus")
 CHECKS = ("agreement_floor", "ids_kept", "round_trip")
 ASSET = "distilled_tokenizer"
 SERVERS = {"dagster", "dagster-webserver", "dagster-daemon"}

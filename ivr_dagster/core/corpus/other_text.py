@@ -57,14 +57,22 @@ def read_other_documents(
     Raises:
         InputError: no corpus file there; a file that cannot be read (see `corpus.documents`).
     """
+    for path in other_files(root, setting):
+        documents = read_documents(path, root, text_key=text_key, encoding=encoding, text_split_bytes=text_split_bytes)
+        yield from (document.text for document in documents)
+
+
+def other_files(root: Path, setting: str) -> list[Path]:
+    """The corpus files of a folder that a `setting` names.
+
+    Raises:
+        InputError: there are none.
+    """
     try:
-        files = corpus_files(root)
+        return corpus_files(root)
     except InputError as error:
         raise InputError(
             f"{setting} names a folder without text that can be read",
             where=root,
             remedy=f"Put .txt, .jsonl or .json files there, or name another folder with --{setting.replace('_', '-')}.",
         ) from error
-    for path in files:
-        documents = read_documents(path, root, text_key=text_key, encoding=encoding, text_split_bytes=text_split_bytes)
-        yield from (document.text for document in documents)

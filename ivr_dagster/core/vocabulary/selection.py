@@ -24,8 +24,6 @@ LISTED = 40
 STEP = 100  # new tokens; the grain in which the saving of the next ones is looked at
 # where `auto` stops at the latest: more rows than can be learned in a fine-tuning of some megabytes
 AUTO_MOST = 10_000
-# below this share of held-out tokens a fine-tuning costs more than shorter sequences give back
-HARDLY_WORTH = 0.10
 
 
 @dataclass(frozen=True)
@@ -271,18 +269,24 @@ def rules_from_table(table: pl.DataFrame) -> RemapRules:
     )
 
 
-def verdict(saving_heldout: float, count: int) -> str:
-    """Whether the reassignment is worth its fine-tuning, in one sentence."""
-    if saving_heldout < HARDLY_WORTH:
+def verdict(saving_heldout: float, count: int, floor: float) -> str:
+    """Whether the reassignment is worth its fine-tuning, in one sentence.
+
+    Args:
+        saving_heldout: share of held-out tokens saved.
+        count: new tokens.
+        floor: the share below which a fine-tuning costs more than shorter sequences give back.
+    """
+    if saving_heldout < floor:
         return (
             f"Hardly worth it: {count:,} new tokens save {saving_heldout:.1%} of held-out tokens, less than "
-            f"{HARDLY_WORTH:.0%}. Their rows have to be learned; fine-tuning the base model as it is will likely do as "
+            f"{floor:.0%}. Their rows have to be learned; fine-tuning the base model as it is will likely do as "
             "well. --merge-scope across saves more, where phrases recur."
         )
     return f"{count:,} new tokens save {saving_heldout:.1%} of held-out tokens."
 
 
-def selection_log_text(table: pl.DataFrame) -> str:
+def selection_log_text(table: pl.DataFrame, saving_floor: float) -> str:
     """Markdown: what was chosen and why, the saving by hundreds, what is given up and what that text costs."""
     saving, heldout = table["saving"].to_numpy(), table["heldout_saving"].to_numpy()
     lost = table.filter(pl.col("sacrificed_frequency") > 0)
@@ -290,7 +294,7 @@ def selection_log_text(table: pl.DataFrame) -> str:
     lines = [
         "# Selection",
         "",
-        verdict(float(heldout.sum()), len(table)),
+        verdict(float(heldout.sum()), len(table), saving_floor),
         "",
         f"On the train split they save {int(saving.sum()):,} tokens. Every saving is counted where the token stands "
         "once all are in use, so that they add up. All figures are of the corpus that the selection was made on: it "

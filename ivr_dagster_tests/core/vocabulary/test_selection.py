@@ -24,7 +24,6 @@ from ivr_dagster.core.vocabulary.candidates import choose_candidates
 from ivr_dagster.core.vocabulary.remap import RemapRule, RemapRules, check_rules, remap_tokenizer
 from ivr_dagster.core.vocabulary.sacrifice import protected_ids
 from ivr_dagster.core.vocabulary.selection import (
-    HARDLY_WORTH,
     STEP,
     Plan,
     candidates_table,
@@ -89,9 +88,10 @@ def test_no_candidates_are_an_empty_table_of_the_same_columns_and_no_rules(
     assert empty.schema == table.schema
     assert len(rules_from_table(empty)) == 0
     assert saving_curve(empty) == []
-    assert "they save 0 tokens" in selection_log_text(empty)
+    assert "they save 0 tokens" in selection_log_text(empty, FLOOR)
 
 
+FLOOR = 0.10
 SHARES = st.lists(st.floats(0, 0.01), max_size=450).map(np.array)
 
 
@@ -115,9 +115,9 @@ def test_a_hundred_pays_by_its_sum_and_one_that_does_not_ends_it() -> None:
 
 
 def test_the_verdict_warns_where_little_is_saved() -> None:
-    assert verdict(HARDLY_WORTH - 0.001, 4000).startswith("Hardly worth it: 4,000 new tokens save 9.9% of held-out")
-    assert "--merge-scope across" in verdict(0.0, 0)
-    assert verdict(HARDLY_WORTH, 4000) == "4,000 new tokens save 10.0% of held-out tokens."
+    assert verdict(FLOOR - 0.001, 4000, FLOOR).startswith("Hardly worth it: 4,000 new tokens save 9.9% of held-out")
+    assert "--merge-scope across" in verdict(0.0, 0, FLOOR)
+    assert verdict(FLOOR, 4000, FLOOR) == "4,000 new tokens save 10.0% of held-out tokens."
 
 
 def selection_of(bpe: ByteLevelBPE, *made: tuple[str, ...]) -> Selection:
@@ -348,8 +348,8 @@ def test_a_selection_of_another_base_is_not_in_force(plan: Plan, make_plan: Call
 
 
 def test_the_log_says_what_is_saved_what_it_is_worth_and_what_stays(plan: Plan) -> None:
-    text = selection_log_text(plan.table)
-    assert verdict(plan.saving_heldout, 150) in text
+    text = selection_log_text(plan.table, FLOOR)
+    assert verdict(plan.saving_heldout, 150, FLOOR) in text
     saved = plan.table["saving"].sum()
     assert f"On the train split they save {saved:,} tokens." in text
     assert "0 stood in the rules before and keep their id, 0 get another one, 150 are new." in text
@@ -363,14 +363,14 @@ def test_the_log_says_what_is_saved_what_it_is_worth_and_what_stays(plan: Plan) 
 
 def test_the_log_tells_the_churn(plan: Plan) -> None:
     status = pl.Series(["kept"] * 100 + ["moved"] * 20 + ["new"] * 30)
-    text = selection_log_text(plan.table.with_columns(status=status))
+    text = selection_log_text(plan.table.with_columns(status=status), FLOOR)
     assert "100 stood in the rules before and keep their id, 20 get another one, 30 are new." in text
 
 
 def test_the_log_warns_where_little_is_saved(plan: Plan) -> None:
-    table = plan.table.with_columns(heldout_saving=pl.lit(HARDLY_WORTH / 151))
-    assert "Hardly worth it: 150 new tokens save 9.9%" in selection_log_text(table)
-    assert "Hardly" not in selection_log_text(table.with_columns(heldout_saving=pl.lit(0.01)))
+    table = plan.table.with_columns(heldout_saving=pl.lit(FLOOR / 151))
+    assert "Hardly worth it: 150 new tokens save 9.9%" in selection_log_text(table, FLOOR)
+    assert "Hardly" not in selection_log_text(table.with_columns(heldout_saving=pl.lit(0.01)), FLOOR)
 
 
 @pytest.mark.parametrize("string", ["|", "a|b"])
@@ -380,7 +380,7 @@ def test_the_log_names_what_the_domain_loses_and_what_that_costs_and_keeps_its_t
     frequencies = np.full(gpt2_bpe.size, 3, dtype=np.int64)
     constituents = tuple(gpt2_bpe.ids[character] for character in string)
     table = candidates_table(Selection([Candidate(string, constituents, 9, 9)], 90), gpt2_bpe, frequencies)
-    text = selection_log_text(table.with_columns(sacrificed_cost=pl.lit(17)))
+    text = selection_log_text(table.with_columns(sacrificed_cost=pl.lit(17)), FLOOR)
     assert "0 of the sacrificed tokens never occur in the train split; 1 do, 3 times in all" in text
     assert "## Given up although the domain uses them" in text
     assert f"| `{table['sacrificed_text'][0]!r}` | 3 | 17 | " in text
@@ -390,4 +390,4 @@ def test_the_log_names_what_the_domain_loses_and_what_that_costs_and_keeps_its_t
 
 
 def test_the_log_says_nothing_of_losses_where_there_are_none(table: pl.DataFrame) -> None:
-    assert "Given up although the domain uses them" not in selection_log_text(table)
+    assert "Given up although the domain uses them" not in selection_log_text(table, FLOOR)

@@ -1,0 +1,23 @@
+"""Whether a training went as one should."""
+
+import math
+
+import dagster as dg
+
+from ivr_dagster.asset_checks import verdict
+from ivr_dagster.core.handles import TrainedModel
+
+
+@dg.asset_check(asset="sft_checkpoint", name="loss_falls")
+def loss_falls(sft_checkpoint: TrainedModel) -> dg.AssetCheckResult:
+    """The loss is finite throughout, and at the end below where it began."""
+    losses = [float(loss) for _, loss in sft_checkpoint.history()["losses"]]
+    first, last = (losses[0], losses[-1]) if losses else (0.0, 0.0)
+    return verdict(
+        all(map(math.isfinite, losses)) and (len(losses) < 2 or last < first),
+        severity=dg.AssetCheckSeverity.WARN,
+        remedy="Look at the training loss on the asset's page: lower learning_rate or new_row_rate, or train longer.",
+        loss_first=first,
+        loss_last=last,
+        entries=len(losses),
+    )

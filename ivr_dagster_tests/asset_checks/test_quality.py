@@ -1,0 +1,56 @@
+"""What the checks on corpus, vocabulary and training warn of."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+from small_pipeline import workbench
+
+from ivr_dagster.asset_checks.corpus import heldout_floor
+from ivr_dagster.asset_checks.training import loss_falls
+from ivr_dagster.asset_checks.vocabulary import token_saving_floor
+from ivr_dagster.core.handles import TrainedModel
+
+
+@pytest.mark.parametrize(
+    ("losses", "passes"),
+    [([3.0, 2.0], True), ([2.0, 3.0], False), ([3.0, float("nan"), 2.0], False), ([3.0], True), ([], True)],
+)
+def test_a_loss_that_rises_or_breaks_is_warned_of(losses: list[float], passes: bool, tmp_path: Path) -> None:
+    trained = TrainedModel(tmp_path)
+    trained.write_history(len(losses), 10, list(enumerate(losses)), [])
+    result: Any = loss_falls(trained)
+    assert result.passed is passes
+    assert result.severity == dg.AssetCheckSeverity.WARN
+    assert ("learning_rate" in (result.description or "")) is not passes
+
+
+@pytest.mark.parametrize(
+    ("check", "asset", "setting", "figure"),
+    [
+        (heldout_floor, "cleaned_corpus", "heldout_floor", "heldout_documents"),
+        (token_saving_floor, "remapped_tokenizer", "saving_floor", "token_saving"),
+    ],
+)
+def test_a_figure_below_its_floor_is_warned_of_and_one_at_it_is_not(
+    check: Any, asset: str, setting: str, figure: str, built: tuple[Path, dict[str, dict[str, Any]]]
+) -> None:
+    root, figures = built
+    bench = workbench(root, observe=False)
+    known = figures[asset][figure]
+    value = bench.load(asset)
+    passing = check(workbench(root, observe=False, **{setting: known}).shared, value)
+    failing = check(workbench(root, observe=False, **{setting: known + (1 if known >= 1 else 0.01)}).shared, value)
+    assert (passing.passed, failing.passed) == (True, False)
+    assert passing.metadata[figure].value == pytest.approx(known)
+    assert failing.severity == dg.AssetCheckSeverity.WARN
+    assert failing.description
+
+
+def test_what_the_report_says_of_other_text_is_in_its_json(built: tuple[Path, dict[str, dict[str, Any]]]) -> None:
+    """The checks read it there: names that they look for must be those that the report writes."""
+    report = json.loads((built[0] / "artifacts" / "evaluation" / "report.json").read_text())
+    assert {"base", "distilled", "initialized", "sft"} <= report["variants"].keys()
+    assert {"sft", "vanilla_sft"} <= report["retention"]["variants"].keys()
