@@ -1,8 +1,11 @@
 """Where every artifact lies: the only place that spells a path below the artifacts folder."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from ivr_dagster.core.errors import InputError
 
 RELATIVE_PATHS: dict[str, str] = {
     "raw_corpus": "corpora/raw",
@@ -32,6 +35,8 @@ SETTINGS_FILE = "ivr.yaml"
 SFT_CONFIG_FILE = "sft_config.yaml"
 DAGSTER_HOME = ".dagster"
 PRESENCE_FILE = ".ivr.lock"
+EXPERIMENTS = "experiments"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,25 @@ class ArtifactPaths:
     def dagster_home(self) -> Path:
         """Dagster's run storage, unless DAGSTER_HOME says otherwise."""
         return self.root / DAGSTER_HOME
+
+    @property
+    def experiments(self) -> Path:
+        """The folder of experiments, each an artifacts folder of its own."""
+        return self.root / EXPERIMENTS
+
+    def experiment(self, name: str) -> Path:
+        """The artifacts folder of an experiment, which need not exist.
+
+        Raises:
+            InputError: the name is none for a folder.
+        """
+        if not _NAME.fullmatch(name):
+            raise InputError(
+                f"{name!r} is no name for an experiment",
+                where="experiment",
+                remedy="Take letters, digits, dots, hyphens and underscores, a letter or a digit first.",
+            )
+        return self.experiments / name
 
     @property
     def presence(self) -> Path:

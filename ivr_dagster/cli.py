@@ -119,6 +119,9 @@ TUNE_OPTIONS = (
     "seed",
 )
 
+# of the commands that are for all stages
+ALL_OPTIONS = tuple(dict.fromkeys(key for keys in STAGE_OPTIONS.values() for key in keys if key != "train_model_name"))
+
 STAGE_HELP = {
     "init": "Clean and split the corpus, fetch the base tokenizer.",
     "analyze": "Count pre-tokens and tokens, write id sequences.",
@@ -172,6 +175,17 @@ KEY_FIGURES: dict[str, tuple[str, ...]] = {
     "tuning_study": ("best_bits_per_byte", "default_bits_per_byte", "trials", "given_up"),
     "evaluation_report": ("bpb_base", "bpb_initialized", "bpb_sft", "bpb_vanilla_sft", "token_saving"),
 }
+# figures that experiments are compared by: heading, asset, figure
+COMPARED = (
+    ("new tokens", "remapped_tokenizer", "tokens_reassigned"),
+    ("token saving", "remapped_tokenizer", "token_saving"),
+    ("bytes per token", "remapped_tokenizer", "bytes_per_token"),
+    ("BPB, base", "evaluation_report", "bpb_base"),
+    ("before training", "evaluation_report", "bpb_initialized"),
+    ("trained", "evaluation_report", "bpb_sft"),
+    ("vanilla", "evaluation_report", "bpb_vanilla_sft"),
+    ("on other text", "evaluation_report", "retention_rise_sft"),
+)
 SHARES = {
     "agreement",
     "agreement_heldout",
@@ -181,6 +195,7 @@ SHARES = {
     "token_saving_heldout",
     "round_trip",
     "new_tokens_used_share",
+    "retention_rise_sft",
 }
 
 
@@ -254,6 +269,11 @@ class InOrder(click.Group):
     help="Settings file. Default: ivr.yaml in the artifacts folder; options given to a stage are remembered there.",
 )
 @click.option(
+    "--experiment",
+    envvar="IVR_EXPERIMENT",
+    help="Work on this experiment in place of the artifacts folder itself; `ivr experiment` begins one.",
+)
+@click.option(
     "--log-level",
     type=click.Choice(["DEBUG", "INFO", "WARNING", "ERROR"], case_sensitive=False),
     default="WARNING",
@@ -264,13 +284,40 @@ class InOrder(click.Group):
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object of figures on standard output.")
 @click.version_option(package_name="ivr-dagster")
 @click.pass_context
-def cli(context: click.Context, artifacts_dir: Path, config: Path | None, log_level: str, as_json: bool) -> None:
+def cli(
+    context: click.Context,
+    artifacts_dir: Path,
+    config: Path | None,
+    experiment: str | None,
+    log_level: str,
+    as_json: bool,
+) -> None:
     """Move a pretrained GPT-2-style model onto a better vocabulary of the same size.
 
     Each stage materializes Dagster assets on the instance that `ivr ui` shows. Settings: option, then environment
     (IVR_MAX_CANDIDATES and so on), then settings file, then default.
     """
+    if experiment:
+        artifacts_dir = _experiment_folder(artifacts_dir, experiment, config)
     context.obj = Request(artifacts_dir, config, log_level.upper(), as_json)
+
+
+def _experiment_folder(artifacts_dir: Path, name: str, config: Path | None) -> Path:
+    place = ArtifactPaths(artifacts_dir.expanduser().resolve()).experiment(name)
+    if not place.is_dir():
+        raise InputError(
+            f"no experiment {name!r}",
+            where=place,
+            remedy=f"Begin it by `ivr experiment {name}`; `ivr experiments` shows those that there are.",
+        )
+    if config is not None:
+        raise InputError(
+            f"--config was given beside --experiment, which has settings of its own: {place / 'ivr.yaml'}",
+            where="--config",
+            remedy="Leave one of them out.",
+        )
+    os.environ["DAGSTER_HOME"] = str(ArtifactPaths(place).dagster_home)  # each has an instance of its own
+    return place
 
 
 def settings_options(*keys: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -352,7 +399,7 @@ def tune(request: Request, /, **options: Any) -> None:
     "--until", type=click.Choice(list(STAGES)), help="The last stage to bring up to date.  [default: evaluate]"
 )
 @click.option("--dry-run", is_flag=True, help="Only show what would be materialized, and why.")
-@settings_options(*dict.fromkeys(key for keys in STAGE_OPTIONS.values() for key in keys if key != "train_model_name"))
+@settings_options(*ALL_OPTIONS)
 @click.pass_obj
 def run(request: Request, /, sample: bool, until: str | None, dry_run: bool, **options: Any) -> None:
     """Materialize everything that is stale, in order."""
@@ -380,6 +427,43 @@ def run(request: Request, /, sample: bool, until: str | None, dry_run: bool, **o
     if failed:
         raise InputError(f"a blocking check has failed: {failed}")
     _show_run(request, workbench, done)
+
+
+@cli.command()
+@click.argument("name")
+@settings_options(*ALL_OPTIONS)
+@click.pass_obj
+def experiment(request: Request, /, name: str, **options: Any) -> None:
+    """Begin an experiment: what is there now under other settings, in a folder of its own.
+
+    It starts from a copy of all artifacts and settings, so that only what depends on the settings given here is made
+    anew. Then: `ivr --experiment NAME run`, `… status`, `… ui --port 3001`.
+    """
+    given = {key: value for key, value in options.items() if value is not None}
+    workbench = request.workbench({})
+    from ivr_dagster.experiments import begin
+
+    paths = begin(workbench, name, given)
+    if request.as_json:
+        click.echo(json.dumps({"experiment": name, "artifacts_dir": str(paths.root), "settings": given}))
+        return
+    click.echo(f"{paths.root}\nGo on with: ivr --artifacts-dir {request.artifacts_dir} --experiment {name} run")
+
+
+@cli.command()
+@click.pass_obj
+def experiments(request: Request) -> None:
+    """Show all experiments beside each other: what differs, and what came of it."""
+    workbench = request.workbench({}, observe=False)
+    from ivr_dagster.experiments import compare
+
+    found = compare(workbench)
+    if request.as_json:
+        click.echo(json.dumps({"experiments": [asdict(each) for each in found]}))
+        return
+    from ivr_dagster.terminal import experiments_table
+
+    experiments_table(found, COMPARED, _number)
 
 
 @cli.command()
@@ -440,7 +524,7 @@ def _show_plan(request: Request, workbench: "Workbench") -> None:
     with ProgressBars("select, dry run", 1, quiet=request.as_json) as bars:
         plan = workbench.plan_selection(lambda done, total: bars.advance("selecting", done, total, "new tokens"))
     points = saving_curve(plan.table)
-    sentence = verdict(plan.saving_heldout, len(plan.table))
+    sentence = verdict(plan.saving_heldout, len(plan.table), workbench.settings.saving_floor)
     if not request.as_json:
         plan_tables(plan, points, sentence)
         return

@@ -8,7 +8,8 @@ import logging
 import os
 import shutil
 import socket
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,6 +36,8 @@ from ivr_dagster.staleness import Staleness, observed_version
 
 # the process of a run that the command line started, by number and start time
 PROCESS_TAG = "ivr/process"
+# under which an instance remembers the artifacts folder that it belongs to
+OWNER_KEY = "ivr/artifacts"
 INSTANCE_FILE = Path(__file__).with_name("instance.yaml")
 
 
@@ -101,14 +104,14 @@ class _TerminalFormatter(logging.Formatter):
 class Workbench:
     """The assets of one artifacts folder under given settings, and the instance that remembers them."""
 
-    def __init__(self, settings: Settings, artifacts_dir: Path) -> None:
+    def __init__(self, settings: Settings, artifacts_dir: Path, *, instance: dg.DagsterInstance | None = None) -> None:
         self.settings, self.paths = settings, settings.paths(artifacts_dir)
         # what assets get as the resources `settings` and `base`
         self.shared = with_defaults(artifacts_dir=str(self.paths.root), **settings.model_dump())
         self.base = BaseModel(settings.model_name, settings.revision)
         loggers = {"console": terminal_logger}
         self._definitions = build_definitions(settings, artifacts_dir=artifacts_dir, loggers=loggers)
-        self.instance = open_instance(self.paths)
+        self.instance = instance or open_instance(self.paths)
         self._job = self._definitions.resolve_implicit_global_asset_job_def()
         self._graph = self._definitions.resolve_asset_graph()
         for asset in (name for stage in STAGES for name in self.stage_assets(stage)):
@@ -118,6 +121,20 @@ class Workbench:
         """Assets that a stage makes under these settings, in order; what a person brings is not among them."""
         names = stage_assets(stage, vanilla=self.settings.vanilla, vanilla_compute=self.settings.vanilla_compute)
         return [name for name in names if name not in self.paths.replaced]
+
+    def makes(self, name: str) -> bool:
+        """Whether there is an asset of that name which is made under these settings, not brought."""
+        key = dg.AssetKey(name)
+        return self._graph.has(key) and self._graph.get(key).is_materializable
+
+    def last_made(self, name: str) -> dg.EventLogEntry | None:
+        """The event of an asset's last materialization."""
+        return Staleness(self.instance, self._graph, self.paths).last_made(dg.AssetKey(name))
+
+    def evaluations(self, name: str) -> list[dg.AssetCheckEvaluation]:
+        """The latest evaluation of each check on an asset, of those that were made."""
+        checks = sorted(key for key in self._graph.asset_check_keys if key.asset_key == dg.AssetKey(name))
+        return [found for found in map(self._latest_evaluation, checks) if found is not None]
 
     def observe_sources(self) -> None:
         """Look at raw corpus, base model and what else a person brings; tell the instance what is not as it was.
@@ -197,7 +214,7 @@ class Workbench:
         if not keys:
             return StageResult()
         free_slots_of_dead_runs(self.instance)
-        self._refuse_while_made(set(keys))
+        self.refuse_while_made(set(keys))
         tags = dict(tags or {}) | {PROCESS_TAG: _process_mark(os.getpid())}
         config = {"loggers": {"console": {"config": {"log_level": log_level}}}}
         try:
@@ -230,7 +247,12 @@ class Workbench:
         ]
         return StageResult(found, checks, result.run_id)
 
-    def _refuse_while_made(self, keys: set[dg.AssetKey]) -> None:
+    def refuse_while_made(self, keys: set[dg.AssetKey]) -> None:
+        """See that no run is making one of these assets.
+
+        Raises:
+            InputError: one is; the message names it.
+        """
         fail_dead_runs(self.instance)
         for run in self.instance.get_runs(dg.RunsFilter(statuses=[*AT_WORK])):
             shared = keys & run.asset_selection if run.asset_selection else keys
@@ -326,13 +348,49 @@ def _process_mark(number: int) -> str:
 
 
 def open_instance(paths: ArtifactPaths) -> dg.DagsterInstance:
-    """The instance of DAGSTER_HOME, by default below the artifacts; its settings are written where there are none."""
+    """The instance of DAGSTER_HOME, by default below the artifacts; its settings are written where there are none.
+
+    Raises:
+        InputError: DAGSTER_HOME names the instance of another artifacts folder.
+    """
     home = Path(os.environ.get("DAGSTER_HOME") or paths.dagster_home).expanduser().resolve()
-    home.mkdir(parents=True, exist_ok=True)
     os.environ["DAGSTER_HOME"] = str(home)
+    instance = _instance(home)
+    if home != paths.dagster_home.resolve():
+        _claim(instance, paths.root)
+    return instance
+
+
+@contextmanager
+def instance_at(home: Path) -> Iterator[dg.DagsterInstance]:
+    """The instance of a folder, whatever DAGSTER_HOME says; closed in the end."""
+    instance = _instance(home)
+    try:
+        yield instance
+    finally:
+        instance.dispose()
+
+
+def _instance(home: Path) -> dg.DagsterInstance:
+    home.mkdir(parents=True, exist_ok=True)
     if not (home / "dagster.yaml").exists():
         shutil.copyfile(INSTANCE_FILE, home / "dagster.yaml")
-    return dg.DagsterInstance.get()
+    return dg.DagsterInstance.from_config(str(home))
+
+
+def _claim(instance: dg.DagsterInstance, root: Path) -> None:
+    """Have an instance that lies elsewhere belong to an artifacts folder: it knows assets by name, not by place."""
+    storage = instance.run_storage
+    owner = storage.get_cursor_values({OWNER_KEY}).get(OWNER_KEY)
+    if owner is None or not Path(owner).is_dir():
+        storage.set_cursor_values({OWNER_KEY: str(root)})
+    elif Path(owner) != root:
+        raise InputError(
+            f"the Dagster instance of DAGSTER_HOME holds the assets of {owner}, {root} was asked for",
+            where=os.environ["DAGSTER_HOME"],
+            remedy="Give each artifacts folder a DAGSTER_HOME (and a database) of its own, or unset it: by default "
+            "the instance lies in the artifacts folder.",
+        )
 
 
 def scalars(metadata: Mapping[str, Any]) -> dict[str, Any]:

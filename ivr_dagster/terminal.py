@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -20,6 +20,7 @@ ERR = Console(stderr=True)
 
 if TYPE_CHECKING:
     from ivr_dagster.core.vocabulary.selection import CurvePoint, Plan
+    from ivr_dagster.experiments import Experiment
 
 SECONDS_BETWEEN_LINES = 5.0
 BAR_WIDTH = 40
@@ -100,6 +101,31 @@ def states_table(states: list[Any], figures_of: Callable[[Any], str]) -> None:
         table.add_row("" if state.stage == last else state.stage, state.name, shown, when, figures_of(state))
         last = state.stage
     OUT.print(table if states else "Nothing is stale.")
+
+
+def experiments_table(
+    found: list["Experiment"], compared: Sequence[tuple[str, str, str]], number: Callable[[str, Any], str]
+) -> None:
+    """Experiments beside each other: settings that differ, figures; in brackets what is stale.
+
+    Args:
+        found: the experiments, first the folder that they were taken from.
+        compared: heading, asset and figure of each column.
+        number: a figure's name and value as text.
+    """
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("experiment", "differs in", *(heading for heading, _, _ in compared), "stale"):
+        table.add_column(column)
+    for each in found:
+        differs = ", ".join(f"{key}={value}" for key, value in each.changed.items())
+        cells = []
+        for _, asset, figure in compared:
+            known = each.figures.get(asset, {}).get(figure)
+            shown = "" if known is None else number(figure, known)
+            cells.append(f"({shown})" if shown and asset in each.stale else shown)
+        stale = f"{len(each.stale)} assets" if each.stale else ""
+        table.add_row(each.name or "-", escape(differs), *cells, stale)
+    OUT.print(table)
 
 
 def plan_tables(plan: "Plan", points: list["CurvePoint"], verdict: str) -> None:

@@ -324,7 +324,7 @@ def _fine_tuned(
         value=trained,
         data_version=dg.DataVersion(content_hash(result.final_model)),
         metadata=_figures(result)
-        | ({"bytes_per_second": round(result.tokens_per_second * text_bytes)} if text_bytes else {})
+        | _speed(result, text_bytes)
         | {
             "started from": told,
             "device": device,
@@ -425,6 +425,14 @@ def _general_texts(settings: SettingsResource, corpus: CleanedCorpus, size: int)
     return [text for text in texts if text not in measured]
 
 
+def _speed(result: "SftResult", bytes_per_token: float | None) -> dict[str, float]:
+    """Tokens and bytes of text a second; nothing where nothing was left to train."""
+    if not result.tokens_per_second:
+        return {}
+    of_text = {"bytes_per_second": round(result.tokens_per_second * bytes_per_token)} if bytes_per_token else {}
+    return {"tokens_per_second": round(result.tokens_per_second, 1), **of_text}
+
+
 def _figures(result: "SftResult") -> dict[str, dg.MetadataValue | float | int | str]:
     steps, losses = zip(*result.loss_history, strict=True) if result.loss_history else ((), ())
     validated = dict(result.validation)
@@ -434,7 +442,6 @@ def _figures(result: "SftResult") -> dict[str, dg.MetadataValue | float | int | 
         "steps": result.steps,
         "tokens": result.tokens,
         "seconds": round(result.seconds, 2),
-        "tokens_per_second": round(result.tokens_per_second, 1),
         "resumed_from_step": result.resumed_from or 0,
         "best_step": result.best_step,
         "training loss": inline_png(

@@ -1,0 +1,102 @@
+"""What artifacts say of themselves."""
+
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import numpy as np
+import pytest
+from small_pipeline import workbench
+
+from ivr_dagster.artifact_paths import ArtifactPaths
+from ivr_dagster.io_managers import provenance
+from ivr_dagster.io_managers.provenance import code_revision, peak_memory, reset_peak_memory, size_of
+from ivr_dagster.settings import fingerprint
+
+
+def test_every_artifact_tells_its_size_code_and_settings(built: tuple[Path, dict[str, dict[str, Any]]]) -> None:
+    root, figures = built
+    bench = workbench(root, observe=False)
+    places = ArtifactPaths(root / "artifacts")
+    for asset, found in figures.items():
+        assert Path(found["path"]) == places[asset]
+        assert found["made_by"].startswith("ivr-dagster ")
+        event = bench.last_made(asset)
+        assert event is not None and event.asset_materialization is not None
+        metadata = event.asset_materialization.metadata
+        settings = metadata["settings"].value if "settings" in metadata else {}
+        assert isinstance(settings, dict)
+        version = str(bench._graph.get(dg.AssetKey(asset)).code_version)
+        assert ("-" in version) is bool(settings), asset
+        if settings:
+            assert version.endswith(f"-{found['config_hash']}")
+            assert found["config_hash"] == fingerprint(settings)
+    # nothing was written into these since
+    for asset in ("token_stats", "remapped_tokenizer", "original_embeddings"):
+        marker = 0 if places[asset].is_file() else (places[asset] / ".ivr.json").stat().st_size
+        assert figures[asset]["size_bytes"] - marker == sum(
+            file.stat().st_size for file in [places[asset], *places[asset].rglob("*")]
+            if file.is_file() and file.name != ".ivr.json"
+        )  # fmt: skip
+
+
+def test_the_size_of_a_folder_counts_files_once_and_follows_no_link(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "a").write_bytes(b"12345")
+    (tmp_path / "sub" / "b").write_bytes(b"123")
+    assert size_of(tmp_path) == 8
+    (tmp_path / "loop").symlink_to(tmp_path)
+    assert size_of(tmp_path) == 8
+
+
+def test_the_peak_is_that_since_it_was_reset() -> None:
+    if not Path("/proc/self/clear_refs").exists():
+        pytest.skip("no /proc")
+    np.ones(50_000_000, dtype=np.uint8).sum()
+    before = peak_memory()
+    reset_peak_memory()
+    after = peak_memory()
+    block = np.ones(80_000_000, dtype=np.uint8)
+    grown = peak_memory()
+    assert before is not None and after is not None and grown is not None
+    assert after <= before
+    assert 70_000_000 < grown - after < 120_000_000
+    assert block.sum() == 80_000_000
+
+
+def test_the_revision_is_told_of_our_own_checkout_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def git(*arguments: str, at: Path) -> str:
+        identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        command = ["git", "-C", str(at), *identity, *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    if shutil.which("git") is None:
+        pytest.skip("no git")
+    package = tmp_path / "ours" / "ivr_dagster"
+    (package / "io_managers").mkdir(parents=True)
+    (package / "io_managers" / "provenance.py").write_text("")
+    monkeypatch.setattr(provenance, "__file__", str(package / "io_managers" / "provenance.py"))
+
+    def told() -> str:
+        code_revision.cache_clear()
+        try:
+            return code_revision().partition(", ")[2]
+        finally:
+            code_revision.cache_clear()
+
+    assert told() == ""
+    git("init", "-q", at=tmp_path / "ours")
+    git("add", ".", at=tmp_path / "ours")
+    git("commit", "-qm", "one", at=tmp_path / "ours")
+    revision = git("rev-parse", "HEAD", at=tmp_path / "ours")
+    assert told() == f"git {revision[:12]}"
+    (package / "more.py").write_text("")
+    assert told() == f"git {revision[:12]}+"
+    (package / "more.py").unlink()
+    shutil.rmtree(tmp_path / "ours" / ".git")
+    git("init", "-q", at=tmp_path)  # an environment inside somebody else's checkout
+    git("add", ".", at=tmp_path)
+    git("commit", "-qm", "theirs", at=tmp_path)
+    assert told() == ""
