@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PORT ?= 3000
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-ui browser lint format bench ui clean
+.PHONY: help run test test-ui browser postgres lint format bench ui clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -36,7 +36,12 @@ browser: $(VENV)/.installed-dev
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then apt-get update -qq && apt-get install -y -qq chromium; \
 	else $(BIN)/python -m playwright install chromium; fi
 
-test-ui: browser
+# a PostgreSQL of the tests' own; without one its tests are skipped
+postgres:
+	@command -v initdb >/dev/null || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then apt-get update -qq && apt-get install -y -qq postgresql; fi
+
+test-ui: browser postgres
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m browser
 
 lint: $(VENV)/.installed-dev

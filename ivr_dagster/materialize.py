@@ -19,6 +19,7 @@ import dagster as dg
 import psutil
 from dagster._core.definitions.data_version import DATA_VERSION_TAG
 from dagster._core.errors import DagsterAssetCheckFailedError, DagsterExecutionInterruptedError
+from dagster._core.storage.runs.sqlite import SqliteRunStorage
 from dagster._core.storage.tags import GRPC_INFO_TAG
 
 from ivr_dagster.artifact_paths import ArtifactPaths
@@ -351,12 +352,13 @@ def open_instance(paths: ArtifactPaths) -> dg.DagsterInstance:
     """The instance of DAGSTER_HOME, by default below the artifacts; its settings are written where there are none.
 
     Raises:
-        InputError: DAGSTER_HOME names the instance of another artifacts folder.
+        InputError: it is the instance of another artifacts folder.
     """
     home = Path(os.environ.get("DAGSTER_HOME") or paths.dagster_home).expanduser().resolve()
     os.environ["DAGSTER_HOME"] = str(home)
     instance = _instance(home)
-    if home != paths.dagster_home.resolve():
+    # a folder that is copied takes the records inside it along
+    if home != paths.dagster_home.resolve() or not isinstance(instance.run_storage, SqliteRunStorage):
         _claim(instance, paths.root)
     return instance
 
@@ -386,10 +388,10 @@ def _claim(instance: dg.DagsterInstance, root: Path) -> None:
         storage.set_cursor_values({OWNER_KEY: str(root)})
     elif Path(owner) != root:
         raise InputError(
-            f"the Dagster instance of DAGSTER_HOME holds the assets of {owner}, {root} was asked for",
+            f"this Dagster instance holds the assets of {owner}, {root} was asked for",
             where=os.environ["DAGSTER_HOME"],
-            remedy="Give each artifacts folder a DAGSTER_HOME (and a database) of its own, or unset it: by default "
-            "the instance lies in the artifacts folder.",
+            remedy="Give each artifacts folder a DAGSTER_HOME, and a database, of its own, or unset it: by default the "
+            "instance lies in the artifacts folder.",
         )
 
 

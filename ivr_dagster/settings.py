@@ -23,7 +23,14 @@ from ivr_dagster.core.errors import InputError
 
 ENVIRONMENT_PREFIX = "IVR_"
 # environment variables with the prefix that are no keys of the settings file
-ENVIRONMENT_ONLY = {"IVR_ARTIFACTS_DIR", "IVR_CONFIG", "IVR_LOG_LEVEL", "IVR_ALERT_URL"}
+ENVIRONMENT_ONLY = {
+    "IVR_ARTIFACTS_DIR",
+    "IVR_CONFIG",
+    "IVR_EXPERIMENT",
+    "IVR_LOG_LEVEL",
+    "IVR_ALERT_URL",
+    "IVR_POSTGRES_URL",
+}
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "preset": ("none", "sample", "laptop", "gpu"),

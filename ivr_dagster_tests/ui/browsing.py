@@ -140,8 +140,8 @@ class DagsterUi:
 
 
 @contextmanager
-def serving(artifacts_dir: Path, log: Path) -> Iterator[DagsterUi]:
-    """`ivr ui` on a free port, with its code loaded; stopped in the end.
+def serving(artifacts_dir: Path, log: Path, **variables: str) -> Iterator[DagsterUi]:
+    """`ivr ui` on a free port, with its code loaded; stopped in the end. `variables` go into its environment.
 
     Raises:
         RuntimeError: it ended, its code did not load, or it was not ready in time; with what it said.
@@ -149,7 +149,7 @@ def serving(artifacts_dir: Path, log: Path) -> Iterator[DagsterUi]:
     port = _free_port()
     command = [str(IVR), "--artifacts-dir", str(artifacts_dir), "ui", "--port", str(port)]
     with log.open("wb") as output:
-        process = subprocess.Popen(command, env=environment(), stdout=output, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(command, env=environment() | variables, stdout=output, stderr=subprocess.STDOUT)
     ui = DagsterUi(process, f"http://127.0.0.1:{port}", log)
     try:
         _wait_until_loaded(ui)
