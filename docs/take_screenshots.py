@@ -25,19 +25,20 @@ from browsing import (
     open_metadata,
     patient,
     serving,
+    type_into_launchpad,
     visit,
 )
 
 
 def lineage(page: Page, url: str) -> None:
     """All assets in their groups, as large as the window allows."""
-    page.set_viewport_size({"width": 1000, "height": 1180})
+    page.set_viewport_size({"width": 1100, "height": 1100})
     open_lineage(page, url)
     panels = page.get_by_role("button").filter(has=page.get_by_role("img", name="panel_show_right"))
     for left in (1, 0):
         panels.first.click()
         expect(panels).to_have_count(left)
-    page.mouse.dblclick(150, 1100)  # on nothing: fits the graph to the window
+    page.mouse.dblclick(150, 1050)  # on nothing: fits the graph to the window
     graph(page).get_by_text("evaluation_report").element_handle().wait_for_element_state("stable")
 
 
@@ -57,12 +58,53 @@ def checks(page: Page, url: str) -> None:
 
 def evaluation_report(page: Page, url: str) -> None:
     """The report's page with a plot opened."""
-    visit(page, f"{url}/assets/evaluation_report", "Description")
-    open_metadata(page, "bits per byte by variant")
-    expect(page.get_by_role("img", name="bits per byte by variant")).to_be_visible()
+    opened(page, url, "evaluation_report", "bits per byte by variant")
 
 
-PICTURES: tuple[Callable[[Page, str], None], ...] = (lineage, distilled_tokenizer, checks, evaluation_report)
+def row_norms(page: Page, url: str) -> None:
+    """A plot of the embeddings: rows before and after."""
+    opened(page, url, "fitted_embeddings", "row norms")
+
+
+def new_tokens(page: Page, url: str) -> None:
+    """A table: the first new tokens with their text."""
+    visit(page, f"{url}/assets/replacement_candidates", "Description")
+    open_metadata(page, "first new tokens")
+    expect(page.get_by_role("dialog").get_by_text("sacrificed_text")).to_be_visible()
+
+
+def opened(page: Page, url: str, asset: str, picture: str) -> None:
+    """An asset's page with one of its pictures opened."""
+    visit(page, f"{url}/assets/{asset}", "Description")
+    dialog = open_metadata(page, picture)
+    expect(dialog.get_by_role("img").first).to_be_visible()
+
+
+def launchpad(page: Page, url: str) -> None:
+    """A bad value, refused before anything runs."""
+    type_into_launchpad(page, url, "resources:\n  settings:\n    config:\n      max_candidates: -4\n")
+    page.get_by_role("button").filter(has_text="Materialize").last.click()
+    message = page.get_by_role("dialog").get_by_text("max_candidates is -4").first
+    expect(message).to_be_visible()
+    message.scroll_into_view_if_needed()
+
+
+def automation(page: Page, url: str) -> None:
+    """What happens by itself, each with its switch."""
+    visit(page, f"{url}/automation", "rebuild_tokenizer_side")
+    expect(page.get_by_text("nightly").first).to_be_visible()
+
+
+PICTURES: tuple[Callable[[Page, str], None], ...] = (
+    lineage,
+    distilled_tokenizer,
+    checks,
+    new_tokens,
+    row_norms,
+    evaluation_report,
+    launchpad,
+    automation,
+)
 
 
 def main() -> None:

@@ -16,6 +16,8 @@ from ivr_dagster.resources.settings import SettingsResource
 from ivr_dagster.sample.corpus import write_sample_corpus
 
 GROUP = "corpus"
+# of text beside the corpus, which nothing before training reads
+BESIDE = "training"
 
 
 def observe_corpus(settings: SettingsResource) -> str:
@@ -65,7 +67,7 @@ def observe_other_corpus(setting: str, settings: SettingsResource) -> str:
 
 
 @dg.observable_source_asset(
-    group_name=GROUP,
+    group_name=BESIDE,
     tags=kinds("text"),
     metadata=depends_on_settings("general_corpora_dir", "general_share"),
     description=(
@@ -79,7 +81,7 @@ def general_corpus(settings: SettingsResource) -> dg.DataVersion:
 
 
 @dg.observable_source_asset(
-    group_name=GROUP,
+    group_name=BESIDE,
     tags=kinds("text"),
     metadata=depends_on_settings("retention_corpora_dir", "retention_bytes"),
     description=(

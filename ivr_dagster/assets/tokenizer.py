@@ -162,5 +162,4 @@ def _divergences(agreement: Agreement) -> str:
             "distilled": [" ".join(d.other) for d in worst],
         }
     )
-    none = "" if worst else "None: every pre-token gets the base tokenizer's ids.\n\n"
-    return none + markdown_table(table)
+    return markdown_table(table) if worst else "None: every pre-token gets the base tokenizer's ids."

@@ -227,6 +227,17 @@ def open_metadata(page: Page, name: str) -> Locator:
     return dialog
 
 
+def type_into_launchpad(page: Page, url: str, config: str) -> None:
+    """The launchpad of the job up to the remapped tokenizer, with a run's configuration typed into it."""
+    visit(page, f"{url}/locations/ivr_dagster/jobs/tokenizer_side", "View as Asset Graph")
+    materialize = page.get_by_role("button").filter(has_text="Materialize all")
+    materialize.locator("xpath=following::button[1]").click()
+    page.get_by_role("menuitem").filter(has_text="launchpad").click()
+    editor = page.locator(".CodeMirror").last
+    expect(editor).to_contain_text("agreement_floor")  # the defaults, which come late and would take ours away
+    editor.evaluate("(element, text) => element.CodeMirror.setValue(text)", config)
+
+
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

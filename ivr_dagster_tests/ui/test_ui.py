@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from browsing import DagsterUi, graph, metadata_row, open_lineage, open_metadata, patient, visit
+from browsing import DagsterUi, graph, metadata_row, open_lineage, open_metadata, patient, type_into_launchpad, visit
 from playwright.sync_api import Browser, Page, expect
 
 from ivr_dagster.core.tokenizer.bpe import read_bpe
@@ -65,7 +65,7 @@ def test_no_dialog_covers_the_page(page: Page, ui: DagsterUi, path: str, landmar
 
 
 def test_the_lineage_shows_every_group_and_every_asset(page: Page, ui: DagsterUi) -> None:
-    page.set_viewport_size({"width": 3200, "height": 3200})  # in less, Dagster shortens names
+    page.set_viewport_size({"width": 4800, "height": 4800})  # in less, Dagster shortens names
     open_lineage(page, ui.url)
     settings = Settings(**PRESETS["sample"])
     wanted = {"vanilla": settings.vanilla, "vanilla_compute": settings.vanilla_compute}
@@ -92,10 +92,11 @@ def test_the_page_of_an_asset_has_description_and_figures(
 
 def test_a_table_of_metadata_is_shown(page: Page, ui: DagsterUi, launched_run: str) -> None:
     ui.wait_for_run(launched_run)
-    visit(page, f"{ui.url}/assets/{ASSET}", "Description")
-    row = metadata_row(page, "worst divergences").first
-    for column in ("pre-token", "count", "base", "distilled"):  # below 1,000 characters Dagster opens no dialog
-        expect(row.get_by_text(column, exact=True).first).to_be_visible()
+    visit(page, f"{ui.url}/assets/replacement_candidates", "Description")
+    dialog = open_metadata(page, "first new tokens")
+    for column in ("new_text", "saving", "frequency", "sacrificed_text"):
+        expect(dialog.get_by_role("columnheader", name=column)).to_be_visible()
+    assert dialog.get_by_role("row").count() == 31
 
 
 def test_a_plot_of_metadata_is_shown(page: Page, ui: DagsterUi, launched_run: str) -> None:
@@ -118,7 +119,7 @@ def test_the_checks_of_an_asset_are_shown_as_passed(page: Page, ui: DagsterUi, l
 
 
 def test_the_launchpad_refuses_a_setting_that_there_is_not_and_names_it(page: Page, ui: DagsterUi) -> None:
-    type_into_launchpad(page, ui, "resources: {settings: {config: {max_candidate: 7}}}")
+    type_into_launchpad(page, ui.url, "resources: {settings: {config: {max_candidate: 7}}}")
     expect(page.get_by_text("max_candidate").last).to_be_visible()
     expect(page.get_by_text("Received unexpected config entry").first).to_be_visible()
     expect(page.get_by_role("button").filter(has_text="Materialize").last).to_be_disabled()
@@ -134,7 +135,7 @@ def test_the_launchpad_refuses_a_setting_that_there_is_not_and_names_it(page: Pa
 def test_a_bad_setting_is_refused_with_our_message_and_nothing_runs(
     page: Page, ui: DagsterUi, typed: str, told: str
 ) -> None:
-    type_into_launchpad(page, ui, f"resources: {{settings: {{config: {{{typed}}}}}}}")
+    type_into_launchpad(page, ui.url, f"resources: {{settings: {{config: {{{typed}}}}}}}")
     before = ui.latest_run()
     page.get_by_role("button").filter(has_text="Materialize").last.click()
     expect(page.get_by_role("dialog").get_by_text(told).first).to_be_visible()
@@ -142,20 +143,9 @@ def test_a_bad_setting_is_refused_with_our_message_and_nothing_runs(
 
 
 def test_a_choice_that_there_is_not_cannot_be_launched(page: Page, ui: DagsterUi) -> None:
-    type_into_launchpad(page, ui, "resources: {settings: {config: {merge_scope: sideways}}}")
+    type_into_launchpad(page, ui.url, "resources: {settings: {config: {merge_scope: sideways}}}")
     expect(page.get_by_text("not in enum type").first).to_be_visible()
     expect(page.get_by_role("button").filter(has_text="Materialize").last).to_be_disabled()
-
-
-def type_into_launchpad(page: Page, ui: DagsterUi, config: str) -> None:
-    """The launchpad of the job up to the remapped tokenizer, with a run's configuration typed into it."""
-    visit(page, f"{ui.url}/locations/ivr_dagster/jobs/tokenizer_side", "View as Asset Graph")
-    materialize = page.get_by_role("button").filter(has_text="Materialize all")
-    materialize.locator("xpath=following::button[1]").click()
-    page.get_by_role("menuitem").filter(has_text="launchpad").click()
-    editor = page.locator(".CodeMirror").last
-    expect(editor).to_contain_text("agreement_floor")  # the defaults, which come late and would take ours away
-    editor.evaluate("(element, text) => element.CodeMirror.setValue(text)", config)
 
 
 def test_sigterm_ends_all_servers_within_ten_seconds(page: Page, ui: DagsterUi) -> None:
