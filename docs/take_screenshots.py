@@ -81,12 +81,11 @@ def opened(page: Page, url: str, asset: str, picture: str) -> None:
 
 
 def launchpad(page: Page, url: str) -> None:
-    """A bad value, refused before anything runs."""
-    type_into_launchpad(page, url, "resources:\n  settings:\n    config:\n      max_candidates: -4\n")
-    page.get_by_role("button").filter(has_text="Materialize").last.click()
-    message = page.get_by_role("dialog").get_by_text("max_candidates is -4").first
-    expect(message).to_be_visible()
-    message.scroll_into_view_if_needed()
+    """A setting for one run alone, and what the launchpad knows of the settings."""
+    type_into_launchpad(page, url, "resources:\n  settings:\n    config:\n      merge_scope: across\n")
+    editor = page.locator(".CodeMirror").last
+    editor.evaluate("(element) => {element.CodeMirror.focus(); element.CodeMirror.setCursor(3, 22)}")
+    expect(page.get_by_text("they may join whole ones").first).to_be_visible()
 
 
 def automation(page: Page, url: str) -> None:
