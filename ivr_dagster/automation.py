@@ -71,6 +71,23 @@ class Stale(_OfStaleness):
         return dg.AutomationResult(context, context.candidate_subset if stale else context.get_empty_subset())
 
 
+class Unmet(_OfStaleness):
+    """A blocking check did not pass, or was not made, on what the asset holds now.
+
+    Dagster's own condition also counts a check whose run failed before it; that says nothing of what is there.
+    """
+
+    @property
+    def name(self) -> str:
+        """What the UI calls it."""
+        return "a blocking check has not passed"
+
+    def evaluate(self, context: dg.AutomationContext[dg.AssetKey]) -> dg.AutomationResult[dg.AssetKey]:
+        """True where the asset must not be built on."""
+        unmet = self.found(context).unmet(context.key)
+        return dg.AutomationResult(context, context.candidate_subset if unmet else context.get_empty_subset())
+
+
 class NotAskedFor(_OfStaleness):
     """Never asked for of what it would be made of now: a run that failed is not repeated until something changes."""
 
@@ -136,7 +153,7 @@ def rebuild_condition(places: ArtifactPaths, *, text_alone: bool, only_again: bo
         & (~condition.any_deps_match(stale)).with_label("nothing above is stale")
         & (~condition.in_progress()).with_label("not being made")
         & (~condition.any_deps_in_progress()).with_label("nothing above is being made")
-        & condition.all_deps_blocking_checks_passed()
+        & (~condition.any_deps_match(Unmet(places, text_alone))).with_label("blocking checks above have passed")
         & (~CommandAtWork(places)).with_label("no command of ivr is at work")
     )
     return wanted & (~condition.missing()).with_label("made before") if only_again else wanted

@@ -33,7 +33,7 @@ from ivr_dagster.resources.settings import with_defaults
 from ivr_dagster.settings import Settings
 from ivr_dagster.sources import AT_WORK, UNFINISHED, observe, source_names
 from ivr_dagster.stages import STAGES, stage_assets
-from ivr_dagster.staleness import Staleness, observed_version
+from ivr_dagster.staleness import Staleness, latest_evaluation, observed_version
 
 # the process of a run that the command line started, by number and start time
 PROCESS_TAG = "ivr/process"
@@ -135,7 +135,8 @@ class Workbench:
     def evaluations(self, name: str) -> list[dg.AssetCheckEvaluation]:
         """The latest evaluation of each check on an asset, of those that were made."""
         checks = sorted(key for key in self._graph.asset_check_keys if key.asset_key == dg.AssetKey(name))
-        return [found for found in map(self._latest_evaluation, checks) if found is not None]
+        found = (latest_evaluation(self.instance, check) for check in checks)
+        return [evaluation for evaluation in found if evaluation is not None]
 
     def observe_sources(self) -> None:
         """Look at raw corpus, base model and what else a person brings; tell the instance what is not as it was.
@@ -278,21 +279,13 @@ class Workbench:
         for key in sorted(self._graph.asset_check_keys):
             if key.asset_key not in wanted or not self._graph.get_check_spec(key).blocking:
                 continue
-            evaluation = self._latest_evaluation(key)
+            evaluation = latest_evaluation(self.instance, key)
             if evaluation is not None and not evaluation.passed:
                 figures = ", ".join(f"{name} {value}" for name, value in scalars(evaluation.metadata).items())
                 failed.append(
                     f"{key.asset_key.to_user_string()}.{key.name} ({figures}): {evaluation.description or ''}"
                 )
         return "; ".join(failed)
-
-    def _latest_evaluation(self, key: dg.AssetCheckKey) -> Any:
-        for record in self.instance.event_log_storage.get_asset_check_execution_history(key, limit=20):
-            event = record.event.dagster_event if record.event else None
-            # planned and never made, where a run was killed
-            if event is not None and event.event_type == dg.DagsterEventType.ASSET_CHECK_EVALUATION:
-                return event.asset_check_evaluation_data
-        return None
 
 
 def free_slots_of_dead_runs(instance: dg.DagsterInstance) -> None:

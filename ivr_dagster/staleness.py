@@ -22,6 +22,8 @@ from ivr_dagster.stages import BASELINES
 
 # what is computed of text at a cost, and what it reads the text from
 TEXT_OF = {"fitted_embeddings": "cleaned_corpus", "sft_checkpoint": "training_blocks"}
+# how many executions of a check are looked through for an evaluation
+EXECUTIONS = 50
 # baselines are to have read the text that this has read
 ADAPTED = "sft_checkpoint"
 
@@ -51,6 +53,7 @@ class Staleness:
         self._tried = tried
         self._records: dict[dg.AssetKey, dg.EventLogRecord | None] = {}
         self._reasons: dict[dg.AssetKey, str] = {}
+        self._evaluations: dict[dg.AssetKey, list[dg.AssetCheckEvaluation | None]] = {}
 
     def why(self, key: dg.AssetKey) -> str:
         """Why an asset is stale, empty where it is fresh. Sources are never stale."""
@@ -94,26 +97,29 @@ class Staleness:
         sources = (parent for parent in self._parents(key) if not self._graph.get(parent).is_materializable)
         return any(self.version(source) is None for source in sources)
 
+    def unmet(self, key: dg.AssetKey) -> bool:
+        """Whether a blocking check did not pass, or was not made, on what an asset holds now."""
+        return any(evaluation is None or not evaluation.passed for evaluation in self._of_blocking_checks(key))
+
     def _unchecked(self, key: dg.AssetKey) -> bool:
         """Whether a blocking check was not made of the last materialization: the run was stopped before it."""
-        blocking = {
-            check.key
-            for check in (self._graph.get_check_spec(each) for each in self._graph.asset_check_keys)
-            if check.asset_key == key and check.blocking
-        }
-        record = self._records.get(key)
-        if not blocking or record is None:
-            return False
-        made = self._instance.event_log_storage.get_latest_asset_check_execution_by_key(list(blocking))
-        for check in blocking:
-            execution = made.get(check)
-            event = execution.event.dagster_event if execution and execution.event else None
-            if event is None or event.event_type != dg.DagsterEventType.ASSET_CHECK_EVALUATION:
-                return True
-            target = event.asset_check_evaluation_data.target_materialization_data
-            if target is None or target.storage_id < record.storage_id:
-                return True
-        return False
+        return any(evaluation is None for evaluation in self._of_blocking_checks(key))
+
+    def _of_blocking_checks(self, key: dg.AssetKey) -> list[dg.AssetCheckEvaluation | None]:
+        """The latest evaluation of each blocking check, None where there is none of the last materialization."""
+        if key not in self._evaluations:
+            self.last_made(key)
+            record = self._records[key]
+            checks = [each for each in self._graph.asset_check_keys if each.asset_key == key]
+            found = [
+                latest_evaluation(self._instance, each) for each in checks if self._graph.get_check_spec(each).blocking
+            ]
+            targets = [each.target_materialization_data if each else None for each in found]
+            self._evaluations[key] = [
+                each if record is not None and target is not None and target.storage_id >= record.storage_id else None
+                for each, target in zip(found, targets, strict=True)
+            ]
+        return self._evaluations[key]
 
     def _to_be_read_by(self, key: dg.AssetKey, parent: dg.AssetKey) -> str | None:
         """The version of `parent` that `key` is to be made of."""
@@ -152,6 +158,15 @@ class Staleness:
 
     def _parents(self, key: dg.AssetKey) -> list[dg.AssetKey]:
         return sorted(self._graph.get(key).parent_keys)
+
+
+def latest_evaluation(instance: dg.DagsterInstance, check: dg.AssetCheckKey) -> dg.AssetCheckEvaluation | None:
+    """The latest evaluation of a check; executions that were planned and never came, in runs that failed, are none."""
+    for record in instance.event_log_storage.get_asset_check_execution_history(check, limit=EXECUTIONS):
+        event = record.event.dagster_event if record.event else None
+        if event is not None and event.event_type == dg.DagsterEventType.ASSET_CHECK_EVALUATION:
+            return event.asset_check_evaluation_data
+    return None
 
 
 def observed_version(instance: dg.DagsterInstance, key: dg.AssetKey) -> str | None:

@@ -106,6 +106,21 @@ def flat(ran: list[list[str]]) -> list[str]:
     return [asset for asked in ran for asset in asked]
 
 
+def test_a_run_that_failed_leaves_the_checks_of_what_is_there_as_they_were(daemon: Daemon) -> None:
+    """Checks were planned for what it did not come to make; Dagster then calls them not passed."""
+    (daemon.root / "raw" / "documents.jsonl").rename(daemon.root / "kept.jsonl")
+    (daemon.root / "raw" / "few.jsonl").rename(daemon.root / "few.jsonl")
+    daemon.bench.instance.report_runless_asset_event(dg.AssetObservation("raw_corpus"))
+    with pytest.raises(InputError):
+        daemon.bench.run(["cleaned_corpus", "distilled_tokenizer", "remapped_tokenizer"])
+    (daemon.root / "kept.jsonl").rename(daemon.root / "raw" / "documents.jsonl")
+    (daemon.root / "few.jsonl").rename(daemon.root / "raw" / "few.jsonl")
+    daemon.restart()
+    assert stale(daemon.bench) == {}
+    daemon.restart(init_strategy="zeros")  # reads what the checks guard
+    assert "fitted_embeddings" in flat(daemon.settle())
+
+
 def test_what_a_run_with_settings_of_its_own_made_is_left_alone_and_told(daemon: Daemon) -> None:
     before = daemon.bench.data_version("fitted_embeddings")
     job = daemon.bench._definitions.resolve_implicit_global_asset_job_def()
