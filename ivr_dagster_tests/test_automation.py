@@ -322,9 +322,18 @@ def test_nothing_is_made_of_sources_that_nobody_looked_at(tmp_path: Path, tiny: 
 def test_another_base_tokenizer_selects_anew(daemon: Daemon, tmp_path: Path) -> None:
     other = Path(shutil.copytree(daemon.settings["model_name"], tmp_path / "other"))
     write_tiny_model(other, size=900)
-    daemon.restart(model_name=str(other))
-    made = flat(daemon.settle())
+    daemon.restart(model_name=str(other), observe=False)
+    before = flat(daemon.settle())  # until it has been looked at, nothing is known of it
+    daemon.bench.observe_sources()
+    made = before + flat(daemon.settle())
+    assert len(made) == len(set(made))
     assert {"replacement_candidates", "remap_rules", "sft_checkpoint"} <= set(made)
+    assert stale(daemon.bench) == {}
+
+
+def test_the_same_model_in_another_place_makes_nothing_stale(daemon: Daemon, tmp_path: Path) -> None:
+    daemon.restart(model_name=str(shutil.copytree(daemon.settings["model_name"], tmp_path / "moved")))
+    assert daemon.settle() == []
     assert stale(daemon.bench) == {}
 
 

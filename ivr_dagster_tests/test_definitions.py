@@ -56,8 +56,8 @@ DEPENDENTS: dict[str, tuple[object, set[str]]] = {
     "normalization": ("none", {"cleaned_corpus", "training_blocks"}),
     "heldout_fraction": (0.1, {"cleaned_corpus"}),
     "text_split_bytes": (0, {"cleaned_corpus", "training_blocks"}),
-    "model_name": ("sample", {"original_tokenizer", "original_embeddings", "initialized_model"}),
-    "revision": ("main", {"original_tokenizer", "original_embeddings", "initialized_model"}),
+    "model_name": ("sample", set()),  # as with the raw corpus, what is there counts
+    "revision": ("main", set()),
     "max_texts": (
         10,
         {"pretoken_counts", "token_sequences", "replacement_candidates", "fitted_embeddings", "tuning_study"},

@@ -42,7 +42,6 @@ MEASURED_BYTES = 40_000
     owners=OWNERS,
     io_manager_key="tensors_io",
     code_version="2",
-    metadata=depends_on_settings("model_name", "revision"),
 )
 def original_embeddings(base: BaseModelResource) -> dg.MaterializeResult[dict[str, Any]]:
     """The base model's embedding matrices by base id: `wte` [V, d], and `lm_head` [V, d] where it is not tied to it.
@@ -176,7 +175,6 @@ def fitted_embeddings(
     owners=OWNERS,
     io_manager_key="model_io",
     code_version="3",
-    metadata=depends_on_settings("model_name", "revision"),
 )
 def initialized_model(
     context: dg.AssetExecutionContext,

@@ -47,7 +47,6 @@ def base_model(base: BaseModelResource) -> dg.DataVersion:
     owners=OWNERS,
     io_manager_key="tokenizer_io",
     code_version="1",
-    metadata=depends_on_settings("model_name", "revision"),
 )
 def original_tokenizer(settings: SettingsResource, base: BaseModelResource) -> dg.MaterializeResult[TokenizerFolder]:
     """The base model's byte-level BPE tokenizer, checked and kept beside what is made of it.
