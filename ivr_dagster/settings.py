@@ -392,7 +392,8 @@ class Settings(BaseModel):
     device: str = Field("auto", description="Accelerator: auto, cpu, cuda or mps.")
     dtype: str = Field(
         "auto",
-        description="Arithmetic of training: auto (bfloat16 on GPUs that have it), float32, bfloat16, float16.",
+        description="Arithmetic of training: auto (bfloat16 on GPUs and processors that compute with it), float32, "
+        "bfloat16, float16.",
     )
     seed: int = Field(
         42,

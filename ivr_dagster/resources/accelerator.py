@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import dagster as dg
 
+from ivr_dagster.core.allocator import keep_freed_memory
 from ivr_dagster.core.errors import InputError
 
 # one training or evaluation at a time on a device; the limit stands in dagster.yaml
@@ -16,18 +17,24 @@ class Accelerator:
 
     Attributes:
         device: auto (cuda, else mps, else cpu), cpu, cuda or mps.
-        dtype: auto (bfloat16 on cuda where it has it, else float32), float32, bfloat16 or float16.
+        dtype: auto (bfloat16 where the device computes with it, else float32), float32, bfloat16 or float16.
     """
 
     device: str = "auto"
     dtype: str = "auto"
 
     def resolved_device(self) -> str:
-        """cpu, cuda or mps.
+        """cpu, cuda or mps; where it is cpu, this process is made ready to compute on it.
 
         Raises:
             InputError: the device asked for is not there.
         """
+        device = self._found_device()
+        if device == "cpu":
+            keep_freed_memory()
+        return device
+
+    def _found_device(self) -> str:
         import torch
 
         there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
@@ -46,7 +53,11 @@ class Accelerator:
             return self.dtype
         import torch
 
-        return "bfloat16" if self.resolved_device() == "cuda" and torch.cuda.is_bf16_supported() else "float32"
+        if self.resolved_device() == "cuda":
+            return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
+        capabilities = torch.cpu.get_capabilities() if self.resolved_device() == "cpu" else {}
+        fast = any(capabilities.get(name) for name in ("amx_bf16", "avx512_bf16"))
+        return "bfloat16" if fast else "float32"
 
 
 AcceleratorResource = dg.ResourceParam[Accelerator]
