@@ -42,6 +42,11 @@ RESULTS = Path(__file__).parent / "results"
 T = TypeVar("T")
 
 
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    return {"processor": platform.machine(), "cores": os.cpu_count()}
+
+
 def timed(work: Callable[[], T], repeats: int = 1) -> tuple[T, float]:
     """The result and the shortest of `repeats` wall-clock times, in seconds."""
     best = float("inf")
@@ -231,7 +236,7 @@ def main() -> None:
         result = measure(raw, arguments.tokenizer, arguments.sizes, arguments.scopes, arguments.unseen)
     packages = ("tokenizers", "tiktoken", "polars", "pyarrow", "regex")
     result["versions"] = {name: version(name) for name in packages} | {"python": platform.python_version()}
-    result["machine"] = {"processor": platform.machine(), "cores": os.cpu_count()}
+    result["machine"] = machine()
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{result['corpus']}.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(as_markdown(result))

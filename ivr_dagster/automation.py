@@ -88,6 +88,34 @@ class Unmet(_OfStaleness):
         return dg.AutomationResult(context, context.candidate_subset if unmet else context.get_empty_subset())
 
 
+class FollowsATrial(_OfStaleness):
+    """Something above was made with settings for one run alone: whoever tries it out says what is made of it."""
+
+    @property
+    def name(self) -> str:
+        """What the UI calls it."""
+        return "something above is being tried out"
+
+    def evaluate(self, context: dg.AutomationContext[dg.AssetKey]) -> dg.AutomationResult[dg.AssetKey]:
+        """True where the asset is to be left alone."""
+        trial = self.found(context).follows_a_trial(context.key)
+        return dg.AutomationResult(context, context.candidate_subset if trial else context.get_empty_subset())
+
+
+class TakenOver(_OfStaleness):
+    """Not made here, but where this experiment was begun."""
+
+    @property
+    def name(self) -> str:
+        """What the UI calls it."""
+        return "taken over from where the experiment was begun"
+
+    def evaluate(self, context: dg.AutomationContext[dg.AssetKey]) -> dg.AutomationResult[dg.AssetKey]:
+        """True where it was."""
+        taken = self.found(context).taken_over(context.key)
+        return dg.AutomationResult(context, context.candidate_subset if taken else context.get_empty_subset())
+
+
 class NotAskedFor(_OfStaleness):
     """Never asked for of what it would be made of now: a run that failed is not repeated until something changes."""
 
@@ -154,9 +182,13 @@ def rebuild_condition(places: ArtifactPaths, *, text_alone: bool, only_again: bo
         & (~condition.in_progress()).with_label("not being made")
         & (~condition.any_deps_in_progress()).with_label("nothing above is being made")
         & (~condition.any_deps_match(Unmet(places, text_alone))).with_label("blocking checks above have passed")
+        & (~FollowsATrial(places, text_alone)).with_label("nothing above is being tried out")
         & (~CommandAtWork(places)).with_label("no command of ivr is at work")
     )
-    return wanted & (~condition.missing()).with_label("made before") if only_again else wanted
+    if not only_again:
+        return wanted
+    made_here = ~condition.missing() & ~TakenOver(places, text_alone)
+    return wanted & made_here.with_label("made before")
 
 
 def automatic_assets(rebuild: str, retrain: str, wanted: Collection[str], places: ArtifactPaths) -> dict[str, Any]:

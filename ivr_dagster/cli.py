@@ -20,7 +20,15 @@ import click
 from ivr_dagster.artifact_paths import ArtifactPaths
 from ivr_dagster.core.errors import InputError
 from ivr_dagster.core.presence import present
-from ivr_dagster.settings import CHOICES, WORDS, Settings, load_settings, read_settings_file, remember_settings
+from ivr_dagster.settings import (
+    CHOICES,
+    WORDS,
+    WRITTEN_TO,
+    Settings,
+    load_settings,
+    read_settings_file,
+    remember_settings,
+)
 from ivr_dagster.stages import STAGES, TUNING
 
 if TYPE_CHECKING:
@@ -312,9 +320,16 @@ def _experiment_folder(artifacts_dir: Path, name: str, config: Path | None) -> P
         )
     if config is not None:
         raise InputError(
-            f"--config was given beside --experiment, which has settings of its own: {place / 'ivr.yaml'}",
-            where="--config",
+            f"a settings file was given beside --experiment, which has settings of its own: {place / 'ivr.yaml'}",
+            where="--config or IVR_CONFIG",
             remedy="Leave one of them out.",
+        )
+    elsewhere = [f"IVR_{key.upper()}" for key in WRITTEN_TO if f"IVR_{key.upper()}" in os.environ]
+    if elsewhere:
+        raise InputError(
+            f"{', '.join(elsewhere)} would have the experiment write where others do",
+            where="environment",
+            remedy="Unset it.",
         )
     os.environ["DAGSTER_HOME"] = str(ArtifactPaths(place).dagster_home)  # each has an instance of its own
     return place
@@ -431,7 +446,7 @@ def run(request: Request, /, sample: bool, until: str | None, dry_run: bool, **o
 
 @cli.command()
 @click.argument("name")
-@settings_options(*ALL_OPTIONS)
+@settings_options(*(key for key in ALL_OPTIONS if key not in WRITTEN_TO))
 @click.pass_obj
 def experiment(request: Request, /, name: str, **options: Any) -> None:
     """Begin an experiment: what is there now under other settings, in a folder of its own.

@@ -95,7 +95,7 @@ def build_definitions(
         # would share the cores that one of them can fill
         executor=dg.in_process_executor,
         resources={
-            "settings": checked_at_launch(shared),
+            "settings": checked_at_launch(shared, settings),
             "base": base_model_resource,
             "accelerator": accelerator_resource,
             **io_managers(places),

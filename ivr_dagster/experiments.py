@@ -5,24 +5,30 @@ settings only what depends on them is stale then. What a person brought, and the
 """
 
 import shutil
-import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import yaml
 from dagster._core.definitions.asset_checks.asset_check_evaluation import AssetCheckEvaluationTargetMaterializationData
-from dagster._core.definitions.data_version import CODE_VERSION_TAG, DATA_VERSION_TAG, INPUT_DATA_VERSION_TAG_PREFIX
+from dagster._core.definitions.data_version import (
+    CODE_VERSION_TAG,
+    DATA_VERSION_TAG,
+    INPUT_DATA_VERSION_TAG_PREFIX,
+    NULL_EVENT_POINTER,
+    get_input_event_pointer_tag,
+)
 
 from ivr_dagster.artifact_paths import RELATIVE_PATHS, ArtifactPaths
+from ivr_dagster.core.atomic import remove, staging_path, sweep
 from ivr_dagster.core.errors import InputError
 from ivr_dagster.materialize import Workbench, instance_at
-from ivr_dagster.settings import load_settings, remember_settings
+from ivr_dagster.settings import BROUGHT, WRITTEN_TO, load_settings, remember_settings
 from ivr_dagster.sources import source_names
+from ivr_dagster.staleness import TAKEN_OVER
 
-# settings that name places to write to: an experiment writes below its own folder
-_WRITTEN_TO = ("cleaned_corpora_dir", "embeddings_dir", "output_dir")
 # written whole under a temporary name and renamed, never changed in their place: a second name costs no space
 _NEVER_CHANGED = {".parquet", ".safetensors", ".arrow"}
 # of a training, what is gone on with after a stop
@@ -38,12 +44,14 @@ class Experiment:
         changed: settings by key that differ from those of that folder.
         figures: figures by asset, of what is there.
         stale: assets that are.
+        fault: what is wrong with its settings, if something is; then nothing else is known.
     """
 
     name: str
-    changed: dict[str, Any]
-    figures: dict[str, dict[str, Any]]
-    stale: list[str]
+    changed: dict[str, Any] = field(default_factory=dict)
+    figures: dict[str, dict[str, Any]] = field(default_factory=dict)
+    stale: list[str] = field(default_factory=list)
+    fault: str = ""
 
 
 def begin(parent: Workbench, name: str, given: Mapping[str, Any]) -> ArtifactPaths:
@@ -59,62 +67,93 @@ def begin(parent: Workbench, name: str, given: Mapping[str, Any]) -> ArtifactPat
     """
     place = parent.paths.experiment(name)
     if place.exists():
+        raise _taken(name, place)
+    misplaced = [key for key in given if key in WRITTEN_TO]
+    if misplaced:
         raise InputError(
-            f"there is an experiment {name!r} already",
-            where=place,
-            remedy=f"Go on with it by `ivr --experiment {name} …`, take another name, or delete the folder.",
+            f"{', '.join(misplaced)}: an experiment writes below its own folder", where=place, remedy="Leave it out."
         )
-    assets = [asset for asset in RELATIVE_PATHS if parent.makes(asset) and parent.paths[asset].exists()]
-    parent.refuse_while_made({dg.AssetKey(asset) for asset in assets})
-    place.parent.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=place.parent) as scratch:
-        staged = ArtifactPaths(Path(scratch) / name)
+    keys = {dg.AssetKey(asset) for asset in RELATIVE_PATHS if parent.makes(asset)}
+    parent.refuse_while_made(keys)
+    sweep(place.parent)
+    known = {asset: parent.last_made(asset) for asset in RELATIVE_PATHS if parent.makes(asset)}
+    assets = {asset: event for asset, event in known.items() if event and parent.paths[asset].exists()}
+    staged = ArtifactPaths(staging_path(place))
+    try:
         staged.root.mkdir()
         _write_settings(parent, staged, given)
         for asset in assets:
             _copy(parent.paths[asset], staged[asset])
+        parent.refuse_while_made(keys)
+        if any(parent.last_made(asset) != event for asset, event in known.items()):
+            raise InputError(
+                f"artifacts changed while {name!r} was made of them", where=parent.paths.root, remedy="Try again."
+            )
         with instance_at(staged.dagster_home) as instance:
             for source in source_names(parent.paths):
                 _report_source(parent, source, instance)
-            for asset in assets:
-                _report(parent, asset, instance, ArtifactPaths(place)[asset])
-        staged.root.rename(place)
+            for asset, event in assets.items():
+                _report(parent, asset, event, instance, ArtifactPaths(place)[asset])
+        try:
+            staged.root.rename(place)
+        except OSError as error:
+            raise _taken(name, place) from error
+    finally:
+        remove(staged.root)
     return ArtifactPaths(place)
+
+
+def _taken(name: str, place: Path) -> InputError:
+    return InputError(
+        f"there is an experiment {name!r} already",
+        where=place,
+        remedy=f"Go on with it by `ivr --experiment {name} …`, take another name, or delete the folder.",
+    )
 
 
 def compare(parent: Workbench) -> list[Experiment]:
     """The artifacts folder and its experiments with the figures that each has, in the order of names."""
     found = [_seen("", parent, parent)]
     for folder in sorted(parent.paths.experiments.glob("*")):
-        if folder.is_dir() and not folder.name.startswith("."):
+        if folder.name.startswith(".") or not ArtifactPaths(folder).settings_file.is_file():
+            continue
+        try:
+            settings = load_settings(folder)
             with instance_at(ArtifactPaths(folder).dagster_home) as instance:
-                found.append(_seen(folder.name, Workbench(load_settings(folder), folder, instance=instance), parent))
+                found.append(_seen(folder.name, Workbench(settings, folder, instance=instance), parent))
+        except InputError as error:
+            found.append(Experiment(folder.name, fault=str(error)))
     return found
 
 
 def _seen(name: str, bench: Workbench, parent: Workbench) -> Experiment:
     states = bench.states()
-    theirs, ours = bench.settings.model_dump(), parent.settings.model_dump()
-    changed = {
-        key: theirs[key] for key in theirs if theirs[key] != ours[key] and key not in (*_WRITTEN_TO, "raw_corpora_dir")
-    }
+    theirs, ours = _shown_settings(bench), _shown_settings(parent)
+    changed = {key: theirs.get(key) for key in theirs | ours if theirs.get(key) != ours.get(key)}
     figures = {state.name: state.figures for state in states if state.materialized}
     return Experiment(name, changed, figures, [state.name for state in states if state.stale])
 
 
-def _write_settings(parent: Workbench, staged: ArtifactPaths, given: Mapping[str, Any]) -> None:
-    """The parent's settings but for the places it writes to, and what is given."""
-    defaults = type(parent.settings)()
-    settings = {
+def _shown_settings(bench: Workbench) -> dict[str, Any]:
+    """Settings by key, those of training among them, without the places that differ in any case."""
+    config = bench.shared.sft_config_file()
+    training = yaml.safe_load(config.read_text(encoding="utf-8")) if config.is_file() else None
+    return {
         key: value
-        for key, value in parent.settings.model_dump().items()
-        if value != getattr(defaults, key) and key not in _WRITTEN_TO
-    }
-    settings["raw_corpora_dir"] = str(parent.paths["raw_corpus"])
-    config = parent.shared.sft_config_file()
-    if config == parent.paths.sft_config:
-        shutil.copyfile(config, staged.sft_config)
-    remember_settings(staged.settings_file, settings | dict(given))
+        for key, value in bench.settings.model_dump().items()
+        if key not in (*WRITTEN_TO, "raw_corpora_dir", "config_path")
+    } | ({f"sft_config.{key}": value for key, value in training.items()} if isinstance(training, dict) else {})
+
+
+def _write_settings(parent: Workbench, staged: ArtifactPaths, given: Mapping[str, Any]) -> None:
+    """The settings that the parent was given, but for its places, and `given`; training settings as they are."""
+    own = {source.setting for name, source in BROUGHT.items() if name not in parent.paths.brought}
+    known = parent.settings.model_fields_set - {*WRITTEN_TO, *own}
+    settings = {key: getattr(parent.settings, key) for key in known}
+    settings |= {"raw_corpora_dir": str(parent.paths["raw_corpus"]), **given}
+    if not settings.get("config_path"):
+        shutil.copyfile(parent.shared.sft_config_file(), staged.sft_config)
+    remember_settings(staged.settings_file, dict(sorted(settings.items())))
     load_settings(staged.root, environ={})
 
 
@@ -145,20 +184,24 @@ def _report_source(parent: Workbench, source: str, instance: dg.DagsterInstance)
         instance.report_runless_asset_event(dg.AssetObservation(source, tags={DATA_VERSION_TAG: version}))
 
 
-def _report(parent: Workbench, asset: str, instance: dg.DagsterInstance, place: Path) -> None:
+def _report(parent: Workbench, asset: str, event: dg.EventLogEntry, instance: dg.DagsterInstance, place: Path) -> None:
     """Tell the experiment's instance of an asset, and of its checks, what the parent's knows."""
     key = dg.AssetKey(asset)
-    event = parent.last_made(asset)
-    made = event.asset_materialization if event else None
-    if event is None or made is None:
+    made = event.asset_materialization
+    if made is None:
         return
     kept = (DATA_VERSION_TAG, CODE_VERSION_TAG, INPUT_DATA_VERSION_TAG_PREFIX)
+    tags = {tag: value for tag, value in (made.tags or {}).items() if tag.startswith(kept)}
+    for tag in made.tags or {}:  # Dagster's own view of what is stale asks for both
+        name = tag.removeprefix(f"{INPUT_DATA_VERSION_TAG_PREFIX}/")
+        if name != tag:
+            tags[get_input_event_pointer_tag(dg.AssetKey(name))] = _latest(instance, name)
     instance.report_runless_asset_event(
         dg.AssetMaterialization(
             key,
             description="Taken over from the folder that this experiment began with.",
-            metadata={**made.metadata, "path": dg.MetadataValue.path(str(place)), "made_in_run": event.run_id},
-            tags={tag: value for tag, value in (made.tags or {}).items() if tag.startswith(kept)},
+            metadata={**made.metadata, "path": dg.MetadataValue.path(str(place)), TAKEN_OVER: event.run_id},
+            tags=tags,
         )
     )
     record = instance.fetch_materializations(key, limit=1).records[0]
@@ -178,3 +221,10 @@ def _report(parent: Workbench, asset: str, instance: dg.DagsterInstance, place: 
                 blocking=check.blocking,
             )
         )
+
+
+def _latest(instance: dg.DagsterInstance, name: str) -> str:
+    """The storage id of an asset's, or a source's, latest event as Dagster points to it."""
+    key = dg.AssetKey(name)
+    found = instance.fetch_materializations(key, limit=1).records or instance.fetch_observations(key, limit=1).records
+    return str(found[0].storage_id) if found else NULL_EVENT_POINTER

@@ -198,7 +198,7 @@ class Workbench:
         """What the stage `select` would choose; nothing is written."""
         names = ("cleaned_corpus", "original_tokenizer", "pretoken_counts", "token_stats")
         asset = self._graph.get(dg.AssetKey("replacement_candidates"))
-        in_force = table_in_force(self.instance, self.paths, asset.code_version)
+        in_force = table_in_force(self.instance, self.shared, asset.code_version, asset.metadata)
         loaded = map(self.load, names)
         return plan_from_settings(self.settings, self.paths, *loaded, in_force=in_force, progress=progress)
 

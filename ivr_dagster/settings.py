@@ -116,14 +116,15 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 
+# settings that name places to write to: an experiment writes below its own folder
+WRITTEN_TO = ("cleaned_corpora_dir", "embeddings_dir", "output_dir")
+
 # settings that decide which definitions there are and where artifacts lie: not for one run alone
 NOT_FOR_ONE_RUN = (
     "model_name",
     "revision",
     "raw_corpora_dir",
-    "cleaned_corpora_dir",
-    "embeddings_dir",
-    "output_dir",
+    *WRITTEN_TO,
     *(source.setting for source in BROUGHT.values()),
     "general_corpora_dir",
     "retention_corpora_dir",
@@ -496,15 +497,23 @@ def load_settings(
     sources = {key: f"{file}:{line}" for key, line in lines.items()}
     sources |= {key: f"{ENVIRONMENT_PREFIX}{key.upper()}" for key in from_environment}
     sources |= {key: f"--{key.replace('_', '-')}" for key in given}
-    preset = PRESETS.get(str(merged.get("preset", "none")), {})
-    return _validated(preset | merged, sources)
+    return _with_preset(merged, sources)
+
+
+def _with_preset(given: dict[str, Any], sources: Mapping[str, str]) -> Settings:
+    """The settings given, over their preset's; `model_fields_set` of the result are those given."""
+    preset = PRESETS.get(str(given.get("preset", "none")), {})
+    settings = _validated(preset | given, sources)
+    return Settings.model_construct(_fields_set=set(given), **settings.model_dump())
 
 
 def settings_for_one_run(current: Settings, given: Mapping[str, Any]) -> Settings:
-    """The settings with those that somebody gives for one run; what another preset sets is taken over with it.
+    """The settings with those that somebody gives for one run.
+
+    With another preset go its defaults, and those of the one before, as far as nobody gave these settings.
 
     Args:
-        current: the settings of this artifacts folder.
+        current: the settings of this artifacts folder; its `model_fields_set` were given.
         given: values by key, those that stay as they are among them.
 
     Raises:
@@ -514,16 +523,13 @@ def settings_for_one_run(current: Settings, given: Mapping[str, Any]) -> Setting
     fixed = [key for key in changed if key in NOT_FOR_ONE_RUN]
     if fixed:
         raise InputError(
-            f"{', '.join(fixed)}: not for one run alone, it decides which assets there are and where they lie",
+            f"{', '.join(fixed)}: cannot be changed for one run alone",
             where="launchpad",
             remedy="Write it into the settings file, ivr.yaml; the UI takes it up by itself.",
         )
-    if "preset" in changed:
-        before = {key: Settings.model_fields[key].default for key in Settings.model_fields} | PRESETS[current.preset]
-        preset = PRESETS.get(str(given["preset"]), {})
-        taken = {key for key in preset if getattr(current, key) == before[key] and key not in NOT_FOR_ONE_RUN}
-        changed = {key: preset[key] for key in taken} | changed
-    return _validated(current.model_dump() | changed, dict.fromkeys(changed, "launchpad"))
+    kept = current.model_fields_set | set(NOT_FOR_ONE_RUN) if "preset" in changed else set(Settings.model_fields)
+    before = {key: getattr(current, key) for key in kept}
+    return _with_preset(before | changed, dict.fromkeys(changed, "launchpad"))
 
 
 def _validated(values: dict[str, Any], sources: Mapping[str, str]) -> Settings:

@@ -14,7 +14,7 @@ import dagster as dg
 
 from ivr_dagster.artifact_paths import ArtifactPaths
 from ivr_dagster.assets.brought import observe_brought
-from ivr_dagster.assets.corpus import observe_corpus, observe_other_corpus, other_corpus
+from ivr_dagster.assets.corpus import observe_corpus, observe_other_corpus
 from ivr_dagster.core.content_hash import content_hash
 from ivr_dagster.core.corpus.documents import corpus_files
 from ivr_dagster.core.corpus.other_text import other_files
@@ -69,7 +69,7 @@ def look(name: str, settings: SettingsResource, base: BaseModel) -> str:
             return f"{base.model_name} {base.revision}"
         return _signature(file for pattern in MODEL_FILES for file in folder.glob(pattern))
     if name in OTHER_TEXT:
-        beside = other_corpus(OTHER_TEXT[name], settings)
+        beside = settings.text_beside(OTHER_TEXT[name])
         return (
             _signature(other_files(beside, OTHER_TEXT[name]))
             if beside

@@ -17,11 +17,13 @@ from ivr_dagster.artifact_paths import ArtifactPaths
 from ivr_dagster.core.content_hash import content_hash
 from ivr_dagster.core.errors import InputError
 from ivr_dagster.core.vocabulary.remap import read_rules
-from ivr_dagster.io_managers.provenance import CONFIG_HASH
+from ivr_dagster.io_managers.provenance import config_hash_of
 from ivr_dagster.stages import BASELINES
 
 # what is computed of text at a cost, and what it reads the text from
 TEXT_OF = {"fitted_embeddings": "cleaned_corpus", "sft_checkpoint": "training_blocks"}
+# metadata of what an experiment began with: the run that made it there
+TAKEN_OVER = "made_in_run"
 # how many executions of a check are looked through for an evaluation
 EXECUTIONS = 50
 # baselines are to have read the text that this has read
@@ -88,9 +90,22 @@ class Staleness:
 
     def _of_one_run(self, key: dg.AssetKey, event: dg.EventLogEntry) -> bool:
         """Whether the settings that it was made with are not those that its code version holds."""
-        made, now = event.asset_materialization, self._graph.get(key)
-        told = made.metadata.get(CONFIG_HASH) if made else None
-        return told is not None and str(told.value) != str(now.code_version).rpartition("-")[2]
+        told = config_hash_of(event.asset_materialization) if event.asset_materialization else None
+        return told is not None and told != str(self._graph.get(key).code_version).rpartition("-")[2]
+
+    def follows_a_trial(self, key: dg.AssetKey) -> bool:
+        """Whether something that an asset follows from was made with settings for one run alone."""
+        return any(self._is_trial(parent) or self.follows_a_trial(parent) for parent in self._parents(key))
+
+    def _is_trial(self, key: dg.AssetKey) -> bool:
+        event = self.last_made(key) if self._graph.get(key).is_materializable else None
+        return event is not None and self._of_one_run(key, event)
+
+    def taken_over(self, key: dg.AssetKey) -> bool:
+        """Whether an asset was not made here, but where an experiment was begun."""
+        event = self.last_made(key)
+        made = event.asset_materialization if event else None
+        return made is not None and TAKEN_OVER in made.metadata
 
     def unobserved(self, key: dg.AssetKey) -> bool:
         """Whether a source that the asset reads has never been looked at."""

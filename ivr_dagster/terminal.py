@@ -124,7 +124,9 @@ def experiments_table(
             shown = "" if known is None else number(figure, known)
             cells.append(f"({shown})" if shown and asset in each.stale else shown)
         stale = f"{len(each.stale)} assets" if each.stale else ""
-        table.add_row(each.name or "-", escape(differs), *cells, stale)
+        table.add_row(
+            each.name or "-", f"[red]{escape(each.fault)}[/]" if each.fault else escape(differs), *cells, stale
+        )
     OUT.print(table)
 
 

@@ -15,7 +15,9 @@ from ivr_dagster.core.corpus.cleaning import clean
 from ivr_dagster.core.corpus.splits import document_id, is_heldout
 from ivr_dagster.core.errors import InputError
 from ivr_dagster.core.presence import present
-from ivr_dagster.materialize import PROCESS_TAG, Interrupted, StageFailed, _process_mark
+from ivr_dagster.experiments import begin
+from ivr_dagster.materialize import PROCESS_TAG, Interrupted, StageFailed, Workbench, _process_mark
+from ivr_dagster.settings import load_settings
 from ivr_dagster.sources import noticed
 from ivr_dagster.stages import STAGES, stage_assets
 
@@ -121,19 +123,44 @@ def test_a_run_that_failed_leaves_the_checks_of_what_is_there_as_they_were(daemo
     assert "fitted_embeddings" in flat(daemon.settle())
 
 
+def try_out(daemon: Daemon, settings: dict[str, Any], *assets: str) -> None:
+    """A run with settings of its own, as the launchpad launches it."""
+    daemon.bench._job.execute_in_process(
+        instance=daemon.bench.instance,
+        asset_selection=[dg.AssetKey(asset) for asset in assets],
+        run_config={"resources": {"settings": {"config": settings}}},
+    )
+
+
 def test_what_a_run_with_settings_of_its_own_made_is_left_alone_and_told(daemon: Daemon) -> None:
     before = daemon.bench.data_version("fitted_embeddings")
-    job = daemon.bench._definitions.resolve_implicit_global_asset_job_def()
-    job.execute_in_process(
-        instance=daemon.bench.instance,
-        asset_selection=[dg.AssetKey("fitted_embeddings")],
-        run_config={"resources": {"settings": {"config": {"init_strategy": "zeros", "calibration_bytes": 0}}}},
-    )
+    try_out(daemon, {"init_strategy": "zeros", "calibration_bytes": 0}, "fitted_embeddings")
     assert daemon.bench.data_version("fitted_embeddings") != before
     assert stale(daemon.bench)["fitted_embeddings"] == "made with settings for one run alone"
-    assert "fitted_embeddings" not in flat(daemon.settle())
+    assert daemon.settle() == []  # what follows from it is no less on trial
     daemon.bench.run(daemon.bench.stale_assets("align"))  # `ivr run` goes by the settings file
     assert daemon.bench.data_version("fitted_embeddings") == before
+    assert daemon.settle() == []
+
+
+def test_a_selection_on_trial_is_no_selection_in_force(daemon: Daemon) -> None:
+    tried = {"max_candidates": 15, "sticky": True}
+    try_out(daemon, tried, "replacement_candidates", "selection_log", "remap_rules", "remapped_tokenizer")
+    assert len(daemon.bench.load("remap_rules")) == 15
+    assert daemon.settle() == []
+    for stage in ("select", "remap"):
+        daemon.bench.run(daemon.bench.stale_assets(stage))
+    assert len(daemon.bench.load("remap_rules")) == TINY["max_candidates"]
+
+
+def test_the_first_training_of_an_experiment_is_a_persons_too(daemon: Daemon) -> None:
+    paths = begin(daemon.bench, "few", {"max_candidates": 20})
+    os.environ.pop("DAGSTER_HOME", None)
+    daemon.bench, daemon.cursor = Workbench(load_settings(paths.root, environ={}), paths.root), None
+    daemon.bench.observe_sources()
+    made = set(flat(daemon.settle()))
+    assert "remapped_tokenizer" in made
+    assert not made & {"fitted_embeddings", "sft_checkpoint", "evaluation_report"}
 
 
 def test_text_beside_the_corpus_is_followed_by_what_reads_it_alone(daemon: Daemon, tmp_path: Path) -> None:

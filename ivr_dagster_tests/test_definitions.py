@@ -20,7 +20,7 @@ from ivr_dagster.io_managers.artifacts import SETTINGS_KEY
 from ivr_dagster.resources.accelerator import Accelerator, AcceleratorResource
 from ivr_dagster.resources.base_model import BaseModel, BaseModelResource
 from ivr_dagster.resources.settings import LaunchRefused, SettingsResource
-from ivr_dagster.settings import PRESETS, Settings
+from ivr_dagster.settings import PRESETS, Settings, load_settings
 from ivr_dagster.stages import BASELINES, STAGES, TUNING
 from ivr_dagster.ui import LOCATION
 
@@ -100,7 +100,7 @@ DEPENDENTS: dict[str, tuple[object, set[str]]] = {
     "tune_new_tokens": (True, {"tuning_study"}),
     "evaluation_bytes": (1000, {"evaluation_report"}),
     "retention_bytes": (1000, {"evaluation_report", "training_blocks"}),
-    "retention_corpora_dir": ("elsewhere", set()),
+    "retention_corpora_dir": ("elsewhere", {"training_blocks"}),  # what is measured on is not trained on
     "continuations": (0, {"evaluation_report"}),
     "seed": (7, {"fitted_embeddings", "evaluation_report", "tuning_study"}),
     "rebuild": ("nothing", set()),
@@ -267,7 +267,8 @@ class TestTheLaunchpad:
         """`launch(given, key=value…)`: an op that looks at the resources, under the settings file's `key=value`."""
 
         def launch(given: dict[str, Any], **settings: Any) -> None:
-            definitions = build_definitions(Settings(**settings), artifacts_dir=tmp_path)
+            known = load_settings(tmp_path, options=settings, environ={})
+            definitions = build_definitions(known, artifacts_dir=tmp_path)
             resources = definitions.resources or {}
 
             @dg.op
@@ -301,13 +302,21 @@ class TestTheLaunchpad:
         assert settings.train_bytes == PRESETS["laptop"]["train_bytes"]
         assert (settings.evaluation_bytes, settings.tune_bytes, settings.model_name) == (5, 7, "sample")
 
+    def test_one_preset_takes_the_place_of_another_whole(self, launch: Any, seen: list[Any]) -> None:
+        laptop = PRESETS["laptop"] | {"preset": "laptop"}
+        of_preset = {key: Settings.model_fields[key].default for key in laptop} | PRESETS["gpu"]
+        launch({**Settings(**laptop, seed=7).model_dump(include=set(laptop)), "preset": "gpu"}, preset="laptop", seed=7)
+        ((settings, _, _),) = seen
+        assert {key: getattr(settings, key) for key in of_preset} == of_preset | {"preset": "gpu"}
+        assert settings.seed == 7
+
     @pytest.mark.parametrize(
         ("given", "told"),
         [
             ({"max_candidates": -4}, "launchpad: max_candidates is -4: input should be greater than or equal to 0"),
             ({"text_split_bytes": 7, "block_size": -1}, "(?s)text_split_bytes is 7.*block_size is -1"),
-            ({"vanilla": False}, "launchpad: vanilla: not for one run alone.*ivr.yaml"),
-            ({"model_name": "sample"}, "launchpad: model_name: not for one run alone"),
+            ({"vanilla": False}, "launchpad: vanilla: cannot be changed for one run alone.*ivr.yaml"),
+            ({"model_name": "sample"}, "launchpad: model_name: cannot be changed"),
         ],
     )
     def test_a_fault_is_told_before_anything_runs(

@@ -6,16 +6,20 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
+import yaml
+from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
+from dagster._core.loader import LoadingContextForTest
 from small_pipeline import TINY, stale, workbench
 
 from ivr_dagster.artifact_paths import ArtifactPaths
 from ivr_dagster.core.errors import InputError
 from ivr_dagster.experiments import begin, compare
 from ivr_dagster.materialize import PROCESS_TAG, Workbench, _process_mark, instance_at, open_instance
-from ivr_dagster.settings import load_settings
+from ivr_dagster.settings import PRESETS, load_settings
 
 IVR = Path(sys.executable).with_name("ivr")
 
@@ -86,6 +90,102 @@ def test_what_the_experiment_writes_in_place_is_its_own(parent: Workbench) -> No
     assert "# by hand" not in parent.paths["remap_rules"].read_text()
 
 
+def test_dagster_too_takes_it_for_fresh(parent: Workbench) -> None:
+    bench = opened(begin(parent, "same", {}))
+    resolver = CachingStaleStatusResolver(bench.instance, bench._graph, LoadingContextForTest(bench.instance))
+    for asset in ("cleaned_corpus", "distilled_tokenizer", "remapped_tokenizer", "sft_checkpoint"):
+        assert resolver.get_status(dg.AssetKey(asset)) == StaleStatus.FRESH, resolver.get_stale_causes(
+            dg.AssetKey(asset)
+        )
+
+
+def test_places_that_the_parents_settings_name_are_not_the_experiments(parent: Workbench, tmp_path: Path) -> None:
+    """A setting may name the very place that is read anyway: in another folder it would bring what is there."""
+    root = parent.paths.root
+    named = {
+        "remap_rules_path": str(parent.paths["remap_rules"]),
+        "remapped_tokenizer_dir": str(parent.paths["remapped_tokenizer"]),
+        "output_dir": str(parent.paths["sft_checkpoint"]),
+        "embeddings_dir": str(root / "embeddings"),
+    }
+    options = {"model_name": parent.settings.model_name, **TINY, **named}
+    config = {"raw_corpora_dir": parent.settings.raw_corpora_dir, "config_path": parent.settings.config_path}
+    (root / "ivr.yaml").write_text(yaml.safe_dump(options | config))
+    bench = opened(begin(opened(parent.paths), "few", {"max_candidates": 20}))
+    assert bench.paths.brought == {}
+    for asset in ("remap_rules", "remapped_tokenizer", "fitted_embeddings", "sft_checkpoint"):
+        assert bench.paths[asset].is_relative_to(bench.paths.root)
+    for stage in ("select", "remap"):
+        bench.run(bench.stale_assets(stage))
+    assert len(bench.load("remap_rules")) == 20
+    assert len(parent.load("remap_rules")) == TINY["max_candidates"]
+
+
+def test_what_the_parent_brings_is_read_where_it_lies(parent: Workbench, tmp_path: Path) -> None:
+    rules = Path(shutil.copy(parent.paths["remap_rules"], tmp_path / "rules.yaml"))
+    (parent.paths.root / "ivr.yaml").write_text(yaml.safe_dump({**written(parent), "remap_rules_path": str(rules)}))
+    bench = opened(begin(opened(parent.paths), "brings", {}))
+    assert bench.paths.brought == {"brought_remap_rules": rules}
+
+
+def written(bench: Workbench) -> dict[str, Any]:
+    """Settings as a file would have them."""
+    return {key: getattr(bench.settings, key) for key in bench.settings.model_fields_set}
+
+
+def test_a_setting_that_overrides_the_preset_stays_and_another_preset_takes_the_place(parent: Workbench) -> None:
+    options = {**written(parent), "preset": "laptop", "tune_trials": 20}  # 20 is the default without a preset
+    (parent.paths.root / "ivr.yaml").write_text(yaml.safe_dump(options))
+    bench = opened(parent.paths)
+    same = load_settings(begin(bench, "same", {}).root, environ={})
+    assert (same.tune_trials, same.tune_bytes) == (20, PRESETS["laptop"]["tune_bytes"])
+    other = load_settings(begin(bench, "other", {"preset": "gpu"}).root, environ={})
+    assert (other.tune_trials, other.tune_bytes) == (20, PRESETS["gpu"]["tune_bytes"])
+
+
+def test_it_may_not_write_where_others_do(parent: Workbench, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="output_dir: an experiment writes below its own folder"):
+        begin(parent, "out", {"output_dir": str(tmp_path)})
+
+
+def test_artifacts_that_change_while_it_is_made_are_noticed(parent: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ivr_dagster import experiments
+
+    copy = experiments._copy
+
+    def copy_late(source: Path, target: Path) -> None:
+        if source == parent.paths["remap_rules"]:
+            parent.run(["selection_log"])  # another terminal
+        copy(source, target)
+
+    monkeypatch.setattr(experiments, "_copy", copy_late)
+    with pytest.raises(InputError, match="artifacts changed while 'late' was made of them"):
+        begin(parent, "late", {})
+    assert list(parent.paths.experiments.iterdir()) == []
+
+
+def test_what_a_killed_one_left_is_swept_away_by_the_next(parent: Workbench) -> None:
+    leftover = parent.paths.experiments / ".dead.999999999-abcd.tmp"
+    leftover.mkdir(parents=True)
+    begin(parent, "next", {})
+    assert [each.name for each in parent.paths.experiments.iterdir()] == ["next"]
+
+
+def test_training_settings_are_compared_too_and_stray_folders_are_not(parent: Workbench) -> None:
+    (parent.paths.root / "ivr.yaml").write_text(yaml.safe_dump({**written(parent), "config_path": ""}))
+    bench = opened(parent.paths)
+    paths = begin(bench, "faster", {})
+    known = yaml.safe_load(paths.sft_config.read_text())
+    paths.sft_config.write_text(yaml.safe_dump(known | {"learning_rate": 0.5}))
+    (begin(bench, "broken", {}).root / "ivr.yaml").write_text("max_candidate: 7\n")
+    (bench.paths.experiments / "notes").mkdir()
+    found = compare(bench)
+    assert [each.name for each in found] == ["", "broken", "faster"]
+    assert "unknown setting 'max_candidate'" in found[1].fault
+    assert found[2].changed == {"sft_config.learning_rate": 0.5}
+    assert list((bench.paths.experiments / "notes").iterdir()) == []
+
+
 def test_experiments_are_compared_by_what_differs_and_what_came_of_it(parent: Workbench) -> None:
     begin(parent, "zeros", {"init_strategy": "zeros", "seed": 7})
     begin(parent, "across", {"merge_scope": "across"})
@@ -152,7 +252,10 @@ def test_the_command_line_begins_runs_and_compares_experiments(tiny: Path, tmp_p
     assert [row["figures"].get("remapped_tokenizer", {}).get("tokens_reassigned") for row in rows][1] == 20
     assert "max_candidates=20" in ivr("experiments").stdout
     refused = ivr("--config", str(root / "artifacts" / "ivr.yaml"), "--experiment", "few", "status")
-    assert (refused.returncode, "--config was given beside --experiment" in refused.stderr) == (2, True)
+    assert (refused.returncode, "a settings file was given beside --experiment" in refused.stderr) == (2, True)
+    environment["IVR_OUTPUT_DIR"] = str(root / "artifacts" / "training" / "sft_checkpoint")
+    refused = ivr("--experiment", "few", "run")
+    assert (refused.returncode, "IVR_OUTPUT_DIR would have the experiment write" in refused.stderr) == (2, True)
 
 
 class TestTheInstanceElsewhere:

@@ -2,7 +2,6 @@
 
 import platform
 import time
-from pathlib import Path
 
 import dagster as dg
 
@@ -44,20 +43,13 @@ def raw_corpus(settings: SettingsResource) -> dg.DataVersion:
     return dg.DataVersion(observe_corpus(settings))
 
 
-def other_corpus(setting: str, settings: SettingsResource) -> Path | None:
-    """The folder of text beside the corpus that `setting` names, None where none is asked for."""
-    wanted = settings.general_share if setting == "general_corpora_dir" else settings.retention_bytes
-    folder = getattr(settings, setting)
-    return Path(folder).expanduser().resolve() if folder and wanted else None
-
-
 def observe_other_corpus(setting: str, settings: SettingsResource) -> str:
     """The content hash of the text beside the corpus that `setting` names; without one, what takes its place.
 
     Raises:
         InputError: it names a folder without text.
     """
-    folder = other_corpus(setting, settings)
+    folder = settings.text_beside(setting)
     if folder is not None:
         other_files(folder, setting)
         return fingerprint_corpus(folder)

@@ -317,8 +317,8 @@ def _retention_text(
 
     if not settings.retention_bytes:
         return None, None
-    if settings.retention_corpora_dir:
-        root = Path(settings.retention_corpora_dir).expanduser()
+    root = settings.text_beside("retention_corpora_dir")
+    if root is not None:
         source, documents = (
             f"the text in the folder {root.name}",
             read_other_documents(

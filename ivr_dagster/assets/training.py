@@ -40,7 +40,7 @@ DIVIDED_BY = ("heldout_fraction", "normalization", "text_split_bytes", "text_key
 
 
 @dg.asset(
-    deps=["general_corpus", "retention_corpus"],
+    deps=["general_corpus"],
     group_name=GROUP,
     kinds={"arrow", "huggingface"},
     owners=OWNERS,
@@ -51,6 +51,7 @@ DIVIDED_BY = ("heldout_fraction", "normalization", "text_split_bytes", "text_key
         "train_bytes",
         "validation_bytes",
         "general_share",
+        "retention_corpora_dir",
         "retention_bytes",
         "text_split_bytes",
         "vanilla",
@@ -400,9 +401,9 @@ def _divided(
 
 def _general_texts(settings: SettingsResource, corpus: CleanedCorpus, size: int) -> list[str]:
     """Documents of general text, as much as `general_share` of all bytes asks for beside `size` bytes of the corpus."""
-    if not settings.general_corpora_dir or not settings.general_share:
+    folder = settings.text_beside("general_corpora_dir")
+    if folder is None:
         return []
-    folder = Path(settings.general_corpora_dir).expanduser()
     documents = list(
         read_other_documents(
             folder,
@@ -414,7 +415,7 @@ def _general_texts(settings: SettingsResource, corpus: CleanedCorpus, size: int)
     )
     known = {document_id for split in SPLITS for document_id in corpus.ids(split)}
     measured: set[str] = set()
-    if settings.retention_bytes and settings.retention_corpora_dir == settings.general_corpora_dir:
+    if settings.text_beside("retention_corpora_dir") == folder:
         measured = set(
             other_texts(
                 documents, known, settings.retention_bytes, normalization=settings.normalization, from_the_end=True

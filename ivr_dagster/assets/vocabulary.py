@@ -1,7 +1,8 @@
 """In-place vocabulary reassignment: new tokens, the ids they get, and the tokenizer that follows."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import dagster as dg
 import numpy as np
@@ -28,10 +29,12 @@ from ivr_dagster.core.vocabulary.selection import (
     selection_log_text,
     verdict,
 )
+from ivr_dagster.io_managers.artifacts import SETTINGS_KEY
+from ivr_dagster.io_managers.provenance import config_hash_of
 from ivr_dagster.io_managers.tables import read_candidates
 from ivr_dagster.progress import track
 from ivr_dagster.resources.settings import SettingsResource
-from ivr_dagster.settings import Settings
+from ivr_dagster.settings import Settings, fingerprint
 
 GROUP = "vocabulary"
 
@@ -90,9 +93,8 @@ def replacement_candidates(
     worth it stay.
     """
     started = time.monotonic()
-    in_force = table_in_force(
-        context.instance, settings.places, context.assets_def.get_asset_spec(context.asset_key).code_version
-    )
+    spec = context.assets_def.get_asset_spec(context.asset_key)
+    in_force = table_in_force(context.instance, settings, spec.code_version, spec.metadata)
     plan = plan_from_settings(
         settings,
         settings.places,
@@ -194,16 +196,25 @@ def plan_from_settings(
 
 
 def table_in_force(
-    instance: dg.DagsterInstance, places: ArtifactPaths, code_version: str | None
+    instance: dg.DagsterInstance, settings: SettingsResource, code_version: str | None, metadata: Mapping[str, Any]
 ) -> pl.DataFrame | None:
     """The table of candidates on disk, if these settings made it and the rules in force are the ones it asks for.
 
     Whether they fit the base tokenizer is seen when it is read: `plan_selection` passes over those of another base.
+
+    Args:
+        instance: which remembers what was made.
+        settings: those of this run, which may be for it alone.
+        code_version, metadata: of the asset.
     """
     event = instance.get_latest_materialization_event(dg.AssetKey("replacement_candidates"))
     made = event.asset_materialization if event else None
-    table, rules = places["replacement_candidates"], places["remap_rules"]
-    if not made or (made.tags or {}).get(CODE_VERSION_TAG) != code_version or not (table.is_file() and rules.is_file()):
+    table, rules = settings.places["replacement_candidates"], settings.places["remap_rules"]
+    if not made or not (table.is_file() and rules.is_file()):
+        return None
+    code = str(code_version).rpartition("-")[0]
+    then = (str((made.tags or {}).get(CODE_VERSION_TAG)).rpartition("-")[0], config_hash_of(made))
+    if then != (code, fingerprint(settings.values_of(metadata[SETTINGS_KEY]))):
         return None
     found = read_candidates(table)
     return found if rules_from_table(found).digest() == read_rules(rules).digest() else None

@@ -68,7 +68,9 @@ class ArtifactIOManager(dg.UPathIOManager, Generic[T]):
         """What every artifact says of itself: size, settings and code it was made with, memory that it took."""
         settings = context.resources.settings
         values = settings.values_of((context.definition_metadata or {}).get(SETTINGS_KEY, ()))
-        return provenance(Path(str(self._get_path(context))), values)
+        told = provenance(Path(str(self._get_path(context))), values)
+        reset_peak_memory()
+        return told
 
     @abstractmethod
     def write(self, value: T, path: Path) -> None:

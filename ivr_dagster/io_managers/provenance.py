@@ -38,11 +38,21 @@ def provenance(place: Path, settings: Mapping[str, Any]) -> dict[str, dg.Metadat
     return found
 
 
+def config_hash_of(made: dg.AssetMaterialization) -> str | None:
+    """The hash of the settings that something was made with, None where it depends on none."""
+    told = made.metadata.get(CONFIG_HASH)
+    return None if told is None else str(told.value)
+
+
 def size_of(place: Path) -> int:
     """Bytes of a file, or of all files in a folder."""
     if place.is_file():
         return place.stat().st_size
-    return sum(os.lstat(file).st_size for file in place.rglob("*") if not file.is_dir())
+    total = 0
+    for file in place.rglob("*"):
+        with suppress(FileNotFoundError):
+            total += 0 if file.is_dir() else os.lstat(file).st_size
+    return total
 
 
 @lru_cache(maxsize=1)
@@ -73,7 +83,7 @@ def reset_peak_memory() -> None:
 def peak_memory() -> int | None:
     """The most memory, in bytes resident, that this process had since it was reset; None where it is not known.
 
-    A step resets it with each of its inputs, so it is the peak since the last of them was loaded.
+    It is reset with each input of a step and after each output, so it is the peak since the last of them.
     """
     with suppress(OSError):
         found = re.search(r"^VmHWM:\s*(\d+) kB", _STATUS.read_text(), flags=re.MULTILINE)

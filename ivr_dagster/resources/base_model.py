@@ -106,6 +106,6 @@ BaseModelResource = dg.ResourceParam[BaseModel]
 
 @dg.resource(required_resource_keys={"settings"}, description="The base model that the settings name.")
 def base_model_resource(context: dg.InitResourceContext) -> BaseModel:
-    """The base model of the settings, those typed into the launchpad included."""
+    """The base model of the settings."""
     settings = context.resources.settings
     return BaseModel(settings.model_name, settings.revision)

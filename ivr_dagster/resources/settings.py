@@ -43,6 +43,12 @@ class SettingsResource(dg.ConfigurableResource, Settings):  # type: ignore[type-
             return self.places.sft_config
         return SAMPLE_SFT_CONFIG if self.preset == "sample" else DEFAULTS
 
+    def text_beside(self, setting: str) -> Path | None:
+        """The folder of text beside the corpus that `setting` names, resolved; None where none is asked for."""
+        wanted = self.general_share if setting == "general_corpora_dir" else self.retention_bytes
+        folder = getattr(self, setting)
+        return Path(folder).expanduser().resolve() if folder and wanted else None
+
     def values_of(self, keys: Collection[str]) -> dict[str, Any]:
         """The values of settings that an asset depends on; of `sft_config` the content's hash stands for it."""
         values = {key: getattr(self, key) for key in sorted(keys) if key != SFT_CONFIG}
@@ -79,17 +85,17 @@ def with_defaults(**values: Any) -> SettingsResource:
     return made(**values)
 
 
-def checked_at_launch(settings: SettingsResource) -> dg.ResourceDefinition:
+def checked_at_launch(settings: SettingsResource, known: Settings) -> dg.ResourceDefinition:
     """The settings as a resource whose values, where the launchpad gives some, are looked at before a run is launched.
 
-    A fault is told then and nothing is launched: a run that fails at its start would leave its checks unmade.
+    A fault is told then and nothing is launched. `known` are the settings as they were read, which tell the given from
+    defaults.
     """
     definition = settings.get_resource_definition()
-    ours = Settings(**settings.model_dump(exclude={"artifacts_dir"}))
 
     def for_one_run(given: dict[str, Any]) -> dict[str, Any]:
         try:
-            return settings_for_one_run(ours, given).model_dump() | {"artifacts_dir": settings.artifacts_dir}
+            return settings_for_one_run(known, given).model_dump() | {"artifacts_dir": settings.artifacts_dir}
         except InputError as error:
             raise LaunchRefused(str(error)) from None
 

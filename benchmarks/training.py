@@ -1,0 +1,158 @@
+"""Fine-tuning in bytes of text a second, beside a plain Trainer: documents cut at a block and padded to the batch.
+
+    ivr --artifacts-dir my_domain run --until align && ivr --artifacts-dir my_domain train --no-vanilla
+    python -m benchmarks.training --artifacts my_domain
+
+Both train on the documents of the train split with the settings of `sft_config.yaml`, blocks of the same number of
+tokens and the same batch, ours the adapted model on packed blocks, the peer the base model with its own tokenizer.
+Each runs in a process of its own, in turns; counted is text that was trained on, padding and what was cut off left out.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from benchmarks.__main__ import RESULTS, machine
+from ivr_dagster.artifact_paths import ArtifactPaths
+from ivr_dagster.core.corpus.cleaned import CleanedCorpus
+from ivr_dagster.core.handles import TrainingBlocks
+from ivr_dagster.core.training.sft import fine_tune
+from ivr_dagster.core.training.sft_config import read_sft_config
+from ivr_dagster.materialize import Workbench
+from ivr_dagster.resources.accelerator import Accelerator
+from ivr_dagster.settings import load_settings
+
+VARIANTS = ("ours", "padding")
+
+
+def ours(artifacts: Path, steps: int, dtype: str) -> dict[str, Any]:
+    """The adapted model on packed blocks, as `ivr train` trains it."""
+    places = ArtifactPaths(artifacts)
+    settings = load_settings(artifacts, environ={})
+    accelerator = Accelerator(settings.device, dtype)
+    device, dtype = accelerator.resolved_device(), accelerator.resolved_dtype()
+    config = read_sft_config(Workbench(settings, artifacts).shared.sft_config_file(), max_steps=steps)
+    blocks = TrainingBlocks(places["training_blocks"])
+    rules = Workbench(settings, artifacts).load("remap_rules")
+    with tempfile.TemporaryDirectory() as scratch:
+        cpu = time.process_time()
+        result = fine_tune(
+            places["initialized_model"],
+            blocks.path / "remapped",
+            Path(scratch),
+            config,
+            tokenizer_dir=places["remapped_tokenizer"],
+            fingerprint="benchmark",
+            device=device,
+            dtype=dtype,
+            new_tokens={rule.id: rule.new_token for rule in rules},
+            keep_model=False,
+        )
+        cpu = time.process_time() - cpu
+    seconds = result.tokens / result.tokens_per_second
+    size = result.tokens * (blocks.bytes_per_token("remapped") or 0.0)
+    return {"bytes": round(size), "tokens": result.tokens, "seconds": seconds, "cpu_seconds": cpu, "dtype": dtype}
+
+
+def padding(artifacts: Path, steps: int) -> dict[str, Any]:
+    """The base model under a plain Trainer: a document a row, cut at the block's length, padded to the batch."""
+    import datasets
+    from transformers import (
+        AutoModelForCausalLM,
+        AutoTokenizer,
+        DataCollatorForLanguageModeling,
+        Trainer,
+        TrainingArguments,
+    )
+
+    settings = load_settings(artifacts, environ={})
+    bench = Workbench(settings, artifacts)
+    folder = bench.base.model().path
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    length = settings.block_size or bench.base.model().tokens_at_once()
+    texts = list(CleanedCorpus(bench.paths["cleaned_corpus"]).texts("train"))
+    encoded = [tokenizer(text, truncation=True, max_length=length)["input_ids"] for text in texts]
+    sizes = [len(tokenizer.decode(ids).encode()) for ids in encoded]
+    config = read_sft_config(bench.shared.sft_config_file(), vanilla=True, max_steps=steps)
+    device = Accelerator(settings.device)._found_device()
+    with tempfile.TemporaryDirectory() as scratch:
+        arguments = TrainingArguments(
+            **{**config.arguments, "output_dir": scratch, "report_to": [], "disable_tqdm": True, "eval_strategy": "no"},
+            use_cpu=device == "cpu",
+        )
+        seen: list[int] = []
+        collate = DataCollatorForLanguageModeling(tokenizer, mlm=False)
+
+        def counted(rows: list[dict[str, Any]]) -> Any:
+            seen.extend(int(row.pop("number")) for row in rows)
+            return collate(rows)
+
+        arguments.remove_unused_columns = False
+        trainer = Trainer(
+            model=AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype="float32"),
+            args=arguments,
+            train_dataset=datasets.Dataset.from_dict({"input_ids": encoded, "number": list(range(len(encoded)))}),
+            data_collator=counted,
+        )
+        cpu, started = time.process_time(), time.perf_counter()
+        trainer.train()
+        seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
+    seen = seen[: steps * arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps]
+    return {
+        "bytes": sum(sizes[number] for number in seen),
+        "tokens": sum(len(encoded[number]) for number in seen),
+        "seconds": seconds,
+        "cpu_seconds": cpu,
+        "dtype": "float32",
+    }
+
+
+def main() -> None:
+    """Run both in turns and write what came of it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--artifacts", type=Path, required=True, help="folder with training_blocks made")
+    parser.add_argument("--steps", type=int, default=20, help="optimizer steps of each run")
+    parser.add_argument("--turns", type=int, default=3, help="runs of each; the median counts")
+    parser.add_argument("--dtype", default="auto", help="arithmetic of ours; the peer's is float32")
+    parser.add_argument("--name", default="", help="of the file in benchmarks/results")
+    parser.add_argument("--only", choices=VARIANTS, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    artifacts = options.artifacts.resolve()
+    if options.only:
+        made = (
+            ours(artifacts, options.steps, options.dtype)
+            if options.only == "ours"
+            else padding(artifacts, options.steps)
+        )
+        print("RESULT " + json.dumps(made))
+        return
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in VARIANTS}
+    for turn in range(options.turns):
+        for name in VARIANTS:
+            command = [sys.executable, "-m", "benchmarks.training", "--artifacts", str(artifacts), "--only", name]
+            command += ["--steps", str(options.steps), "--dtype", options.dtype]
+            output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+            line = next(line for line in output.splitlines() if line.startswith("RESULT "))
+            runs[name].append(json.loads(line.removeprefix("RESULT ")))
+            last = runs[name][-1]
+            print(f"turn {turn + 1}, {name}: {last['bytes'] / last['seconds']:,.0f} bytes of text/s", flush=True)
+    speeds = {name: median(each["bytes"] / each["seconds"] for each in made) for name, made in runs.items()}
+    ratio = speeds["ours"] / speeds["padding"]
+    print(f"ours {speeds['ours']:,.0f}, padding {speeds['padding']:,.0f} bytes of text/s: {ratio:.2f} times")
+    versions = {name: version(name) for name in ("torch", "transformers", "tokenizers")}
+    result = {"machine": machine(), "versions": versions, "steps": options.steps, "ratio": ratio, "runs": runs}
+    (RESULTS / f"training{'-' + options.name if options.name else ''}.json").write_text(
+        json.dumps(result, indent=1) + "\n", encoding="utf-8"
+    )
+
+
+if __name__ == "__main__":
+    main()
