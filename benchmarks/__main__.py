@@ -234,7 +234,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         raw = arguments.corpus or write_sample_corpus(Path(folder) / "sample").path
         result = measure(raw, arguments.tokenizer, arguments.sizes, arguments.scopes, arguments.unseen)
-    packages = ("tokenizers", "tiktoken", "polars", "pyarrow", "regex")
+    packages = ("tokenizers", "polars", "pyarrow", "regex")
     result["versions"] = {name: version(name) for name in packages} | {"python": platform.python_version()}
     result["machine"] = machine()
     RESULTS.mkdir(exist_ok=True)

@@ -29,10 +29,11 @@ def test_every_dependency_is_pinned() -> None:
     import tomllib
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    extras = project["optional-dependencies"]
+    wanted = [*project["dependencies"], *(line for extra in extras.values() for line in extra)]
     names = {re.split(r"[<>=\[ ]", line)[0].lower().replace("_", "-") for line in wanted}
     pinned = {
         line.partition("==")[0].lower().replace("_", "-")
         for line in (ROOT / "constraints.txt").read_text().splitlines()
     }
-    assert names - pinned == set()
+    assert names - pinned == {"ivr-dagster"}  # one extra names another

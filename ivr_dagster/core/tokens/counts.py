@@ -5,7 +5,7 @@ within-pre-token reassignment depend on: a corpus is read once, and all later wo
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import chain, islice
 
@@ -14,10 +14,13 @@ import polars as pl
 from tokenizers import Tokenizer
 
 from ivr_dagster.core.tokens.byte_level import text_of
-from ivr_dagster.core.tokens.pretokens import PreTokenization, read_pretokenization, verify_splitter
+from ivr_dagster.core.tokens.pretokens import PreTokenization, batches_of, read_pretokenization, verify_splitter
 
-# how many texts are split both ways before the pattern is trusted with the rest
-VERIFIED_TEXTS = 200
+# how many texts, and characters of them, are split both ways before the pattern is trusted with the rest
+VERIFIED_TEXTS, VERIFIED_CHARACTERS = 200, 200_000
+# characters of text that are split at once, and parts of counts that are kept before they are added up
+BATCH_CHARACTERS = 8_000_000
+MERGED_PARTS = 16
 
 
 @dataclass(frozen=True)
@@ -45,24 +48,43 @@ class PretokenCounts:
 
 
 def count_pretokens(texts: Iterable[str], tokenizer: Tokenizer) -> PretokenCounts:
-    """Counts of all pre-token types of `texts`, read once."""
+    """Counts of all pre-token types of `texts`, read once; memory grows with the types."""
     pretokenization = read_pretokenization(tokenizer)
     texts = iter(texts)
     sample = list(islice(texts, VERIFIED_TEXTS))
-    split = pretokenization.splitter(tokenizer)
-    plain = [text for text in sample if not any(token in text for token in pretokenization.added_tokens)]
-    if verify_splitter(split, tokenizer, plain) is not None:
-        split = PreTokenization(None, pretokenization.added_tokens).splitter(tokenizer)
-    counter: Counter[str] = Counter()
+    split = trusted_splitter(pretokenization, tokenizer, sample)
+    parts: list[pl.DataFrame] = []
     added: Counter[str] = Counter()
     size = read = 0
-    for text in chain(sample, texts):
-        counter.update(split(text))
-        added.update(pretokenization.count_added_tokens(text))
-        size += len(text.encode("utf-8"))
-        read += 1
-    types = sorted(counter, key=lambda piece: (-counter[piece], piece))
-    return PretokenCounts(types, np.array([counter[piece] for piece in types], dtype=np.int64), dict(added), size, read)
+    for batch in batches_of(chain(sample, texts), len, BATCH_CHARACTERS):
+        column = split(batch).rename("piece").explode(empty_as_null=False)
+        parts.append(column.to_frame().group_by("piece").len())
+        if len(parts) >= MERGED_PARTS:
+            parts = [_merged(parts)]
+        for text in batch:
+            added.update(pretokenization.count_added_tokens(text))
+            size += len(text.encode("utf-8"))
+        read += len(batch)
+    counted = _merged(parts).sort(["len", "piece"], descending=[True, False])
+    types, counts = counted["piece"].to_list(), counted["len"].to_numpy().astype(np.int64)
+    return PretokenCounts(types, counts, dict(added), size, read)
+
+
+def trusted_splitter(
+    pretokenization: PreTokenization, tokenizer: Tokenizer, sample: list[str]
+) -> Callable[[list[str]], pl.Series]:
+    """A function from texts to columns of pre-tokens that cuts a sample of texts as `tokenizer` does."""
+    each = VERIFIED_CHARACTERS // max(len(sample), 1)
+    plain = [text[:each] for text in sample if not any(token in text for token in pretokenization.added_tokens)]
+    split = pretokenization.column_splitter(tokenizer)
+    if verify_splitter(lambda text: split([text])[0].to_list(), tokenizer, plain) is None:
+        return split
+    return PreTokenization(None, pretokenization.added_tokens).column_splitter(tokenizer)
+
+
+def _merged(parts: list[pl.DataFrame]) -> pl.DataFrame:
+    empty = pl.DataFrame(schema={"piece": pl.String, "len": pl.UInt32})
+    return pl.concat([empty, *parts], how="vertical_relaxed").group_by("piece").agg(pl.col("len").cast(pl.Int64).sum())
 
 
 def encode_types(tokenizer: Tokenizer, types: list[str]) -> list[list[int]]:

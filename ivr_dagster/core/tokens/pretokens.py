@@ -1,25 +1,33 @@
 """Pre-tokens: the pieces of text that the base tokenizer's pre-tokenizer yields, each encoded by itself.
 
 What belongs here: reading the pre-tokenizer out of a tokenizer, and splitting text as it does. A pre-tokenizer
-that amounts to one pattern is run by `regex` (several times as fast as asking `tokenizers` text by text); any other
-one that ends in ByteLevel is run by `tokenizers` itself.
+that amounts to one pattern is run by `polars` on many texts at once where its look-ahead can be done without, else by
+`regex`; any other one that ends in ByteLevel is run by `tokenizers` itself.
 """
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
+import polars as pl
 import regex
 from tokenizers import Tokenizer
 
 from ivr_dagster.core.errors import InputError
 from ivr_dagster.core.tokens.byte_level import string_of
 
+T = TypeVar("T")
+
 # tokenizers' ByteLevel(use_regex=True), which is GPT-2's own
 GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 # Digits(individual_digits=True) before GPT-2's pattern: a digit ends the piece before it, also for the look-ahead
 DIGITS_THEN_GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+"
+# what patterns end with; Rust's regular expressions, which `polars` runs, have no look-ahead
+_BEFORE_A_WORD = r"\s+(?!\S)|\s+"
+_BEFORE_A_WORD_OR_DIGIT = r"\s+(?![^\s\p{N}])|\s+"
+# marks where a run of white space is cut; texts that hold it are split by `regex`
+_MARK = "\x00"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +77,29 @@ class PreTokenization:
 
         return split_between_added_tokens
 
+    def column_splitter(self, tokenizer: Tokenizer) -> Callable[[list[str]], pl.Series]:
+        """A function from texts to their pre-tokens, without added tokens, as a column of lists of strings."""
+        split = self.splitter(tokenizer)
+        known = None if self.pattern is None or tokenizer.normalizer is not None else _without_look_ahead(self.pattern)
+        apart = regex.compile("|".join(map(regex.escape, (_MARK, *self.added_tokens))))
+
+        def split_one_by_one(texts: list[str]) -> pl.Series:
+            return pl.Series([split(text) for text in texts], dtype=pl.List(pl.String))
+
+        if known is None:
+            return split_one_by_one
+        cuts, pieces = known
+        expression = pl.col("text").str.replace_all(cuts, f"${{1}}{_MARK}${{2}}").str.extract_all(pieces)
+
+        def split_at_once(texts: list[str]) -> pl.Series:
+            frame = pl.DataFrame({"text": pl.Series(texts, dtype=pl.String)}).select(expression)
+            odd = [None if apart.search(text) is None else split(text) for text in texts]
+            if any(pieces is not None for pieces in odd):
+                frame = frame.select(pl.coalesce(pl.Series("odd", odd, dtype=pl.List(pl.String)), "text"))
+            return frame.to_series()
+
+        return split_at_once
+
     def count_added_tokens(self, text: str) -> dict[str, int]:
         """Occurrences of each added token in the text, leftmost and longest first, as tokenizers finds them."""
         if not any(token in text for token in self.added_tokens):
@@ -77,6 +108,49 @@ class PreTokenization:
         for match in regex.finditer("|".join(map(regex.escape, self.added_tokens)), text):
             found[match.group()] = found.get(match.group(), 0) + 1
         return found
+
+
+def _without_look_ahead(pattern: str) -> tuple[str, str] | None:
+    """Two patterns that split as one does: where to cut runs of white space first, and the pieces then.
+
+    `\\s+(?!\\S)` leaves the last white space before a word to the word. So a mark is put before it, which no piece may
+    hold, and `\\s+` ends there by itself. Where `\\s*[\\r\\n]+` takes white space up to the last line end, only what
+    follows that is cut.
+
+    Returns:
+        Both in Rust's dialect, None where the pattern looks ahead in another way or is not of that dialect.
+    """
+    if regex.search(
+        r"[?*+}]\+", regex.sub(r"\\p\{\w+\}", "x", pattern)
+    ):  # possessive; Rust reads it as two repetitions
+        return None
+    if pattern.endswith(_BEFORE_A_WORD):
+        white = r"[^\S\r\n]" if r"\s*[\r\n]+|" in pattern else r"\s"
+        cuts, pieces = rf"({white})({white}\S)", pattern.removesuffix(_BEFORE_A_WORD) + r"\s+"
+    elif pattern.endswith(_BEFORE_A_WORD_OR_DIGIT):
+        cuts, pieces = r"(\s)(\s[^\s\p{N}])", pattern.removesuffix(_BEFORE_A_WORD_OR_DIGIT) + r"\s+"
+    else:
+        return None
+    pieces = pieces.replace("[^", r"[^\x00")
+    try:
+        pl.Series([""]).str.extract_all(pieces)
+    except pl.exceptions.ComputeError:
+        return None
+    return cuts, pieces
+
+
+def batches_of(texts: Iterable[T], size: Callable[[T], int], most: int) -> Iterator[list[T]]:
+    """Texts in order in batches of at least `most` by `size`, the last but for what is left."""
+    batch: list[T] = []
+    total = 0
+    for text in texts:
+        batch.append(text)
+        total += size(text)
+        if total >= most:
+            yield batch
+            batch, total = [], 0
+    if batch:
+        yield batch
 
 
 def read_pretokenization(tokenizer: Tokenizer) -> PreTokenization:

@@ -74,6 +74,36 @@ TEXT = st.lists(ASSIGNED | st.sampled_from(TRICKY), max_size=10).map("".join)
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@given(st.lists(TEXT, max_size=4))
+@example(["it's 12 o'clock\u3000 \n\n  x1 ½ 한국어\r\n\t'S", "", "a \t\n \n  b\x00  c", " \n  1  \n"])
+def test_texts_together_are_split_as_tokenizers_splits_each(kind: str, texts: list[str]) -> None:
+    tokenizer = KINDS[kind]
+    split = read_pretokenization(tokenizer).column_splitter(tokenizer)
+    expected = [[string for string, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text)] for text in texts]
+    assert [[string_of(piece) for piece in pieces] for pieces in split(texts).to_list()] == expected
+
+
+@pytest.mark.parametrize("kind", ["GPT-2", "SmolLM2", "Llama 3"])
+def test_known_patterns_need_no_look_ahead(kind: str) -> None:
+    tokenizer = KINDS[kind]
+    assert "split_at_once" in read_pretokenization(tokenizer).column_splitter(tokenizer).__qualname__
+
+
+@pytest.mark.parametrize("pattern", [r"\p{L}++|\s+(?!\S)|\s+", r"(?=a)a|.", r"a|\s+(?!x)|\s+"])
+def test_a_pattern_of_another_dialect_is_left_to_another_library(pattern: str) -> None:
+    tokenizer = KINDS["GPT-2"]
+    split = PreTokenization(pattern, ()).column_splitter(tokenizer)
+    assert "split_at_once" not in split.__qualname__
+
+
+def test_added_tokens_are_cut_out_of_texts_together_with_others() -> None:
+    tokenizer = Tokenizer.from_str(KINDS["GPT-2"].to_str())
+    tokenizer.add_special_tokens([AddedToken("<|end|>", normalized=False, special=True)])
+    split = read_pretokenization(tokenizer).column_splitter(tokenizer)
+    assert split(["a  b", "a <|end|>  b", "<|end|>"]).to_list() == [["a", " ", " b"], ["a", " ", " ", " b"], []]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @given(TEXT)
 @example("it's 12 o'clock\u3000 \n\n  x1 ½ 한국어\r\n\t'S")
 def test_text_is_split_as_tokenizers_splits_it(kind: str, text: str) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,6 +14,7 @@ from tokenizers import AddedToken, Tokenizer, normalizers
 from ivr_dagster.core.tokens import sequences
 from ivr_dagster.core.tokens.byte_level import CHARACTER_TO_BYTE
 from ivr_dagster.core.tokens.counts import PretokenCounts, count_pretokens, token_frequencies
+from ivr_dagster.core.tokens.pretokens import PreTokenization
 from ivr_dagster.core.tokens.sequences import (
     Encoder,
     TokenSequences,
@@ -27,7 +29,7 @@ TEXT = st.lists(
 ).map("".join)
 
 
-def is_by_tiktoken(encode: Encoder) -> bool:
+def is_by_types(encode: Encoder) -> bool:
     return "fast_encoder" in encode.__qualname__
 
 
@@ -41,7 +43,7 @@ def gpt2_fast(gpt2: Tokenizer, topics_counts: PretokenCounts) -> Encoder:
 
 
 def test_the_fast_encoder_gives_the_ids_of_tokenizers(gpt2: Tokenizer, gpt2_fast: Encoder, topics: list[str]) -> None:
-    assert is_by_tiktoken(gpt2_fast)
+    assert is_by_types(gpt2_fast)
     texts = [*topics, "", "<|endoftext|>", "a<|endoftext|> b"]
     assert_same(gpt2_fast(texts), reference_encoder(gpt2)(texts))
 
@@ -53,6 +55,27 @@ def test_the_fast_encoder_gives_the_ids_of_tokenizers_on_any_text(
     assert_same(gpt2_fast([text]), reference_encoder(gpt2)([text]))
 
 
+@given(st.lists(TEXT, max_size=6))
+def test_texts_together_get_the_ids_that_each_gets_alone(gpt2: Tokenizer, gpt2_fast: Encoder, texts: list[str]) -> None:
+    assert_same(gpt2_fast(texts), reference_encoder(gpt2)(texts))
+
+
+def test_a_type_that_was_not_counted_is_encoded_all_the_same(gpt2: Tokenizer) -> None:
+    texts = ["known words", "known strange words", "", "known"]
+    encode = fast_encoder(gpt2, ["known", " words"])
+    assert is_by_types(encode)
+    assert_same(encode(texts), reference_encoder(gpt2)(texts))
+
+
+def test_a_split_that_is_not_the_tokenizers_is_noticed(gpt2: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def every_character(self: PreTokenization, tokenizer: Tokenizer) -> Callable[[list[str]], pl.Series]:
+        return lambda texts: pl.Series([list(text) for text in texts], dtype=pl.List(pl.String))
+
+    monkeypatch.setattr(PreTokenization, "column_splitter", every_character)
+    texts = ["the words", "the", "of the words"]
+    assert_same(fast_encoder(gpt2, sorted(set("the words of")))(texts), reference_encoder(gpt2)(texts))
+
+
 def changed(tokenizer: Tokenizer, change: Callable[[dict[str, dict[str, dict[str, int]]]], None]) -> Tokenizer:
     spec = json.loads(tokenizer.to_str())
     change(spec)
@@ -60,7 +83,6 @@ def changed(tokenizer: Tokenizer, change: Callable[[dict[str, dict[str, dict[str
 
 
 def test_ids_in_another_order_than_the_merges_are_still_exact(tiny_bpe: Tokenizer, topics: list[str]) -> None:
-    """tiktoken joins by id: with the ids turned round it would join the latest merge first."""
 
     def reverse(spec: dict[str, dict[str, dict[str, int]]]) -> None:
         vocabulary = spec["model"]["vocab"]
@@ -68,11 +90,11 @@ def test_ids_in_another_order_than_the_merges_are_still_exact(tiny_bpe: Tokenize
 
     tokenizer = changed(tiny_bpe, reverse)
     encode = fast_encoder(tokenizer, count_pretokens(topics[:5], tokenizer).types)
-    assert not is_by_tiktoken(encode)
+    assert is_by_types(encode)
     assert_same(encode(topics[:5]), reference_encoder(tokenizer)(topics[:5]))
 
 
-def test_a_base_that_lacks_bytes_is_encoded_by_tokenizers(train_bpe: Callable[..., Tokenizer]) -> None:
+def test_bytes_that_a_base_lacks_are_dropped(train_bpe: Callable[..., Tokenizer]) -> None:
     tokenizer = train_bpe(["banana bandana"], 5, alphabet=sorted(CHARACTER_TO_BYTE.keys() - {"d"}))
     encode = fast_encoder(tokenizer, ["banana", " bandana"])
     assert_same(encode(["d bandana"]), reference_encoder(tokenizer)(["d bandana"]))
@@ -85,7 +107,9 @@ def test_a_base_that_normalises_is_encoded_by_tokenizers(tiny_bpe: Tokenizer) ->
 
 
 @pytest.mark.parametrize("flag", ["lstrip", "rstrip", "single_word"])
-def test_an_added_token_that_minds_its_neighbours_is_encoded_by_tokenizers(tiny_bpe: Tokenizer, flag: str) -> None:
+def test_a_text_with_an_added_token_that_minds_its_neighbours_is_encoded_by_tokenizers(
+    tiny_bpe: Tokenizer, flag: str
+) -> None:
     tokenizer = Tokenizer.from_str(tiny_bpe.to_str())
     tokenizer.add_tokens([AddedToken("mask", normalized=False, **{flag: True})])
     texts = ["the  mask  is", "unmasked"]
@@ -109,12 +133,12 @@ def test_ids_take_two_bytes_as_long_as_they_fit() -> None:
 def test_sequences_come_back_from_parquet_in_order_and_dtype(
     tmp_path: Path, gpt2: Tokenizer, gpt2_fast: Encoder, topics: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sequences, "BATCH_TEXTS", 7)
+    monkeypatch.setattr(sequences, "BATCH_CHARACTERS", 30_000)
     monkeypatch.setattr(sequences, "PART_TOKENS", 20_000)
     texts = ["", *topics[:40], "", "", "the end"]
     documents = [(f"document {n}", text) for n, text in enumerate(texts)]
     total = write_token_sequences(iter(documents), gpt2_fast, tmp_path)
-    monkeypatch.setattr(sequences, "BATCH_TEXTS", 3)
+    monkeypatch.setattr(sequences, "READ_TEXTS", 3)
     expected = reference_encoder(gpt2)(texts)
     stored = TokenSequences(tmp_path)
     assert len(list(tmp_path.glob("*.parquet"))) > 1
