@@ -34,7 +34,7 @@ RELATIVE_PATHS: dict[str, str] = {
 SETTINGS_FILE = "ivr.yaml"
 SFT_CONFIG_FILE = "sft_config.yaml"
 DAGSTER_HOME = ".dagster"
-PRESENCE_FILE = ".ivr.lock"
+PRESENCE_FILE, SERVING_FILE = ".ivr.lock", ".ivr-ui.lock"
 EXPERIMENTS = "experiments"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -88,6 +88,11 @@ class ArtifactPaths:
     def presence(self) -> Path:
         """The lock that tells of a command at work here."""
         return self.root / PRESENCE_FILE
+
+    @property
+    def serving(self) -> Path:
+        """The lock of the UI's servers."""
+        return self.root / SERVING_FILE
 
     @property
     def settings_file(self) -> Path:

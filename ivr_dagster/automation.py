@@ -88,6 +88,20 @@ class Unmet(_OfStaleness):
         return dg.AutomationResult(context, context.candidate_subset if unmet else context.get_empty_subset())
 
 
+class BeingMade(_OfStaleness):
+    """A run that has not ended makes it, or made it and has its checks before it."""
+
+    @property
+    def name(self) -> str:
+        """What the UI calls it."""
+        return "being made"
+
+    def evaluate(self, context: dg.AutomationContext[dg.AssetKey]) -> dg.AutomationResult[dg.AssetKey]:
+        """True while there is one."""
+        made = self.found(context).being_made(context.key)
+        return dg.AutomationResult(context, context.candidate_subset if made else context.get_empty_subset())
+
+
 class FollowsATrial(_OfStaleness):
     """Something above was made with settings for one run alone: whoever tries it out says what is made of it."""
 
@@ -174,13 +188,13 @@ def rebuild_condition(places: ArtifactPaths, *, text_alone: bool, only_again: bo
         only_again: never for the first time.
     """
     condition = dg.AutomationCondition
-    stale = Stale(places, text_alone)
+    stale, being_made = Stale(places, text_alone), BeingMade(places, text_alone)
     wanted = (
         NotAskedFor(places, text_alone)
         & stale
         & (~condition.any_deps_match(stale)).with_label("nothing above is stale")
-        & (~condition.in_progress()).with_label("not being made")
-        & (~condition.any_deps_in_progress()).with_label("nothing above is being made")
+        & (~being_made).with_label("not being made")
+        & (~condition.any_deps_match(being_made)).with_label("nothing above is being made")
         & (~condition.any_deps_match(Unmet(places, text_alone))).with_label("blocking checks above have passed")
         & (~FollowsATrial(places, text_alone)).with_label("nothing above is being tried out")
         & (~CommandAtWork(places)).with_label("no command of ivr is at work")

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ivr_dagster.artifact_paths import ArtifactPaths
+from ivr_dagster.core.atomic import replacing
 from ivr_dagster.core.errors import InputError
 from ivr_dagster.core.presence import present
 from ivr_dagster.settings import (
@@ -192,7 +193,7 @@ COMPARED = (
     ("before training", "evaluation_report", "bpb_initialized"),
     ("trained", "evaluation_report", "bpb_sft"),
     ("vanilla", "evaluation_report", "bpb_vanilla_sft"),
-    ("on other text", "evaluation_report", "retention_rise_sft"),
+    ("rise on other text", "evaluation_report", "retention_rise_sft"),
 )
 SHARES = {
     "agreement",
@@ -214,6 +215,8 @@ class Request:
         self.artifacts_dir = artifacts_dir.expanduser().resolve()
         self.config, self.log_level, self.as_json = config, log_level, as_json
         self._until_the_end = ExitStack()
+        self._file_before: bytes | None = None
+        self._remembered = False
 
     @property
     def settings_file(self) -> Path:
@@ -234,9 +237,21 @@ class Request:
         workbench = Workbench(settings, self.artifacts_dir)
         if observe:
             workbench.observe_sources()
-        if remember:
+        if remember and given:
+            self._file_before = self.settings_file.read_bytes() if self.settings_file.is_file() else None
             remember_settings(self.settings_file, given)
+            self._remembered = True
         return workbench
+
+    def forget(self) -> None:
+        """Take back the options that were remembered: what they asked for was at fault."""
+        if not self._remembered:
+            return
+        if self._file_before is None:
+            self.settings_file.unlink(missing_ok=True)
+        else:
+            with replacing(self.settings_file) as staged:
+                staged.write_bytes(self._file_before)
 
 
 class NumberOrWord(click.ParamType):  # type: ignore[type-arg]
@@ -428,14 +443,20 @@ def run(request: Request, /, sample: bool, until: str | None, dry_run: bool, **o
         _show_states(request, [state for state in workbench.states() if state.stale])
         return
     stages = list(STAGES)
+    from ivr_dagster.materialize import together
+
     done: dict[str, StageResult] = {}
     for stage in stages[: stages.index(until) + 1 if until else None]:
-        stale = workbench.stale_assets(stage)
-        if stale:
+        made: list[StageResult] = []
+        while stale := [
+            name for name in workbench.stale_by_themselves(stage) if not any(name in result.figures for result in made)
+        ]:
             failed = workbench.failed_blocking_checks(before_stage=stage)
             if failed:
                 raise InputError(f"{stage} is next, but a blocking check has failed before it: {failed}")
-            done[stage] = _run_assets(request, workbench, stage, stale)
+            made.append(_run_assets(request, workbench, stage, stale))
+        if made:
+            done[stage] = together(made)
             if not request.as_json:
                 _show_stage(request, stage, done[stage])
     failed = workbench.failed_blocking_checks()
@@ -456,12 +477,15 @@ def experiment(request: Request, /, name: str, **options: Any) -> None:
     """
     given = {key: value for key, value in options.items() if value is not None}
     workbench = request.workbench({})
+    same = all(getattr(workbench.settings, key) == value for key, value in given.items())
     from ivr_dagster.experiments import begin
 
     paths = begin(workbench, name, given)
     if request.as_json:
         click.echo(json.dumps({"experiment": name, "artifacts_dir": str(paths.root), "settings": given}))
         return
+    if same:
+        click.echo("Nothing differs from where it was begun: change its ivr.yaml or sft_config.yaml.", err=True)
     click.echo(f"{paths.root}\nGo on with: ivr --artifacts-dir {request.artifacts_dir} --experiment {name} run")
 
 
@@ -501,14 +525,16 @@ def status(request: Request) -> None:
     show_default=True,
     help="Port of the web server, on 127.0.0.1.",
 )
+@settings_options("rebuild", "retrain", "quiet_seconds")
 @click.pass_obj
-def ui(request: Request, port: int) -> None:
+def ui(request: Request, /, port: int, **options: Any) -> None:
     """Serve the Dagster UI and its daemon on 127.0.0.1 until stopped."""
     from ivr_dagster.ui import serve
 
-    load_settings(
-        request.artifacts_dir, config=request.config
-    )  # a fault in the settings is told here, not in the browser
+    given = {key: value for key, value in options.items() if value is not None}
+    # a fault in the settings is told here, not in the browser
+    load_settings(request.artifacts_dir, config=request.config, options=given)
+    remember_settings(request.settings_file, given)
     raise SystemExit(serve(request.artifacts_dir, request.config, port))
 
 
@@ -529,7 +555,11 @@ def _run_assets(request: Request, workbench: "Workbench", stage: str, assets: li
     from ivr_dagster.terminal import ProgressBars
 
     with ProgressBars(stage, len(assets), quiet=request.as_json) as bars, listening(bars.advance):
-        return workbench.run(assets, log_level=request.log_level, tags={"ivr/stage": stage})
+        try:
+            return workbench.run(assets, log_level=request.log_level, tags={"ivr/stage": stage})
+        except InputError:
+            request.forget()
+            raise
 
 
 def _show_plan(request: Request, workbench: "Workbench") -> None:
@@ -611,7 +641,8 @@ def _show_run(request: Request, workbench: "Workbench", done: dict[str, "StageRe
         return
     from ivr_dagster.terminal import run_table
 
-    run_table(states, workbench.paths, materialized=sum(len(result.figures) for result in done.values()))
+    made = sum(len(result.figures) for result in done.values())
+    run_table(states, workbench.paths, workbench.failed_checks(), materialized=made)
 
 
 def _key_figures(asset: str, figures: dict[str, Any]) -> str:

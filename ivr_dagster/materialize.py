@@ -31,9 +31,9 @@ from ivr_dagster.definitions import build_definitions
 from ivr_dagster.resources.base_model import BaseModel
 from ivr_dagster.resources.settings import with_defaults
 from ivr_dagster.settings import Settings
-from ivr_dagster.sources import AT_WORK, UNFINISHED, observe, source_names
+from ivr_dagster.sources import observe, source_names
 from ivr_dagster.stages import STAGES, stage_assets
-from ivr_dagster.staleness import Staleness, latest_evaluation, observed_version
+from ivr_dagster.staleness import AT_WORK, UNFINISHED, Staleness, latest_evaluation, observed_version
 
 # the process of a run that the command line started, by number and start time
 PROCESS_TAG = "ivr/process"
@@ -76,6 +76,18 @@ class StageResult:
     figures: dict[str, dict[str, Any]] = field(default_factory=dict)
     checks: list[dict[str, Any]] = field(default_factory=list)
     run_id: str = ""
+
+
+def together(results: Iterable[StageResult]) -> StageResult:
+    """Several runs' results as one, with the id of the last."""
+    figures: dict[str, dict[str, Any]] = {}
+    checks: list[dict[str, Any]] = []
+    run_id = ""
+    for result in results:
+        figures |= result.figures
+        checks += result.checks
+        run_id = result.run_id
+    return StageResult(figures, checks, run_id)
 
 
 @dg.logger(config_schema={"log_level": str}, description="What assets say, for a terminal.")
@@ -138,6 +150,11 @@ class Workbench:
         found = (latest_evaluation(self.instance, check) for check in checks)
         return [evaluation for evaluation in found if evaluation is not None]
 
+    def failed_checks(self) -> list[str]:
+        """Checks whose latest evaluation did not pass, as `asset.check`."""
+        names = [name for stage in STAGES for name in self.stage_assets(stage)]
+        return [f"{name}.{each.check_name}" for name in names for each in self.evaluations(name) if not each.passed]
+
     def observe_sources(self) -> None:
         """Look at raw corpus, base model and what else a person brings; tell the instance what is not as it was.
 
@@ -172,6 +189,24 @@ class Workbench:
         """Assets of a stage that must be made anew, those included that only follow from such a one in the stage."""
         states = {state.name: state for state in self.states()}
         return [name for name in self.stage_assets(stage) if states[name].stale]
+
+    def stale_by_themselves(self, stage: str) -> list[str]:
+        """Assets of a stage to make next: stale whatever becomes of others, and so is what they follow from, or fresh.
+
+        What is stale only because something above it is may turn out not to be once that is made.
+        """
+        staleness = Staleness(self.instance, self._graph, self.paths)
+        wave: list[str] = []
+        for name in self.stage_assets(stage):
+            key = dg.AssetKey(name)
+            waiting = [
+                parent.to_user_string()
+                for parent in self._graph.get(key).parent_keys
+                if staleness.why(parent) and parent.to_user_string() not in wave
+            ]
+            if staleness.by_itself(key) and not waiting:
+                wave.append(name)
+        return wave
 
     def data_version(self, name: str) -> str | None:
         """The data version that an asset, or a source, has now."""
@@ -350,9 +385,9 @@ def open_instance(paths: ArtifactPaths) -> dg.DagsterInstance:
     home = Path(os.environ.get("DAGSTER_HOME") or paths.dagster_home).expanduser().resolve()
     os.environ["DAGSTER_HOME"] = str(home)
     instance = _instance(home)
-    # a folder that is copied takes the records inside it along
-    if home != paths.dagster_home.resolve() or not isinstance(instance.run_storage, SqliteRunStorage):
-        _claim(instance, paths.root)
+    # records inside a folder are that folder's, also where it was copied or moved
+    inside = home == paths.dagster_home.resolve() and isinstance(instance.run_storage, SqliteRunStorage)
+    _claim(instance, paths.root, whoever=inside)
     return instance
 
 
@@ -373,13 +408,15 @@ def _instance(home: Path) -> dg.DagsterInstance:
     return dg.DagsterInstance.from_config(str(home))
 
 
-def _claim(instance: dg.DagsterInstance, root: Path) -> None:
-    """Have an instance that lies elsewhere belong to an artifacts folder: it knows assets by name, not by place."""
+def _claim(instance: dg.DagsterInstance, root: Path, *, whoever: bool) -> None:
+    """Have an instance belong to an artifacts folder, `whoever` had it: it knows assets by name, not by place."""
     storage = instance.run_storage
     owner = storage.get_cursor_values({OWNER_KEY}).get(OWNER_KEY)
-    if owner is None or not Path(owner).is_dir():
+    if owner == str(root):
+        return
+    if whoever or owner is None or not Path(owner).is_dir():
         storage.set_cursor_values({OWNER_KEY: str(root)})
-    elif Path(owner) != root:
+    else:
         raise InputError(
             f"this Dagster instance holds the assets of {owner}, {root} was asked for",
             where=os.environ["DAGSTER_HOME"],

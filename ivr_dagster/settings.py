@@ -548,7 +548,7 @@ def _validated(values: dict[str, Any], sources: Mapping[str, str]) -> Settings:
                 if key in WORDS:
                     message += f" (or {', '.join(WORDS[key])})"
                 faults.append(f"{place}: {key} is {fault['input']!r}: {message[:1].lower()}{message[1:]}")
-        raise InputError("; ".join(faults), remedy="`ivr --help` and `ivr STAGE --help` list the settings.") from error
+        raise InputError("; ".join(faults), remedy="`ivr STAGE --help` and the launchpad list the settings.") from error
 
 
 def read_settings_file(file: Path) -> tuple[dict[str, Any], dict[str, int]]:
@@ -598,7 +598,7 @@ def remember_settings(file: Path, given: Mapping[str, Any]) -> None:
     if content is None:
         content = editor.map()
         content.yaml_set_start_comment(
-            "Settings of ivr_dagster. `ivr STAGE --help` lists all keys (with - for _) and their defaults.\n"
+            "Settings of ivr_dagster. `ivr run --help` and `ivr ui --help` list the keys (with - for _) and defaults.\n"
         )
     if all(key in content and content[key] == value for key, value in given.items()):
         return

@@ -21,6 +21,7 @@ from ivr_dagster.core.corpus.other_text import other_files
 from ivr_dagster.core.errors import InputError
 from ivr_dagster.resources.base_model import MODEL_FILES, BaseModel
 from ivr_dagster.resources.settings import SettingsResource
+from ivr_dagster.staleness import UNFINISHED
 
 # a corpus that files keep coming into is taken as it is after so many seconds
 LONGEST_WAIT = 45.0
@@ -28,8 +29,6 @@ LONGEST_WAIT = 45.0
 OBSERVATION_SECONDS = 300.0
 # sources of text beside the corpus, and the settings that name their folders
 OTHER_TEXT = {"general_corpus": "general_corpora_dir", "retention_corpus": "retention_corpora_dir"}
-AT_WORK = (dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING)
-UNFINISHED = (dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED, *AT_WORK)
 
 
 def source_names(places: ArtifactPaths) -> list[str]:

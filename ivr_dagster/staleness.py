@@ -6,6 +6,7 @@ follows from is.
 """
 
 import json
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,10 @@ from ivr_dagster.stages import BASELINES
 
 # what is computed of text at a cost, and what it reads the text from
 TEXT_OF = {"fitted_embeddings": "cleaned_corpus", "sft_checkpoint": "training_blocks"}
+AT_WORK = (dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING)
+UNFINISHED = (dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED, *AT_WORK)
+# jobs that make nothing
+OBSERVING = ("observe_sources",)
 # metadata of what an experiment began with: the run that made it there
 TAKEN_OVER = "made_in_run"
 # how many executions of a check are looked through for an evaluation
@@ -55,6 +60,7 @@ class Staleness:
         self._tried = tried
         self._records: dict[dg.AssetKey, dg.EventLogRecord | None] = {}
         self._reasons: dict[dg.AssetKey, str] = {}
+        self._unfinished: Sequence[dg.DagsterRun] | None = None
         self._evaluations: dict[dg.AssetKey, list[dg.AssetCheckEvaluation | None]] = {}
 
     def why(self, key: dg.AssetKey) -> str:
@@ -111,6 +117,15 @@ class Staleness:
         """Whether a source that the asset reads has never been looked at."""
         sources = (parent for parent in self._parents(key) if not self._graph.get(parent).is_materializable)
         return any(self.version(source) is None for source in sources)
+
+    def being_made(self, key: dg.AssetKey) -> bool:
+        """Whether a run that has not ended makes an asset or its checks, or did and goes on."""
+        if self._unfinished is None:
+            self._unfinished = self._instance.get_runs(dg.RunsFilter(statuses=[*UNFINISHED]))
+        return any(
+            key in run.asset_selection if run.asset_selection else run.job_name not in OBSERVING
+            for run in self._unfinished
+        )
 
     def unmet(self, key: dg.AssetKey) -> bool:
         """Whether a blocking check did not pass, or was not made, on what an asset holds now."""

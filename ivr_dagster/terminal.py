@@ -205,7 +205,9 @@ def tuning_table(study: Mapping[str, Any], file: Path, command: str) -> None:
     OUT.print(f"to train with them  {command} train --config-path {file}", highlight=False, soft_wrap=True)
 
 
-def run_table(states: Mapping[str, Any], paths: ArtifactPaths, *, materialized: int) -> None:
+def run_table(
+    states: Mapping[str, Any], paths: ArtifactPaths, failed_checks: Sequence[str], *, materialized: int
+) -> None:
     """The table at the end of `ivr run`: what was made and found."""
     figures = {name: state.figures for name, state in states.items()}
     table = Table(
@@ -253,6 +255,8 @@ def run_table(states: Mapping[str, Any], paths: ArtifactPaths, *, materialized: 
             row("… vanilla baseline, same text", f"{report['bpb_vanilla_sft']:.3f}")
         row("report", str(paths["evaluation_report"] / "report.md"))
         row("adapted model", str(paths["sft_checkpoint"] / "final_model"))
+    if failed_checks:
+        row("checks that did not pass", f"[yellow]{', '.join(failed_checks)}[/] (the UI says what to do)")
     row("materialized now", f"{materialized} assets" if materialized else "nothing: everything was fresh")
-    row("lineage in the UI", f"ivr --artifacts-dir {paths.root} ui   (or `make ui`), then http://127.0.0.1:3000")
+    row("lineage in the UI", f"ivr --artifacts-dir {paths.root} ui, then http://127.0.0.1:3000")
     OUT.print(table, soft_wrap=True)

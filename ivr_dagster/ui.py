@@ -27,9 +27,24 @@ def serve(artifacts_dir: Path, config: Path | None, port: int) -> int:
     """Run the servers until one ends or this process is told to stop; returns an exit code.
 
     Raises:
-        InputError: the port is taken.
+        InputError: the port is taken, or servers work on this folder already.
     """
-    _check_port(port)
+    from ivr_dagster.artifact_paths import ArtifactPaths
+    from ivr_dagster.core.presence import alone
+
+    # servers that are told to stop take their runs with them, and may need their time
+    with alone(ArtifactPaths(artifacts_dir).serving, STOP_SECONDS + 2) as only:
+        if not only:
+            raise InputError(
+                "a UI is served for this folder already",
+                where=artifacts_dir,
+                remedy="Go to its address, or stop it first: two daemons would rebuild everything twice.",
+            )
+        _check_port(port)
+        return _served(artifacts_dir, config, port)
+
+
+def _served(artifacts_dir: Path, config: Path | None, port: int) -> int:
     from ivr_dagster.materialize import fail_dead_runs, open_instance
     from ivr_dagster.settings import Settings
 
@@ -59,8 +74,8 @@ def serve(artifacts_dir: Path, config: Path | None, port: int) -> int:
         code = ["code-server", "start", "--socket", str(socket), "--location-name", LOCATION]
         servers = (
             ["dagster", *code, "--module-name", "ivr_dagster.definitions", "--log-level", "warning"],
-            ["dagster-webserver", *shown, "--host", "127.0.0.1", "--port", str(port)],
-            ["dagster-daemon", "run", *shown],
+            ["dagster-webserver", *shown, "--host", "127.0.0.1", "--port", str(port), "--dagster-log-level", "warning"],
+            ["dagster-daemon", "run", *shown, "--log-level", "warning"],
         )
         try:
             for name, *rest in servers:

@@ -108,6 +108,23 @@ def flat(ran: list[list[str]]) -> list[str]:
     return [asset for asked in ran for asset in asked]
 
 
+def test_what_a_run_in_progress_makes_is_left_to_it_until_its_end(daemon: Daemon) -> None:
+    """It may have made an asset already and have the checks before it."""
+    daemon.add(*texts("train"))
+    assert daemon.tick() == ["cleaned_corpus"]
+    instance = daemon.bench.instance
+    run = instance.create_run_for_job(
+        daemon.bench._job,
+        asset_selection=frozenset({dg.AssetKey("cleaned_corpus"), dg.AssetKey("pretoken_counts")}),
+        status=dg.DagsterRunStatus.STARTED,
+        tags={PROCESS_TAG: _process_mark(os.getpid())},
+    )
+    daemon.cursor = None
+    assert daemon.tick() == []
+    instance.report_run_failed(run, "stopped")
+    assert "cleaned_corpus" in daemon.tick()
+
+
 def test_a_run_that_failed_leaves_the_checks_of_what_is_there_as_they_were(daemon: Daemon) -> None:
     """Checks were planned for what it did not come to make; Dagster then calls them not passed."""
     (daemon.root / "raw" / "documents.jsonl").rename(daemon.root / "kept.jsonl")

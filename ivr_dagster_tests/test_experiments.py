@@ -274,6 +274,13 @@ class TestTheInstanceElsewhere:
         with pytest.raises(InputError, match=f"holds the assets of {tmp_path / 'one'}.*unset it"):
             open_instance(ArtifactPaths(tmp_path / "two"))
 
+    def test_one_inside_another_folder_is_that_folders(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("DAGSTER_HOME")
+        open_instance(ArtifactPaths(tmp_path / "one")).dispose()
+        assert Path(os.environ["DAGSTER_HOME"]) == tmp_path / "one" / ".dagster"
+        with pytest.raises(InputError, match=f"holds the assets of {tmp_path / 'one'}"):
+            open_instance(ArtifactPaths(tmp_path / "two"))
+
     def test_a_folder_that_moved_takes_it_along(self, tmp_path: Path) -> None:
         (tmp_path / "one").mkdir()
         open_instance(ArtifactPaths(tmp_path / "one")).dispose()

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,3 +38,31 @@ def anybody(file: Path) -> bool:
         return False
     finally:
         os.close(handle)
+
+
+@contextmanager
+def alone(file: Path, seconds: float) -> Iterator[bool]:
+    """Whether this process is the only one that asked for it, from now until the block ends; others are waited for.
+
+    Args:
+        file: as for :func:`present`, and another one.
+        seconds: how long to wait.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        yield _locked(handle, time.monotonic() + seconds)
+    finally:
+        os.close(handle)
+
+
+def _locked(handle: int, deadline: float) -> bool:
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.1)
+        else:
+            return True

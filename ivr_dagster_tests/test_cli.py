@@ -1,0 +1,74 @@
+"""The command line on a finished folder of a tiny model, in processes of its own."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from small_pipeline import SMALL, TINY
+
+IVR = Path(sys.executable).with_name("ivr")
+Ivr = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def folder(tiny: Path, tmp_path: Path) -> Path:
+    """Artifacts of every stage with the settings they were made with."""
+    root = Path(shutil.copytree(tiny, tmp_path / "copy"))
+    places = {"raw_corpora_dir": str(root / "raw"), "config_path": str(root / "sft_config.yaml")}
+    settings: dict[str, Any] = {**SMALL, **TINY, **places, "model_name": str(tiny.parent / "model")}
+    (root / "artifacts" / "ivr.yaml").write_text(yaml.safe_dump(settings))
+    return root / "artifacts"
+
+
+@pytest.fixture
+def ivr(folder: Path) -> Ivr:
+    """`ivr(…)` on it."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("IVR_", "DAGSTER_"))}
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [IVR, "--artifacts-dir", folder, *arguments]
+        environment = kept | {"HF_HUB_OFFLINE": "1"}
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=250)
+
+    return run
+
+
+def test_what_comes_out_equal_inside_a_stage_trains_nothing(ivr: Ivr) -> None:
+    assert json.loads(ivr("--json", "run").stdout)["materialized"] == []
+    done = ivr("--json", "run", "--init-strategy", "zeros", "--calibration-bytes", "0")
+    assert done.returncode == 0, done.stderr
+    made = json.loads(done.stdout)["materialized"]
+    assert made == ["fitted_embeddings", "initialized_model", "training_blocks", "sft_checkpoint", "evaluation_report"]
+    assert json.loads(ivr("--json", "run").stdout)["materialized"] == []
+
+
+def test_options_that_were_at_fault_are_not_remembered(folder: Path, ivr: Ivr) -> None:
+    before = (folder / "ivr.yaml").read_bytes()
+    refused = ivr("init", "--encoding", "klingon")
+    assert refused.returncode == 2
+    assert "klingon" in refused.stderr
+    assert (folder / "ivr.yaml").read_bytes() == before
+    assert ivr("run", "--dry-run").returncode == 0
+
+
+def test_an_experiment_that_changes_nothing_says_so(ivr: Ivr) -> None:
+    begun = ivr("experiment", "same", "--max-candidates", str(TINY["max_candidates"]))
+    assert begun.returncode == 0, begun.stderr
+    assert "Nothing differs" in begun.stderr
+
+
+def test_checks_that_did_not_pass_are_told_at_the_end(ivr: Ivr) -> None:
+    done = ivr("run", "--heldout-floor", "1000")
+    assert done.returncode == 0, done.stderr
+    again = ivr("init")  # the check is made with its asset
+    assert again.returncode == 0, again.stderr
+    shown = ivr("run").stdout
+    assert "checks that did not pass" in shown
+    assert "cleaned_corpus.heldout_floor" in shown
