@@ -20,6 +20,7 @@ Around it, from the ground up:
 - `io_managers`, `resources`, `progress`: how assets are kept, what they share, how they tell how far they are.
 - `assets`: one thin module a stem. `asset_checks`: what must hold, beside the assets it is about.
 - `sources`: what everything starts from, and noticing that it changed. `staleness`: what is stale, and why.
+  `dead_runs`: runs whose process is gone.
 - `automation`, `alerts`: jobs, schedule, sensors. `definitions`: all of it as the one object that Dagster loads.
 - `materialize`: the same assets driven without the UI. `experiments`: folders of them beside each other.
 - `terminal`, `ui`: what a person sees. `cli`: `ivr`.

@@ -19,6 +19,7 @@ import dagster as dg
 
 from ivr_dagster.artifact_paths import ArtifactPaths
 from ivr_dagster.core.presence import anybody
+from ivr_dagster.dead_runs import fail_dead_runs
 from ivr_dagster.resources.base_model import BaseModelResource
 from ivr_dagster.resources.settings import SettingsResource
 from ivr_dagster.sources import noticed, source_names
@@ -270,6 +271,8 @@ def automation(
     def watch_sources(
         context: dg.SensorEvaluationContext, settings: SettingsResource, base: BaseModelResource
     ) -> dg.RunRequest | dg.SkipReason:
+        # a command that was killed would hold its assets, and all that follows from them, for ever
+        fail_dead_runs(context.instance, of_commands_alone=True)
         return noticed(context, settings, base, time.time())
 
     def rebuilding(name: str, stages: Collection[str], what: str) -> dg.AutomationConditionSensorDefinition:

@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -514,7 +514,7 @@ def status(request: Request) -> None:
         workbench.observe_sources()
     except InputError as error:
         _complain(f"the sources cannot be looked at, what follows is as they were last: {error}", debug=False)
-    _show_states(request, workbench.states())
+    _show_states(request, workbench.states(), workbench.failed_checks())
 
 
 @cli.command()
@@ -618,17 +618,19 @@ def _show_tuning(request: Request, workbench: "Workbench", result: "StageResult"
     tuning_table(study, folder.sft_config, f"ivr --artifacts-dir {request.artifacts_dir}")
 
 
-def _show_states(request: Request, states: list[Any]) -> None:
+def _show_states(request: Request, states: list[Any], failed_checks: Sequence[str] = ()) -> None:
     if request.as_json:
         rows = [
             {"asset": s.name, "stage": s.stage, "fresh": not s.stale, "stale": s.stale, "figures": s.figures,
              "materialized": s.materialized.isoformat() if s.materialized else None} for s in states
         ]  # fmt: skip
-        click.echo(json.dumps({"assets": rows}))
+        click.echo(json.dumps({"assets": rows, "failed_checks": list(failed_checks)}))
         return
     from ivr_dagster.terminal import states_table
 
     states_table(states, lambda state: _key_figures(state.name, state.figures))
+    if failed_checks:
+        click.echo(f"checks that did not pass: {', '.join(failed_checks)}")
 
 
 def _show_run(request: Request, workbench: "Workbench", done: dict[str, "StageResult"]) -> None:

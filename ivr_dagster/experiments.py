@@ -74,7 +74,7 @@ def begin(parent: Workbench, name: str, given: Mapping[str, Any]) -> ArtifactPat
             f"{', '.join(misplaced)}: an experiment writes below its own folder", where=place, remedy="Leave it out."
         )
     keys = {dg.AssetKey(asset) for asset in RELATIVE_PATHS if parent.makes(asset)}
-    parent.refuse_while_made(keys)
+    parent.refuse_while_made(keys, f"the experiment {name!r}")
     sweep(place.parent)
     known = {asset: parent.last_made(asset) for asset in RELATIVE_PATHS if parent.makes(asset)}
     assets = {asset: event for asset, event in known.items() if event and parent.paths[asset].exists()}
@@ -84,7 +84,7 @@ def begin(parent: Workbench, name: str, given: Mapping[str, Any]) -> ArtifactPat
         _write_settings(parent, staged, given)
         for asset in assets:
             _copy(parent.paths[asset], staged[asset])
-        parent.refuse_while_made(keys)
+        parent.refuse_while_made(keys, f"the experiment {name!r}")
         if any(parent.last_made(asset) != event for asset, event in known.items()):
             raise InputError(
                 f"artifacts changed while {name!r} was made of them", where=parent.paths.root, remedy="Try again."

@@ -3,11 +3,9 @@
 What belongs here: the instance, what is stale and why, and running assets in this process. Nothing is printed.
 """
 
-import json
 import logging
 import os
 import shutil
-import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,27 +14,24 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
-import psutil
 from dagster._core.definitions.data_version import DATA_VERSION_TAG
 from dagster._core.errors import DagsterAssetCheckFailedError, DagsterExecutionInterruptedError
 from dagster._core.storage.runs.sqlite import SqliteRunStorage
-from dagster._core.storage.tags import GRPC_INFO_TAG
 
 from ivr_dagster.artifact_paths import ArtifactPaths
 from ivr_dagster.assets.vocabulary import plan_from_settings, table_in_force
 from ivr_dagster.core.atomic import recover
 from ivr_dagster.core.errors import InputError
 from ivr_dagster.core.vocabulary.selection import Plan
+from ivr_dagster.dead_runs import PROCESS_TAG, fail_dead_runs, free_slots_of_dead_runs, lives, process_mark
 from ivr_dagster.definitions import build_definitions
 from ivr_dagster.resources.base_model import BaseModel
 from ivr_dagster.resources.settings import with_defaults
 from ivr_dagster.settings import Settings
 from ivr_dagster.sources import observe, source_names
 from ivr_dagster.stages import STAGES, stage_assets
-from ivr_dagster.staleness import AT_WORK, UNFINISHED, Staleness, latest_evaluation, observed_version
+from ivr_dagster.staleness import AT_WORK, Staleness, latest_evaluation, observed_version
 
-# the process of a run that the command line started, by number and start time
-PROCESS_TAG = "ivr/process"
 # under which an instance remembers the artifacts folder that it belongs to
 OWNER_KEY = "ivr/artifacts"
 INSTANCE_FILE = Path(__file__).with_name("instance.yaml")
@@ -252,7 +247,7 @@ class Workbench:
             return StageResult()
         free_slots_of_dead_runs(self.instance)
         self.refuse_while_made(set(keys))
-        tags = dict(tags or {}) | {PROCESS_TAG: _process_mark(os.getpid())}
+        tags = dict(tags or {}) | {PROCESS_TAG: process_mark(os.getpid())}
         config = {"loggers": {"console": {"config": {"log_level": log_level}}}}
         try:
             result = self._job.execute_in_process(
@@ -284,8 +279,12 @@ class Workbench:
         ]
         return StageResult(found, checks, result.run_id)
 
-    def refuse_while_made(self, keys: set[dg.AssetKey]) -> None:
+    def refuse_while_made(self, keys: set[dg.AssetKey], asked: str = "") -> None:
         """See that no run is making one of these assets.
+
+        Args:
+            keys: the assets.
+            asked: what was asked for, where it is not these assets themselves.
 
         Raises:
             InputError: one is; the message names it.
@@ -293,10 +292,11 @@ class Workbench:
         fail_dead_runs(self.instance)
         for run in self.instance.get_runs(dg.RunsFilter(statuses=[*AT_WORK])):
             shared = keys & run.asset_selection if run.asset_selection else keys
-            if shared and _lives(run):
+            if shared and lives(run):
                 names = ", ".join(sorted(key.to_user_string() for key in shared))
                 raise InputError(
-                    f"{names} was asked for, and run {run.run_id[:8]} is making the same",
+                    f"{asked or names} was asked for, and run {run.run_id[:8]} is making "
+                    + (names if asked else "the same"),
                     remedy="Wait until it has ended, or terminate it: `ivr ui`, Runs.",
                 )
 
@@ -321,59 +321,6 @@ class Workbench:
                     f"{key.asset_key.to_user_string()}.{key.name} ({figures}): {evaluation.description or ''}"
                 )
         return "; ".join(failed)
-
-
-def free_slots_of_dead_runs(instance: dg.DagsterInstance) -> None:
-    """Give back places in pools that runs of killed processes hold, and mark those runs as failed.
-
-    Dagster's daemon does so for runs that it launched; a run of the command line is known by its process alone.
-    """
-    storage = instance.event_log_storage
-    for pool in storage.get_concurrency_keys():
-        info = storage.get_concurrency_info(pool)
-        for run_id in info.active_run_ids | info.assigned_run_ids | info.pending_run_ids:
-            run = instance.get_run_by_id(run_id)
-            if run is None or run.is_finished or _lives(run) is False:
-                storage.free_concurrency_slots_for_run(run_id)
-                if run is not None and not run.is_finished:
-                    instance.report_run_failed(run, "its process was killed")
-
-
-def fail_dead_runs(instance: dg.DagsterInstance) -> None:
-    """Mark runs as failed that no process works on any more.
-
-    A run of the command line is known by its process, one of a server by the server, which takes its runs with it.
-    Dagster's own monitoring sees a run's end only while the server that launched it lives; without this, assets of a
-    run that a power cut ended would be being made for ever.
-    """
-    for run in instance.get_runs(dg.RunsFilter(statuses=[*UNFINISHED])):
-        if _lives(run) is False:
-            instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
-            instance.report_run_failed(run, "its process is gone")
-
-
-def _lives(run: dg.DagsterRun) -> bool | None:
-    """Whether a process works on a run; None where nothing tells which."""
-    mark, server = run.tags.get(PROCESS_TAG), json.loads(run.tags.get(GRPC_INFO_TAG, "{}"))
-    if mark is not None:
-        return _process_mark(int(mark.partition("-")[0])) == mark
-    place = server.get("socket")
-    if not place:
-        return None
-    with socket.socket(socket.AF_UNIX) as probe:
-        try:
-            probe.connect(place)
-        except OSError:
-            return False
-    return True
-
-
-def _process_mark(number: int) -> str:
-    """A process by number and start: numbers are used again."""
-    try:
-        return f"{number}-{psutil.Process(number).create_time():.2f}"
-    except psutil.NoSuchProcess:
-        return ""
 
 
 def open_instance(paths: ArtifactPaths) -> dg.DagsterInstance:

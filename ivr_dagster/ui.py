@@ -45,7 +45,8 @@ def serve(artifacts_dir: Path, config: Path | None, port: int) -> int:
 
 
 def _served(artifacts_dir: Path, config: Path | None, port: int) -> int:
-    from ivr_dagster.materialize import fail_dead_runs, open_instance
+    from ivr_dagster.dead_runs import fail_dead_runs
+    from ivr_dagster.materialize import open_instance
     from ivr_dagster.settings import Settings
 
     instance = open_instance(Settings().paths(artifacts_dir))

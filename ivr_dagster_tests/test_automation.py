@@ -15,8 +15,9 @@ from ivr_dagster.core.corpus.cleaning import clean
 from ivr_dagster.core.corpus.splits import document_id, is_heldout
 from ivr_dagster.core.errors import InputError
 from ivr_dagster.core.presence import present
+from ivr_dagster.dead_runs import PROCESS_TAG, process_mark
 from ivr_dagster.experiments import begin
-from ivr_dagster.materialize import PROCESS_TAG, Interrupted, StageFailed, Workbench, _process_mark
+from ivr_dagster.materialize import Interrupted, StageFailed, Workbench
 from ivr_dagster.settings import load_settings
 from ivr_dagster.sources import noticed
 from ivr_dagster.stages import STAGES, stage_assets
@@ -117,7 +118,7 @@ def test_what_a_run_in_progress_makes_is_left_to_it_until_its_end(daemon: Daemon
         daemon.bench._job,
         asset_selection=frozenset({dg.AssetKey("cleaned_corpus"), dg.AssetKey("pretoken_counts")}),
         status=dg.DagsterRunStatus.STARTED,
-        tags={PROCESS_TAG: _process_mark(os.getpid())},
+        tags={PROCESS_TAG: process_mark(os.getpid())},
     )
     daemon.cursor = None
     assert daemon.tick() == []
@@ -384,7 +385,7 @@ def test_the_same_model_in_another_place_makes_nothing_stale(daemon: Daemon, tmp
 @pytest.mark.parametrize("lives", [True, False])
 def test_a_run_that_makes_the_same_is_waited_for_and_a_dead_one_is_not(daemon: Daemon, lives: bool) -> None:
     key = dg.AssetKey("selection_log")
-    mark = _process_mark(os.getpid()) + ("" if lives else "9")  # the number is somebody else's by now
+    mark = process_mark(os.getpid()) + ("" if lives else "9")  # the number is somebody else's by now
     run = daemon.bench.instance.create_run_for_job(
         daemon.bench._job,
         asset_selection=frozenset({key}),
