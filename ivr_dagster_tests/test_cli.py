@@ -73,4 +73,4 @@ def test_checks_that_did_not_pass_are_told_at_the_end(ivr: Ivr) -> None:
     assert "checks that did not pass" in shown
     assert "cleaned_corpus.heldout_floor" in shown
     assert "cleaned_corpus.heldout_floor" in ivr("status").stdout
-    assert json.loads(ivr("--json", "status").stdout)["failed_checks"] == ["cleaned_corpus.heldout_floor"]
+    assert "cleaned_corpus.heldout_floor" in json.loads(ivr("--json", "status").stdout)["failed_checks"]
