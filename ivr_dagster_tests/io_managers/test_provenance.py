@@ -52,6 +52,7 @@ def test_the_size_of_a_folder_counts_files_once_and_follows_no_link(tmp_path: Pa
 
 
 PEAKS = """
+import numpy as np
 from ivr_dagster.io_managers.provenance import peak_memory, reset_peak_memory
 
 np.ones(100_000_000, dtype=np.uint8).sum()
