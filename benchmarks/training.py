@@ -20,7 +20,6 @@ from statistics import median
 from typing import Any
 
 from benchmarks.__main__ import RESULTS, machine
-from ivr_dagster.artifact_paths import ArtifactPaths
 from ivr_dagster.core.corpus.cleaned import CleanedCorpus
 from ivr_dagster.core.handles import TrainingBlocks
 from ivr_dagster.core.training.sft import fine_tune
@@ -34,25 +33,23 @@ VARIANTS = ("ours", "padding")
 
 def ours(artifacts: Path, steps: int, dtype: str) -> dict[str, Any]:
     """The adapted model on packed blocks, as `ivr train` trains it."""
-    places = ArtifactPaths(artifacts)
-    settings = load_settings(artifacts, environ={})
-    accelerator = Accelerator(settings.device, dtype)
+    bench = Workbench(load_settings(artifacts, environ={}), artifacts)
+    accelerator = Accelerator(bench.settings.device, dtype)
     device, dtype = accelerator.resolved_device(), accelerator.resolved_dtype()
-    config = read_sft_config(Workbench(settings, artifacts).shared.sft_config_file(), max_steps=steps)
-    blocks = TrainingBlocks(places["training_blocks"])
-    rules = Workbench(settings, artifacts).load("remap_rules")
+    config = read_sft_config(bench.shared.sft_config_file(), max_steps=steps)
+    blocks = TrainingBlocks(bench.paths["training_blocks"])
     with tempfile.TemporaryDirectory() as scratch:
         cpu = time.process_time()
         result = fine_tune(
-            places["initialized_model"],
+            bench.paths["initialized_model"],
             blocks.path / "remapped",
             Path(scratch),
             config,
-            tokenizer_dir=places["remapped_tokenizer"],
+            tokenizer_dir=bench.paths["remapped_tokenizer"],
             fingerprint="benchmark",
             device=device,
             dtype=dtype,
-            new_tokens={rule.id: rule.new_token for rule in rules},
+            new_tokens={rule.id: rule.new_token for rule in bench.load("remap_rules")},
             keep_model=False,
         )
         cpu = time.process_time() - cpu
@@ -72,17 +69,16 @@ def padding(artifacts: Path, steps: int) -> dict[str, Any]:
         TrainingArguments,
     )
 
-    settings = load_settings(artifacts, environ={})
-    bench = Workbench(settings, artifacts)
+    bench = Workbench(load_settings(artifacts, environ={}), artifacts)
     folder = bench.base.model().path
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    length = settings.block_size or bench.base.model().tokens_at_once()
+    length = bench.settings.block_size or bench.base.model().tokens_at_once()
     texts = list(CleanedCorpus(bench.paths["cleaned_corpus"]).texts("train"))
     encoded = [tokenizer(text, truncation=True, max_length=length)["input_ids"] for text in texts]
     sizes = [len(tokenizer.decode(ids).encode()) for ids in encoded]
     config = read_sft_config(bench.shared.sft_config_file(), vanilla=True, max_steps=steps)
-    device = Accelerator(settings.device)._found_device()
+    device = Accelerator(bench.settings.device).found_device()
     with tempfile.TemporaryDirectory() as scratch:
         arguments = TrainingArguments(
             **{**config.arguments, "output_dir": scratch, "report_to": [], "disable_tqdm": True, "eval_strategy": "no"},

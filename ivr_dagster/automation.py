@@ -10,7 +10,7 @@ update then counts as its handling. The conditions here compare what an asset wa
 
 import json
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -24,7 +24,7 @@ from ivr_dagster.resources.base_model import BaseModelResource
 from ivr_dagster.resources.settings import SettingsResource
 from ivr_dagster.sources import noticed, source_names
 from ivr_dagster.stages import STAGES, stage_assets
-from ivr_dagster.staleness import Staleness
+from ivr_dagster.staleness import OBSERVATION_JOB, Staleness
 
 # the cheap half, minutes, and the costly one, by stage
 TOKENIZER_SIDE = ("init", "analyze", "distill-tokenizer", "select", "remap")
@@ -58,77 +58,27 @@ class _OfStaleness(dg.AutomationCondition[dg.AssetKey]):
         return _of_this_tick[view]
 
 
-class Stale(_OfStaleness):
-    """Made of other things than it would be made of now, or what it is made of is stale."""
+@dataclass(frozen=True, eq=False)
+class Holds(_OfStaleness):
+    """True where the answer to a question about an asset is yes.
 
-    @property
-    def name(self) -> str:
-        """What the UI calls it."""
-        return "stale"
-
-    def evaluate(self, context: dg.AutomationContext[dg.AssetKey]) -> dg.AutomationResult[dg.AssetKey]:
-        """True where the asset is stale."""
-        stale = self.found(context).why(context.key)
-        return dg.AutomationResult(context, context.candidate_subset if stale else context.get_empty_subset())
-
-
-class Unmet(_OfStaleness):
-    """A blocking check did not pass, or was not made, on what the asset holds now.
-
-    Dagster's own condition also counts a check whose run failed before it; that says nothing of what is there.
+    Attributes:
+        label: what the UI calls it.
+        asked: the question, to :class:`Staleness`.
     """
 
-    @property
-    def name(self) -> str:
-        """What the UI calls it."""
-        return "a blocking check has not passed"
-
-    def evaluate(self, context: dg.AutomationContext[dg.AssetKey]) -> dg.AutomationResult[dg.AssetKey]:
-        """True where the asset must not be built on."""
-        unmet = self.found(context).unmet(context.key)
-        return dg.AutomationResult(context, context.candidate_subset if unmet else context.get_empty_subset())
-
-
-class BeingMade(_OfStaleness):
-    """A run that has not ended makes it, or made it and has its checks before it."""
+    label: str
+    asked: Callable[[Staleness, dg.AssetKey], object]
 
     @property
     def name(self) -> str:
         """What the UI calls it."""
-        return "being made"
+        return self.label
 
     def evaluate(self, context: dg.AutomationContext[dg.AssetKey]) -> dg.AutomationResult[dg.AssetKey]:
-        """True while there is one."""
-        made = self.found(context).being_made(context.key)
-        return dg.AutomationResult(context, context.candidate_subset if made else context.get_empty_subset())
-
-
-class FollowsATrial(_OfStaleness):
-    """Something above was made with settings for one run alone: whoever tries it out says what is made of it."""
-
-    @property
-    def name(self) -> str:
-        """What the UI calls it."""
-        return "something above is being tried out"
-
-    def evaluate(self, context: dg.AutomationContext[dg.AssetKey]) -> dg.AutomationResult[dg.AssetKey]:
-        """True where the asset is to be left alone."""
-        trial = self.found(context).follows_a_trial(context.key)
-        return dg.AutomationResult(context, context.candidate_subset if trial else context.get_empty_subset())
-
-
-class TakenOver(_OfStaleness):
-    """Not made here, but where this experiment was begun."""
-
-    @property
-    def name(self) -> str:
-        """What the UI calls it."""
-        return "taken over from where the experiment was begun"
-
-    def evaluate(self, context: dg.AutomationContext[dg.AssetKey]) -> dg.AutomationResult[dg.AssetKey]:
-        """True where it was."""
-        taken = self.found(context).taken_over(context.key)
-        return dg.AutomationResult(context, context.candidate_subset if taken else context.get_empty_subset())
+        """The asset, or nothing."""
+        holds = self.asked(self.found(context), context.key)
+        return dg.AutomationResult(context, context.candidate_subset if holds else context.get_empty_subset())
 
 
 class NotAskedFor(_OfStaleness):
@@ -189,20 +139,26 @@ def rebuild_condition(places: ArtifactPaths, *, text_alone: bool, only_again: bo
         only_again: never for the first time.
     """
     condition = dg.AutomationCondition
-    stale, being_made = Stale(places, text_alone), BeingMade(places, text_alone)
+    stale = Holds(places, text_alone, "stale", Staleness.why)
+    being_made = Holds(places, text_alone, "being made", Staleness.being_made)
+    # Dagster's own also counts a check whose run failed before it; that says nothing of what is there
+    unmet = Holds(places, text_alone, "a blocking check has not passed", Staleness.unmet)
+    # whoever tries something out says what is made of it
+    on_trial = Holds(places, text_alone, "something above is being tried out", Staleness.follows_a_trial)
+    taken_over = Holds(places, text_alone, "taken over from where the experiment was begun", Staleness.taken_over)
     wanted = (
         NotAskedFor(places, text_alone)
         & stale
         & (~condition.any_deps_match(stale)).with_label("nothing above is stale")
         & (~being_made).with_label("not being made")
         & (~condition.any_deps_match(being_made)).with_label("nothing above is being made")
-        & (~condition.any_deps_match(Unmet(places, text_alone))).with_label("blocking checks above have passed")
-        & (~FollowsATrial(places, text_alone)).with_label("nothing above is being tried out")
+        & (~condition.any_deps_match(unmet)).with_label("blocking checks above have passed")
+        & (~on_trial).with_label("nothing above is being tried out")
         & (~CommandAtWork(places)).with_label("no command of ivr is at work")
     )
     if not only_again:
         return wanted
-    made_here = ~condition.missing() & ~TakenOver(places, text_alone)
+    made_here = ~condition.missing() & ~taken_over
     return wanted & made_here.with_label("made before")
 
 
@@ -249,7 +205,7 @@ def automation(
         description="From the remapped tokenizer to the report: the costly half.",
     )
     observe_sources = dg.define_asset_job(
-        "observe_sources",
+        OBSERVATION_JOB,
         sources,
         description="Takes the hash of raw corpus, base model and whatever else a person brings.",
     )

@@ -13,22 +13,6 @@ from ivr_dagster.staleness import UNFINISHED
 PROCESS_TAG = "ivr/process"
 
 
-def free_slots_of_dead_runs(instance: dg.DagsterInstance) -> None:
-    """Give back places in pools that runs of killed processes hold, and mark those runs as failed.
-
-    Dagster's daemon does so for runs that it launched; a run of the command line is known by its process alone.
-    """
-    storage = instance.event_log_storage
-    for pool in storage.get_concurrency_keys():
-        info = storage.get_concurrency_info(pool)
-        for run_id in info.active_run_ids | info.assigned_run_ids | info.pending_run_ids:
-            run = instance.get_run_by_id(run_id)
-            if run is None or run.is_finished or lives(run) is False:
-                storage.free_concurrency_slots_for_run(run_id)
-                if run is not None and not run.is_finished:
-                    instance.report_run_failed(run, "its process was killed")
-
-
 def fail_dead_runs(instance: dg.DagsterInstance, *, of_commands_alone: bool = False) -> None:
     """Mark runs as failed that no process works on any more.
 
@@ -46,6 +30,20 @@ def fail_dead_runs(instance: dg.DagsterInstance, *, of_commands_alone: bool = Fa
         if lives(run) is False:
             instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
             instance.report_run_failed(run, "its process is gone")
+
+
+def free_slots_of_ended_runs(instance: dg.DagsterInstance) -> None:
+    """Give back places in pools that runs hold which have ended, or are not known any more.
+
+    Dagster's daemon does so too, while there is one.
+    """
+    storage = instance.event_log_storage
+    for pool in storage.get_concurrency_keys():
+        info = storage.get_concurrency_info(pool)
+        for run_id in info.active_run_ids | info.assigned_run_ids | info.pending_run_ids:
+            run = instance.get_run_by_id(run_id)
+            if run is None or run.is_finished:
+                storage.free_concurrency_slots_for_run(run_id)
 
 
 def lives(run: dg.DagsterRun) -> bool | None:

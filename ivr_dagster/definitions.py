@@ -35,7 +35,7 @@ from ivr_dagster.io_managers.artifacts import SETTINGS_KEY
 from ivr_dagster.resources.accelerator import accelerator_resource
 from ivr_dagster.resources.base_model import base_model_resource
 from ivr_dagster.resources.settings import SettingsResource, checked_at_launch, with_defaults
-from ivr_dagster.settings import BROUGHT, Settings, fingerprint, load_settings
+from ivr_dagster.settings import BROUGHT, Settings, load_settings, version_with
 from ivr_dagster.stages import BASELINES, baselines
 
 CHECKS = (corpus_checks, tokenizer_checks, vocabulary_checks, embedding_checks, training_checks, evaluation_checks)
@@ -126,7 +126,7 @@ def _with_settings_in_code_version(asset: Any, settings: SettingsResource) -> An
         keys = spec.metadata.get(SETTINGS_KEY, ())
         if not keys:
             return spec
-        return spec.replace_attributes(code_version=f"{spec.code_version}-{fingerprint(settings.values_of(keys))}")
+        return spec.replace_attributes(code_version=version_with(spec.code_version, settings.values_of(keys)))
 
     return asset.map_asset_specs(extend)
 

@@ -73,11 +73,11 @@ def begin(parent: Workbench, name: str, given: Mapping[str, Any]) -> ArtifactPat
         raise InputError(
             f"{', '.join(misplaced)}: an experiment writes below its own folder", where=place, remedy="Leave it out."
         )
-    keys = {dg.AssetKey(asset) for asset in RELATIVE_PATHS if parent.makes(asset)}
-    parent.refuse_while_made(keys, f"the experiment {name!r}")
-    sweep(place.parent)
     known = {asset: parent.last_made(asset) for asset in RELATIVE_PATHS if parent.makes(asset)}
     assets = {asset: event for asset, event in known.items() if event and parent.paths[asset].exists()}
+    keys = {dg.AssetKey(asset) for asset in known}
+    parent.refuse_while_made(keys, f"the experiment {name!r}")
+    sweep(place.parent)
     staged = ArtifactPaths(staging_path(place))
     try:
         staged.root.mkdir()

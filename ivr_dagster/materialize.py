@@ -23,7 +23,7 @@ from ivr_dagster.assets.vocabulary import plan_from_settings, table_in_force
 from ivr_dagster.core.atomic import recover
 from ivr_dagster.core.errors import InputError
 from ivr_dagster.core.vocabulary.selection import Plan
-from ivr_dagster.dead_runs import PROCESS_TAG, fail_dead_runs, free_slots_of_dead_runs, lives, process_mark
+from ivr_dagster.dead_runs import PROCESS_TAG, fail_dead_runs, free_slots_of_ended_runs, lives, process_mark
 from ivr_dagster.definitions import build_definitions
 from ivr_dagster.resources.base_model import BaseModel
 from ivr_dagster.resources.settings import with_defaults
@@ -145,11 +145,6 @@ class Workbench:
         found = (latest_evaluation(self.instance, check) for check in checks)
         return [evaluation for evaluation in found if evaluation is not None]
 
-    def failed_checks(self) -> list[str]:
-        """Checks whose latest evaluation did not pass, as `asset.check`."""
-        names = [name for stage in STAGES for name in self.stage_assets(stage)]
-        return [f"{name}.{each.check_name}" for name in names for each in self.evaluations(name) if not each.passed]
-
     def observe_sources(self) -> None:
         """Look at raw corpus, base model and what else a person brings; tell the instance what is not as it was.
 
@@ -179,11 +174,6 @@ class Workbench:
                     )
                 )
         return found
-
-    def stale_assets(self, stage: str) -> list[str]:
-        """Assets of a stage that must be made anew, those included that only follow from such a one in the stage."""
-        states = {state.name: state for state in self.states()}
-        return [name for name in self.stage_assets(stage) if states[name].stale]
 
     def stale_by_themselves(self, stage: str) -> list[str]:
         """Assets of a stage to make next: stale whatever becomes of others, and so is what they follow from, or fresh.
@@ -245,8 +235,8 @@ class Workbench:
         keys = [dg.AssetKey(name) for name in assets]
         if not keys:
             return StageResult()
-        free_slots_of_dead_runs(self.instance)
         self.refuse_while_made(set(keys))
+        free_slots_of_ended_runs(self.instance)
         tags = dict(tags or {}) | {PROCESS_TAG: process_mark(os.getpid())}
         config = {"loggers": {"console": {"config": {"log_level": log_level}}}}
         try:
@@ -260,7 +250,9 @@ class Workbench:
         except (KeyboardInterrupt, DagsterExecutionInterruptedError) as error:
             raise Interrupted from error
         except DagsterAssetCheckFailedError as error:
-            raise StageFailed(f"a blocking check failed: {self._failed_checks(keys)}") from error
+            raise StageFailed(
+                f"a blocking check failed: {self._blocking(self._failed(key.to_user_string() for key in keys))}"
+            ) from error
         found = {
             event.asset_key.to_user_string(): scalars(event.materialization.metadata)
             for event in result.get_asset_materialization_events()
@@ -300,27 +292,30 @@ class Workbench:
                     remedy="Wait until it has ended, or terminate it: `ivr ui`, Runs.",
                 )
 
+    def failed_checks(self) -> list[str]:
+        """Checks whose latest evaluation did not pass, as `asset.check`."""
+        names = (name for stage in STAGES for name in self.stage_assets(stage))
+        return [f"{each.asset_key.to_user_string()}.{each.check_name}" for each in self._failed(names)]
+
     def failed_blocking_checks(self, before_stage: str | None = None) -> str:
         """Blocking checks that did not pass on what the stages before, or all, made; empty where all passed."""
         stages = list(STAGES)
         before = stages[: stages.index(before_stage)] if before_stage else stages
-        earlier = [dg.AssetKey(name) for stage in before for name in self.stage_assets(stage)]
-        return self._failed_checks(earlier)
+        return self._blocking(self._failed(name for stage in before for name in self.stage_assets(stage)))
 
-    def _failed_checks(self, assets: Iterable[dg.AssetKey]) -> str:
-        """Blocking checks of these assets whose latest evaluation did not pass, with figures and remedy."""
-        wanted = set(assets)
-        failed = []
-        for key in sorted(self._graph.asset_check_keys):
-            if key.asset_key not in wanted or not self._graph.get_check_spec(key).blocking:
-                continue
-            evaluation = latest_evaluation(self.instance, key)
-            if evaluation is not None and not evaluation.passed:
-                figures = ", ".join(f"{name} {value}" for name, value in scalars(evaluation.metadata).items())
-                failed.append(
-                    f"{key.asset_key.to_user_string()}.{key.name} ({figures}): {evaluation.description or ''}"
+    def _failed(self, assets: Iterable[str]) -> list[dg.AssetCheckEvaluation]:
+        return [each for name in assets for each in self.evaluations(name) if not each.passed]
+
+    def _blocking(self, failed: Iterable[dg.AssetCheckEvaluation]) -> str:
+        """Those that block, with figures and remedy."""
+        told = []
+        for each in sorted(failed, key=lambda each: each.asset_check_key):
+            if self._graph.get_check_spec(each.asset_check_key).blocking:
+                figures = ", ".join(f"{name} {value}" for name, value in scalars(each.metadata).items())
+                told.append(
+                    f"{each.asset_key.to_user_string()}.{each.check_name} ({figures}): {each.description or ''}"
                 )
-        return "; ".join(failed)
+        return "; ".join(told)
 
 
 def open_instance(paths: ArtifactPaths) -> dg.DagsterInstance:

@@ -464,6 +464,17 @@ def fingerprint(values: Mapping[str, Any]) -> str:
     return hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=4).hexdigest()
 
 
+def version_with(code: str | None, values: Mapping[str, Any]) -> str:
+    """An asset's code version with the settings that it depends on folded in."""
+    return f"{code}-{fingerprint(values)}"
+
+
+def version_parts(version: str | None) -> tuple[str, str]:
+    """The code's part and the settings' of what :func:`version_with` made."""
+    code, _, settings = str(version).rpartition("-")
+    return code, settings
+
+
 def load_settings(
     artifacts_dir: Path,
     *,

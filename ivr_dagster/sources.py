@@ -68,12 +68,9 @@ def look(name: str, settings: SettingsResource, base: BaseModel) -> str:
             return f"{base.model_name} {base.revision}"
         return _signature(file for pattern in MODEL_FILES for file in folder.glob(pattern))
     if name in OTHER_TEXT:
-        beside = settings.text_beside(OTHER_TEXT[name])
-        return (
-            _signature(other_files(beside, OTHER_TEXT[name]))
-            if beside
-            else observe_other_corpus(OTHER_TEXT[name], settings)
-        )
+        setting = OTHER_TEXT[name]
+        beside = settings.text_beside(setting)
+        return observe_other_corpus(setting, settings) if beside is None else _signature(other_files(beside, setting))
     place = settings.places[name]
     return _signature(place.rglob("*") if place.is_dir() else [place])
 

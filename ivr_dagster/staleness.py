@@ -19,20 +19,21 @@ from ivr_dagster.core.content_hash import content_hash
 from ivr_dagster.core.errors import InputError
 from ivr_dagster.core.vocabulary.remap import read_rules
 from ivr_dagster.io_managers.provenance import config_hash_of
+from ivr_dagster.settings import version_parts
 from ivr_dagster.stages import BASELINES
 
 # what is computed of text at a cost, and what it reads the text from
 TEXT_OF = {"fitted_embeddings": "cleaned_corpus", "sft_checkpoint": "training_blocks"}
+# baselines are to have read the text that this has read
+ADAPTED = "sft_checkpoint"
 AT_WORK = (dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING)
 UNFINISHED = (dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED, *AT_WORK)
-# jobs that make nothing
-OBSERVING = ("observe_sources",)
+# the job that makes nothing
+OBSERVATION_JOB = "observe_sources"
 # metadata of what an experiment began with: the run that made it there
 TAKEN_OVER = "made_in_run"
 # how many executions of a check are looked through for an evaluation
 EXECUTIONS = 50
-# baselines are to have read the text that this has read
-ADAPTED = "sft_checkpoint"
 
 
 class Staleness:
@@ -60,6 +61,7 @@ class Staleness:
         self._tried = tried
         self._records: dict[dg.AssetKey, dg.EventLogRecord | None] = {}
         self._reasons: dict[dg.AssetKey, str] = {}
+        self._trials: dict[dg.AssetKey, bool] = {}
         self._unfinished: Sequence[dg.DagsterRun] | None = None
         self._evaluations: dict[dg.AssetKey, list[dg.AssetCheckEvaluation | None]] = {}
 
@@ -97,11 +99,13 @@ class Staleness:
     def _of_one_run(self, key: dg.AssetKey, event: dg.EventLogEntry) -> bool:
         """Whether the settings that it was made with are not those that its code version holds."""
         told = config_hash_of(event.asset_materialization) if event.asset_materialization else None
-        return told is not None and told != str(self._graph.get(key).code_version).rpartition("-")[2]
+        return told is not None and told != version_parts(self._graph.get(key).code_version)[1]
 
     def follows_a_trial(self, key: dg.AssetKey) -> bool:
         """Whether something that an asset follows from was made with settings for one run alone."""
-        return any(self._is_trial(parent) or self.follows_a_trial(parent) for parent in self._parents(key))
+        if key not in self._trials:
+            self._trials[key] = any(self._is_trial(each) or self.follows_a_trial(each) for each in self._parents(key))
+        return self._trials[key]
 
     def _is_trial(self, key: dg.AssetKey) -> bool:
         event = self.last_made(key) if self._graph.get(key).is_materializable else None
@@ -123,7 +127,7 @@ class Staleness:
         if self._unfinished is None:
             self._unfinished = self._instance.get_runs(dg.RunsFilter(statuses=[*UNFINISHED]))
         return any(
-            key in run.asset_selection if run.asset_selection else run.job_name not in OBSERVING
+            key in run.asset_selection if run.asset_selection else run.job_name != OBSERVATION_JOB
             for run in self._unfinished
         )
 
@@ -138,8 +142,7 @@ class Staleness:
     def _of_blocking_checks(self, key: dg.AssetKey) -> list[dg.AssetCheckEvaluation | None]:
         """The latest evaluation of each blocking check, None where there is none of the last materialization."""
         if key not in self._evaluations:
-            self.last_made(key)
-            record = self._records[key]
+            record = self._record(key)
             checks = [each for each in self._graph.asset_check_keys if each.asset_key == key]
             found = [
                 latest_evaluation(self._instance, each) for each in checks if self._graph.get_check_spec(each).blocking
@@ -181,10 +184,13 @@ class Staleness:
 
     def last_made(self, key: dg.AssetKey) -> dg.EventLogEntry | None:
         """The event of the last materialization."""
+        record = self._record(key)
+        return record.event_log_entry if record else None
+
+    def _record(self, key: dg.AssetKey) -> dg.EventLogRecord | None:
         if key not in self._records:
             self._records[key] = next(iter(self._instance.fetch_materializations(key, limit=1).records), None)
-        record = self._records[key]
-        return record.event_log_entry if record else None
+        return self._records[key]
 
     def _parents(self, key: dg.AssetKey) -> list[dg.AssetKey]:
         return sorted(self._graph.get(key).parent_keys)

@@ -83,7 +83,7 @@ def build(root: Path, **changed: Any) -> dict[str, dict[str, Any]]:
     bench = workbench(root, **changed)
     figures: dict[str, dict[str, Any]] = {}
     for stage in STAGES:
-        result = bench.run(bench.stale_assets(stage))
+        result = bench.run(stale_in(bench, stage))
         figures |= result.figures
         assert all(check["passed"] for check in result.checks if check["severity"] == "ERROR"), result.checks
     bench.instance.dispose()
@@ -93,6 +93,11 @@ def build(root: Path, **changed: Any) -> dict[str, dict[str, Any]]:
 def stale(bench: Workbench) -> dict[str, str]:
     """Why assets are stale, those that are."""
     return {state.name: state.stale for state in bench.states() if state.stale}
+
+
+def stale_in(bench: Workbench, stage: str) -> list[str]:
+    """Assets of a stage that are stale, those included that only follow from such a one in the stage."""
+    return [state.name for state in bench.states() if state.stage == stage and state.stale]
 
 
 def build_tiny(root: Path) -> None:

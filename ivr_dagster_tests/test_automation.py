@@ -9,7 +9,7 @@ from typing import Any
 
 import dagster as dg
 import pytest
-from small_pipeline import TINY, stale, workbench, write_tiny_model
+from small_pipeline import TINY, stale, stale_in, workbench, write_tiny_model
 
 from ivr_dagster.core.corpus.cleaning import clean
 from ivr_dagster.core.corpus.splits import document_id, is_heldout
@@ -156,7 +156,7 @@ def test_what_a_run_with_settings_of_its_own_made_is_left_alone_and_told(daemon:
     assert daemon.bench.data_version("fitted_embeddings") != before
     assert stale(daemon.bench)["fitted_embeddings"] == "made with settings for one run alone"
     assert daemon.settle() == []  # what follows from it is no less on trial
-    daemon.bench.run(daemon.bench.stale_assets("align"))  # `ivr run` goes by the settings file
+    daemon.bench.run(stale_in(daemon.bench, "align"))  # `ivr run` goes by the settings file
     assert daemon.bench.data_version("fitted_embeddings") == before
     assert daemon.settle() == []
 
@@ -167,7 +167,7 @@ def test_a_selection_on_trial_is_no_selection_in_force(daemon: Daemon) -> None:
     assert len(daemon.bench.load("remap_rules")) == 15
     assert daemon.settle() == []
     for stage in ("select", "remap"):
-        daemon.bench.run(daemon.bench.stale_assets(stage))
+        daemon.bench.run(stale_in(daemon.bench, stage))
     assert len(daemon.bench.load("remap_rules")) == TINY["max_candidates"]
 
 

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
 from dagster._core.loader import LoadingContextForTest
-from small_pipeline import TINY, stale, workbench
+from small_pipeline import TINY, stale, stale_in, workbench
 
 from ivr_dagster.artifact_paths import ArtifactPaths
 from ivr_dagster.core.errors import InputError
@@ -53,9 +53,9 @@ def test_an_experiment_makes_only_what_its_settings_change_and_leaves_the_rest_a
     found = stale(bench)
     assert found["fitted_embeddings"] == "settings or code changed"
     assert not set(found) & {"cleaned_corpus", "distilled_tokenizer", "remapped_tokenizer", "reordered_embeddings"}
-    bench.run(bench.stale_assets("align"))
+    bench.run(stale_in(bench, "align"))
     assert bench.data_version("fitted_embeddings") != parent.data_version("fitted_embeddings")
-    bench.run(bench.stale_assets("train"))
+    bench.run(stale_in(bench, "train"))
     assert stale(bench).keys() == {"evaluation_report"}
     assert contents(parent.paths.root) == before
     assert stale(parent) == {}
@@ -117,7 +117,7 @@ def test_places_that_the_parents_settings_name_are_not_the_experiments(parent: W
     for asset in ("remap_rules", "remapped_tokenizer", "fitted_embeddings", "sft_checkpoint"):
         assert bench.paths[asset].is_relative_to(bench.paths.root)
     for stage in ("select", "remap"):
-        bench.run(bench.stale_assets(stage))
+        bench.run(stale_in(bench, stage))
     assert len(bench.load("remap_rules")) == 20
     assert len(parent.load("remap_rules")) == TINY["max_candidates"]
 

@@ -11,7 +11,6 @@ from typing import Any
 from dagster import BetaWarning
 
 from ivr_dagster.io_managers.artifacts import SETTINGS_KEY
-from ivr_dagster.resources.settings import SFT_CONFIG
 
 # observable sources and conditions of our own are beta in Dagster; that is a choice made here, not news for whoever
 # runs the assets
@@ -20,7 +19,6 @@ warnings.filterwarnings("ignore", category=BetaWarning)
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 OWNERS = ["team:ivr"]
-__all__ = ["OWNERS", "SFT_CONFIG", "depends_on_settings", "kinds"]
 
 
 def kinds(*names: str) -> dict[str, str]:

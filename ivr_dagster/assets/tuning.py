@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 import polars as pl
 
-from ivr_dagster.assets import OWNERS, SFT_CONFIG, depends_on_settings
+from ivr_dagster.assets import OWNERS, depends_on_settings
 from ivr_dagster.assets.display import inline_png, markdown_table
 from ivr_dagster.core.atomic import remove, replacing
 from ivr_dagster.core.content_hash import content_hash
@@ -25,7 +25,7 @@ from ivr_dagster.io_managers.artifacts import mark_folder, refuse_foreign
 from ivr_dagster.progress import track
 from ivr_dagster.resources.accelerator import POOL, AcceleratorResource
 from ivr_dagster.resources.base_model import BaseModel, BaseModelResource
-from ivr_dagster.resources.settings import SettingsResource
+from ivr_dagster.resources.settings import SFT_CONFIG, SettingsResource
 
 if TYPE_CHECKING:
     from ivr_dagster.core.training.study import Trial

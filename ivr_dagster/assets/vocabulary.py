@@ -34,7 +34,7 @@ from ivr_dagster.io_managers.provenance import config_hash_of
 from ivr_dagster.io_managers.tables import read_candidates
 from ivr_dagster.progress import track
 from ivr_dagster.resources.settings import SettingsResource
-from ivr_dagster.settings import Settings, fingerprint
+from ivr_dagster.settings import Settings, fingerprint, version_parts
 
 GROUP = "vocabulary"
 
@@ -212,9 +212,8 @@ def table_in_force(
     table, rules = settings.places["replacement_candidates"], settings.places["remap_rules"]
     if not made or not (table.is_file() and rules.is_file()):
         return None
-    code = str(code_version).rpartition("-")[0]
-    then = (str((made.tags or {}).get(CODE_VERSION_TAG)).rpartition("-")[0], config_hash_of(made))
-    if then != (code, fingerprint(settings.values_of(metadata[SETTINGS_KEY]))):
+    then = version_parts((made.tags or {}).get(CODE_VERSION_TAG))[0], config_hash_of(made)
+    if then != (version_parts(code_version)[0], fingerprint(settings.values_of(metadata[SETTINGS_KEY]))):
         return None
     found = read_candidates(table)
     return found if rules_from_table(found).digest() == read_rules(rules).digest() else None

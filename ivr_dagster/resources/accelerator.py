@@ -29,12 +29,17 @@ class Accelerator:
         Raises:
             InputError: the device asked for is not there.
         """
-        device = self._found_device()
+        device = self.found_device()
         if device == "cpu":
             keep_freed_memory()
         return device
 
-    def _found_device(self) -> str:
+    def found_device(self) -> str:
+        """cpu, cuda or mps, nothing made ready.
+
+        Raises:
+            InputError: as :meth:`resolved_device`.
+        """
         import torch
 
         there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
@@ -53,10 +58,12 @@ class Accelerator:
             return self.dtype
         import torch
 
-        if self.resolved_device() == "cuda":
-            return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
-        capabilities = torch.cpu.get_capabilities() if self.resolved_device() == "cpu" else {}
-        fast = any(capabilities.get(name) for name in ("amx_bf16", "avx512_bf16"))
+        device = self.found_device()
+        if device == "cuda":
+            fast = torch.cuda.is_bf16_supported()
+        else:
+            capabilities = torch.cpu.get_capabilities() if device == "cpu" else {}
+            fast = any(capabilities.get(name) for name in ("amx_bf16", "avx512_bf16"))
         return "bfloat16" if fast else "float32"
 
 

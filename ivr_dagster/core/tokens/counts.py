@@ -14,12 +14,17 @@ import polars as pl
 from tokenizers import Tokenizer
 
 from ivr_dagster.core.tokens.byte_level import text_of
-from ivr_dagster.core.tokens.pretokens import PreTokenization, batches_of, read_pretokenization, verify_splitter
+from ivr_dagster.core.tokens.pretokens import (
+    BATCH_CHARACTERS,
+    PreTokenization,
+    batches_of,
+    read_pretokenization,
+    verify_splitter,
+)
 
 # how many texts, and characters of them, are split both ways before the pattern is trusted with the rest
 VERIFIED_TEXTS, VERIFIED_CHARACTERS = 200, 200_000
-# characters of text that are split at once, and parts of counts that are kept before they are added up
-BATCH_CHARACTERS = 8_000_000
+# parts of counts that are kept before they are added up
 MERGED_PARTS = 16
 
 
@@ -75,7 +80,7 @@ def trusted_splitter(
 ) -> Callable[[list[str]], pl.Series]:
     """A function from texts to columns of pre-tokens that cuts a sample of texts as `tokenizer` does."""
     each = VERIFIED_CHARACTERS // max(len(sample), 1)
-    plain = [text[:each] for text in sample if not any(token in text for token in pretokenization.added_tokens)]
+    plain = [text[:each] for text in sample if not pretokenization.holds_added_token(text)]
     split = pretokenization.column_splitter(tokenizer)
     if verify_splitter(lambda text: split([text])[0].to_list(), tokenizer, plain) is None:
         return split

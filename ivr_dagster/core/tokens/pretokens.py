@@ -28,6 +28,8 @@ _BEFORE_A_WORD = r"\s+(?!\S)|\s+"
 _BEFORE_A_WORD_OR_DIGIT = r"\s+(?![^\s\p{N}])|\s+"
 # marks where a run of white space is cut; texts that hold it are split by `regex`
 _MARK = "\x00"
+# of text that is split at once
+BATCH_CHARACTERS = 8_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +83,6 @@ class PreTokenization:
         """A function from texts to their pre-tokens, without added tokens, as a column of lists of strings."""
         split = self.splitter(tokenizer)
         known = None if self.pattern is None or tokenizer.normalizer is not None else _without_look_ahead(self.pattern)
-        apart = regex.compile("|".join(map(regex.escape, (_MARK, *self.added_tokens))))
 
         def split_one_by_one(texts: list[str]) -> pl.Series:
             return pl.Series([split(text) for text in texts], dtype=pl.List(pl.String))
@@ -93,16 +94,20 @@ class PreTokenization:
 
         def split_at_once(texts: list[str]) -> pl.Series:
             frame = pl.DataFrame({"text": pl.Series(texts, dtype=pl.String)}).select(expression)
-            odd = [None if apart.search(text) is None else split(text) for text in texts]
+            odd = [split(text) if _MARK in text or self.holds_added_token(text) else None for text in texts]
             if any(pieces is not None for pieces in odd):
                 frame = frame.select(pl.coalesce(pl.Series("odd", odd, dtype=pl.List(pl.String)), "text"))
             return frame.to_series()
 
         return split_at_once
 
+    def holds_added_token(self, text: str) -> bool:
+        """Whether an added token is written out in the text."""
+        return any(token in text for token in self.added_tokens)
+
     def count_added_tokens(self, text: str) -> dict[str, int]:
         """Occurrences of each added token in the text, leftmost and longest first, as tokenizers finds them."""
-        if not any(token in text for token in self.added_tokens):
+        if not self.holds_added_token(text):
             return {}
         found: dict[str, int] = {}
         for match in regex.finditer("|".join(map(regex.escape, self.added_tokens)), text):
@@ -120,9 +125,8 @@ def _without_look_ahead(pattern: str) -> tuple[str, str] | None:
     Returns:
         Both in Rust's dialect, None where the pattern looks ahead in another way or is not of that dialect.
     """
-    if regex.search(
-        r"[?*+}]\+", regex.sub(r"\\p\{\w+\}", "x", pattern)
-    ):  # possessive; Rust reads it as two repetitions
+    # possessive; Rust reads it as two repetitions
+    if regex.search(r"[?*+}]\+", regex.sub(r"\\p\{\w+\}", "x", pattern)):
         return None
     if pattern.endswith(_BEFORE_A_WORD):
         white = r"[^\S\r\n]" if r"\s*[\r\n]+|" in pattern else r"\s"

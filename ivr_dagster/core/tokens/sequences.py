@@ -16,11 +16,10 @@ import pyarrow.parquet as pq
 from tokenizers import Tokenizer
 
 from ivr_dagster.core.tokens.counts import encode_types
-from ivr_dagster.core.tokens.pretokens import batches_of, read_pretokenization
+from ivr_dagster.core.tokens.pretokens import BATCH_CHARACTERS, batches_of, read_pretokenization
 
 Encoder = Callable[[list[str]], list[np.ndarray]]
 
-BATCH_CHARACTERS = 8_000_000
 READ_TEXTS = 256
 PART_TOKENS = 16_000_000
 
@@ -60,26 +59,25 @@ def fast_encoder(tokenizer: Tokenizer, types: list[str]) -> Encoder:
     codes = pl.DataFrame({"piece": types, "code": np.arange(len(types), dtype=np.uint32)})
 
     def encode(texts: list[str]) -> list[np.ndarray]:
+        if not texts:
+            return []
         column = split(texts).rename("piece")
-        pieces = column.list.len().to_numpy().astype(np.int64)
-        found = (
-            column.explode(empty_as_null=False).to_frame().join(codes, on="piece", how="left", maintain_order="left")
-        )
-        last = np.cumsum(pieces)
-        unknown = np.flatnonzero(found["code"].is_null().to_numpy())
-        known = found["code"].fill_null(0).to_numpy()
+        exploded = column.explode(empty_as_null=False).to_frame()
+        found = exploded.join(codes, on="piece", how="left", maintain_order="left")["code"]
+        last_piece = np.cumsum(column.list.len().to_numpy().astype(np.int64))  # of each text, and one more
+        known = found.fill_null(0).to_numpy()
         sizes = lengths[known]
-        ends = np.cumsum(sizes)
-        every = ids[np.repeat(starts[known] - ends + sizes, sizes) + np.arange(len(sizes) and ends[-1])]
-        bounds = np.concatenate([[0], ends])[np.concatenate([[0], last])]
-        sequences = [every[start:end] for start, end in pairwise(bounds)]
-        whole = {n for n, text in enumerate(texts) if any(token in text for token in pretokenization.added_tokens)}
-        whole.update(np.searchsorted(last, unknown, side="right").tolist())
+        ends = np.concatenate([[0], np.cumsum(sizes)])
+        every = ids[np.repeat(starts[known] - ends[:-1], sizes) + np.arange(ends[-1])]
+        sequences = [every[start:end] for start, end in pairwise(ends[[0, *last_piece]])]
+        whole = {n for n, text in enumerate(texts) if pretokenization.holds_added_token(text)}
+        whole.update(np.searchsorted(last_piece, np.flatnonzero(found.is_null()), side="right").tolist())
         for n in whole:
             sequences[n] = reference([texts[n]])[0]
-        middle = slice(len(texts) // 2, len(texts) // 2 + 1)
-        agree = map(np.array_equal, sequences[middle], reference(texts[middle]))
-        return sequences if all(agree) else reference(texts)
+        middle = len(texts) // 2
+        if np.array_equal(sequences[middle], reference([texts[middle]])[0]):
+            return sequences
+        return reference(texts)
 
     return encode
 

@@ -197,7 +197,7 @@ def _choose_phrases(
             and string not in known
             and guards.may_be(string)
             and not (cut and cut.search(string))
-            and not any(token in text for token in pretokenization.added_tokens)
+            and not pretokenization.holds_added_token(text)
         )
 
     phrases = select_phrases(
