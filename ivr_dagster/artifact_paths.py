@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ivr_dagster.core.errors import InputError
+from ivr_dagster.core.shard_results import ShardResults
 
 RELATIVE_PATHS: dict[str, str] = {
     "raw_corpus": "corpora/raw",
@@ -33,9 +34,12 @@ RELATIVE_PATHS: dict[str, str] = {
 
 SETTINGS_FILE = "ivr.yaml"
 SFT_CONFIG_FILE = "sft_config.yaml"
+ACCELERATE_CONFIG_FILE = "accelerate_config.yaml"
+LAUNCHED = "training/.launched"
 DAGSTER_HOME = ".dagster"
 PRESENCE_FILE, SERVING_FILE = ".ivr.lock", ".ivr-ui.lock"
 EXPERIMENTS = "experiments"
+SHARD_RESULTS = ".shards"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -84,6 +88,10 @@ class ArtifactPaths:
             )
         return self.experiments / name
 
+    def shard_results(self, asset: str) -> ShardResults:
+        """What is kept of shards for an asset, so that it need not be made whole again."""
+        return ShardResults(self.root / SHARD_RESULTS / asset)
+
     @property
     def presence(self) -> Path:
         """The lock that tells of a command at work here."""
@@ -103,3 +111,13 @@ class ArtifactPaths:
     def sft_config(self) -> Path:
         """Training settings, unless `--config-path` names others; need not exist."""
         return self.root / SFT_CONFIG_FILE
+
+    @property
+    def accelerate_config(self) -> Path:
+        """Launch settings, unless `--accelerate-config` names others; need not exist."""
+        return self.root / ACCELERATE_CONFIG_FILE
+
+    @property
+    def launched(self) -> Path:
+        """What processes that train together find to do, those of other machines too; need not exist."""
+        return self.root / LAUNCHED

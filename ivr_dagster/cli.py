@@ -52,7 +52,7 @@ STAGE_OPTIONS: dict[str, tuple[str, ...]] = {
         "heldout_floor",
         "text_split_bytes",
     ),
-    "analyze": ("max_texts",),
+    "analyze": ("max_texts", "max_pretoken_types"),
     "distill-tokenizer": ("agreement_floor", "exceptions"),
     "select": (
         "max_candidates",
@@ -91,6 +91,7 @@ STAGE_OPTIONS: dict[str, tuple[str, ...]] = {
         "dataset_path",
         "output_dir",
         "config_path",
+        "accelerate_config",
         "block_size",
         "train_bytes",
         "validation_bytes",
@@ -515,6 +516,26 @@ def status(request: Request) -> None:
     except InputError as error:
         _complain(f"the sources cannot be looked at, what follows is as they were last: {error}", debug=False)
     _show_states(request, workbench.states(), workbench.failed_checks())
+
+
+@cli.command()
+@click.option(
+    "--machine-rank",
+    type=click.IntRange(1),
+    required=True,
+    help="This machine's number, from 1; 0 is the one that Dagster runs on.",
+)
+@click.pass_obj
+def join(request: Request, /, machine_rank: int) -> None:
+    """Take part, on another machine, in trainings on several (accelerate_config.yaml), until stopped.
+
+    The artifacts folder, the base model and the environment have to be at the same places on all machines.
+    """
+    from ivr_dagster.core.training.launched import LaunchFolder
+    from ivr_dagster.processes.machine import take_part
+
+    folder = LaunchFolder(ArtifactPaths(request.artifacts_dir).launched)
+    take_part(folder, machine_rank, lambda line: click.echo(line, err=True))
 
 
 @cli.command()

@@ -116,6 +116,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 
+# how the names of settings end that name a file or folder
+_PLACES = ("_dir", "_path", "accelerate_config")
 # settings that name places to write to: an experiment writes below its own folder
 WRITTEN_TO = ("cleaned_corpora_dir", "embeddings_dir", "output_dir")
 
@@ -175,6 +177,12 @@ class Settings(BaseModel):
 
     max_texts: int = Field(
         0, ge=0, description="Analyze and train on the first so many documents only. 0: all of the train split."
+    )
+    max_pretoken_types: int = Field(
+        500_000,
+        ge=0,
+        description="Keep so many pre-token types, the most frequent; what is rarer counts in token frequencies only. "
+        "0: all, whatever memory they take.",
     )
     agreement_floor: float = Field(
         0.99,
@@ -304,6 +312,11 @@ class Settings(BaseModel):
         "",
         description="Training settings (YAML). Empty: sft_config.yaml below the artifacts, else the packaged one.",
     )
+    accelerate_config: str = Field(
+        "",
+        description="On how many processes and machines to train (accelerate's YAML). Empty: accelerate_config.yaml "
+        "below the artifacts, else one process.",
+    )
     block_size: int = Field(0, ge=0, description="Tokens in a training block. 0: the model's context, 1,024 at most.")
     train_bytes: int = Field(0, ge=0, description="Train on about so many bytes of the train split. 0: all of it.")
     validation_bytes: int = Field(
@@ -431,7 +444,7 @@ class Settings(BaseModel):
 
     def public(self) -> dict[str, Any]:
         """Settings by key, for reports; folders, which are this machine's business, are left out."""
-        return {key: getattr(self, key) for key in Settings.model_fields if not key.endswith(("_dir", "_path"))}
+        return {key: getattr(self, key) for key in Settings.model_fields if not key.endswith(_PLACES)}
 
     def paths(self, artifacts_dir: Path) -> ArtifactPaths:
         """Where artifacts lie under these settings."""
@@ -619,6 +632,4 @@ def remember_settings(file: Path, given: Mapping[str, Any]) -> None:
 
 
 def _is_place(key: str, value: Any) -> bool:
-    return bool(value) and (
-        key.endswith(("_dir", "_path")) or (key.endswith("model_name") and Path(value).expanduser().is_dir())
-    )
+    return bool(value) and (key.endswith(_PLACES) or (key.endswith("model_name") and Path(value).expanduser().is_dir()))

@@ -7,9 +7,10 @@ import dagster as dg
 
 from ivr_dagster.assets import OWNERS, depends_on_settings, kinds
 from ivr_dagster.assets.display import columns
-from ivr_dagster.core.corpus.cleaned import CleanedCorpus, write_cleaned_corpus
-from ivr_dagster.core.corpus.documents import fingerprint_corpus
+from ivr_dagster.core.corpus.cleaned import CleanedCorpus, CleaningSettings, write_cleaned_corpus
 from ivr_dagster.core.corpus.other_text import other_files
+from ivr_dagster.core.corpus.shards import fingerprint_corpus
+from ivr_dagster.engines.local import map_local
 from ivr_dagster.progress import track
 from ivr_dagster.resources.settings import SettingsResource
 from ivr_dagster.sample.corpus import write_sample_corpus
@@ -21,11 +22,16 @@ BESIDE = "training"
 
 def observe_corpus(settings: SettingsResource) -> str:
     """The content hash of the raw corpus; the sample preset's is made first where no folder is named."""
+    make_sample_corpus(settings)
+    return fingerprint_corpus(settings.places["raw_corpus"])
+
+
+def make_sample_corpus(settings: SettingsResource) -> None:
+    """Write the sample preset's corpus where no folder is named and it is not there yet."""
     corpus = settings.places["raw_corpus"]
     # the topics are written last; to make the sample anew takes seconds, and somebody may have changed it since
     if settings.preset == "sample" and not settings.raw_corpora_dir and not (corpus / "topics.jsonl").is_file():
         write_sample_corpus(corpus)
-    return fingerprint_corpus(corpus)
 
 
 @dg.observable_source_asset(
@@ -112,16 +118,20 @@ def cleaned_corpus(
     others come and go; held-out text is read by evaluation only.
     """
     started = time.monotonic()
-    observe_corpus(settings)
+    make_sample_corpus(settings)
     with settings.staged("cleaned_corpus") as folder:
         counts = write_cleaned_corpus(
             settings.places["raw_corpus"],
             folder,
-            text_key=settings.text_key,
-            encoding=settings.encoding,
-            normalization=settings.normalization,
-            heldout_fraction=settings.heldout_fraction,
-            text_split_bytes=settings.text_split_bytes,
+            CleaningSettings(
+                text_key=settings.text_key,
+                encoding=settings.encoding,
+                normalization=settings.normalization,
+                heldout_fraction=settings.heldout_fraction,
+                text_split_bytes=settings.text_split_bytes,
+            ),
+            results=settings.places.shard_results("cleaned_corpus"),
+            run=map_local,
             progress=track(context.log, "cleaning", "bytes"),
         )
     corpus, seconds = CleanedCorpus(folder), time.monotonic() - started

@@ -59,6 +59,14 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def link(source: Path, target: Path) -> None:
+    """Have `target` be the same file as `source`, or a copy of it where the file system knows no hard links."""
+    try:
+        target.hardlink_to(source)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
 def recover(path: Path) -> None:
     """Put back the old folder of a writer that was killed between the two renames of :func:`publish`."""
     old = _old_path(path)

@@ -4,24 +4,29 @@
 raw files. The same input and settings give the same bytes.
 """
 
+import json
+import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from hashlib import blake2b
-from itertools import islice
+from itertools import accumulate, islice, pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, get_args
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ivr_dagster.core.atomic import replacing
+from ivr_dagster.core.atomic import link, remove, replacing, staging_path
 from ivr_dagster.core.corpus.cleaning import clean, is_empty
-from ivr_dagster.core.corpus.documents import TEXT_SPLIT_BYTES, corpus_files, ignored_files, read_documents
+from ivr_dagster.core.corpus.documents import TEXT_SPLIT_BYTES, ignored_files, read_documents
+from ivr_dagster.core.corpus.shards import read_corpus_files, shards_of
 from ivr_dagster.core.corpus.splits import Split, document_id, is_heldout
 from ivr_dagster.core.errors import InputError
+from ivr_dagster.core.shard_results import Map, ShardResults, result_key
 
 SPLITS: tuple[Split, ...] = get_args(Split)
 SCHEMA = pa.schema(
@@ -33,10 +38,13 @@ SCHEMA = pa.schema(
     ]
 )
 HELDOUT_FRACTION = 0.05
+# raised when the same files and settings come out otherwise than before; with it what Unicode says of characters
+CLEANING = (1, unicodedata.unidata_version)
 
 _ROW_GROUP_BYTES = 8 << 20
 _ROW_GROUP_ROWS = 1 << 16  # bounds what many tiny documents take as Python objects
 _PART_BYTES = 64 << 20
+_COUNTS, _REST = "counts.json", "part.parquet"
 _PARTS = f"part-{'[0-9]' * 5}.parquet"
 
 
@@ -103,31 +111,48 @@ class CleanedCorpus:
         digest = blake2b(digest_size=16)
         for split in SPLITS:
             digest.update(split.encode())
-            for row_id in self.ids(split):
-                digest.update(row_id.encode())
+            for part in self.parts(split):
+                for (ids,) in _columns(part, "document_id"):
+                    digest.update("".join(ids).encode())
         return digest.hexdigest()
 
     def count(self, split: Split) -> int:
         """The number of documents, without reading them."""
-        total = 0
-        for path in self._parts(split):
-            with _opened(path) as part:
-                total += part.metadata.num_rows
-        return total
+        return sum(map(rows_of, self.parts(split)))
 
-    def _rows(self, split: Split, *columns: str) -> Iterator[tuple[str, ...]]:
-        for path in self._parts(split):
-            with _opened(path) as part:
-                for group in range(part.num_row_groups):
-                    table = part.read_row_group(group, columns=list(columns))
-                    yield from zip(*(table.column(name).to_pylist() for name in columns), strict=True)
-
-    def _parts(self, split: Split) -> list[Path]:
+    def parts(self, split: Split) -> list[Path]:
+        """The Parquet files, in order."""
         folder = self.path / split
         paths = sorted(folder.glob(_PARTS))
         if not paths:
             raise InputError("there is no cleaned corpus", where=folder, remedy="Make it with `ivr init`")
         return paths
+
+    def _rows(self, split: Split, *columns: str) -> Iterator[tuple[str, ...]]:
+        for path in self.parts(split):
+            for group in _columns(path, *columns):
+                yield from zip(*group, strict=True)
+
+
+def read_part(path: Path) -> Iterator[tuple[list[str], list[str]]]:
+    """Ids and texts of a part's documents, about 8 MB of text at a time."""
+    return ((ids, texts) for ids, texts in _columns(path, "document_id", "text"))
+
+
+def part_digest(path: Path) -> str:
+    """A hash of a part's documents and their order, in hexadecimal."""
+    digest = blake2b(digest_size=16)
+    for (ids,) in _columns(path, "document_id"):
+        digest.update("".join(ids).encode())
+    return digest.hexdigest()
+
+
+def _columns(path: Path, *names: str) -> Iterator[list[list[Any]]]:
+    """Columns of each row group of a part."""
+    with _opened(path) as part:
+        for group in range(part.num_row_groups):
+            table = part.read_row_group(group, columns=list(names))
+            yield [table.column(name).to_pylist() for name in names]
 
 
 @contextmanager
@@ -141,79 +166,170 @@ def _opened(path: Path) -> Iterator[Any]:
         ) from error
 
 
+@dataclass(frozen=True, slots=True)
+class CleaningSettings:
+    """What decides, beside the files themselves, how files come out; see :func:`write_cleaned_corpus`."""
+
+    text_key: str = "text"
+    encoding: str = "utf-8"
+    normalization: str = "NFC"
+    heldout_fraction: float = HELDOUT_FRACTION
+    text_split_bytes: int = TEXT_SPLIT_BYTES
+
+
 def write_cleaned_corpus(
     raw_root: Path,
     target: Path,
+    settings: CleaningSettings = CleaningSettings(),
     *,
-    text_key: str = "text",
-    encoding: str = "utf-8",
-    normalization: str = "NFC",
-    heldout_fraction: float = HELDOUT_FRACTION,
-    text_split_bytes: int = TEXT_SPLIT_BYTES,
+    results: ShardResults | None = None,
+    run: Map = map,
     progress: Callable[[int, int], None] | None = None,
 ) -> CorpusCounts:
     """Reads, cleans and splits all corpus files below `raw_root` into `target`/train and `target`/heldout.
 
-    Of documents with the same clean text the first is kept. Memory does not grow with the text, only by about
-    100 bytes a document, for its id. An earlier corpus in `target` is replaced once the new one is whole, and left
-    alone after an error.
+    Of documents with the same clean text the first is kept. Memory does not grow with the text, only by 40 bytes a
+    document, for its id. An earlier corpus in `target` is replaced once the new one is whole, and left alone after an
+    error.
 
     Args:
         raw_root: the user's folder.
         target: the folder for the result, made where missing.
-        text_key: see documents.read_documents.
-        encoding: see documents.read_documents.
-        normalization: "NFC", "NFKC" or "none".
-        heldout_fraction: share of the documents to hold out, 0 to 1; see splits.is_heldout.
-        text_split_bytes: see documents.read_documents.
+        settings: `text_key`, `encoding` and `text_split_bytes` as of documents.read_documents, `normalization`
+            "NFC", "NFKC" or "none", `heldout_fraction` the share of documents to hold out, 0 to 1; see
+            splits.is_heldout.
+        results: what is kept of shards, so that only those that changed are read; nothing is if not given.
+        run: what cleans shards, here or in other processes.
         progress: called with the bytes of raw files done and in all.
 
     Raises:
         InputError: the input or a setting is at fault (see read_documents, clean, is_heldout); nothing is left for
             training; nothing was held out; `target` holds files that are no cleaned corpus.
     """
-    files = corpus_files(raw_root)
-    total = sum(path.stat().st_size for path in files)
-    counts = Counter(files=len(files), files_ignored=len(ignored_files(raw_root)))
+    files = read_corpus_files(raw_root)
     _refuse_foreign_files(target)
+    if results is None:
+        scratch = ShardResults(staging_path(target / "shards"))
+        try:
+            return write_cleaned_corpus(raw_root, target, settings, results=scratch, run=run, progress=progress)
+        finally:
+            remove(scratch.path)
+    tasks = {
+        result_key(CLEANING, asdict(settings), [(file.name, file.content.hex()) for file in shard]): (
+            raw_root,
+            [file.path for file in shard],
+            settings,
+        )
+        for shard in shards_of(files)
+    }
+    sizes = {file.path: file.size for file in files}
+    done = 0
 
-    def advance(read: int) -> None:
-        counts["bytes_read"] += read
+    def advance(key: str) -> None:
+        nonlocal done
+        done += sum(sizes[path] for path in tasks[key][1])
         if progress:
-            progress(counts["bytes_read"], total)
+            progress(done, sum(sizes.values()))
 
-    with replacing(target / "train") as train_folder, replacing(target / "heldout") as heldout_folder:
-        with _SplitWriter(train_folder) as train, _SplitWriter(heldout_folder) as heldout:
-            seen: set[bytes] = set()
-            for path in files:
-                for document in read_documents(
-                    path,
-                    raw_root,
-                    text_key=text_key,
-                    encoding=encoding,
-                    text_split_bytes=text_split_bytes,
-                    on_read=advance,
-                ):
-                    counts["documents_read"] += 1
-                    text, effects = clean(document.text, normalization=normalization)
-                    counts["control_characters_dropped"] += effects.control_characters_dropped
-                    counts["normalized_documents"] += effects.normalized
-                    if is_empty(text):
-                        counts["dropped_empty"] += 1
-                        continue
-                    row_id = document_id(text)
-                    digest = bytes.fromhex(row_id)
-                    if digest in seen:
-                        counts["dropped_duplicates"] += 1
-                        continue
-                    seen.add(digest)
-                    side = heldout if is_heldout(row_id, heldout_fraction) else train
-                    side.add(row_id, text, document.source)
-        for split, writer in (("train", train), ("heldout", heldout)):
-            counts[f"{split}_documents"], counts[f"{split}_bytes"] = writer.documents, writer.bytes
+    results.complete(_write_shard, tasks, run, advance)
+    counts = Counter(files=len(files), files_ignored=len(ignored_files(raw_root)), bytes_read=sum(sizes.values()))
+    for key in tasks:
+        counts.update(json.loads((results.place(key) / _COUNTS).read_text(encoding="utf-8")))
+    in_use = set(tasks)
+    with replacing(target / "train") as train, replacing(target / "heldout") as heldout:
+        for split, folder in (("train", train), ("heldout", heldout)):
+            parts = [part for key in tasks for part in sorted((results.place(key) / split).glob(_PARTS))]
+            kept, documents, size, found = _without_duplicates(parts, results, run)
+            in_use.update(part.relative_to(results.path).parts[0] for part in kept)
+            folder.mkdir(parents=True)
+            for number, part in enumerate(kept):
+                link(part, folder / f"part-{number:05d}.parquet")
+            counts[f"{split}_documents"], counts[f"{split}_bytes"] = documents, size
+            counts["dropped_duplicates"] += found
         result = CorpusCounts(**{field.name: counts[field.name] for field in fields(CorpusCounts)})
-        _refuse_empty_splits(result, raw_root, heldout_fraction)
+        _refuse_empty_splits(result, raw_root, settings.heldout_fraction)
+    results.keep_only(in_use)
     return result
+
+
+def _write_shard(task: tuple[Path, list[Path], CleaningSettings], target: Path) -> None:
+    """The documents of some files, cleaned, on both sides of the split, duplicates included, and counts of them."""
+    raw_root, paths, settings = task
+    counts: Counter[str] = Counter()
+    with _SplitWriter(target / "train") as train, _SplitWriter(target / "heldout") as heldout:
+        for path in paths:
+            for document in read_documents(
+                path,
+                raw_root,
+                text_key=settings.text_key,
+                encoding=settings.encoding,
+                text_split_bytes=settings.text_split_bytes,
+            ):
+                counts["documents_read"] += 1
+                text, effects = clean(document.text, normalization=settings.normalization)
+                counts["control_characters_dropped"] += effects.control_characters_dropped
+                counts["normalized_documents"] += effects.normalized
+                if is_empty(text):
+                    counts["dropped_empty"] += 1
+                    continue
+                row_id = document_id(text)
+                side = heldout if is_heldout(row_id, settings.heldout_fraction) else train
+                side.add(row_id, text, document.source)
+    (target / _COUNTS).write_text(json.dumps(counts), encoding="utf-8")
+
+
+def _without_duplicates(parts: Sequence[Path], results: ShardResults, run: Map) -> tuple[list[Path], int, int, int]:
+    """Parts of one side of the split without those documents that occurred before.
+
+    Returns:
+        The parts in order, those without any document left out; the documents in them; the UTF-8 bytes of their texts;
+        the duplicates.
+    """
+    ids, sizes = [np.empty((0, 2), np.uint64)], [np.empty(0, np.int64)]
+    for part in parts:
+        for names, lengths in _columns(part, "document_id", "bytes"):
+            ids.append(np.frombuffer(bytes.fromhex("".join(names)), np.uint64).reshape(-1, 2))
+            sizes.append(np.array(lengths, np.int64))
+    first = _first_occurrences(np.concatenate(ids))
+    ends = [0, *accumulate(rows_of(part) for part in parts)]
+    kept: list[Path] = []
+    fewer: dict[str, tuple[Path, list[int]]] = {}
+    for part, (start, end) in zip(parts, pairwise(ends), strict=True):
+        dropped = np.flatnonzero(~first[start:end]).tolist()
+        if not dropped:
+            kept.append(part)
+        elif len(dropped) < end - start:
+            key = result_key(part.relative_to(results.path).as_posix(), dropped)
+            fewer[key] = part, dropped
+            kept.append(results.place(key) / _REST)
+    results.complete(_write_rest, fewer, run)
+    return kept, int(first.sum()), int(np.concatenate(sizes)[first].sum()), int((~first).sum())
+
+
+def _write_rest(task: tuple[Path, list[int]], target: Path) -> None:
+    """A part without some of its rows."""
+    part, dropped = task
+    table = pq.read_table(part)
+    rest = np.delete(np.arange(len(table)), dropped)
+    with _part_writer(target / _REST) as writer:
+        writer.write_table(table.take(rest), row_group_size=_ROW_GROUP_ROWS)
+
+
+def _first_occurrences(ids: np.ndarray) -> np.ndarray:
+    """Which of ids, uint64 [n, 2], did not occur before, bool [n]."""
+    order = np.lexsort((ids[:, 1], ids[:, 0]))  # stable: of equal ones the first comes first
+    ordered = ids[order]
+    repeated = (ordered[1:] == ordered[:-1]).all(axis=1)
+    first = np.ones(len(ids), dtype=bool)
+    first[order[1:][repeated]] = False
+    return first
+
+
+def rows_of(part: Path) -> int:
+    """The number of a part's documents, without reading them."""
+    with _opened(part) as opened:
+        rows: int = opened.metadata.num_rows
+        return rows
 
 
 def _refuse_foreign_files(target: Path) -> None:
@@ -248,6 +364,11 @@ def _refuse_empty_splits(counts: CorpusCounts, raw_root: Path, heldout_fraction:
         )
 
 
+def _part_writer(path: Path) -> Any:
+    # neither dictionaries nor minima and maxima help for columns whose every value is different and long
+    return pq.ParquetWriter(path, SCHEMA, compression="zstd", use_dictionary=False, write_statistics=False)
+
+
 class _SplitWriter:
     """Writes documents into the parts of one folder, which it makes."""
 
@@ -276,14 +397,7 @@ class _SplitWriter:
 
     def _write_group(self) -> None:
         if self._part is None:
-            # neither dictionaries nor minima and maxima help for columns whose every value is different and long
-            self._part = pq.ParquetWriter(
-                self._folder / f"part-{self._parts:05d}.parquet",
-                SCHEMA,
-                compression="zstd",
-                use_dictionary=False,
-                write_statistics=False,
-            )
+            self._part = _part_writer(self._folder / f"part-{self._parts:05d}.parquet")
             self._parts += 1
         columns = zip(*self._rows, strict=True)
         arrays = [pa.array(column, field.type) for column, field in zip(columns, SCHEMA, strict=True)]

@@ -71,22 +71,17 @@ def ignored_files(root: Path) -> list[Path]:
     return [path for path in _visible_files(root) if not _kind(path.name)]
 
 
-def fingerprint_corpus(root: Path) -> str:
-    """A hash (BLAKE2b, 32 hexadecimal digits) of the corpus files' relative paths and contents, times left out.
+def hash_content(path: Path) -> bytes:
+    """BLAKE2b of a file's bytes.
 
     Raises:
-        InputError: as corpus_files does, or a file cannot be read.
+        InputError: it cannot be read.
     """
-    whole = hashlib.blake2b(digest_size=16)
-    for path in corpus_files(root):
-        try:
-            with path.open("rb") as file:
-                content = hashlib.file_digest(file, "blake2b").digest()
-        except OSError as error:
-            raise _unreadable(path, error) from error
-        # no path holds a NUL and the digest's length is fixed, so that no two corpora spell the same bytes
-        whole.update(os.fsencode(_relative(path, root)) + b"\0" + content)
-    return whole.hexdigest()
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "blake2b").digest()
+    except OSError as error:
+        raise _unreadable(path, error) from error
 
 
 def read_documents(

@@ -4,28 +4,38 @@ BPE encodes each pre-token by itself, so the counts of pre-token types hold ever
 within-pre-token reassignment depend on: a corpus is read once, and all later work grows with the types.
 """
 
+import os
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
 
 import numpy as np
 import polars as pl
+from gigatoken.gigatoken_rs import pretokenized_counts
 from tokenizers import Tokenizer
 
 from ivr_dagster.core.tokens.byte_level import text_of
 from ivr_dagster.core.tokens.pretokens import (
     BATCH_CHARACTERS,
+    GPT2_PATTERN,
     PreTokenization,
     batches_of,
     read_pretokenization,
-    verify_splitter,
 )
 
-# how many texts, and characters of them, are split both ways before the pattern is trusted with the rest
-VERIFIED_TEXTS, VERIFIED_CHARACTERS = 200, 200_000
+# of how many texts the beginnings are cut by `tokenizers` too, and how many characters of them
+VERIFIED_TEXTS, VERIFIED_SHARE = 200, 64
+LEAST_VERIFIED, MOST_VERIFIED = 2_000, 100_000
+# stands in no cleaned text
+_SEPARATOR = "\x00"
 # parts of counts that are kept before they are added up
 MERGED_PARTS = 16
+
+
+# texts to their pre-tokens' counts, `pretoken` and `count`
+CountTexts = Callable[[list[str]], pl.DataFrame]
 
 
 @dataclass(frozen=True)
@@ -46,50 +56,111 @@ class PretokenCounts:
     bytes: int
     texts: int
 
+    def frame(self) -> pl.DataFrame:
+        """`pretoken` and `count` of the types."""
+        return pl.DataFrame({"pretoken": pl.Series(self.types, dtype=pl.String), "count": self.counts})
+
     @property
     def occurrences(self) -> int:
         """Pre-tokens in the text, added tokens left out."""
         return int(self.counts.sum())
 
 
+class PretokenCounter:
+    """Counts the pre-tokens of a tokenizer, again and again for different texts.
+
+    Patterns that `gigatoken` has built in are left to it, all others to `polars`, `regex` or `tokenizers`. Of each lot
+    of texts a sample is cut by `tokenizers` too; where that differs, `tokenizers` cuts the whole lot.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._pretokenization = read_pretokenization(tokenizer)
+        self._split = self._pretokenization.column_splitter(tokenizer)
+        self._exact = PreTokenization(None, self._pretokenization.added_tokens).column_splitter(tokenizer)
+        self._built_in = self._pretokenization.pattern == GPT2_PATTERN and tokenizer.normalizer is None
+
+    def count(self, texts: Iterable[str]) -> PretokenCounts:
+        """Counts of all pre-token types of `texts`, read once; memory grows with the types."""
+        texts = iter(texts)
+        sample = list(islice(texts, VERIFIED_TEXTS))
+        count = self._trusted(sample)
+        parts: list[pl.DataFrame] = []
+        added: Counter[str] = Counter()
+        size = read = 0
+        for batch in batches_of(chain(sample, texts), len, BATCH_CHARACTERS):
+            parts.append(count(batch))
+            if len(parts) >= MERGED_PARTS:
+                parts = [sum_of(parts)]
+            for text in batch:
+                added.update(self._pretokenization.count_added_tokens(text))
+                size += len(text.encode("utf-8"))
+            read += len(batch)
+        counted = sum_of(parts).sort(["count", "pretoken"], descending=[True, False])
+        return PretokenCounts(counted["pretoken"].to_list(), counted["count"].to_numpy(), dict(added), size, read)
+
+    def _trusted(self, sample: list[str]) -> CountTexts:
+        """The fastest way of counting that cuts a sample as the tokenizer does."""
+        plain = [text for text in sample if not self._pretokenization.holds_added_token(text)]
+        most = min(max(sum(map(len, plain)) // VERIFIED_SHARE, LEAST_VERIFIED), MOST_VERIFIED)
+        verified = [text[: max(most // len(plain), 1)] for text in plain]
+        expected = self._count_exactly(verified)
+        ways: list[CountTexts] = [self._count_built_in] if self._built_in else []
+        for count in [*ways, self._count_by_pattern]:
+            if count(verified).sort("pretoken").equals(expected.sort("pretoken")):
+                return count
+        return self._count_exactly
+
+    def _count_exactly(self, texts: list[str]) -> pl.DataFrame:
+        return _count_column(self._exact(texts))
+
+    def _count_by_pattern(self, texts: list[str]) -> pl.DataFrame:
+        return _count_column(self._split(texts))
+
+    def _count_built_in(self, texts: list[str]) -> pl.DataFrame:
+        odd = [_SEPARATOR in text or self._pretokenization.holds_added_token(text) for text in texts]
+        joined = _SEPARATOR.join(text for text, is_odd in zip(texts, odd, strict=True) if not is_odd)
+        with _silenced():
+            found = pretokenized_counts(joined.encode("utf-8"), _SEPARATOR.encode())
+        pieces, counts = zip(*found, strict=True) if found else ((), ())
+        plain = pl.DataFrame(
+            {
+                "pretoken": pl.Series(pieces, dtype=pl.Binary).cast(pl.String),
+                "count": pl.Series(counts, dtype=pl.Int64),
+            }
+        )
+        rest = [text for text, is_odd in zip(texts, odd, strict=True) if is_odd]
+        return sum_of([plain, self._count_by_pattern(rest)])
+
+
 def count_pretokens(texts: Iterable[str], tokenizer: Tokenizer) -> PretokenCounts:
     """Counts of all pre-token types of `texts`, read once; memory grows with the types."""
-    pretokenization = read_pretokenization(tokenizer)
-    texts = iter(texts)
-    sample = list(islice(texts, VERIFIED_TEXTS))
-    split = trusted_splitter(pretokenization, tokenizer, sample)
-    parts: list[pl.DataFrame] = []
-    added: Counter[str] = Counter()
-    size = read = 0
-    for batch in batches_of(chain(sample, texts), len, BATCH_CHARACTERS):
-        column = split(batch).rename("piece").explode(empty_as_null=False)
-        parts.append(column.to_frame().group_by("piece").len())
-        if len(parts) >= MERGED_PARTS:
-            parts = [_merged(parts)]
-        for text in batch:
-            added.update(pretokenization.count_added_tokens(text))
-            size += len(text.encode("utf-8"))
-        read += len(batch)
-    counted = _merged(parts).sort(["len", "piece"], descending=[True, False])
-    types, counts = counted["piece"].to_list(), counted["len"].to_numpy().astype(np.int64)
-    return PretokenCounts(types, counts, dict(added), size, read)
+    return PretokenCounter(tokenizer).count(texts)
 
 
-def trusted_splitter(
-    pretokenization: PreTokenization, tokenizer: Tokenizer, sample: list[str]
-) -> Callable[[list[str]], pl.Series]:
-    """A function from texts to columns of pre-tokens that cuts a sample of texts as `tokenizer` does."""
-    each = VERIFIED_CHARACTERS // max(len(sample), 1)
-    plain = [text[:each] for text in sample if not pretokenization.holds_added_token(text)]
-    split = pretokenization.column_splitter(tokenizer)
-    if verify_splitter(lambda text: split([text])[0].to_list(), tokenizer, plain) is None:
-        return split
-    return PreTokenization(None, pretokenization.added_tokens).column_splitter(tokenizer)
+def sum_of(parts: list[pl.DataFrame]) -> pl.DataFrame:
+    """Counts (`pretoken`, `count`) of several texts as those of all of them, in no particular order."""
+    empty = pl.DataFrame(schema={"pretoken": pl.String, "count": pl.Int64})
+    return pl.concat([empty, *parts]).group_by("pretoken").agg(pl.col("count").sum())
 
 
-def _merged(parts: list[pl.DataFrame]) -> pl.DataFrame:
-    empty = pl.DataFrame(schema={"piece": pl.String, "len": pl.UInt32})
-    return pl.concat([empty, *parts], how="vertical_relaxed").group_by("piece").agg(pl.col("len").cast(pl.Int64).sum())
+def _count_column(pieces: pl.Series) -> pl.DataFrame:
+    column = pieces.rename("pretoken").explode(empty_as_null=False)
+    return column.to_frame().group_by("pretoken").agg(pl.len().cast(pl.Int64).alias("count"))
+
+
+@contextmanager
+def _silenced() -> Iterator[None]:
+    """Standard error of this process goes nowhere: `gigatoken` tells there how many threads it counts with."""
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(nowhere)
+        os.close(kept)
 
 
 def encode_types(tokenizer: Tokenizer, types: list[str]) -> list[list[int]]:

@@ -1,14 +1,15 @@
 """Id sequences by document, as columns of unsigned integers.
 
-What belongs here: an exact encoder for a byte-level BPE that works on many texts at once, and the Parquet layout of
-what it yields.
+What belongs here: exact encoders for a byte-level BPE, and the Parquet layout of what they yield.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from pathlib import Path
+from typing import Self
 
+import gigatoken
 import numpy as np
 import polars as pl
 import pyarrow as pa
@@ -16,12 +17,13 @@ import pyarrow.parquet as pq
 from tokenizers import Tokenizer
 
 from ivr_dagster.core.tokens.counts import encode_types
-from ivr_dagster.core.tokens.pretokens import BATCH_CHARACTERS, batches_of, read_pretokenization
+from ivr_dagster.core.tokens.pretokens import read_pretokenization
 
 Encoder = Callable[[list[str]], list[np.ndarray]]
 
 READ_TEXTS = 256
-PART_TOKENS = 16_000_000
+# after so many characters `gigatoken` is loaded anew, which takes a tenth of a second
+CACHED_CHARACTERS = 1 << 28
 
 
 def id_dtype(size: int) -> type[np.unsignedinteger]:
@@ -39,7 +41,34 @@ def reference_encoder(tokenizer: Tokenizer) -> Encoder:
     return encode
 
 
-def fast_encoder(tokenizer: Tokenizer, types: list[str]) -> Encoder:
+def built_in_encoder(tokenizer: Tokenizer) -> Encoder | None:
+    """Texts to ids by `gigatoken`, None where it does not know the tokenizer's kind.
+
+    Of the texts of each call one is encoded by `tokenizers` too; if the two differ, all of them are.
+    """
+    specification = tokenizer.to_str()
+
+    def load() -> gigatoken.Tokenizer:
+        return gigatoken.Tokenizer.from_json(specification)
+
+    try:
+        fast = load()
+    except (RuntimeError, ValueError):
+        return None
+    dtype = id_dtype(tokenizer.get_vocab_size(with_added_tokens=True))
+    characters = 0
+
+    def encode(texts: list[str]) -> list[np.ndarray]:
+        nonlocal fast, characters
+        characters += sum(map(len, texts))
+        if characters > CACHED_CHARACTERS:  # it remembers every pre-token that it ever met
+            fast, characters = load(), 0
+        return [fast.encode(text).astype(dtype) for text in texts]
+
+    return _verified(encode, reference_encoder(tokenizer))
+
+
+def encoder_by_types(tokenizer: Tokenizer, types: list[str]) -> Encoder:
     """Texts to ids by their pre-tokens: each type is encoded once, by `tokenizers` itself.
 
     BPE encodes each pre-token by itself, so a text's ids are those of its pre-tokens one after the other. Texts with
@@ -59,8 +88,6 @@ def fast_encoder(tokenizer: Tokenizer, types: list[str]) -> Encoder:
     codes = pl.DataFrame({"piece": types, "code": np.arange(len(types), dtype=np.uint32)})
 
     def encode(texts: list[str]) -> list[np.ndarray]:
-        if not texts:
-            return []
         column = split(texts).rename("piece")
         exploded = column.explode(empty_as_null=False).to_frame()
         found = exploded.join(codes, on="piece", how="left", maintain_order="left")["code"]
@@ -74,12 +101,23 @@ def fast_encoder(tokenizer: Tokenizer, types: list[str]) -> Encoder:
         whole.update(np.searchsorted(last_piece, np.flatnonzero(found.is_null()), side="right").tolist())
         for n in whole:
             sequences[n] = reference([texts[n]])[0]
-        middle = len(texts) // 2
+        return sequences
+
+    return _verified(encode, reference)
+
+
+def _verified(encode: Encoder, reference: Encoder) -> Encoder:
+    """An encoder that is held against another on one text of each call, and gives way to it where they differ."""
+
+    def encode_verified(texts: list[str]) -> list[np.ndarray]:
+        if not texts:
+            return []
+        sequences, middle = encode(texts), len(texts) // 2
         if np.array_equal(sequences[middle], reference([texts[middle]])[0]):
             return sequences
         return reference(texts)
 
-    return encode
+    return encode_verified
 
 
 @dataclass(frozen=True)
@@ -112,26 +150,29 @@ class TokenSequences:
         return total
 
 
-def write_token_sequences(documents: Iterable[tuple[str, str]], encode: Encoder, target: Path) -> int:
-    """Encode (document id, text) pairs into Parquet parts under `target`; returns the number of tokens."""
-    target.mkdir(parents=True, exist_ok=True)
-    writer: pq.ParquetWriter | None = None
-    part = total = in_part = 0
-    try:
-        for batch in batches_of(documents, lambda document: len(document[1]), BATCH_CHARACTERS):
-            sequences = encode([text for _, text in batch])
-            offsets = np.cumsum([0, *map(len, sequences)]).astype(np.int64)
-            ids = pa.LargeListArray.from_arrays(offsets, np.concatenate(sequences))
-            table = pa.table({"document_id": [document_id for document_id, _ in batch], "ids": ids})
-            if writer is None or in_part >= PART_TOKENS:
-                if writer is not None:
-                    writer.close()
-                writer = pq.ParquetWriter(target / f"part-{part:05d}.parquet", table.schema, compression="zstd")
-                part, in_part = part + 1, 0
-            writer.write_table(table)
-            in_part += int(offsets[-1])
-            total += int(offsets[-1])
-    finally:
-        if writer is not None:
-            writer.close()
-    return total
+class SequencesWriter:
+    """Writes one Parquet part of token sequences, and counts their ids.
+
+    Attributes:
+        frequencies: how often each id was written, int64 [size].
+    """
+
+    def __init__(self, file: Path, size: int) -> None:
+        ids = pa.large_list(pa.from_numpy_dtype(id_dtype(size)))
+        self._schema = pa.schema({"document_id": pa.string(), "ids": ids})
+        self._writer = pq.ParquetWriter(file, self._schema, compression="zstd")
+        self.frequencies = np.zeros(size, dtype=np.int64)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def write(self, document_ids: list[str], sequences: list[np.ndarray]) -> None:
+        """Add documents as a row group; `sequences` holds the ids of each, [n]."""
+        every = np.concatenate(sequences)
+        offsets = np.cumsum([0, *map(len, sequences)]).astype(np.int64)
+        ids = pa.LargeListArray.from_arrays(offsets, every)
+        self._writer.write_table(pa.table([document_ids, ids], schema=self._schema))
+        self.frequencies += np.bincount(every, minlength=len(self.frequencies))
+
+    def __exit__(self, *_: object) -> None:
+        self._writer.close()

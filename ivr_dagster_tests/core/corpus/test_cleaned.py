@@ -9,7 +9,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from ivr_dagster.core.corpus import cleaned
-from ivr_dagster.core.corpus.cleaned import SCHEMA, SPLITS, CleanedCorpus, CorpusCounts, write_cleaned_corpus
+from ivr_dagster.core.corpus.cleaned import (
+    SCHEMA,
+    SPLITS,
+    CleanedCorpus,
+    CleaningSettings,
+    CorpusCounts,
+    write_cleaned_corpus,
+)
 from ivr_dagster.core.corpus.splits import document_id, is_heldout
 from ivr_dagster.core.errors import InputError
 
@@ -35,7 +42,7 @@ def parts(target: Path) -> dict[str, bytes]:
 
 
 def test_every_document_is_clean_unique_counted_and_on_its_side(raw: Path, tmp_path: Path) -> None:
-    counts = write_cleaned_corpus(raw, tmp_path / "out", heldout_fraction=0.2)
+    counts = write_cleaned_corpus(raw, tmp_path / "out", CleaningSettings(heldout_fraction=0.2))
     corpus = CleanedCorpus(tmp_path / "out")
     expected = [*TEXTS[:120], "é\n", *TEXTS[120:]]
     for split in SPLITS:
@@ -75,10 +82,10 @@ def test_the_same_input_gives_the_same_bytes(raw: Path, tmp_path: Path) -> None:
 
 
 def test_other_files_leave_a_document_on_its_side(raw: Path, tmp_path: Path) -> None:
-    write_cleaned_corpus(raw, tmp_path / "before", heldout_fraction=0.3)
+    write_cleaned_corpus(raw, tmp_path / "before", CleaningSettings(heldout_fraction=0.3))
     (raw / "0.jsonl").write_text('"a new first document"\n')
     (raw / "sub" / "b.jsonl").unlink()
-    write_cleaned_corpus(raw, tmp_path / "after", heldout_fraction=0.3)
+    write_cleaned_corpus(raw, tmp_path / "after", CleaningSettings(heldout_fraction=0.3))
     before, after = CleanedCorpus(tmp_path / "before"), CleanedCorpus(tmp_path / "after")
     assert not set(before.texts("train")) & set(after.texts("heldout"))
     assert not set(before.texts("heldout")) & set(after.texts("train"))
@@ -147,12 +154,12 @@ def test_a_corpus_with_nothing_to_train_on_is_told_with_what_was_dropped(tmp_pat
         write_cleaned_corpus(tmp_path, tmp_path / "out")
     (tmp_path / "a.jsonl").write_text('"x"\n"x"\n')
     with pytest.raises(InputError, match=r"1 duplicates and 1 held out.*1\.0.*lower --heldout-fraction"):
-        write_cleaned_corpus(tmp_path, tmp_path / "out", heldout_fraction=1.0)
+        write_cleaned_corpus(tmp_path, tmp_path / "out", CleaningSettings(heldout_fraction=1.0))
 
 
 def test_a_corpus_with_nothing_held_out_is_told(raw: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"a share of 0\.0 of 201.*Raise --heldout-fraction"):
-        write_cleaned_corpus(raw, tmp_path / "out", heldout_fraction=0.0)
+        write_cleaned_corpus(raw, tmp_path / "out", CleaningSettings(heldout_fraction=0.0))
 
 
 def test_a_missing_corpus_names_the_command_that_makes_it(tmp_path: Path) -> None:
@@ -178,7 +185,7 @@ def test_a_damaged_part_is_named(raw: Path, tmp_path: Path) -> None:
 MEASURE = """
 import sys
 from pathlib import Path
-from ivr_dagster.core.corpus.cleaned import CleanedCorpus, write_cleaned_corpus
+from ivr_dagster.core.corpus.cleaned import CleanedCorpus, CleaningSettings, write_cleaned_corpus
 
 def peak():
     status = Path("/proc/self/status").read_text()

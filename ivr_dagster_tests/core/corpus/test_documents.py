@@ -13,10 +13,10 @@ from ivr_dagster.core.corpus import documents
 from ivr_dagster.core.corpus.documents import (
     Document,
     corpus_files,
-    fingerprint_corpus,
     ignored_files,
     read_documents,
 )
+from ivr_dagster.core.corpus.shards import fingerprint_corpus
 from ivr_dagster.core.errors import InputError
 
 

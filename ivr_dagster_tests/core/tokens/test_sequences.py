@@ -4,12 +4,13 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import gigatoken
 import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Tokenizer, normalizers
+from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers
 
 from ivr_dagster.core.tokens import sequences
 from ivr_dagster.core.tokens.byte_level import CHARACTER_TO_BYTE
@@ -17,11 +18,12 @@ from ivr_dagster.core.tokens.counts import PretokenCounts, count_pretokens, toke
 from ivr_dagster.core.tokens.pretokens import PreTokenization
 from ivr_dagster.core.tokens.sequences import (
     Encoder,
+    SequencesWriter,
     TokenSequences,
-    fast_encoder,
+    built_in_encoder,
+    encoder_by_types,
     id_dtype,
     reference_encoder,
-    write_token_sequences,
 )
 
 TEXT = st.lists(
@@ -30,7 +32,7 @@ TEXT = st.lists(
 
 
 def is_by_types(encode: Encoder) -> bool:
-    return "fast_encoder" in encode.__qualname__
+    return "_verified" in encode.__qualname__
 
 
 def assert_same(ids: list[np.ndarray], expected: list[np.ndarray]) -> None:
@@ -39,17 +41,19 @@ def assert_same(ids: list[np.ndarray], expected: list[np.ndarray]) -> None:
 
 @pytest.fixture(scope="module")
 def gpt2_fast(gpt2: Tokenizer, topics_counts: PretokenCounts) -> Encoder:
-    return fast_encoder(gpt2, topics_counts.types)
+    return encoder_by_types(gpt2, topics_counts.types)
 
 
-def test_the_fast_encoder_gives_the_ids_of_tokenizers(gpt2: Tokenizer, gpt2_fast: Encoder, topics: list[str]) -> None:
+def test_the_encoder_by_types_gives_the_ids_of_tokenizers(
+    gpt2: Tokenizer, gpt2_fast: Encoder, topics: list[str]
+) -> None:
     assert is_by_types(gpt2_fast)
     texts = [*topics, "", "<|endoftext|>", "a<|endoftext|> b"]
     assert_same(gpt2_fast(texts), reference_encoder(gpt2)(texts))
 
 
 @given(TEXT)
-def test_the_fast_encoder_gives_the_ids_of_tokenizers_on_any_text(
+def test_the_encoder_by_types_gives_the_ids_of_tokenizers_on_any_text(
     gpt2: Tokenizer, gpt2_fast: Encoder, text: str
 ) -> None:
     assert_same(gpt2_fast([text]), reference_encoder(gpt2)([text]))
@@ -62,7 +66,7 @@ def test_texts_together_get_the_ids_that_each_gets_alone(gpt2: Tokenizer, gpt2_f
 
 def test_a_type_that_was_not_counted_is_encoded_all_the_same(gpt2: Tokenizer) -> None:
     texts = ["known words", "known strange words", "", "known"]
-    encode = fast_encoder(gpt2, ["known", " words"])
+    encode = encoder_by_types(gpt2, ["known", " words"])
     assert is_by_types(encode)
     assert_same(encode(texts), reference_encoder(gpt2)(texts))
 
@@ -73,7 +77,7 @@ def test_a_split_that_is_not_the_tokenizers_is_noticed(gpt2: Tokenizer, monkeypa
 
     monkeypatch.setattr(PreTokenization, "column_splitter", every_character)
     texts = ["the words", "the", "of the words"]
-    assert_same(fast_encoder(gpt2, sorted(set("the words of")))(texts), reference_encoder(gpt2)(texts))
+    assert_same(encoder_by_types(gpt2, sorted(set("the words of")))(texts), reference_encoder(gpt2)(texts))
 
 
 def changed(tokenizer: Tokenizer, change: Callable[[dict[str, dict[str, dict[str, int]]]], None]) -> Tokenizer:
@@ -89,21 +93,21 @@ def test_ids_in_another_order_than_the_merges_are_still_exact(tiny_bpe: Tokenize
         spec["model"]["vocab"] = {string: len(vocabulary) - 1 - i for string, i in vocabulary.items()}
 
     tokenizer = changed(tiny_bpe, reverse)
-    encode = fast_encoder(tokenizer, count_pretokens(topics[:5], tokenizer).types)
+    encode = encoder_by_types(tokenizer, count_pretokens(topics[:5], tokenizer).types)
     assert is_by_types(encode)
     assert_same(encode(topics[:5]), reference_encoder(tokenizer)(topics[:5]))
 
 
 def test_bytes_that_a_base_lacks_are_dropped(train_bpe: Callable[..., Tokenizer]) -> None:
     tokenizer = train_bpe(["banana bandana"], 5, alphabet=sorted(CHARACTER_TO_BYTE.keys() - {"d"}))
-    encode = fast_encoder(tokenizer, ["banana", " bandana"])
+    encode = encoder_by_types(tokenizer, ["banana", " bandana"])
     assert_same(encode(["d bandana"]), reference_encoder(tokenizer)(["d bandana"]))
 
 
 def test_a_base_that_normalises_is_encoded_by_tokenizers(tiny_bpe: Tokenizer) -> None:
     tokenizer = Tokenizer.from_str(tiny_bpe.to_str())
     tokenizer.normalizer = normalizers.NFC()
-    assert_same(fast_encoder(tokenizer, ["e"])(["e\u0301"]), reference_encoder(tokenizer)(["é"]))
+    assert_same(encoder_by_types(tokenizer, ["e"])(["e\u0301"]), reference_encoder(tokenizer)(["é"]))
 
 
 @pytest.mark.parametrize("flag", ["lstrip", "rstrip", "single_word"])
@@ -113,7 +117,7 @@ def test_a_text_with_an_added_token_that_minds_its_neighbours_is_encoded_by_toke
     tokenizer = Tokenizer.from_str(tiny_bpe.to_str())
     tokenizer.add_tokens([AddedToken("mask", normalized=False, **{flag: True})])
     texts = ["the  mask  is", "unmasked"]
-    assert_same(fast_encoder(tokenizer, [" is"])(texts), reference_encoder(tokenizer)(texts))
+    assert_same(encoder_by_types(tokenizer, [" is"])(texts), reference_encoder(tokenizer)(texts))
 
 
 def test_a_string_outside_the_byte_level_alphabet_in_the_vocabulary_does_no_harm(tiny_bpe: Tokenizer) -> None:
@@ -121,7 +125,7 @@ def test_a_string_outside_the_byte_level_alphabet_in_the_vocabulary_does_no_harm
         spec["model"]["vocab"]["▁odd"] = len(spec["model"]["vocab"]) + 1
 
     tokenizer = changed(tiny_bpe, add)
-    assert_same(fast_encoder(tokenizer, ["odd"])(["▁odd one"]), reference_encoder(tokenizer)(["▁odd one"]))
+    assert_same(encoder_by_types(tokenizer, ["odd"])(["▁odd one"]), reference_encoder(tokenizer)(["▁odd one"]))
 
 
 def test_ids_take_two_bytes_as_long_as_they_fit() -> None:
@@ -130,19 +134,27 @@ def test_ids_take_two_bytes_as_long_as_they_fit() -> None:
     assert id_dtype(65_537) is np.uint32
 
 
+def write(target: Path, documents: list[tuple[str, str]], encode: Encoder, tokenizer: Tokenizer) -> np.ndarray:
+    with SequencesWriter(
+        target / f"part-{len(list(target.iterdir())):05d}.parquet", tokenizer.get_vocab_size()
+    ) as file:
+        for n in range(0, len(documents), 7):
+            ids, texts = zip(*documents[n : n + 7], strict=True)
+            file.write(list(ids), encode(list(texts)))
+    return file.frequencies
+
+
 def test_sequences_come_back_from_parquet_in_order_and_dtype(
     tmp_path: Path, gpt2: Tokenizer, gpt2_fast: Encoder, topics: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sequences, "BATCH_CHARACTERS", 30_000)
-    monkeypatch.setattr(sequences, "PART_TOKENS", 20_000)
     texts = ["", *topics[:40], "", "", "the end"]
     documents = [(f"document {n}", text) for n, text in enumerate(texts)]
-    total = write_token_sequences(iter(documents), gpt2_fast, tmp_path)
+    frequencies = write(tmp_path, documents[:30], gpt2_fast, gpt2) + write(tmp_path, documents[30:], gpt2_fast, gpt2)
     monkeypatch.setattr(sequences, "READ_TEXTS", 3)
     expected = reference_encoder(gpt2)(texts)
     stored = TokenSequences(tmp_path)
-    assert len(list(tmp_path.glob("*.parquet"))) > 1
-    assert total == sum(map(len, expected))
+    assert len(list(tmp_path.glob("*.parquet"))) == 2
+    assert frequencies.sum() == sum(map(len, expected))
     assert [document for document, _ in stored.documents()] == [document for document, _ in documents]
     assert_same([ids for _, ids in stored.documents()], expected)
     assert_same(list(stored), expected)
@@ -152,19 +164,78 @@ def test_sequences_come_back_from_parquet_in_order_and_dtype(
 def test_frequencies_of_sequences_are_those_of_the_counts(
     tmp_path: Path, gpt2: Tokenizer, gpt2_fast: Encoder, topics: list[str], topics_counts: PretokenCounts
 ) -> None:
-    total = write_token_sequences(((str(n), text) for n, text in enumerate(topics)), gpt2_fast, tmp_path)
-    frequencies = TokenSequences(tmp_path).frequencies(gpt2.get_vocab_size())
-    np.testing.assert_array_equal(frequencies, token_frequencies(topics_counts, gpt2))
-    assert frequencies.sum() == total
+    counted = write(tmp_path, [(str(n), text) for n, text in enumerate(topics)], gpt2_fast, gpt2)
+    np.testing.assert_array_equal(counted, TokenSequences(tmp_path).frequencies(gpt2.get_vocab_size()))
+    np.testing.assert_array_equal(counted, token_frequencies(topics_counts, gpt2))
 
 
-def test_no_documents_are_no_sequences(tmp_path: Path, tiny_bpe: Tokenizer) -> None:
-    target = tmp_path / "sequences"
-    assert write_token_sequences([], reference_encoder(tiny_bpe), target) == 0
-    assert list(TokenSequences(target)) == []
-    assert TokenSequences(target).frequencies(3).tolist() == [0, 0, 0]
+def test_no_parts_are_no_sequences(tmp_path: Path) -> None:
+    assert list(TokenSequences(tmp_path)) == []
+    assert TokenSequences(tmp_path).frequencies(3).tolist() == [0, 0, 0]
 
 
 def test_only_empty_documents_are_sequences_without_ids(tmp_path: Path, tiny_bpe: Tokenizer) -> None:
-    assert write_token_sequences([("a", ""), ("b", "")], reference_encoder(tiny_bpe), tmp_path) == 0
+    assert not write(tmp_path, [("a", ""), ("b", "")], reference_encoder(tiny_bpe), tiny_bpe).any()
     assert [(d, i.tolist()) for d, i in TokenSequences(tmp_path).documents()] == [("a", []), ("b", [])]
+
+
+LLAMA3_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
+    r"\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def with_llama3s_pattern(tokenizer: Tokenizer) -> Tokenizer:
+    changed = Tokenizer.from_str(tokenizer.to_str())
+    whole = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    changed.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(LLAMA3_PATTERN), "isolated"), whole])
+    return changed
+
+
+@pytest.fixture(scope="module")
+def gpt2_built_in(gpt2: Tokenizer) -> Encoder:
+    encode = built_in_encoder(gpt2)
+    assert encode is not None
+    return encode
+
+
+@given(st.lists(TEXT, max_size=6))
+def test_the_built_in_encoder_gives_the_ids_of_tokenizers(
+    gpt2: Tokenizer, gpt2_built_in: Encoder, texts: list[str]
+) -> None:
+    assert_same(gpt2_built_in(texts), reference_encoder(gpt2)(texts))
+
+
+def test_the_built_in_encoder_knows_other_patterns(gpt2: Tokenizer, topics: list[str]) -> None:
+    tokenizer = with_llama3s_pattern(gpt2)
+    encode = built_in_encoder(tokenizer)
+    assert encode is not None
+    texts = [*topics, "한국어 12345 \r\n\n  x", "<|endoftext|>a"]
+    assert_same(encode(texts), reference_encoder(tokenizer)(texts))
+
+
+def test_there_is_no_built_in_encoder_for_a_pattern_it_does_not_know(gpt2: Tokenizer) -> None:
+    tokenizer = Tokenizer.from_str(gpt2.to_str())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), gpt2.pre_tokenizer]
+    )
+    assert built_in_encoder(tokenizer) is None
+
+
+def test_the_built_in_encoder_forgets_what_it_met(
+    gpt2: Tokenizer, topics: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[str] = []
+    load = gigatoken.Tokenizer.from_json
+    monkeypatch.setattr(gigatoken.Tokenizer, "from_json", lambda text: loaded.append(text) or load(text))
+    monkeypatch.setattr(sequences, "CACHED_CHARACTERS", 10_000)
+    encode = built_in_encoder(gpt2)
+    assert encode is not None
+    for text in topics:
+        assert_same(encode([text]), reference_encoder(gpt2)([text]))
+    assert len(loaded) == pytest.approx(sum(map(len, topics)) / 10_000, rel=0.5)
+
+
+def test_an_encoder_that_is_not_exact_gives_way_to_tokenizers(gpt2: Tokenizer, topics: list[str]) -> None:
+    wrong = sequences._verified(lambda texts: [np.zeros(1, np.uint16) for _ in texts], reference_encoder(gpt2))
+    assert_same(wrong(topics[:3]), reference_encoder(gpt2)(topics[:3]))

@@ -1,0 +1,81 @@
+"""Shards of a raw corpus: runs of files that are read together, and whose results stand as long as the files do."""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from ivr_dagster.core.corpus.documents import corpus_files, hash_content
+
+# Bytes. A shard is about 1/256 of the corpus, so that a change of one part in a hundred stays one; a smaller one would
+# be more overhead than work, a larger one more than a worker should lose
+SHARDS = 256
+LEAST_SHARD, MOST_SHARD = 1 << 18, 1 << 26
+
+
+@dataclass(frozen=True, slots=True)
+class CorpusFile:
+    """A file of the corpus as it was found.
+
+    Attributes:
+        path: the file.
+        name: its path relative to the corpus, "/" between folders.
+        size: bytes.
+        content: BLAKE2b of its bytes.
+    """
+
+    path: Path
+    name: str
+    size: int
+    content: bytes
+
+
+def read_corpus_files(root: Path) -> list[CorpusFile]:
+    """The corpus files below `root` with their contents' hashes, by name; all of them are read.
+
+    Raises:
+        InputError: as documents.corpus_files does, or a file cannot be read.
+    """
+
+    def look_at(path: Path) -> CorpusFile:
+        return CorpusFile(path, path.relative_to(root).as_posix(), path.stat().st_size, hash_content(path))
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashing lets other threads run
+        return list(pool.map(look_at, corpus_files(root)))
+
+
+def fingerprint(files: Sequence[CorpusFile]) -> str:
+    """A hash (BLAKE2b, 32 hexadecimal digits) of the files' names and contents; times are left out."""
+    whole = hashlib.blake2b(digest_size=16)
+    for file in files:
+        # no path holds a NUL and the digest's length is fixed, so that no two corpora spell the same bytes
+        whole.update(os.fsencode(file.name) + b"\0" + file.content)
+    return whole.hexdigest()
+
+
+def fingerprint_corpus(root: Path) -> str:
+    """The :func:`fingerprint` of the corpus below `root`. Raises as :func:`read_corpus_files` does."""
+    return fingerprint(read_corpus_files(root))
+
+
+def shards_of(files: Sequence[CorpusFile]) -> list[list[CorpusFile]]:
+    """The files, in order, as shards.
+
+    Where one ends is decided by each file's own name and size (content-defined chunking), so that a file that comes or
+    goes moves no boundary but those next to it. The size that is aimed at is a power of two: it stays as the corpus
+    grows, until that has doubled.
+    """
+    aim = max(LEAST_SHARD, min(MOST_SHARD, 1 << (sum(file.size for file in files) // SHARDS).bit_length()))
+    shards: list[list[CorpusFile]] = [[]]
+    size = 0
+    for file in files:
+        shards[-1].append(file)
+        size += file.size
+        point = int.from_bytes(hashlib.blake2b(os.fsencode(file.name), digest_size=8).digest())
+        # from half the aim on a file always ends its shard, a smaller one does so in proportion to its size
+        if point * aim < 2 * file.size << 64 or size > 4 * aim:
+            shards.append([])
+            size = 0
+    return [shard for shard in shards if shard]
