@@ -3,15 +3,18 @@
 What belongs here: comparing two tokenizers on pre-token counts, and the exact round trip of text.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
 from tokenizers import Tokenizer
 
+from ivr_dagster.core.tokenizer.lengths import cut_texts, tokens_of
+from ivr_dagster.core.tokenizer.segments import encode_each
 from ivr_dagster.core.tokens.byte_level import whole_text
-from ivr_dagster.core.tokens.counts import PretokenCounts, encode_types
+from ivr_dagster.core.tokens.counts import PretokenCounts
+from ivr_dagster.core.tokens.pretokens import BATCH_CHARACTERS, batches_of
 
 LISTED_DIVERGENCES = 50
 
@@ -78,20 +81,23 @@ def measure_agreement(base: Tokenizer, other: Tokenizer, counts: PretokenCounts)
 
 def differing_types(base: Tokenizer, other: Tokenizer, counts: PretokenCounts) -> list[int]:
     """Places in `counts.types` of those that `base` and `other` give different ids, the most frequent first."""
-    pairs = zip(encode_types(base, counts.types), encode_types(other, counts.types), strict=True)
-    return [n for n, (a, b) in enumerate(pairs) if a != b]
+    differing = encode_each(base, counts.types).differing(encode_each(other, counts.types))
+    places: list[int] = np.flatnonzero(differing).tolist()
+    return places
 
 
-def encodes_to_itself(tokenizer: Tokenizer, string: str, token_id: int) -> bool:
-    """Whether the text of a token is encoded as that one token.
+def encode_to_themselves(tokenizer: Tokenizer, strings: Sequence[str], ids: Sequence[int]) -> np.ndarray:
+    """Whether the text of each token is encoded as that one token, bool [len(strings)].
 
     A string that is part of a character has no text; it is put to the model, behind the pre-tokenizer.
     """
-    text = whole_text(string)
-    if text is None:
-        return [token.id for token in tokenizer.model.tokenize(string)] == [token_id]
-    ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
-    return ids == [token_id]
+    texts = [whole_text(string) for string in strings]
+    encoded = iter(tokenizer.encode_batch_fast([t for t in texts if t is not None], add_special_tokens=False))
+    found = (
+        [token.id for token in tokenizer.model.tokenize(string)] if text is None else next(encoded).ids
+        for string, text in zip(strings, texts, strict=True)
+    )
+    return np.array([one == [token_id] for one, token_id in zip(found, ids, strict=True)], dtype=bool)
 
 
 @dataclass(frozen=True)
@@ -155,19 +161,16 @@ class Lengths:
 
 def compare_lengths(base: Tokenizer, other: Tokenizer, texts: Iterable[str], *, listed: int = 10) -> Lengths:
     """Tokens of every text under `base` and `other`, read once."""
-    texts = iter(texts)
     count = size = in_base = in_other = longer = 0
     worst: list[tuple[str, int, int]] = []
-    while batch := list(islice(texts, 256)):
-        pairs = [
-            [len(e.ids) for e in tokenizer.encode_batch_fast(batch, add_special_tokens=False)]
-            for tokenizer in (base, other)
-        ]
-        for text, before, after in zip(batch, *pairs, strict=True):
-            count, size, in_base, in_other = count + 1, size + len(text.encode()), in_base + before, in_other + after
-            if after > before:
-                longer += 1
-                worst.append((text[:60], before, after))
+    for batch in batches_of(texts, len, BATCH_CHARACTERS):
+        cut = cut_texts(batch, base)
+        before, after = cut.tokens(base), cut.tokens(other)
+        count, in_base, in_other = count + len(batch), in_base + int(before.sum()), in_other + int(after.sum())
+        size += sum(len(text.encode()) for text in batch)
+        grown = np.flatnonzero(after > before).tolist()
+        longer += len(grown)
+        worst += [(batch[n][:60], int(before[n]), int(after[n])) for n in grown]
         worst = sorted(worst, key=lambda row: row[1] / row[2])[:listed]
     return Lengths(count, size, in_base, in_other, longer, tuple(worst))
 
@@ -177,6 +180,6 @@ def count_tokens(tokenizer: Tokenizer, texts: Iterable[str]) -> tuple[int, int]:
     texts = iter(texts)
     tokens = size = 0
     while batch := list(islice(texts, 256)):
-        tokens += sum(len(e.ids) for e in tokenizer.encode_batch_fast(batch, add_special_tokens=False))
+        tokens += int(tokens_of(tokenizer, batch).sum())
         size += sum(len(text.encode("utf-8")) for text in batch)
     return tokens, size

@@ -63,6 +63,12 @@ class ByteLevelBPE:
             for rank in (ranks[0] if len(ranks) == 1 else self._last_rank(made, rank_of) or ranks[0],)
         }
 
+    @cached_property
+    def halves_first(self) -> tuple[tuple[int, int, int], ...]:
+        """(id, left id, right id) of all that merges make, such that both halves come before what they make."""
+        by_length = sorted(self.merge_of, key=lambda made: len(self.strings[made]))  # whatever their ranks
+        return tuple((made, *self.merge_of[made][1:]) for made in by_length)
+
     def _last_rank(self, token: int, rank_of: Mapping[tuple[int, int], int]) -> int | None:
         """Rank of the merge that completes `token` when BPE encodes its string, None where it does not."""
         if any(character not in self.ids for character in self.strings[token]):

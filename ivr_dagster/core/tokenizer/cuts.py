@@ -10,10 +10,11 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from itertools import accumulate, product
 
+import polars as pl
 from tokenizers import Regex, Tokenizer, pre_tokenizers
 
 from ivr_dagster.core.tokenizer.trie import choice, choice_by_first, escaped, trie_pattern
-from ivr_dagster.core.tokens.byte_level import text_of
+from ivr_dagster.core.tokens.byte_level import CHARACTER_TO_BYTE, text_of
 
 SHORTEST_RUN = 4
 # what is longer (base64, DNA) hardly comes twice, and the search for cuts grows with the cube of the length
@@ -50,7 +51,7 @@ def run_cuts(base: Tokenizer, strings: Iterable[str], new: Iterable[str] = ()) -
     known, whole = set(strings), set(new)
     heads = run_heads(known)
     longest: Counter[str] = Counter()
-    for string in known | whole:
+    for string in _with_runs(known | whole):
         found = whole_run(string, heads)
         if found:
             longest[found[1]] = max(longest[found[1]], found[2])
@@ -67,7 +68,7 @@ def run_heads(strings: Iterable[str]) -> dict[str, set[str]]:
     """By character whose runs are cut what tokens have before such runs, nothing and white space included."""
     known = set(strings)
     heads: defaultdict[str, set[str]] = defaultdict(lambda: {""})
-    for string in known:
+    for string in _with_runs(known):
         found = RUN_TOKEN.fullmatch(string)
         if found and _is_symbol(found["character"]):
             heads[found["character"]].add(found["head"])
@@ -75,6 +76,12 @@ def run_heads(strings: Iterable[str]) -> dict[str, set[str]]:
         if white != character and known & {white + character, white + 2 * character}:
             heads[character].add(white)
     return dict(heads)
+
+
+def _with_runs(strings: Iterable[str]) -> list[str]:
+    """Those that hold a run of some character of the byte-level alphabet."""
+    column = pl.Series(list(strings), dtype=pl.String)
+    return column.filter(column.str.contains_any([SHORTEST_RUN * c for c in CHARACTER_TO_BYTE])).to_list()
 
 
 def whole_run(string: str, heads: Mapping[str, set[str]]) -> tuple[str, str, int] | None:
@@ -88,7 +95,7 @@ def whole_run(string: str, heads: Mapping[str, set[str]]) -> tuple[str, str, int
 def _tails(strings: Iterable[str], characters: Iterable[str]) -> dict[str, set[str]]:
     """By character of a run what follows runs of it inside of tokens (`+` in `------+`)."""
     tails: dict[str, set[str]] = {character: set() for character in characters}
-    for string in strings:
+    for string in _with_runs(strings):
         found = RUN_WITH_TAIL.fullmatch(string)
         if found and found["character"] in tails:
             tails[found["character"]].add(found["tail"])

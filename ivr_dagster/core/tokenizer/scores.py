@@ -10,16 +10,18 @@ that fall with a power of the rank settle all but some hundred of the conflicts 
 are settled one by one (`lift_gains`): the earliest merge of the segmentation that BPE prefers gets what it lacks.
 """
 
+import heapq
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from decimal import Decimal
 from functools import lru_cache
 
 import numpy as np
+import polars as pl
 from tokenizers import Tokenizer, models
 
 from ivr_dagster.core.tokenizer.bpe import ByteLevelBPE
+from ivr_dagster.core.tokenizer.segments import encode_each, places_of_any
 from ivr_dagster.core.tokens.byte_level import CHARACTER_TO_BYTE
 
 # gain(rank) = (1 + rank/100)^-power falls to this at the last rank: sums of a few units keep eight of float64's
@@ -34,6 +36,7 @@ UNREACHABLE = -1e6
 # What a new token scores above its best segmentation for each token it saves, so that of new tokens that overlap those
 # win that save more. Much smaller would drown in rounding, much larger would tear apart what BPE joins early
 NEW_TOKEN_GAIN = 1e-6
+_POWERS = [float(f"1e{exponent}") for exponent in range(350)]  # the last are infinite
 
 
 def gains_from_ranks(bpe: ByteLevelBPE) -> dict[int, float]:
@@ -50,12 +53,23 @@ def scores_from_gains(bpe: ByteLevelBPE, gains: Mapping[int, float]) -> np.ndarr
     have to be made of them.
     """
     scores = np.full(bpe.size, UNREACHABLE)
-    scores[[i for i, string in enumerate(bpe.strings) if string in CHARACTER_TO_BYTE]] = 0.0
-    for made in sorted(bpe.merge_of, key=lambda made: len(bpe.strings[made])):  # halves first, whatever their ranks
-        _, left, right = bpe.merge_of[made]
-        if min(scores[left], scores[right]) > UNREACHABLE:
-            scores[made] = storable(float(scores[left] + scores[right] + gains[made]))
-    return scores
+    of_bytes = {i for i, string in enumerate(bpe.strings) if string in CHARACTER_TO_BYTE}
+    scores[list(of_bytes)] = 0.0
+    return _scored_anew(bpe, gains, scores, of_bytes)[0]
+
+
+def _scored_anew(
+    bpe: ByteLevelBPE, gains: Mapping[int, float], before: np.ndarray, changed: Iterable[int]
+) -> tuple[np.ndarray, set[int]]:
+    """Scores `before`, float64 [V], with those of all that is made of `changed`, and the ids of both."""
+    scores: list[float] = before.tolist()
+    followed = set(changed)
+    for made, left, right in bpe.halves_first:
+        if made in followed or left in followed or right in followed:
+            followed.add(made)
+            if scores[left] > UNREACHABLE and scores[right] > UNREACHABLE:
+                scores[made] = storable(scores[left] + scores[right] + gains[made])
+    return np.array(scores), followed
 
 
 def lift_gains(bpe: ByteLevelBPE, gains: Mapping[int, float]) -> dict[int, float]:
@@ -81,18 +95,19 @@ def lift_gains(bpe: ByteLevelBPE, gains: Mapping[int, float]) -> dict[int, float
         return trees[token]
 
     constraints: dict[tuple[tuple[int, int], ...], int] = {}
+    column = pl.Series(bpe.strings)
+    scores = scores_from_gains(bpe, lifted)
+    reachable = np.array([i for i in bpe.merge_of if i not in bpe.added_ids and scores[i] > UNREACHABLE], dtype=int)
+    suspects = reachable
     while True:
-        scores = scores_from_gains(bpe, lifted)
-        reachable = [made for made in bpe.merge_of if made not in bpe.added_ids and scores[made] > UNREACHABLE]
-        model = models.Unigram([(s, float(x)) for s, x in zip(bpe.strings, scores, strict=True)])
+        model = models.Unigram(list(zip(bpe.strings, scores.tolist(), strict=True)))
+        segments = encode_each(Tokenizer(model), [bpe.strings[token] for token in suspects])
         known = len(constraints)
-        for token in reachable:
-            found = model.tokenize(bpe.strings[token])
-            if len(found) == 1:
-                continue
+        for n in np.flatnonzero(segments.lengths > 1).tolist():
+            token = int(suspects[n])
             difference = merges_in(token).copy()
-            for part in found:
-                difference.subtract(merges_in(part.id))
+            for part in segments[n]:
+                difference.subtract(merges_in(part))
             terms = {made: count for made, count in difference.items() if count}
             leader = min(terms, key=lambda made: bpe.merge_of[made][0], default=None)
             # where both have the same merges, or the rival the earliest, a run is at work: no gains can say it
@@ -100,9 +115,12 @@ def lift_gains(bpe: ByteLevelBPE, gains: Mapping[int, float]) -> dict[int, float
                 constraints.setdefault(tuple(sorted(terms.items())), leader)
         if len(constraints) == known:
             return lifted
+        before = dict(lifted)
         for terms_, leader in sorted(constraints.items(), key=lambda item: -bpe.merge_of[item[1]][0]):
             others = -sum(count * lifted[made] for made, count in terms_ if made != leader)
             lifted[leader] = max(lifted[leader], others / dict(terms_)[leader] * (1.0 + LIFT_MARGIN))
+        scores, changed = _scored_anew(bpe, lifted, scores, (made for made in lifted if lifted[made] > before[made]))
+        suspects = np.intersect1d(reachable, places_of_any([bpe.strings[made] for made in changed], column))
 
 
 def scores_from_merges(base: Tokenizer, bpe: ByteLevelBPE) -> tuple[np.ndarray, tuple[int, ...]]:
@@ -126,11 +144,11 @@ def _scores_from_merges(bpe: ByteLevelBPE, never: frozenset[int]) -> tuple[np.nd
 
 def tokens_never_yielded(base: Tokenizer, bpe: ByteLevelBPE) -> frozenset[int]:
     """Ids of model tokens whose own string the base cuts otherwise: no text is ever encoded as them."""
-    return frozenset(
-        token_id
-        for token_id, string in enumerate(bpe.strings)
-        if token_id not in bpe.added_ids and [token.id for token in base.model.tokenize(string)] != [token_id]
-    )
+    own = [token_id for token_id in range(bpe.size) if token_id not in bpe.added_ids]
+    segments = encode_each(Tokenizer(base.model), [bpe.strings[token_id] for token_id in own])
+    itself = segments.lengths == 1
+    itself[itself] = segments.ids[segments.starts[:-1][itself]] == np.array(own)[itself]
+    return frozenset(np.array(own)[~itself].tolist())
 
 
 def storable(score: float) -> float:
@@ -145,10 +163,10 @@ def storable(score: float) -> float:
 
 
 def _read_back(score: float) -> float:
-    sign, digits, exponent = Decimal(repr(score)).as_tuple()
-    number = float("".join(map(str, digits)))
-    power = float(f"1e{abs(int(exponent))}")
-    return (-number if sign else number) / power if int(exponent) < 0 else (-number if sign else number) * power
+    mantissa, _, exponent = repr(score).partition("e")
+    whole, _, fraction = mantissa.partition(".")
+    number, power = float(whole + fraction), int(exponent or 0) - len(fraction)
+    return number / _POWERS[-power] if power < 0 else number * _POWERS[power]
 
 
 def best_split(string: str, score_of: Mapping[str, float], longest: int) -> tuple[float, int]:
@@ -170,37 +188,77 @@ def best_split(string: str, score_of: Mapping[str, float], longest: int) -> tupl
     return best[size], tokens[size]
 
 
-def repair_scores(strings: Sequence[str], scores: np.ndarray, order: Iterable[int]) -> tuple[np.ndarray, list[int]]:
+def best_splits(strings: Iterable[str], score_of: Mapping[str, float], longest: int) -> dict[str, tuple[float, int]]:
+    """:func:`best_split` of many strings at once: what begins alike is looked through once."""
+    found: dict[str, tuple[float, int]] = {}
+    best, tokens, previous = [0.0], [0], ""
+    for string in sorted(strings):
+        common = next((n for n, (a, b) in enumerate(zip(previous, string, strict=False)) if a != b), len(previous))
+        del best[common + 1 :], tokens[common + 1 :]
+        for end in range(common + 1, len(string) + 1):
+            rival, parts = -math.inf, 0
+            for start in range(max(1, end - longest), end):
+                piece = score_of.get(string[start:end])
+                if piece is not None and best[start] + piece > rival:
+                    rival, parts = best[start] + piece, tokens[start] + 1
+            if end == len(string):
+                found[string] = rival, parts
+            whole = score_of.get(string[:end], -math.inf)
+            best.append(max(whole, rival))
+            tokens.append(1 if whole >= rival else parts)
+        previous = string
+    return found
+
+
+def repair_scores(
+    strings: Sequence[str], scores: np.ndarray, order: Iterable[int], *, suspects: Iterable[int] | None = None
+) -> tuple[np.ndarray, list[int]]:
     """Raise every token that another segmentation of its own string reaches or beats, until none is left.
 
-    Afterwards each token in `order` is the one best segmentation of itself.
+    Afterwards each token in `order` is the one best segmentation of itself. Tokens are looked at in rounds; after a
+    first look only those that hold a raised one.
 
     Args:
         strings: token of every id, V entries.
         scores: float64 [V]; not changed.
         order: ids to repair, shorter before longer or by merge rank, so that most is settled in one round.
+        suspects: those of `order` to look at first, None for all; of the others it is known that nothing reaches them.
 
     Returns:
         The repaired scores, float64 [V], and the ids that were raised.
     """
     repaired = scores.copy()
-    score_of = {string: float(score) for string, score in zip(strings, scores, strict=True) if score > UNREACHABLE}
+    score_of = {s: score for s, score in zip(strings, scores.tolist(), strict=True) if score > UNREACHABLE}
     order = [token_id for token_id in order if len(strings[token_id]) > 1]
-    longest = max((len(string) for string in score_of), default=0)
+    longest = max(map(len, score_of), default=0)
+    if suspects is None:
+        rivals = best_splits((strings[token_id] for token_id in order), score_of, longest)
+        suspects = [token_id for token_id in order if rivals[strings[token_id]][0] >= score_of[strings[token_id]]]
+    suspected = set(suspects)
+    column = pl.Series([strings[token_id] for token_id in order], dtype=pl.String)
     raised: set[int] = set()
-    while True:
-        changed = False
-        for token_id in order:
+    round_ = [place for place, token_id in enumerate(order) if token_id in suspected]
+    while round_:
+        due, later = set(round_), set[int]()
+        while round_:  # a heap of places in `order`
+            place = heapq.heappop(round_)
+            token_id = order[place]
             string = strings[token_id]
             rival, _ = best_split(string, score_of, longest)
-            if rival >= score_of[string]:
-                # a few units in the last place: a prefix in front of it rounds the sum once more
-                score_of[string] = storable(rival + 8 * math.ulp(max(abs(rival), 1.0)))
-                repaired[token_id] = score_of[string]
-                raised.add(token_id)
-                changed = True
-        if not changed:
-            return repaired, sorted(raised)
+            if rival < score_of[string]:
+                continue
+            # a few units in the last place: a prefix in front of it rounds the sum once more
+            score_of[string] = storable(rival + 8 * math.ulp(max(abs(rival), 1.0)))
+            repaired[token_id] = score_of[string]
+            raised.add(token_id)
+            for holder in column.str.contains(string, literal=True).arg_true().to_list():
+                if holder < place:
+                    later.add(holder)
+                elif holder > place and holder not in due:
+                    due.add(holder)
+                    heapq.heappush(round_, holder)
+        round_ = sorted(later)
+    return repaired, sorted(raised)
 
 
 def scores_with_new(base: Tokenizer, bpe: ByteLevelBPE, strings: Sequence[str], *, repair: bool = True) -> np.ndarray:
@@ -210,24 +268,22 @@ def scores_with_new(base: Tokenizer, bpe: ByteLevelBPE, strings: Sequence[str], 
     segmentation, the more the more tokens that has; then every token is made the best segmentation of itself, unless
     `repair` is off: for a look at how much is saved, the few that are not do not matter.
     """
-    base_scores, _ = scores_from_merges(base, bpe)
-    scores = np.full(len(strings), UNREACHABLE)
-    for position, string in enumerate(strings):
-        if string in bpe.ids:
-            scores[position] = base_scores[bpe.ids[string]]
-        elif string in CHARACTER_TO_BYTE:
-            scores[position] = 0.0  # a byte that the base has no token for
-    score_of = {s: float(x) for s, x in zip(strings, scores, strict=True) if x > UNREACHABLE}
+    base_scores = scores_from_merges(base, bpe)[0].tolist()
+    places = [bpe.ids.get(string, -1) for string in strings]
+    scores = np.array([UNREACHABLE if place < 0 else base_scores[place] for place in places])
+    added = [n for n, place in enumerate(places) if place < 0]
+    of_bytes = [n for n in added if strings[n] in CHARACTER_TO_BYTE]  # that the base has no token for
+    scores[of_bytes] = 0.0
+    score_of = {s: score for s, score in zip(strings, scores.tolist(), strict=True) if score > UNREACHABLE}
     longest = max(map(len, strings))
-    order = sorted(range(len(strings)), key=lambda i: (len(strings[i]), i))
-    for position in order:
-        string = strings[position]
-        if string not in bpe.ids and string not in CHARACTER_TO_BYTE:
-            rival, tokens = best_split(string, score_of, longest)
-            if not tokens:  # it holds a byte without a token: nothing else can stand for it
-                rival, tokens = 0.0, 2
-            score_of[string] = storable(rival + NEW_TOKEN_GAIN * (tokens - 1))
-            scores[position] = score_of[string]
-    if not repair:
+    for n in sorted(set(added).difference(of_bytes), key=lambda n: (len(strings[n]), n)):
+        rival, tokens = best_split(strings[n], score_of, longest)
+        if not tokens:  # it holds a byte without a token: nothing else can stand for it
+            rival, tokens = 0.0, 2
+        scores[n] = score_of[strings[n]] = storable(rival + NEW_TOKEN_GAIN * (tokens - 1))
+    if not repair or not added:
         return scores
-    return repair_scores(strings, scores, [i for i in order if scores[i] > UNREACHABLE])[0]
+    # the base's tokens are repaired, new ones score above all that is shorter: only what holds a new one may be beaten
+    holding = np.setdiff1d(places_of_any([strings[n] for n in added], pl.Series(strings)), added)
+    order = sorted(np.flatnonzero(scores > UNREACHABLE).tolist(), key=lambda n: len(strings[n]))
+    return repair_scores(strings, scores, order, suspects=holding.tolist())[0]

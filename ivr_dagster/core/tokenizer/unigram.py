@@ -1,12 +1,11 @@
 """Assembly of a Unigram `tokenizers.Tokenizer` around scores and cuts, with everything else as in the base."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
 from ivr_dagster.core.tokenizer.agreement import differing_types
 from ivr_dagster.core.tokenizer.bpe import ByteLevelBPE
@@ -33,12 +32,12 @@ def unigram_tokenizer(
         cuts: patterns over byte-level strings; their matches become pre-tokens of their own after ByteLevel.
         pattern: takes the place of the base's pre-tokenizer pattern, for phrases across its pre-tokens.
     """
-    spec: dict[str, Any] = json.loads(base.to_str())
-    added = {token["id"] for token in spec["added_tokens"]}
+    added = base.get_added_tokens_decoder()
+    of_model = base.get_vocab(with_added_tokens=False)
     size = len(strings)
-    while size and size - 1 in added and strings[size - 1] not in spec["model"]["vocab"]:
+    while size and size - 1 in added and strings[size - 1] not in of_model:
         size -= 1  # added tokens behind the model's own vocabulary stay behind it
-    tokenizer = Tokenizer(models.Unigram([(s, float(x)) for s, x in zip(strings[:size], scores[:size], strict=True)]))
+    tokenizer = Tokenizer(models.Unigram(list(zip(strings[:size], scores[:size].tolist(), strict=True))))
     if base.normalizer is not None:
         tokenizer.normalizer = base.normalizer
     parts: list[Any] = [base.pre_tokenizer]
@@ -53,10 +52,8 @@ def unigram_tokenizer(
     tokenizer.decoder = base.decoder
     if base.post_processor is not None:
         tokenizer.post_processor = base.post_processor
-    for token in sorted(spec["added_tokens"], key=lambda token: int(token["id"])):
-        flags = {key: token[key] for key in ("single_word", "lstrip", "rstrip", "normalized", "special")}
-        add = tokenizer.add_special_tokens if token["special"] else tokenizer.add_tokens
-        add([AddedToken(token["content"], **flags)])
+    for _, token in sorted(added.items()):
+        (tokenizer.add_special_tokens if token.special else tokenizer.add_tokens)([token])
     return tokenizer
 
 

@@ -4,18 +4,20 @@ Within pre-tokens by continued BPE (`within.py`), across them as phrases (`phras
 saves. Strings that had an id before keep it unless another is worth much more.
 """
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
+import polars as pl
 import regex
 from tokenizers import Tokenizer
 
 from ivr_dagster.core.errors import InputError
-from ivr_dagster.core.tokenizer.agreement import count_tokens, encodes_to_itself
+from ivr_dagster.core.tokenizer.agreement import encode_to_themselves
 from ivr_dagster.core.tokenizer.bpe import ByteLevelBPE
-from ivr_dagster.core.tokenizer.cuts import cut_patterns, run_cuts, run_heads, whole_run
-from ivr_dagster.core.tokenizer.scores import UNREACHABLE, best_split, scores_with_new
+from ivr_dagster.core.tokenizer.cuts import SHORTEST_RUN, cut_patterns, run_cuts, run_heads, whole_run
+from ivr_dagster.core.tokenizer.lengths import CutTexts, cut_texts, tokens_of
+from ivr_dagster.core.tokenizer.scores import UNREACHABLE, best_splits, scores_with_new
+from ivr_dagster.core.tokenizer.segments import encode_each, places_of_any
 from ivr_dagster.core.tokenizer.trie import escaped
 from ivr_dagster.core.tokenizer.unigram import extended_tokenizer, unigram_tokenizer
 from ivr_dagster.core.tokens.byte_level import (
@@ -26,7 +28,7 @@ from ivr_dagster.core.tokens.byte_level import (
     string_of,
     whole_text,
 )
-from ivr_dagster.core.tokens.counts import PretokenCounts, encode_types
+from ivr_dagster.core.tokens.counts import PretokenCounts
 from ivr_dagster.core.tokens.pretokens import PreTokenization, read_pretokenization
 from ivr_dagster.core.vocabulary.candidate import Candidate, Guards, Selection
 from ivr_dagster.core.vocabulary.phrases import end_of, pattern_with, select_phrases
@@ -82,21 +84,21 @@ def choose_candidates(
     before = frozenset(kept)
     phrases_kept, words_kept = _by_scope(base, bpe, pretokenization, filter(guards.may_be, kept))
     pieces, weights = _pieces(bpe, counts, run_cuts(base, bpe.model_strings))
-    sequences = [[token.id for token in base.model.tokenize(piece)] for piece in pieces]
+    sequences = encode_each(Tokenizer(base.model), pieces)
 
     def continue_from(kept: list[Candidate], budget: int, progress: Callable[[int, int], None] | None) -> Selection:
         started = None
         if kept:
             model = extended_tokenizer(base, bpe, [candidate.string for candidate in kept]).model
-            started = [[token.id for token in model.tokenize(piece)] for piece in pieces]
+            started = encode_each(Tokenizer(model), pieces)
         return select_within(
-            sequences,
+            sequences.lists(),
             weights,
             bpe.strings,
             budget=budget,
             guards=guards,
             kept=kept,
-            kept_sequences=started,
+            kept_sequences=None if started is None else started.lists(),
             progress=progress,
         )
 
@@ -126,11 +128,10 @@ def bytes_without_token(bpe: ByteLevelBPE, counts: PretokenCounts) -> list[Candi
     missing = [byte for byte, c in BYTE_TO_CHARACTER.items() if c not in bpe.ids and byte not in NEVER_IN_UTF8]
     if not missing:
         return []
-    found: Counter[int] = Counter()
-    for text, count in zip(counts.types, counts.counts.tolist(), strict=True):
-        for byte, repeats in Counter(text.encode()).items():
-            found[byte] += repeats * count
-    return [Candidate(BYTE_TO_CHARACTER[byte], (), 0, found[byte]) for byte in sorted(missing)]
+    held = np.frombuffer("".join(counts.types).encode(), dtype=np.uint8)
+    sizes = pl.Series(counts.types, dtype=pl.String).str.len_bytes().to_numpy()
+    found = np.bincount(held, weights=np.repeat(counts.counts, sizes), minlength=256)
+    return [Candidate(BYTE_TO_CHARACTER[byte], (), 0, int(found[byte])) for byte in sorted(missing)]
 
 
 def _by_scope(
@@ -163,8 +164,11 @@ def _constituents(base: Tokenizer, pretokens: Iterable[str]) -> tuple[int, ...]:
 
 def _pieces(bpe: ByteLevelBPE, counts: PretokenCounts, runs: str | None) -> tuple[list[str], np.ndarray]:
     """What :func:`cut_pieces` gives, also cut at bytes that the base has no token for, these left out."""
-    cuts = [runs, *(escaped(c) for c in CHARACTER_TO_BYTE if c not in bpe.ids)]
-    pieces, weights = cut_pieces(counts, "|".join(filter(None, cuts)) or None, run_heads(bpe.model_strings))
+    missing = [character for character in CHARACTER_TO_BYTE if character not in bpe.ids]
+    cuts = [runs, *map(escaped, missing)]
+    heads = run_heads(bpe.model_strings)
+    marks = [*(SHORTEST_RUN * character for character in heads), *missing]
+    pieces, weights = cut_pieces(counts, "|".join(filter(None, cuts)) or None, heads, marks=marks)
     present = [n for n, piece in enumerate(pieces) if len(piece) > 1 or piece in bpe.ids]
     return [pieces[n] for n in present], weights[present]
 
@@ -185,7 +189,7 @@ def _choose_phrases(
     pattern = pretokenization.pattern or ""
     words = [candidate.string for candidate in _best(within.candidates, budget, before)]
     tokenizer = extended_tokenizer(base, bpe, words)
-    lengths = dict(zip(counts.types, map(len, encode_types(tokenizer, counts.types)), strict=True))
+    lengths = dict(zip(counts.types, encode_each(tokenizer, counts.types).lengths.tolist(), strict=True))
     runs = run_cuts(base, bpe.model_strings)
     cut = regex.compile(runs) if runs else None
     known = {*words, *bpe.strings}
@@ -230,78 +234,105 @@ def order_by_worth(
         The candidates, and shares of held-out tokens, float64: their running sum is measured at N, N/2, N/4, ...
         candidates, and between these shared out by how much each is missed.
     """
-    total = count_tokens(base, heldout)[0]
     fixed = [candidate for candidate in selection.candidates if not candidate.constituents]
     left = [candidate for candidate in selection.candidates if candidate.constituents]
     ordered: list[Candidate] = []
     shares: list[np.ndarray] = []
-    saving = _measured_saving(base, bpe, [*fixed, *left], heldout, total)
+    worth_of = _worth(base, bpe, counts, cut_texts(heldout, base))
+    saving, missed = worth_of([*fixed, *left])
     while left:
-        missed = _missed(base, bpe, left, counts)
+        missed = missed[len(fixed) :]
         rank = np.lexsort((np.arange(len(left)), -missed))
         keep = len(left) // 2 if len(left) > SMALLEST_MEASURED else 0
-        less = _measured_saving(base, bpe, [*fixed, *(left[n] for n in rank[:keep])], heldout, total) if keep else 0.0
+        kept = [left[n] for n in rank[:keep]]
+        less, missed_next = worth_of([*fixed, *kept]) if keep else (0.0, np.empty(0))
         weights = missed[rank[keep:]] + 1e-9
         ordered = [left[n] for n in rank[keep:]] + ordered
         shares.insert(0, (saving - less) * weights / weights.sum())
-        left, saving = [left[n] for n in rank[:keep]], less
+        left, saving, missed = kept, less, missed_next
     return [*fixed, *ordered], np.concatenate([np.zeros(len(fixed)), *shares])
+
+
+def _worth(
+    base: Tokenizer, bpe: ByteLevelBPE, counts: PretokenCounts, heldout: CutTexts
+) -> Callable[[list[Candidate]], tuple[float, np.ndarray]]:
+    """A function from candidates to the share of held-out tokens that they save and how much each of them is missed.
+
+    A candidate is missed by the tokens of the train split that would be more without it, all others being there,
+    float64. Pre-token types that hold none of the candidates are as they are without any.
+    """
+    total = int(heldout.tokens(base).sum())
+    on_train, on_heldout = _strings_of(counts.types), _strings_of(heldout.types)
+    lengths_without = encode_each(extended_tokenizer(base, bpe, []), heldout.types).lengths
+
+    def worth_of(candidates: list[Candidate]) -> tuple[float, np.ndarray]:
+        new = [candidate.string for candidate in candidates]
+        strings = [*bpe.strings, *new]
+        scores = scores_with_new(base, bpe, strings, repair=False)
+        cuts = cut_patterns(run_cuts(base, bpe.model_strings, new), {})
+        tokenizer = unigram_tokenizer(base, strings, scores, cuts=cuts)
+        holding = places_of_any(new, on_train)
+        segments = encode_each(tokenizer, [counts.types[n] for n in holding])
+        weights = np.repeat(counts.counts[holding], segments.lengths)
+        standing = np.bincount(segments.ids, weights, minlength=len(strings))[bpe.size :]
+        # a phrase stands in no single pre-token
+        standing = np.where(standing > 0, standing, [candidate.frequency for candidate in candidates])
+        score_of = {s: score for s, score in zip(strings, scores.tolist(), strict=True) if score > UNREACHABLE}
+        splits = best_splits(new, score_of, max(map(len, strings)))
+        missed = standing * np.array([splits[string][1] - 1 for string in new])
+        pattern = pattern_with(base, new)
+        if pattern is None:
+            lengths = lengths_without.copy()
+            holding = places_of_any(new, on_heldout)
+            lengths[holding] = encode_each(tokenizer, [heldout.types[n] for n in holding]).lengths
+            tokens = int(heldout.sums(lengths).sum())
+        else:
+            across = unigram_tokenizer(base, strings, scores, cuts=cuts, pattern=pattern)
+            tokens = int(tokens_of(across, heldout.texts).sum())
+        return (1 - tokens / total if total else 0.0), missed
+
+    return worth_of
+
+
+def _strings_of(types: Sequence[str]) -> pl.Series:
+    """The byte-level strings of pre-token types."""
+    return pl.Series([string_of(text) for text in types], dtype=pl.String)
 
 
 def reachable(base: Tokenizer, bpe: ByteLevelBPE, candidates: Sequence[Candidate]) -> list[Candidate]:
     """Those whose own text is encoded as that one token once all are in use."""
-    tokenizer = _with_candidates(base, bpe, candidates, repair=True)
-    return [c for n, c in enumerate(candidates) if encodes_to_itself(tokenizer, c.string, bpe.size + n)]
-
-
-def _with_candidates(base: Tokenizer, bpe: ByteLevelBPE, candidates: Sequence[Candidate], *, repair: bool) -> Tokenizer:
     new = [candidate.string for candidate in candidates]
-    return extended_tokenizer(base, bpe, new, pattern=pattern_with(base, new), repair=repair)
+    tokenizer = extended_tokenizer(base, bpe, new, pattern=pattern_with(base, new))
+    found = encode_to_themselves(tokenizer, new, range(bpe.size, bpe.size + len(new)))
+    return [candidate for candidate, itself in zip(candidates, found, strict=True) if itself]
 
 
-def _measured_saving(
-    base: Tokenizer, bpe: ByteLevelBPE, candidates: Sequence[Candidate], heldout: Sequence[str], total: int
-) -> float:
-    """Share of `total` held-out tokens that these candidates save."""
-    tokens = count_tokens(_with_candidates(base, bpe, candidates, repair=False), heldout)[0]
-    return 1 - tokens / total if total else 0.0
-
-
-def _missed(base: Tokenizer, bpe: ByteLevelBPE, candidates: Sequence[Candidate], counts: PretokenCounts) -> np.ndarray:
-    """Tokens of the train split that would be more without each candidate, all others being there; float64."""
-    strings = [*bpe.strings, *(candidate.string for candidate in candidates)]
-    scores = scores_with_new(base, bpe, strings, repair=False)
-    score_of = {string: float(score) for string, score in zip(strings, scores, strict=True) if score > UNREACHABLE}
-    longest = max(map(len, strings))
-    cuts = cut_patterns(run_cuts(base, bpe.model_strings, strings[bpe.size :]), {})
-    tokenizer = unigram_tokenizer(base, strings, scores, cuts=cuts)
-    standing = np.zeros(len(candidates))
-    for ids, count in zip(encode_types(tokenizer, counts.types), counts.counts.tolist(), strict=True):
-        for token in ids:
-            if token >= bpe.size:
-                standing[token - bpe.size] += count
-    for n, candidate in enumerate(candidates):
-        if not standing[n]:  # a phrase stands in no single pre-token
-            standing[n] = candidate.frequency
-    parts = np.array([best_split(candidate.string, score_of, longest)[1] for candidate in candidates])
-    missed: np.ndarray = standing * (parts - 1)
-    return missed
-
-
-def cut_pieces(counts: PretokenCounts, cuts: str | None, heads: Mapping[str, set[str]]) -> tuple[list[str], np.ndarray]:
+def cut_pieces(
+    counts: PretokenCounts, cuts: str | None, heads: Mapping[str, set[str]], *, marks: Sequence[str] = ("",)
+) -> tuple[list[str], np.ndarray]:
     """Byte-level strings inside which a new token may lie, with their counts (int64), by falling count.
 
     Pre-token types, cut where the distilled tokenizer cuts them once more: a candidate across such a cut could never
     be produced. Types that are runs as a whole (behind one of `heads`) stay so: a run that becomes a token is not cut.
+    A type that holds none of `marks` is never cut, and not looked through.
     """
+    strings = _strings_of(counts.types)
     if cuts is None:
-        return [string_of(piece) for piece in counts.types], counts.counts
+        return strings.to_list(), counts.counts
     pattern = regex.compile(f"({cuts})")
-    pieces: Counter[str] = Counter()
-    for text, count in zip(counts.types, counts.counts.tolist(), strict=True):
-        string = string_of(text)
-        for piece in [string] if whole_run(string, heads) else pattern.split(string):
-            if piece:
-                pieces[piece] += count
-    ordered = sorted(pieces, key=lambda piece: (-pieces[piece], piece))
-    return ordered, np.array([pieces[piece] for piece in ordered], dtype=np.int64)
+    marked = strings.str.contains_any(list(marks))
+    pieces = [
+        [string] if whole_run(string, heads) else list(filter(None, pattern.split(string)))
+        for string in strings.filter(marked)
+    ]
+    weights = pl.Series(counts.counts, dtype=pl.Int64)
+    found = pl.concat(
+        [
+            pl.DataFrame({"piece": strings, "count": weights}).filter(~marked),
+            pl.DataFrame(
+                {"piece": pl.Series(pieces, dtype=pl.List(pl.String)), "count": weights.filter(marked)}
+            ).explode("piece", empty_as_null=False),
+        ]
+    )
+    found = found.group_by("piece").agg(pl.col("count").sum()).sort(["count", "piece"], descending=[True, False])
+    return found["piece"].to_list(), found["count"].to_numpy()

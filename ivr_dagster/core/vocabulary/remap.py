@@ -12,17 +12,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 from tokenizers import Tokenizer
 
 from ivr_dagster.core.errors import InputError
-from ivr_dagster.core.tokenizer.agreement import encodes_to_itself
+from ivr_dagster.core.tokenizer.agreement import encode_to_themselves
 from ivr_dagster.core.tokenizer.bpe import ByteLevelBPE
 from ivr_dagster.core.tokenizer.cuts import cut_behind_runs, cut_patterns, find_exceptions, run_cuts
 from ivr_dagster.core.tokenizer.scores import scores_with_new
+from ivr_dagster.core.tokenizer.segments import encode_each
 from ivr_dagster.core.tokenizer.unigram import unigram_tokenizer
 from ivr_dagster.core.tokens.byte_level import CHARACTER_TO_BYTE, is_byte_level, string_of
-from ivr_dagster.core.tokens.counts import PretokenCounts, encode_types
+from ivr_dagster.core.tokens.counts import PretokenCounts
 from ivr_dagster.core.vocabulary.phrases import pattern_with
 from ivr_dagster.core.vocabulary.sacrifice import protected_ids
 
@@ -254,9 +256,12 @@ def untouched_types(
 
     The model knows their segmentation from pre-training; any other is a needless loss.
     """
-    changed = {rule.id for rule in rules}
-    pairs = zip(encode_types(base, counts.types), encode_types(remapped, counts.types), strict=True)
-    return [(n, a == b) for n, (a, b) in enumerate(pairs) if changed.isdisjoint(a) and changed.isdisjoint(b)]
+    changed = np.zeros(base.get_vocab_size(), dtype=bool)
+    changed[[rule.id for rule in rules]] = True
+    before, after = encode_each(base, counts.types), encode_each(remapped, counts.types)
+    touched = before.holding(changed) | after.holding(changed)
+    same = ~before.differing(after)
+    return [(n, bool(same[n])) for n in np.flatnonzero(~touched).tolist()]
 
 
 def _without_new_tokens(
@@ -276,4 +281,6 @@ def _without_new_tokens(
 
 def unreachable_tokens(tokenizer: Tokenizer, rules: RemapRules) -> list[str]:
     """New tokens whose own text the tokenizer does not encode as that one token."""
-    return [rule.new_token for rule in rules if not encodes_to_itself(tokenizer, rule.new_token, rule.id)]
+    new = [rule.new_token for rule in rules]
+    found = encode_to_themselves(tokenizer, new, [rule.id for rule in rules])
+    return [string for string, itself in zip(new, found, strict=True) if not itself]

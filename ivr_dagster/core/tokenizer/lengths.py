@@ -1,0 +1,101 @@
+"""How many tokens texts have under one tokenizer after the other.
+
+What belongs here: counting by pre-token types. The texts are cut once, and each tokenizer encodes each type once; only
+one whose own pre-tokens reach over the base's has to read the texts.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from ivr_dagster.core.tokenizer.segments import encode_each
+from ivr_dagster.core.tokens.pretokens import read_pretokenization
+
+
+@dataclass(frozen=True, eq=False)
+class CutTexts:
+    """Texts cut into the pre-tokens of a base tokenizer.
+
+    Attributes:
+        texts: the n texts.
+        base: the tokenizer.
+        types: the pre-token types in them, m strings.
+        codes: the type of every pre-token, text after text, int64.
+        starts: where each text's pre-tokens begin, and where the last one's end, int64 [n + 1].
+        added: added tokens written out in each text, int64 [n].
+    """
+
+    texts: Sequence[str]
+    base: Tokenizer
+    types: list[str]
+    codes: np.ndarray
+    starts: np.ndarray
+    added: np.ndarray
+
+    @cached_property
+    def counts(self) -> np.ndarray:
+        """Occurrences of each type, int64 [m]."""
+        return np.bincount(self.codes, minlength=len(self.types))
+
+    def sums(self, lengths: np.ndarray) -> np.ndarray:
+        """Tokens of each text, int64 [n], where types have these lengths in tokens, int64 [m]."""
+        up_to = np.concatenate([[0], np.cumsum(lengths[self.codes])])
+        sums: np.ndarray = np.diff(up_to[self.starts]) + self.added
+        return sums
+
+    def tokens(self, tokenizer: Tokenizer) -> np.ndarray:
+        """Tokens of each text under `tokenizer`, special ones not added, int64 [n].
+
+        One text is also encoded whole; if that says otherwise, all are.
+        """
+        if self.texts and cuts_first_as(self.base, tokenizer):
+            sums = self.sums(encode_each(tokenizer, self.types).lengths)
+            middle = len(self.texts) // 2
+            if sums[middle] == tokens_of(tokenizer, [self.texts[middle]])[0]:
+                return sums
+        return tokens_of(tokenizer, self.texts)
+
+
+def cut_texts(texts: Sequence[str], base: Tokenizer) -> CutTexts:
+    """The texts with their pre-tokens under `base`."""
+    pretokenization = read_pretokenization(base)
+    column = pretokenization.column_splitter(base)(list(texts)).rename("piece")
+    pieces = column.explode(empty_as_null=False).to_frame()
+    types = pieces.unique(maintain_order=True).with_row_index("code")
+    codes = pieces.join(types, on="piece", how="left", maintain_order="left")["code"]
+    starts = np.concatenate([[0], np.cumsum(column.list.len().to_numpy().astype(np.int64))])
+    added = np.array([sum(pretokenization.count_added_tokens(text).values()) for text in texts], dtype=np.int64)
+    return CutTexts(texts, base, types["piece"].to_list(), codes.to_numpy().astype(np.int64), starts, added)
+
+
+def cuts_first_as(base: Tokenizer, tokenizer: Tokenizer) -> bool:
+    """Whether `tokenizer` cuts text as `base` does before it does anything else to the pieces."""
+    first, all_parts = _parts(base), _parts(tokenizer)
+    return bool(first) and all_parts[: len(first)] == first and _state(base.normalizer) == _state(tokenizer.normalizer)
+
+
+def _parts(tokenizer: Tokenizer) -> list[Any]:
+    return _flat(_state(tokenizer.pre_tokenizer))
+
+
+def _flat(part: Any) -> list[Any]:
+    if part is None:
+        return []
+    if part["type"] == "Sequence":
+        return [leaf for inner in part["pretokenizers"] for leaf in _flat(inner)]
+    return [part]
+
+
+def _state(part: Any) -> Any:
+    return None if part is None else json.loads(part.__getstate__())
+
+
+def tokens_of(tokenizer: Tokenizer, texts: Sequence[str]) -> np.ndarray:
+    """Tokens of each text, special ones not added, int64 [n]."""
+    encoded = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+    return np.fromiter(map(len, encoded), dtype=np.int64, count=len(encoded))
