@@ -17,6 +17,7 @@ Around it, from the ground up:
 - `artifact_paths`: where every artifact lies.
 - `settings`: every key with its default, and where values come from. `stages`: which stage makes which assets.
 - `sample`: the embedded default, a small model and a corpus that every Python carries.
+- `processes`: several of them that train as one.
 - `io_managers`, `resources`, `progress`: how assets are kept, what they share, how they tell how far they are.
 - `assets`: one thin module a stem. `asset_checks`: what must hold, beside the assets it is about.
 - `sources`: what everything starts from, and noticing that it changed. `staleness`: what is stale, and why.

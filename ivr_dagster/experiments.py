@@ -153,6 +153,8 @@ def _write_settings(parent: Workbench, staged: ArtifactPaths, given: Mapping[str
     settings |= {"raw_corpora_dir": str(parent.paths["raw_corpus"]), **given}
     if not settings.get("config_path"):
         shutil.copyfile(parent.shared.sft_config_file(), staged.sft_config)
+    if not settings.get("accelerate_config") and parent.paths.accelerate_config.is_file():
+        shutil.copyfile(parent.paths.accelerate_config, staged.accelerate_config)
     remember_settings(staged.settings_file, dict(sorted(settings.items())))
     load_settings(staged.root, environ={})
 

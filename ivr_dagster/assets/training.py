@@ -272,11 +272,15 @@ def _fine_tuned(
     max_steps: int | None = None,
     made_of: str | None = None,
 ) -> dg.MaterializeResult[TrainedModel]:
+    from ivr_dagster.core.training.launched import LaunchFolder, Training
     from ivr_dagster.core.training.sft import Validation, fine_tune
     from ivr_dagster.core.training.sft_config import read_sft_config
+    from ivr_dagster.resources.launcher import accelerator_for, train_on_several
 
-    config_file = settings.sft_config_file()
+    config_file, launch = settings.sft_config_file(), settings.launch()
     config = read_sft_config(config_file, vanilla=text == "base", max_steps=max_steps)
+    config.shared_by(launch.processes)  # a batch that cannot be shared is told before anything is started
+    accelerator = accelerator_for(launch, accelerator)
     device, dtype = accelerator.resolved_device(), accelerator.resolved_dtype()
     place = settings.places[asset]
     refuse_foreign(place)
@@ -305,7 +309,7 @@ def _fine_tuned(
         )
 
     bytes_per_token = blocks.bytes_per_token(text, "validation")
-    result = fine_tune(
+    training = Training(
         start.path,
         train,
         place,
@@ -316,8 +320,11 @@ def _fine_tuned(
         dtype=dtype,
         new_tokens=new_tokens,
         validation=Validation(kept, bytes_per_token) if kept.is_dir() and bytes_per_token else None,
-        on_log=on_log,
     )
+    if launch.processes > 1:
+        result = train_on_several(context, LaunchFolder(settings.places.launched), training, launch, on_log)
+    else:
+        result = fine_tune(**vars(training), on_log=on_log)
     trained = TrainedModel(place)
     text_bytes = blocks.bytes_per_token(text)
     trained.write_history(result.steps, result.tokens, result.loss_history, result.validation)
@@ -330,6 +337,7 @@ def _fine_tuned(
             "started from": told,
             "device": device,
             "dtype": dtype,
+            "processes": launch.processes,
             "training settings": dg.MetadataValue.path(config_file),
             "TensorBoard logs": dg.MetadataValue.path(place / "logs"),
         },

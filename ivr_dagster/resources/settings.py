@@ -13,6 +13,7 @@ from ivr_dagster.artifact_paths import ArtifactPaths
 from ivr_dagster.core.atomic import remove, staging_path
 from ivr_dagster.core.content_hash import content_hash
 from ivr_dagster.core.errors import InputError
+from ivr_dagster.core.training.launch import Launch, read_accelerate_config
 from ivr_dagster.core.training.sft_config import DEFAULTS
 from ivr_dagster.sample import SAMPLE_SFT_CONFIG
 from ivr_dagster.settings import CHOICES, Settings, settings_for_one_run
@@ -42,6 +43,17 @@ class SettingsResource(dg.ConfigurableResource, Settings):  # type: ignore[type-
         if self.places.sft_config.is_file():
             return self.places.sft_config
         return SAMPLE_SFT_CONFIG if self.preset == "sample" else DEFAULTS
+
+    def launch(self) -> Launch:
+        """On how many processes to train: what `accelerate_config` names, else the file below the artifacts, else one.
+
+        Raises:
+            InputError: the file is at fault.
+        """
+        if self.accelerate_config:
+            return read_accelerate_config(Path(self.accelerate_config).expanduser())
+        file = self.places.accelerate_config
+        return read_accelerate_config(file) if file.is_file() else Launch()
 
     def text_beside(self, setting: str) -> Path | None:
         """The folder of text beside the corpus that `setting` names, resolved; None where none is asked for."""

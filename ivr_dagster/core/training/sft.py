@@ -1,11 +1,12 @@
 """Fine-tuning a causal language model on packed blocks, by transformers' Trainer.
 
 What belongs here: one run from a model folder to a model folder, that can be stopped at any moment and gone on with.
-Its settings are read by `sft_config`, its data packed by `blocks`; starting it on several processes is the
-launcher's work.
+Its settings are read by `sft_config`, its data packed by `blocks`, its steps made by `row_trainer`. Called in each of
+several processes that torch's launcher started, it is one run of all of them.
 """
 
 import math
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -17,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ivr_dagster.core.atomic import replacing
-from ivr_dagster.core.embedding.new_rows import NewRows, RowRates, embedding_parameters
+from ivr_dagster.core.embedding.new_rows import embedding_parameters
 from ivr_dagster.core.errors import InputError
 from ivr_dagster.core.training.blocks import COLUMN, read_blocks
 from ivr_dagster.core.training.checkpoints import discard_useless, mark_complete, newest_complete, step_of
+from ivr_dagster.core.training.row_trainer import BITS_PER_BYTE, collate, trainer_class
 from ivr_dagster.core.training.sft_config import SftConfig, read_sft_config
 
 if TYPE_CHECKING:
@@ -29,7 +31,6 @@ if TYPE_CHECKING:
 
 __all__ = ["SftConfig", "SftResult", "TrainingDiverged", "fine_tune", "read_sft_config"]
 
-BITS_PER_BYTE = "eval_bits_per_byte"
 _PRECISIONS = {"float32": {}, "bfloat16": {"bf16": True}, "float16": {"fp16": True}}
 
 
@@ -103,6 +104,10 @@ def fine_tune(
     of the last step, the final model is written anew from it. No pickle is read: a checkpoint's weights are
     safetensors, and Trainer reads optimizer, scheduler and generator states with `weights_only`.
 
+    Several processes share each step's blocks among them and come to the losses of one, up to rounding and to what
+    dropout leaves out; all are given the same arguments, and the first of them writes and calls `on_log`. What some
+    number of processes left, another number goes on from.
+
     Args:
         model_dir: a folder for `AutoModelForCausalLM.from_pretrained`; loaded offline, without remote code.
         blocks: the folder that :func:`~ivr_dagster.core.training.blocks.write_blocks` wrote.
@@ -133,6 +138,7 @@ def fine_tune(
 
     started = time.monotonic()
     final_dir = final_dir or output_dir / "final_model"
+    config = config.shared_by(int(os.environ.get("WORLD_SIZE", "1")))  # torch's launcher tells each process so
     arguments = _training_arguments(config, output_dir, device, dtype, validated=validation is not None)
     dataset = read_blocks(blocks)
     with _quiet_libraries(), ExitStack() as stack:
@@ -142,8 +148,7 @@ def fine_tune(
         _check_fit(model, tokenizer, len(dataset[0][COLUMN]), model_dir)
         use_cache = model.config.use_cache
 
-        # the data order depends on the number of processes, so another number is another run
-        run: dict[str, object] = {"fingerprint": fingerprint, "processes": arguments.world_size}
+        run: dict[str, object] = {"fingerprint": fingerprint}
         with arguments.main_process_first(local=False):
             discard_useless(output_dir, run)
             checkpoint = newest_complete(output_dir, run)
@@ -172,12 +177,12 @@ def fine_tune(
             if "tensorboard" in reporters and arguments.process_index == 0:
                 tensorboard: Any = TensorBoardCallback
                 callbacks.append(tensorboard(stack.enter_context(_writer(logging_dir, resumed_from))))
-            trainer = _trainer_class()(
+            trainer = trainer_class()(
                 model=model,
                 args=arguments,
                 train_dataset=dataset,
                 eval_dataset=None if validation is None else read_blocks(validation.blocks),
-                data_collator=_collate,
+                data_collator=collate,
                 callbacks=callbacks,
             )
             trainer.rates, trainer.new_tokens = config.rates, new_tokens or {}
@@ -331,48 +336,6 @@ def _check_fit(model: Any, tokenizer: Any, block_size: int, model_dir: Path) -> 
         )
 
 
-def _collate(rows: list[dict[str, Any]]) -> "dict[str, torch.Tensor]":
-    """Blocks to a batch: int64 ids `[batch, block_size]`, which are also the labels (the model shifts them)."""
-    import torch
-
-    ids = torch.from_numpy(np.stack([row[COLUMN] for row in rows]).astype(np.int64))
-    return {"input_ids": ids, "labels": ids}
-
-
-def _trainer_class() -> Any:
-    """Trainer with our rates for rows of embeddings, and with bits per byte among what a validation finds."""
-    from transformers import Trainer
-
-    class RowTrainer(Trainer):
-        rates: RowRates
-        new_tokens: Mapping[int, str]
-        bytes_per_token: float
-
-        def create_optimizer(self, model: Any = None) -> "torch.optim.Optimizer":
-            rates = self.rates
-            for_all = RowRates(kept=rates.kept, floored=rates.floored)
-            if self.optimizer is not None or (rates if self.new_tokens else for_all) == RowRates():
-                return super().create_optimizer(model)
-            matrices = embedding_parameters(self.model)
-            rows = NewRows(matrices, self.new_tokens, rates)
-            for matrix in matrices:  # Trainer takes what learns, and these have groups of their own
-                matrix.requires_grad_(False)
-            optimizer = super().create_optimizer(model)
-            for matrix in matrices:
-                matrix.requires_grad_(True)
-            for group in rows.parameter_groups(self.args.learning_rate, self.args.weight_decay):
-                optimizer.add_param_group(group)
-            rows.attach(optimizer)
-            return optimizer
-
-        def evaluation_loop(self, *arguments: Any, **options: Any) -> Any:
-            output: Any = super().evaluation_loop(*arguments, **options)
-            output.metrics[BITS_PER_BYTE] = output.metrics["eval_loss"] / math.log(2) / self.bytes_per_token
-            return output
-
-    return RowTrainer
-
-
 def _phase_callback(share: float) -> "TrainerCallback":
     """Keeps everything but the embeddings as it is for the first `share` of all steps."""
     from transformers import TrainerCallback
@@ -398,7 +361,7 @@ def _run_callback(
 ) -> "TrainerCallback":
     """What we add to Trainer's loop: progress, the end of a run, marked checkpoints."""
     from accelerate import PartialState
-    from transformers import TrainerCallback, TrainerControl
+    from transformers import TrainerCallback, TrainerControl, set_seed
     from transformers.trainer_utils import rotate_checkpoints
 
     class RunCallback(TrainerCallback):
@@ -410,6 +373,9 @@ def _run_callback(
                 state.global_step,
                 state.num_input_tokens_seen,
             )
+            if args.world_size > 1:
+                # else all processes would leave out the same places of their blocks; which blocks is settled by now
+                set_seed(args.seed + args.process_index)
 
         def on_step_end(
             self, args: "TrainingArguments", state: "TrainerState", control: TrainerControl, **kwargs: Any

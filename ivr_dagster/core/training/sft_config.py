@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -97,6 +97,15 @@ EXTRA: dict[str, tuple[type, float, str]] = {
 # a mapping of settings that the vanilla baseline has otherwise
 VANILLA = "vanilla"
 
+# of settings that do not all go with several processes, the values that do
+_ONE_PROCESS_ONLY: dict[str, tuple[Any, ...]] = {
+    "auto_find_batch_size": (None, False),
+    "train_sampling_strategy": (None, "random", "sequential"),
+    "fsdp": (None, "", False, []),
+    "deepspeed": (None,),
+    "average_tokens_across_devices": (None, True),
+}
+
 _ABOVE_ZERO = ("num_train_epochs", "learning_rate", "logging_steps", "save_steps", "eval_steps")
 _AT_LEAST = {
     "per_device_train_batch_size": 1,
@@ -143,6 +152,42 @@ class SftConfig:
         """A hash of everything that decides what the run comes to."""
         content = [dict(self.arguments), asdict(self.rates), self.embedding_phase, self.early_stopping_patience]
         return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+    def shared_by(self, processes: int) -> "SftConfig":
+        """The settings of each of several processes that share every step's blocks, as many as one would have.
+
+        As far as batches are accumulated, each takes fewer of them; beyond that, smaller ones.
+
+        Raises:
+            InputError: the blocks of a step cannot be divided among so many, or a setting is for one process alone.
+        """
+        if processes == 1:
+            return self
+        for name, usual in _ONE_PROCESS_ONLY.items():
+            if self.arguments.get(name) not in usual:
+                raise InputError(
+                    f"{name} is {self.arguments[name]!r}, which {processes} processes cannot share",
+                    where=self.source,
+                    remedy="Delete it, or train with one process",
+                )
+        batch = self.arguments["per_device_train_batch_size"]
+        accumulated = self.arguments.get("gradient_accumulation_steps", 1)
+        # where a last, smaller batch is left out, batches must be those of one process
+        fewer = 1 if self.arguments.get("dataloader_drop_last") else math.gcd(processes, accumulated)
+        smaller = processes // fewer
+        if batch % smaller:
+            raise InputError(
+                f"per_device_train_batch_size is {batch} and gradient_accumulation_steps {accumulated}, so a step's "
+                f"blocks cannot be divided among {processes} processes",
+                where=self.source,
+                remedy="They are the batch of all processes together: take a per_device_train_batch_size that is a "
+                f"multiple of {smaller}, or another num_processes",
+            )
+        shares = {
+            "per_device_train_batch_size": batch // smaller,
+            "gradient_accumulation_steps": accumulated // fewer,
+        }
+        return replace(self, arguments={**self.arguments, **shares})
 
 
 def read_sft_config(path: Path | None = None, *, vanilla: bool = False, **overrides: Any) -> SftConfig:

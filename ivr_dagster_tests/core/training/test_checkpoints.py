@@ -2,8 +2,8 @@ from pathlib import Path
 
 from ivr_dagster.core.training.checkpoints import discard_useless, mark_complete, newest_complete
 
-RUN: dict[str, object] = {"fingerprint": "a", "processes": 1}
-OTHER: dict[str, object] = {"fingerprint": "b", "processes": 1}
+RUN: dict[str, object] = {"fingerprint": "a"}
+OTHER: dict[str, object] = {"fingerprint": "b"}
 
 
 def checkpoint(output_dir: Path, step: int, run: dict[str, object] | None) -> Path:

@@ -1,10 +1,6 @@
-"""Rows of new tokens, the phase of embeddings, validation, and several processes."""
+"""Rows of new tokens, the phase of embeddings, and validation."""
 
-import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM
 
 from ivr_dagster.core.tokens.byte_level import string_of
 from ivr_dagster.core.training.blocks import read_blocks, write_blocks
@@ -146,46 +142,6 @@ def test_a_run_that_gets_no_better_stops_early(tiny: Path, tmp_path: Path, valid
     result = train(tiny, tmp_path, validation=validation, settings=settings)
     assert result.steps < 26
     assert result.validation[-1][1] > result.validation[-2][1]
-
-
-PROCESS = """
-import json, sys, torch
-from pathlib import Path
-from ivr_dagster.core.training.sft import fine_tune, read_sft_config
-
-torch.set_num_threads(1)
-folder, output, settings, new = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3]), json.loads(sys.argv[4])
-result = fine_tune(folder / "model", folder / "blocks", output, read_sft_config(None, **settings),
-    tokenizer_dir=folder / "tokenizer", fingerprint="a", new_tokens={int(i): string for i, string in new.items()})
-(output / "losses.json").write_text(json.dumps(result.loss_history))
-"""
-
-
-@pytest.mark.timeout(280)
-def test_two_processes_have_the_losses_of_one_with_the_same_batch(tiny: Path, tmp_path: Path) -> None:
-    model = GPT2LMHeadModel.from_pretrained(tiny / "model", attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0)
-    folder = tmp_path / "without dropout"
-    model.save_pretrained(folder / "model")
-    for name in ("blocks", "tokenizer"):
-        (folder / name).symlink_to(tiny / name)
-    script = tmp_path / "run.py"
-    script.write_text(PROCESS)
-    losses = []
-    for processes in (1, 2):
-        settings = SETTINGS | {
-            "max_steps": 10, "logging_steps": 1, "per_device_train_batch_size": 4 // processes, "report_to": "none",
-        }  # fmt: skip
-        output = tmp_path / f"{processes}"
-        output.mkdir()
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-        command = [*launcher, str(script), str(folder), str(output), json.dumps(settings), json.dumps(NEW)]
-        environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=250, check=False)
-        assert done.returncode == 0, done.stderr[-2000:]
-        losses.append(json.loads((output / "losses.json").read_text()))
-    one, two = losses
-    assert [step for step, _ in one] == list(range(1, 11))
-    assert [loss for _, loss in two] == pytest.approx([loss for _, loss in one], abs=1e-4)
 
 
 def test_the_floor_holds_for_a_model_without_new_tokens_too(tiny: Path, tmp_path: Path) -> None:

@@ -1,0 +1,128 @@
+"""What the processes of one launched training have in common: a folder that says what to do, and why it failed.
+
+All machines see the folder. Its processes write into it only when they fail; how far they are, and what they come to,
+the first of them reports by itself.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ivr_dagster.core.atomic import replacing
+from ivr_dagster.core.errors import InputError
+from ivr_dagster.core.training.launch import Launch
+from ivr_dagster.core.training.sft import SftResult, TrainingDiverged, Validation
+from ivr_dagster.core.training.sft_config import SftConfig
+
+_REQUEST, _FAILURE = "request.json", "failure"
+
+
+class ProcessesFailed(RuntimeError):
+    """A process of a training ended before its time, for no fault of the settings."""
+
+
+class Killed(ProcessesFailed):
+    """A process was ended by a signal."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """The arguments of :func:`~ivr_dagster.core.training.sft.fine_tune`, under its names."""
+
+    model_dir: Path
+    blocks: Path
+    output_dir: Path
+    config: SftConfig
+    tokenizer_dir: Path
+    fingerprint: str
+    device: str = "cpu"
+    dtype: str = "float32"
+    new_tokens: Mapping[int, str] | None = None
+    validation: Validation | None = None
+
+
+@dataclass(frozen=True)
+class Request:
+    """A training to be made by several processes.
+
+    Attributes:
+        name: another one in every launch.
+        launch: on how many processes, as machine 0 sees it.
+        training: what each of them is to do.
+    """
+
+    name: str
+    launch: Launch
+    training: Training
+
+
+@dataclass(frozen=True)
+class LaunchFolder:
+    """The folder; there is no request in it while nothing is launched."""
+
+    path: Path
+
+    def write(self, request: Request) -> None:
+        """Put a request there, and away with what failed before."""
+        from pydantic import TypeAdapter
+
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.clear()
+        with replacing(self.path / _REQUEST) as staged:
+            staged.write_bytes(TypeAdapter(Request).dump_json(request))
+
+    def read(self) -> Request | None:
+        """The request, None where there is none."""
+        from pydantic import TypeAdapter
+
+        try:
+            return TypeAdapter(Request).validate_json((self.path / _REQUEST).read_bytes())
+        except FileNotFoundError:
+            return None
+
+    def clear(self) -> None:
+        """Leave nothing in it."""
+        for file in (self.path / _REQUEST, *self.path.glob(f"{_FAILURE}-*.json")):
+            file.unlink(missing_ok=True)
+
+    def tell(self, process: int, error: BaseException) -> None:
+        """Note why a process, numbered from 0 over all machines, failed."""
+        known = {"message": error.message, "where": error.where, "remedy": error.remedy} if isinstance(
+            error, InputError
+        ) else {"message": str(error)}  # fmt: skip
+        content = {"kind": type(error).__name__, **{name: value and str(value) for name, value in known.items()}}
+        with replacing(self.path / f"{_FAILURE}-{process}.json") as staged:
+            staged.write_text(json.dumps(content) + "\n", encoding="utf-8")
+
+    def failure(self) -> Exception | None:
+        """Why it failed, None where no process told: a fault of the input before one of the run, a process that was
+        killed before those that missed it."""
+        kinds = (InputError.__name__, TrainingDiverged.__name__, Killed.__name__)
+        told = {file: json.loads(file.read_text(encoding="utf-8")) for file in self.path.glob(f"{_FAILURE}-*.json")}
+        for kind in kinds:
+            for _, each in sorted(told.items()):
+                if each["kind"] == kind:
+                    return _as_error(kind, each)
+        others = [f"{each['kind']}: {each['message']}" for _, each in sorted(told.items())]
+        return ProcessesFailed(others[0]) if others else None
+
+
+def _as_error(kind: str, told: Mapping[str, str]) -> Exception:
+    if kind == InputError.__name__:
+        return InputError(told["message"], where=told["where"], remedy=told["remedy"])
+    return (TrainingDiverged if kind == TrainingDiverged.__name__ else Killed)(told["message"])
+
+
+def result_as_json(result: SftResult) -> str:
+    """What a training came to, as text."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(SftResult).dump_json(result).decode()
+
+
+def result_from_json(text: str) -> SftResult:
+    """And back."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(SftResult).validate_json(text)

@@ -1,0 +1,283 @@
+"""Training on several processes, each a real one, beside the same training by one."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import numpy as np
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import GPT2LMHeadModel
+
+from ivr_dagster.core.errors import InputError
+from ivr_dagster.core.tokens.byte_level import string_of
+from ivr_dagster.core.training.blocks import write_blocks
+from ivr_dagster.core.training.launch import Launch
+from ivr_dagster.core.training.launched import Killed, LaunchFolder, Request, Training
+from ivr_dagster.core.training.sft import SftResult, TrainingDiverged, Validation, fine_tune, read_sft_config
+from ivr_dagster.processes import member
+from ivr_dagster.resources.launcher import train_on_several
+
+pytestmark = pytest.mark.timeout(200)
+
+BLOCK, END = 16, 256
+NEW = {7: string_of("abc"), 11: string_of("bc"), 200: string_of("가나"), 201: string_of("나")}
+# 49 blocks, 8 a step: the last step of each epoch has one block, which two processes cannot share; so has the last
+# batch of the 5 blocks to validate on
+SETTINGS: dict[str, Any] = {
+    "num_train_epochs": 2,
+    "per_device_train_batch_size": 4,
+    "gradient_accumulation_steps": 2,
+    "per_device_eval_batch_size": 2,
+    "learning_rate": 5e-3,
+    "max_grad_norm": 0.5,
+    "logging_steps": 1,
+    "save_steps": 5,
+    "eval_steps": 5,
+    "save_total_limit": 5,
+    "new_row_rate": 4.0,
+    "shared_row_rate": 3.0,
+    "kept_row_rate": 0.5,
+    "second_moment_floor": True,
+    "embedding_phase": 0.3,
+}
+OnLog = Callable[[dict[str, float]], None]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread_each() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
+
+
+@pytest.fixture(scope="module")
+def training(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Training:
+    """A training without dropout, whose places no two numbers of processes leave out alike; `output_dir` is to set."""
+    folder = tmp_path_factory.mktemp("training")
+    model = GPT2LMHeadModel.from_pretrained(tiny / "model", attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0)
+    model.save_pretrained(folder / "model")
+    ids = np.random.default_rng(5)
+    for name, documents in (("blocks", 19), ("validation", 2)):
+        texts = (ids.integers(0, 256, 41) for _ in range(documents))
+        write_blocks(texts, folder / name, block_size=BLOCK, eos_id=END, vocab_size=END + 1)
+    return Training(
+        folder / "model",
+        folder / "blocks",
+        folder,
+        read_sft_config(None, **SETTINGS),
+        tiny / "tokenizer",
+        "a",
+        new_tokens=NEW,
+        validation=Validation(folder / "validation", 1.7),
+    )
+
+
+def by_one(training: Training, output_dir: Path) -> SftResult:
+    return fine_tune(**vars(replace(training, output_dir=output_dir)))
+
+
+def by_several(
+    training: Training, output_dir: Path, launch: Launch | None = None, on_log: OnLog | None = None
+) -> SftResult:
+    results: list[SftResult] = []
+
+    @dg.asset
+    def trained(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
+        results.append(
+            train_on_several(
+                context,
+                LaunchFolder(output_dir.with_name(f"{output_dir.name}-launched")),
+                replace(training, output_dir=output_dir),
+                launch or Launch(processes=2),
+                on_log or (lambda _: None),
+            )
+        )
+        return dg.MaterializeResult()
+
+    dg.materialize([trained])
+    return results[0]
+
+
+# what Python runs before all else: the second process is killed while it writes its part of a checkpoint
+KILLED = """
+import os, signal
+if os.environ.get("RANK") == "1":
+    import torch
+    save = torch.save
+    def killed(value, path, *rest, **more):
+        if "checkpoint-10" in str(path):
+            os.kill(os.getpid(), signal.SIGKILL)
+        save(value, path, *rest, **more)
+    torch.save = killed
+"""
+
+
+def weights(result: SftResult) -> dict[str, torch.Tensor]:
+    return load_file(result.final_model / "model.safetensors")
+
+
+def same_bits(one: SftResult, other: SftResult) -> bool:
+    wanted = weights(one)
+    return all(torch.equal(value, wanted[name]) for name, value in weights(other).items())
+
+
+def until(condition: Callable[[], object], seconds: float) -> bool:
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.1)
+    return bool(condition())
+
+
+@pytest.fixture(scope="module")
+def one(training: Training, tmp_path_factory: pytest.TempPathFactory) -> SftResult:
+    return by_one(training, tmp_path_factory.mktemp("one"))
+
+
+@dataclass(frozen=True)
+class Run:
+    result: SftResult
+    seen: list[dict[str, float]]
+
+
+@pytest.fixture(scope="module")
+def two(training: Training, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    seen: list[dict[str, float]] = []
+    return Run(by_several(training, tmp_path_factory.mktemp("several") / "two", on_log=seen.append), seen)
+
+
+def test_two_processes_come_to_what_one_does(one: SftResult, two: Run) -> None:
+    result = two.result
+    assert (result.steps, result.tokens) == (one.steps, one.tokens) == (14, 2 * 49 * BLOCK)
+    assert [step for step, _ in result.loss_history] == [step for step, _ in one.loss_history] == list(range(1, 15))
+    assert dict(result.loss_history) == pytest.approx(dict(one.loss_history), abs=1e-5)
+    assert dict(result.validation) == pytest.approx(dict(one.validation), abs=1e-5)
+
+
+def test_what_is_reported_meanwhile_is_of_the_whole_run(two: Run) -> None:
+    losses = [(entry["step"], entry["loss"]) for entry in two.seen if "loss" in entry]
+    assert losses == two.result.loss_history
+    assert [
+        (entry["step"], entry["bits_per_byte"]) for entry in two.seen if "loss" not in entry
+    ] == two.result.validation
+    assert all(entry["tokens_per_second"] > 0 for entry in two.seen if "loss" in entry)
+
+
+def test_a_killed_process_ends_all_and_the_next_run_has_the_bits_of_an_undisturbed_one(
+    training: Training, one: SftResult, two: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(KILLED)
+    with monkeypatch.context() as patch, pytest.raises(Killed, match="process 1 of 2 was ended by SIGKILL"):
+        patch.setenv("PYTHONPATH", str(tmp_path))
+        by_several(training, tmp_path / "run")
+    assert not psutil.Process().children(recursive=True)
+    assert not (tmp_path / "run" / "final_model").exists()
+    assert not list((tmp_path / "run-launched").iterdir())
+    whole, half = (tmp_path / "run" / f"checkpoint-{step}" for step in (5, 10))
+    assert (whole / "complete.json").exists() and half.exists() and not (half / "complete.json").exists()
+    assert (whole / "rng_state_0.pth").read_bytes() != (whole / "rng_state_1.pth").read_bytes()
+    shutil.copytree(tmp_path / "run", tmp_path / "by one")
+    resumed = by_several(training, tmp_path / "run")
+    assert resumed.resumed_from == 5
+    assert same_bits(resumed, two.result)
+    assert (resumed.loss_history, resumed.validation) == (two.result.loss_history, two.result.validation)
+    # one process goes on from there too
+    alone = by_one(training, tmp_path / "by one")
+    assert (alone.resumed_from, alone.tokens) == (5, one.tokens)
+    assert dict(alone.loss_history) == pytest.approx(dict(one.loss_history), abs=1e-5)
+
+
+def test_two_machines_go_on_from_what_one_process_left(training: Training, one: SftResult, tmp_path: Path) -> None:
+    class Stopped(Exception):
+        pass
+
+    def stop(entry: dict[str, float]) -> None:
+        if entry["step"] == 7:
+            raise Stopped
+
+    output = tmp_path / "run"
+    with pytest.raises(Stopped):
+        fine_tune(**vars(replace(training, output_dir=output)), on_log=stop)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        launch = Launch(processes=2, machines=2, port=probe.getsockname()[1])
+    script = (
+        "import sys; from pathlib import Path; from ivr_dagster.core.training.launched import LaunchFolder; "
+        "from ivr_dagster.processes.machine import take_part; take_part(LaunchFolder(Path(sys.argv[1])), 1, print)"
+    )
+    other = subprocess.Popen([sys.executable, "-u", "-c", script, tmp_path / "run-launched"], stdout=subprocess.PIPE)
+    try:
+        result = by_several(training, output, launch)
+        lines = [other.stdout.readline().decode() for _ in range(3)]  # type: ignore[union-attr]
+    finally:
+        other.kill()
+        other.wait()
+    assert "ended well" in lines[-1]
+    assert result.resumed_from == 5
+    assert dict(result.loss_history) == pytest.approx(dict(one.loss_history), abs=1e-5)
+
+
+def test_processes_end_with_the_one_that_started_them_however_that_ends(training: Training, tmp_path: Path) -> None:
+    folder = LaunchFolder(tmp_path / "launched")
+    endless = replace(training, output_dir=tmp_path / "run", config=read_sft_config(None, num_train_epochs=10**6))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        folder.write(Request("endless", Launch(processes=2, port=probe.getsockname()[1]), endless))
+    script = (
+        "import subprocess, sys; from pathlib import Path; from ivr_dagster.processes.machine import command; "
+        "from ivr_dagster.core.training.launched import LaunchFolder as Folder; "
+        "subprocess.run(command(Folder(Path(sys.argv[1]))))"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", script, folder.path], stderr=subprocess.DEVNULL)
+    try:
+        assert until((tmp_path / "run" / "logs").exists, 60)
+        running = psutil.Process(parent.pid).children(recursive=True)
+        assert len(running) == 3
+    finally:
+        parent.kill()
+        parent.wait()
+    assert until(lambda: not any(each.is_running() for each in running), 10)
+
+
+def test_a_fault_that_a_process_finds_is_told_with_its_place_and_remedy(
+    training: Training, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = LaunchFolder(tmp_path / "launched")
+    folder.write(Request("faulty", Launch(processes=2), replace(training, model_dir=tmp_path)))
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(sys, "argv", ["member", str(folder.path), str(os.getppid())])
+    folder.tell(0, ConnectionError("the other process is gone"))
+    assert member.main() == 1
+    failure = folder.failure()
+    assert isinstance(failure, InputError)
+    assert (failure.where, "holds no model" in failure.message) == (str(tmp_path), True)
+    assert failure.remedy
+
+
+def test_a_process_that_was_killed_is_told_before_those_that_missed_it(tmp_path: Path) -> None:
+    folder = LaunchFolder(tmp_path)
+    assert folder.failure() is None
+    folder.tell(0, ConnectionError("connection closed by peer"))
+    assert str(folder.failure()) == "ConnectionError: connection closed by peer"
+    folder.tell(1, Killed("process 1 of 2"))
+    assert str(folder.failure()) == "process 1 of 2"
+    folder.tell(0, TrainingDiverged("the loss is nan"))
+    assert isinstance(folder.failure(), TrainingDiverged)
+    folder.clear()
+    assert folder.failure() is None
+
+
+def test_only_the_first_machine_launches(training: Training, tmp_path: Path) -> None:
+    launch = Launch(processes=2, machines=2, machine_rank=1, source=tmp_path)
+    with pytest.raises(InputError, match="machine_rank is 1"):
+        train_on_several(dg.build_asset_context(), LaunchFolder(tmp_path), training, launch, print)
