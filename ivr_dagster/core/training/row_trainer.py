@@ -113,8 +113,8 @@ def trainer_class() -> Any:
             return loader
 
         def _track_num_input_tokens(self, inputs: dict[str, "torch.Tensor"]) -> None:
-            alone = self.args.world_size == 1
-            super()._track_num_input_tokens(inputs if alone else {COLUMN: _with_labels(inputs)})
+            count: Any = super()._track_num_input_tokens
+            count(inputs if self.args.world_size == 1 else {COLUMN: _with_labels(inputs)})
 
         def evaluation_loop(self, dataloader: Any, *arguments: Any, **options: Any) -> Any:
             alone = self.args.world_size == 1

@@ -178,3 +178,37 @@ def test_our_lists_of_names_fit_the_installed_transformers() -> None:
     assert set(OURS) <= known
     assert set(RENAMED.values()) <= known
     assert not set(DROPPED) & known
+
+
+@pytest.mark.parametrize(
+    ("batch", "accumulated", "processes", "each"),
+    [(8, 1, 2, (4, 1)), (8, 4, 2, (8, 2)), (4, 6, 8, (1, 3)), (1, 8, 4, (1, 2)), (8, 1, 1, (8, 1))],
+)
+def test_several_processes_take_the_batch_of_one_together(
+    batch: int, accumulated: int, processes: int, each: tuple[int, int]
+) -> None:
+    config = read_sft_config(None, per_device_train_batch_size=batch, gradient_accumulation_steps=accumulated)
+    shared = config.shared_by(processes).arguments
+    taken = shared["per_device_train_batch_size"], shared.get("gradient_accumulation_steps", 1)
+    assert taken == each
+    assert taken[0] * taken[1] * processes == batch * accumulated
+
+
+@pytest.mark.parametrize(
+    ("given", "processes", "said"),
+    [
+        ({"per_device_train_batch_size": 8}, 3, "blocks cannot be divided among 3 processes"),
+        ({"per_device_train_batch_size": 1}, 2, "a multiple of 2"),
+        (
+            {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2, "dataloader_drop_last": True},
+            2,
+            "a multiple of 2",
+        ),
+        ({"auto_find_batch_size": True}, 2, "auto_find_batch_size is True, which 2 processes cannot share"),
+        ({"train_sampling_strategy": "group_by_length"}, 2, "group_by_length"),
+    ],
+)
+def test_what_several_processes_cannot_share_is_refused(given: dict[str, Any], processes: int, said: str) -> None:
+    with pytest.raises(InputError, match=r"Take|take|Delete") as raised:
+        read_sft_config(None, **given).shared_by(processes)
+    assert said in str(raised.value)
