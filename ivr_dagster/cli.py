@@ -51,8 +51,10 @@ STAGE_OPTIONS: dict[str, tuple[str, ...]] = {
         "heldout_fraction",
         "heldout_floor",
         "text_split_bytes",
+        "engine",
+        "ray_address",
     ),
-    "analyze": ("max_texts", "max_pretoken_types"),
+    "analyze": ("max_texts", "max_pretoken_types", "engine", "ray_address"),
     "distill-tokenizer": ("agreement_floor", "exceptions"),
     "select": (
         "max_candidates",

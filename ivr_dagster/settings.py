@@ -41,6 +41,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "retrain": ("new_vocabulary", "new_text"),
     "device": ("auto", "cpu", "cuda", "mps"),
     "dtype": ("auto", "float32", "bfloat16", "float16"),
+    "engine": ("local", "ray"),
 }
 
 
@@ -403,6 +404,13 @@ class Settings(BaseModel):
         10.0, ge=0, description="A changed corpus or model is taken up once it has kept still for so many seconds."
     )
 
+    engine: str = Field(
+        "local",
+        description="What cleans, counts and encodes the corpus: local (the cores of this machine) or ray (a cluster).",
+    )
+    ray_address: str = Field(
+        "", description="Address of the Ray cluster (auto, host:6379, ray://host:10001). Empty: one on this machine."
+    )
     device: str = Field("auto", description="Accelerator: auto, cpu, cuda or mps.")
     dtype: str = Field(
         "auto",

@@ -10,7 +10,6 @@ from ivr_dagster.assets.display import columns
 from ivr_dagster.core.corpus.cleaned import CleanedCorpus, CleaningSettings, write_cleaned_corpus
 from ivr_dagster.core.corpus.other_text import other_files
 from ivr_dagster.core.corpus.shards import fingerprint_corpus
-from ivr_dagster.engines.local import map_local
 from ivr_dagster.progress import track
 from ivr_dagster.resources.settings import SettingsResource
 from ivr_dagster.sample.corpus import write_sample_corpus
@@ -131,7 +130,7 @@ def cleaned_corpus(
                 text_split_bytes=settings.text_split_bytes,
             ),
             results=settings.places.shard_results("cleaned_corpus"),
-            run=map_local,
+            run=settings.map_shards,
             progress=track(context.log, "cleaning", "bytes"),
         )
     corpus, seconds = CleanedCorpus(folder), time.monotonic() - started

@@ -15,7 +15,6 @@ from ivr_dagster.core.tokenizer.bpe import read_bpe
 from ivr_dagster.core.tokens.counts import counts_from_table, counts_table, frequency_table, token_frequencies
 from ivr_dagster.core.tokens.sequences import TokenSequences
 from ivr_dagster.core.tokens.statistics import CorpusStatistics, read_statistics
-from ivr_dagster.engines.local import map_local
 from ivr_dagster.progress import track
 from ivr_dagster.resources.settings import SettingsResource
 
@@ -179,6 +178,6 @@ def _statistics(
         settings.places.shard_results("token_statistics"),
         max_texts=settings.max_texts,
         reference=reference,
-        run=map_local,
+        run=settings.map_shards,
         progress=track(context.log, "counting and encoding", "documents"),
     )

@@ -10,6 +10,8 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
+from ivr_dagster.engines import ONE_CORE
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -54,7 +56,7 @@ def available_cores() -> int:
 
 def _begin(parent: int) -> None:
     """A worker has one core, leaves stopping to its parent, and ends with it, kill -9 too."""
-    os.environ |= {"POLARS_MAX_THREADS": "1", "RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    os.environ |= ONE_CORE
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "SIGKILL") and Path("/proc/self").exists():
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

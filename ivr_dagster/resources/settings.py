@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from copy import copy
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,8 +14,11 @@ from ivr_dagster.artifact_paths import ArtifactPaths
 from ivr_dagster.core.atomic import remove, staging_path
 from ivr_dagster.core.content_hash import content_hash
 from ivr_dagster.core.errors import InputError
+from ivr_dagster.core.shard_results import Map
 from ivr_dagster.core.training.launch import Launch, read_accelerate_config
 from ivr_dagster.core.training.sft_config import DEFAULTS
+from ivr_dagster.engines.local import map_local
+from ivr_dagster.engines.ray import map_on_ray
 from ivr_dagster.sample import SAMPLE_SFT_CONFIG
 from ivr_dagster.settings import CHOICES, Settings, settings_for_one_run
 
@@ -54,6 +58,11 @@ class SettingsResource(dg.ConfigurableResource, Settings):  # type: ignore[type-
             return read_accelerate_config(Path(self.accelerate_config).expanduser())
         file = self.places.accelerate_config
         return read_accelerate_config(file) if file.is_file() else Launch()
+
+    @property
+    def map_shards(self) -> Map:
+        """What works on shards of the corpus: the cores of this machine, or a Ray cluster (`engine`)."""
+        return map_local if self.engine == "local" else partial(map_on_ray, address=self.ray_address)
 
     def text_beside(self, setting: str) -> Path | None:
         """The folder of text beside the corpus that `setting` names, resolved; None where none is asked for."""

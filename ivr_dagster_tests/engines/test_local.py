@@ -1,0 +1,85 @@
+"""Work shared out among processes of this machine."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from ivr_dagster.core.errors import InputError
+from ivr_dagster.engines import local
+from ivr_dagster.engines.local import map_local
+
+
+def square(number: int) -> tuple[int, int]:
+    time.sleep(0.02)
+    return number * number, os.getpid()
+
+
+def fail_at_three(number: int) -> int:
+    if number == 3:
+        raise InputError("no threes", where="here", remedy="Take another")
+    return number
+
+
+@pytest.fixture
+def eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "WORTH_PROCESSES_SECONDS", 0.0)
+    monkeypatch.setattr(local, "available_cores", lambda: 2)
+
+
+@pytest.mark.usefixtures("eager")
+def test_results_come_in_order_and_from_other_processes() -> None:
+    results = list(map_local(square, range(12)))
+    assert [result for result, _ in results] == [n * n for n in range(12)]
+    assert 1 < len({process for _, process in results}) <= 3
+
+
+def test_short_work_stays_in_this_process() -> None:
+    assert {process for _, process in map_local(square, range(5))} == {os.getpid()}
+
+
+@pytest.mark.usefixtures("eager")
+def test_an_error_of_a_worker_comes_as_it_was_raised_after_the_results_before_it() -> None:
+    results = map_local(fail_at_three, range(40))
+    assert [next(results) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(InputError, match=r"here: no threes\. Take another"):
+        next(results)
+
+
+def test_nothing_to_do_is_no_result() -> None:
+    assert list(map_local(square, [])) == []
+
+
+SLEEPERS = """
+import time
+from ivr_dagster.engines import local
+
+def sleep_long(number):
+    time.sleep(1 if number == 0 else 60)
+
+if __name__ == "__main__":
+    local.WORTH_PROCESSES_SECONDS = 0.0
+    local.available_cores = lambda: 2
+    list(local.map_local(sleep_long, range(5)))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="workers end with their parent where Linux says so")
+def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+    script = tmp_path / "sleepers.py"
+    script.write_text(SLEEPERS)
+    parent = subprocess.Popen([sys.executable, str(script)])
+    process = psutil.Process(parent.pid)
+    deadline = time.monotonic() + 60
+    while len(workers := process.children(recursive=True)) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    time.sleep(1)
+    parent.kill()
+    parent.wait()
+    _, alive = psutil.wait_procs(workers, timeout=30)
+    assert not alive

@@ -1,0 +1,127 @@
+"""The corpus side on a real Ray cluster of three nodes on this machine."""
+
+import json
+import logging
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+from ivr_dagster.core.content_hash import content_hash
+from ivr_dagster.core.corpus.cleaned import CleanedCorpus, write_cleaned_corpus
+from ivr_dagster.core.errors import InputError
+from ivr_dagster.core.shard_results import Map, ShardResults
+from ivr_dagster.core.tokens.statistics import read_statistics
+from ivr_dagster.engines.ray import map_on_ray
+
+
+@pytest.fixture(scope="module")
+def cluster(monkeypatch_module: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """Three nodes of one core; this process is connected to it and holds no work itself."""
+    monkeypatch_module.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    for _ in range(2):
+        made.add_node(num_cpus=1)
+    made.wait_for_nodes()
+    ray.init(address=made.address, log_to_driver=False, logging_level=logging.ERROR)
+    yield made
+    ray.shutdown()
+    made.shutdown()
+
+
+@pytest.fixture(scope="module")
+def monkeypatch_module() -> Iterator[pytest.MonkeyPatch]:
+    with pytest.MonkeyPatch.context() as patch:
+        yield patch
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory: pytest.TempPathFactory, topics: list[str]) -> Path:
+    folder = tmp_path_factory.mktemp("raw")
+    for n in range(24):  # each is a shard by its size; neighbours share a third of their documents
+        texts = [f"{n + k // 80} {k % 80} {topics[(7 * n + k) % len(topics)]}" for k in range(120)]
+        (folder / f"{n:02d}.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    return folder
+
+
+def corpus_side(raw: Path, folder: Path, tokenizer: Path, run: Map, **options: Any) -> dict[str, str]:
+    """Hashes of everything that the corpus side writes."""
+    write_cleaned_corpus(raw, folder / "cleaned", results=ShardResults(folder / "shards"), run=run, **options)
+    corpus = CleanedCorpus(folder / "cleaned")
+    statistics = read_statistics(corpus, tokenizer, ShardResults(folder / "statistics"), run=run)
+    (folder / "sequences").mkdir()
+    statistics.write_sequences(folder / "sequences")
+    counts, _ = statistics.pretoken_counts()
+    return {
+        "cleaned": content_hash(folder / "cleaned"),
+        "counts": content_hash(counts.frame()),
+        "frequencies": str(statistics.frequencies(60_000).tolist()),
+        "sequences": content_hash(folder / "sequences"),
+    }
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory, gpt2: Any) -> Path:
+    file = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    gpt2.save(str(file))
+    return file
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory, raw: Path, tokenizer: Path) -> dict[str, str]:
+    return corpus_side(raw, tmp_path_factory.mktemp("local"), tokenizer, map)
+
+
+def test_a_cluster_gives_what_one_process_gives(
+    cluster: Cluster, raw: Path, tmp_path: Path, tokenizer: Path, local: dict[str, str]
+) -> None:
+    assert len(cluster.list_all_nodes()) == 3
+    assert corpus_side(raw, tmp_path, tokenizer, map_on_ray) == local
+
+
+# workers know what is installed, not the tests' own functions
+WHERE = "__import__('time').sleep(0.5) or __import__('ray').get_runtime_context().get_node_id()"
+
+
+def test_all_nodes_take_part(cluster: Cluster) -> None:
+    assert len(set(map_on_ray(eval, [WHERE] * 30))) == 3
+
+
+def test_a_node_that_is_killed_under_way_changes_nothing(
+    cluster: Cluster, raw: Path, tmp_path: Path, tokenizer: Path, local: dict[str, str]
+) -> None:
+    nodes = cluster.list_all_nodes()
+    killed: list[int] = []
+
+    def kill_one(done: int, total: int) -> None:
+        if not killed and 0 < done < total:
+            killed.append(done)
+            cluster.remove_node(nodes[-1], allow_graceful=False)
+
+    assert corpus_side(raw, tmp_path, tokenizer, map_on_ray, progress=kill_one) == local
+    assert killed
+    assert len(cluster.list_all_nodes()) == 2
+
+
+def test_bad_input_is_told_as_without_a_cluster(cluster: Cluster, raw: Path, tmp_path: Path) -> None:
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "a.jsonl").write_text('{"body": "x"}')
+    with pytest.raises(InputError, match=r"a\.jsonl:1.*--text-key"):
+        write_cleaned_corpus(tmp_path / "raw", tmp_path / "cleaned", run=map_on_ray)
+
+
+def test_an_address_without_a_cluster_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+
+    def no_cluster(**options: Any) -> None:
+        raise ConnectionError("nobody there\nat all")
+
+    monkeypatch.setattr(ray, "init", no_cluster)
+    with pytest.raises(
+        InputError, match=r"ray_address: no Ray cluster answers at 'host:1' \(nobody there\).*ray start"
+    ):
+        list(partial(map_on_ray, address="host:1")(abs, [1]))
