@@ -105,7 +105,7 @@ def distilled_tokenizer(
         loaded = TokenizerFolder(folder).backend()  # what is measured is what was saved
         train = measure_agreement(base, loaded, counts)
         heldout = measure_agreement(base, loaded, count_pretokens(cleaned_corpus.texts("heldout"), base))
-        unreachable = sorted(bpe.strings[i] for i in tokens_never_yielded(base, bpe))
+        unreachable = sorted(bpe.strings[i] for i in tokens_never_yielded(bpe))
         certificate = {
             "train": train.as_dict(),
             "heldout": heldout.as_dict(),

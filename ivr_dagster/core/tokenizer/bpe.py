@@ -25,11 +25,13 @@ class ByteLevelBPE:
         strings: the token of every id, V entries, in the byte-level alphabet (added tokens as they are).
         merges: (left id, right id, id of what they make), by merge rank.
         added_ids: ids of special and other added tokens; no model ever merges into them.
+        ignores_merges: whether a whole pre-token that is a token stays one, whatever the merges say (Llama 3).
     """
 
     strings: tuple[str, ...]
     merges: tuple[tuple[int, int, int], ...]
     added_ids: frozenset[int]
+    ignores_merges: bool = False
 
     @property
     def size(self) -> int:
@@ -115,7 +117,8 @@ def read_bpe(tokenizer: Tokenizer) -> ByteLevelBPE:
     pairs = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]]
     ids = model["vocab"]
     merges = tuple((ids[left], ids[right], ids[left + right]) for left, right in pairs)
-    return ByteLevelBPE(tuple(strings), merges, frozenset(token["id"] for token in spec["added_tokens"]))
+    added = frozenset(token["id"] for token in spec["added_tokens"])
+    return ByteLevelBPE(tuple(strings), merges, added, bool(model.get("ignore_merges")))
 
 
 def strings_by_id(tokenizer: Tokenizer) -> list[str]:

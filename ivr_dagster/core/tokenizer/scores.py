@@ -123,32 +123,30 @@ def lift_gains(bpe: ByteLevelBPE, gains: Mapping[int, float]) -> dict[int, float
         suspects = np.intersect1d(reachable, places_of_any([bpe.strings[made] for made in changed], column))
 
 
-def scores_from_merges(base: Tokenizer, bpe: ByteLevelBPE) -> tuple[np.ndarray, tuple[int, ...]]:
+@lru_cache(maxsize=4)
+def scores_from_merges(bpe: ByteLevelBPE) -> tuple[np.ndarray, tuple[int, ...]]:
     """Scores of the base's own tokens, float64 [V], and the ids that only a score of their own could settle.
 
     Gains by rank, lifted, then repaired: each token is the one best segmentation of its string, but for those that
     the base never yields; they get `UNREACHABLE`.
     """
-    return _scores_from_merges(bpe, tokens_never_yielded(base, bpe))
-
-
-@lru_cache(maxsize=4)
-def _scores_from_merges(bpe: ByteLevelBPE, never: frozenset[int]) -> tuple[np.ndarray, tuple[int, ...]]:
     scores = scores_from_gains(bpe, lift_gains(bpe, gains_from_ranks(bpe)))
-    scores[list(never)] = UNREACHABLE
+    scores[list(tokens_never_yielded(bpe))] = UNREACHABLE
     by_rank = [made for made in bpe.merge_of if made not in bpe.added_ids and scores[made] > UNREACHABLE]
     repaired, raised = repair_scores(bpe.strings, scores, by_rank)
     repaired.setflags(write=False)  # the cache hands it out again
     return repaired, tuple(raised)
 
 
-def tokens_never_yielded(base: Tokenizer, bpe: ByteLevelBPE) -> frozenset[int]:
+def tokens_never_yielded(bpe: ByteLevelBPE) -> frozenset[int]:
     """Ids of model tokens whose own string the base cuts otherwise: no text is ever encoded as them."""
-    own = [token_id for token_id in range(bpe.size) if token_id not in bpe.added_ids]
-    segments = encode_each(Tokenizer(base.model), [bpe.strings[token_id] for token_id in own])
+    merges = [(bpe.strings[left], bpe.strings[right]) for left, right, _ in bpe.merges]
+    model = models.BPE(dict(bpe.ids), merges, ignore_merges=bpe.ignores_merges)
+    own = np.array([token_id for token_id in range(bpe.size) if token_id not in bpe.added_ids], dtype=np.int64)
+    segments = encode_each(Tokenizer(model), [bpe.strings[token_id] for token_id in own])
     itself = segments.lengths == 1
-    itself[itself] = segments.ids[segments.starts[:-1][itself]] == np.array(own)[itself]
-    return frozenset(np.array(own)[~itself].tolist())
+    itself[itself] = segments.ids[segments.starts[:-1][itself]] == own[itself]
+    return frozenset(own[~itself].tolist())
 
 
 def storable(score: float) -> float:
@@ -261,14 +259,14 @@ def repair_scores(
     return repaired, sorted(raised)
 
 
-def scores_with_new(base: Tokenizer, bpe: ByteLevelBPE, strings: Sequence[str], *, repair: bool = True) -> np.ndarray:
+def scores_with_new(bpe: ByteLevelBPE, strings: Sequence[str], *, repair: bool = True) -> np.ndarray:
     """Scores of a vocabulary in which some base tokens have given way to new strings, float64 [len(strings)].
 
     Kept tokens start from the base's scores; each new one, the shorter first, scores above its best other
     segmentation, the more the more tokens that has; then every token is made the best segmentation of itself, unless
     `repair` is off: for a look at how much is saved, the few that are not do not matter.
     """
-    base_scores = scores_from_merges(base, bpe)[0].tolist()
+    base_scores = scores_from_merges(bpe)[0].tolist()
     places = [bpe.ids.get(string, -1) for string in strings]
     scores = np.array([UNREACHABLE if place < 0 else base_scores[place] for place in places])
     added = [n for n, place in enumerate(places) if place < 0]

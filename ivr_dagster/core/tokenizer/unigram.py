@@ -83,7 +83,7 @@ def distill(
         counts: pre-token counts to be exact on; what scores cannot settle there becomes an exception.
         exceptions: how many pre-token types at most become one, the most frequent first; 0 for none.
     """
-    scores, raised = scores_from_merges(base, bpe)
+    scores, raised = scores_from_merges(bpe)
     runs = run_cuts(base, bpe.model_strings)
     plain = unigram_tokenizer(base, bpe.strings, scores, cuts=cut_patterns(runs, {}))
     if counts is None or not exceptions:
@@ -108,5 +108,5 @@ def extended_tokenizer(
     """
     strings = [*bpe.strings, *new]
     cuts = cut_patterns(run_cuts(base, bpe.model_strings, new), {})
-    scores = scores_with_new(base, bpe, strings, repair=repair)
+    scores = scores_with_new(bpe, strings, repair=repair)
     return unigram_tokenizer(base, strings, scores, cuts=cuts, pattern=pattern)

@@ -268,7 +268,7 @@ def _worth(
     def worth_of(candidates: list[Candidate]) -> tuple[float, np.ndarray]:
         new = [candidate.string for candidate in candidates]
         strings = [*bpe.strings, *new]
-        scores = scores_with_new(base, bpe, strings, repair=False)
+        scores = scores_with_new(bpe, strings, repair=False)
         cuts = cut_patterns(run_cuts(base, bpe.model_strings, new), {})
         tokenizer = unigram_tokenizer(base, strings, scores, cuts=cuts)
         holding = places_of_any(new, on_train)

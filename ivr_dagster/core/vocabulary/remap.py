@@ -7,8 +7,8 @@ vocabulary, and the remapped tokenizer that follows from them alone.
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +82,7 @@ def rules_as_yaml(rules: RemapRules) -> str:
 
     `computed` is their digest: rules that no longer match it were edited by hand.
     """
-    rows = [asdict(rule) | {"constituents": list(rule.constituents)} for rule in rules]
+    rows = [vars(rule) | {"constituents": list(rule.constituents)} for rule in rules]
     dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
     body = yaml.dump(
         {"computed": rules.digest(), "rules": rows}, Dumper=dumper, allow_unicode=True, sort_keys=False, width=1000
@@ -104,16 +104,17 @@ def read_rules(path: Path) -> RemapRules:
     return rules_from_yaml(text, path)
 
 
+@lru_cache(maxsize=2)  # several assets and checks of a run read the same file
 def rules_from_yaml(text: str, where: Path | str = "remap_rules.yaml") -> RemapRules:
     """Rules out of their YAML form; their shape is checked here, their sense by :func:`check_rules`.
 
     Raises:
         InputError: no YAML, or a rule without id, sacrificed_token, new_token or constituents of the right type.
     """
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        root: Any = yaml.compose(text, Loader=loader)
-        content = yaml.load(text, Loader=loader)  # noqa: S506 (a safe loader)
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(text)
+        root: Any = loader.get_single_node()  # nodes know their lines
+        content = None if root is None else loader.construct_document(root)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{where}:{mark.line + 1}" if mark else str(where)
@@ -238,7 +239,7 @@ def remap_tokenizer(
     new = [rule.new_token for rule in rules]
     pattern = pattern_with(base, new)
     runs = run_cuts(base, bpe.model_strings, new)
-    build = partial(unigram_tokenizer, base, strings, scores_with_new(base, bpe, strings), pattern=pattern)
+    build = partial(unigram_tokenizer, base, strings, scores_with_new(bpe, strings), pattern=pattern)
     plain = build(cuts=cut_patterns(runs, {}))
     if counts is None or not exceptions:
         return Remapping(plain)

@@ -7,7 +7,7 @@ counted where it stands at the end, so that savings add up.
 import heapq
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from itertools import accumulate
+from itertools import chain
 
 import numpy as np
 
@@ -50,30 +50,32 @@ def select_within(
     originals = [list(sequences[n]) for n in long]
     started = [list(kept_sequences[n]) for n in long] if kept_sequences is not None else originals
     words = started.copy()
-    weights = [int(counts[n]) for n in long]
-    tokens_before = sum(int(c) * len(ids) for ids, c in zip(sequences, counts, strict=True))
+    weights = np.asarray(counts, dtype=np.int64)[long]
+    weight_of: list[int] = weights.tolist()
+    sizes = np.fromiter(map(len, sequences), dtype=np.int64, count=len(sequences))
+    tokens_before = int(np.dot(sizes, counts))
 
-    pair_counts: Counter[tuple[int, int]] = Counter()
-    places: defaultdict[tuple[int, int], set[int]] = defaultdict(set)
+    pair_counts, places = _count_pairs(started, weights, guards.min_frequency)
     frequency: Counter[int] = Counter()
-    for n, word in enumerate(words):
-        for pair, repeats in _pairs(word).items():
-            pair_counts[pair] += repeats * weights[n]
-            places[pair].add(n)
+    for word, weight in zip(words, weight_of, strict=True) if kept else ():
         for token in word:
             if token in constituents:
-                frequency[token] += weights[n]
+                frequency[token] += weight
     standing = frequency.copy()  # of what was kept
     # ties fall to the lower ids, so that the order never depends on hashing
     heap = [(-count, pair) for pair, count in pair_counts.items()]
     heapq.heapify(heap)
 
     made: dict[str, int] = {}
+    allowed: dict[int, bool] = {}
     live = 0
 
     def worth_an_id(token: int) -> bool:
-        saving = frequency[token] * (len(constituents[token]) - 1)
-        return saving >= guards.min_frequency and guards.may_be(names[token])
+        if frequency[token] * (len(constituents[token]) - 1) < guards.min_frequency:
+            return False
+        if token not in allowed:
+            allowed[token] = guards.may_be(names[token])
+        return allowed[token]
 
     while heap and live < budget:
         negative, pair = heapq.heappop(heap)
@@ -94,26 +96,40 @@ def select_within(
             new = made[string] = len(names)
             names.append(string)
             constituents[new] = constituents.get(left, (left,)) + constituents.get(right, (right,))
-        changed: Counter[tuple[int, int]] = Counter()
         touched = {token for token in (left, right, new) if token >= first_new}
         live -= sum(map(worth_an_id, touched))
+        changed: defaultdict[tuple[int, int], int] = defaultdict(int)
+        joined = 0
         for n in places.pop(pair):
-            old, word = words[n], _join(words[n], left, right, new)
+            old, weight = words[n], weight_of[n]
+            word = _join(old, left, right, new)
             if len(word) == len(old):
                 continue
             words[n] = word
-            joined = (len(old) - len(word)) * weights[n]
-            frequency[new] += joined
-            for token in (left, right):
-                if token in constituents:
-                    frequency[token] -= joined
-            old_pairs, new_pairs = _pairs(old), _pairs(word)
-            for other, repeats in old_pairs.items():
-                changed[other] -= repeats * weights[n]
-            for other, repeats in new_pairs.items():
-                changed[other] += repeats * weights[n]
-                if other not in old_pairs:
-                    places[other].add(n)
+            joined += (len(old) - len(word)) * weight
+            at = word.index(new)
+            before, after = word[at - 1] if at else None, word[at + 1] if at + 1 < len(word) else None
+            if len(old) - len(word) > 1 or left == right or before in (left, new) or after in (right, new):
+                for other, repeats in _pairs(old).items():
+                    changed[other] -= repeats * weight
+                for other, repeats in _pairs(word).items():
+                    changed[other] += repeats * weight
+                    if new in other:
+                        places[other].add(n)
+                continue
+            # joined once and with no equal neighbours: only the pairs to both sides are others now
+            if before is not None:
+                changed[before, left] -= weight
+                changed[before, new] += weight
+                places[before, new].add(n)
+            if after is not None:
+                changed[right, after] -= weight
+                changed[new, after] += weight
+                places[new, after].add(n)
+        frequency[new] += joined
+        for token in (left, right):
+            if token in constituents:
+                frequency[token] -= joined
         pair_counts.pop(pair, None)
         for other, difference in changed.items():
             if other == pair or not difference:
@@ -138,19 +154,52 @@ def select_within(
     return Selection(chosen, tokens_before)
 
 
-def _savings(originals: list[list[int]], words: list[list[int]], weights: list[int], names: list[str]) -> Counter[int]:
+def _count_pairs(
+    words: list[list[int]], weights: np.ndarray, least: int
+) -> tuple[Counter[tuple[int, int]], defaultdict[tuple[int, int], set[int]]]:
+    """Counts of the pairs that occur at least so often, none of a run without the next (see :func:`_pairs`); places.
+
+    Joining never brings two tokens together that were there before it, so no rarer pair will ever be frequent.
+    """
+    owners = np.repeat(np.arange(len(words)), list(map(len, words)))
+    ids = np.fromiter(chain.from_iterable(words), dtype=np.int64, count=len(owners))
+    at = np.flatnonzero(owners[:-1] == owners[1:])
+    alike = ids[at] == ids[at + 1]
+    goes_on = alike[1:] & alike[:-1] & (np.diff(at) == 1)
+    since = np.arange(len(at))
+    since[1:][goes_on] = 0
+    at = at[(np.arange(len(at)) - np.maximum.accumulate(since)) % 2 == 0]
+    keys = ids[at] * (int(ids.max(initial=0)) + 1) + ids[at + 1]
+    order = np.argsort(keys, kind="stable")
+    at = at[order]
+    starts = np.flatnonzero(np.diff(keys[order], prepend=-1))
+    counts = np.add.reduceat(weights[owners[at]], starts) if len(at) else np.empty(0, np.int64)
+    ends = np.append(starts[1:], len(at))
+    frequent = counts >= least
+    pair_counts: Counter[tuple[int, int]] = Counter()
+    places: defaultdict[tuple[int, int], set[int]] = defaultdict(set)
+    holders = owners[at].tolist()
+    first, second = ids[at[starts]][frequent].tolist(), ids[at[starts] + 1][frequent].tolist()
+    rows = zip(
+        first, second, counts[frequent].tolist(), starts[frequent].tolist(), ends[frequent].tolist(), strict=True
+    )
+    for left, right, count, start, end in rows:
+        pair_counts[left, right] = count
+        places[left, right] = set(holders[start:end])
+    return pair_counts, places
+
+
+def _savings(originals: list[list[int]], words: list[list[int]], weights: np.ndarray, names: list[str]) -> Counter[int]:
     """What each token of `words` saves over the base tokens of `originals` that end in its place."""
-    saved: Counter[int] = Counter()
-    for original, word, weight in zip(originals, words, weights, strict=True):
-        ends = accumulate(len(names[token]) for token in original)
-        end, covered = next(ends, None), 0
-        for token in word:
-            covered += len(names[token])
-            saved[token] -= weight
-            while end is not None and end <= covered:
-                saved[token] += weight
-                end = next(ends, None)
-    return saved
+    lengths = np.fromiter(map(len, names), dtype=np.int64, count=len(names))
+    base = np.fromiter(chain.from_iterable(originals), dtype=np.int64)
+    tokens = np.fromiter(chain.from_iterable(words), dtype=np.int64)
+    # every word is as long as its original: one ruler serves all
+    ended = np.searchsorted(np.cumsum(lengths[base]), np.cumsum(lengths[tokens]), side="right")
+    repeated = np.repeat(weights, list(map(len, words)))
+    saved = np.bincount(tokens, weights=(np.diff(ended, prepend=0) - 1) * repeated, minlength=len(names))
+    found = np.flatnonzero(np.bincount(tokens, minlength=len(names))).tolist()
+    return Counter({token: int(saved[token]) for token in found})
 
 
 def _pairs(word: list[int]) -> Counter[tuple[int, int]]:

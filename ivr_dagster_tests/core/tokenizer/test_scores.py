@@ -202,7 +202,7 @@ def test_lifts_lower_no_gain_of_gpt2_and_leave_few_tokens_to_scores_of_their_own
     assert any(lifted[made] > gains[made] for made in gains)
     last = gpt2_bpe.merges[-1][2]
     assert lifted[last] == gains[last] == pytest.approx(LEAST_GAIN, rel=1e-3)
-    scores, raised = scores_from_merges(gpt2, gpt2_bpe)
+    scores, raised = scores_from_merges(gpt2_bpe)
     of_gains = scores_from_gains(gpt2_bpe, lifted)
     assert raised == tuple(np.flatnonzero(scores != of_gains))
     assert all(scores >= of_gains)
@@ -215,7 +215,7 @@ def test_every_token_of_gpt2_scores_more_than_any_other_segmentation_of_its_stri
     gpt2: Tokenizer, gpt2_bpe: ByteLevelBPE
 ) -> None:
     """In exact arithmetic: every score is a whole number of 2**-100."""
-    scores, raised = scores_from_merges(gpt2, gpt2_bpe)
+    scores, raised = scores_from_merges(gpt2_bpe)
     exact = [int(float(score) * 2.0**100) for score in scores]
     assert [number / 2**100 for number in exact] == scores.tolist()
     of = {s: number for s, number in zip(gpt2_bpe.strings, exact, strict=True) if number > UNREACHABLE * 2**100}
@@ -247,10 +247,10 @@ def test_every_token_of_gpt2_encodes_to_itself_once_stored(gpt2_distilled: Token
 def test_the_scores_that_are_handed_out_again_cannot_be_written(bpe_of: Callable[..., Tokenizer]) -> None:
     base = bpe_of(["ab"], [("a", "b")])
     bpe = read_bpe(base)
-    scores, _ = scores_from_merges(base, bpe)
+    scores, _ = scores_from_merges(bpe)
     with pytest.raises(ValueError, match="read-only"):
         scores[0] = 1.0
-    assert scores_from_merges(base, bpe)[0] is scores
+    assert scores_from_merges(bpe)[0] is scores
 
 
 NEVER_MADE = (["bc", "ab", "abc"], [("b", "c"), ("a", "b"), ("ab", "c")])  # bc comes first and takes the b
@@ -263,8 +263,8 @@ def test_a_token_that_the_bases_merges_never_arrive_at_is_never_yielded(
     base = bpe_of(*NEVER_MADE)
     bpe = read_bpe(base)
     never = bpe.ids["abc"]
-    assert tokens_never_yielded(base, bpe) == {never}
-    assert scores_from_merges(base, bpe)[0].tolist().index(UNREACHABLE) == never
+    assert tokens_never_yielded(bpe) == {never}
+    assert scores_from_merges(bpe)[0].tolist().index(UNREACHABLE) == never
     tokenizer = distill(base, bpe).tokenizer
     assert tokenizer.encode("abc").ids == base.encode("abc").ids == [bpe.ids["a"], bpe.ids["bc"]]
     assert never not in base.encode(text).ids
@@ -274,7 +274,7 @@ def test_a_token_that_the_bases_merges_never_arrive_at_is_never_yielded(
 def test_where_merges_are_ignored_it_is_yielded_as_a_whole_pretoken(bpe_of: Callable[..., Tokenizer]) -> None:
     base = bpe_of(*NEVER_MADE, ignore_merges=True)
     bpe = read_bpe(base)
-    assert tokens_never_yielded(base, bpe) == frozenset()
+    assert tokens_never_yielded(bpe) == frozenset()
     assert base.encode("abc").tokens == ["abc"]
     assert base.encode("abcx").tokens == ["a", "bc", "x"]
     tokenizer = distill(base, bpe).tokenizer
@@ -283,7 +283,7 @@ def test_where_merges_are_ignored_it_is_yielded_as_a_whole_pretoken(bpe_of: Call
 
 
 def test_gpt2_yields_every_one_of_its_tokens(gpt2: Tokenizer, gpt2_bpe: ByteLevelBPE) -> None:
-    assert tokens_never_yielded(gpt2, gpt2_bpe) == frozenset()
+    assert tokens_never_yielded(gpt2_bpe) == frozenset()
 
 
 def test_what_would_be_made_of_a_token_that_nothing_makes_is_never_yielded_as_in_bpe(
@@ -291,7 +291,7 @@ def test_what_would_be_made_of_a_token_that_nothing_makes_is_never_yielded_as_in
 ) -> None:
     base = bpe_of(["ab", "cd", "abx", "abcd"], [("ab", "x"), ("ab", "cd")])
     bpe = read_bpe(base)
-    assert tokens_never_yielded(base, bpe) == {bpe.ids[string] for string in ("ab", "cd", "abx", "abcd")}
+    assert tokens_never_yielded(bpe) == {bpe.ids[string] for string in ("ab", "cd", "abx", "abcd")}
     tokenizer = distill(base, bpe).tokenizer
     for text in ("abcd", "ab", "abx", "xabcdx"):
         assert tokenizer.encode(text).ids == base.encode(text).ids == [base.token_to_id(letter) for letter in text]
@@ -302,8 +302,8 @@ def test_a_new_token_scores_above_its_best_split_for_each_token_that_it_saves_an
 ) -> None:
     base = bpe_of(["ab", "abc"], [("a", "b"), ("ab", "c")])
     bpe = read_bpe(base)
-    scores = scores_with_new(base, bpe, [*bpe.strings, "abcab", "xy", "wxyz", "klmn"])
-    assert scores[:-4].tolist() == scores_from_merges(base, bpe)[0].tolist()
+    scores = scores_with_new(bpe, [*bpe.strings, "abcab", "xy", "wxyz", "klmn"])
+    assert scores[:-4].tolist() == scores_from_merges(bpe)[0].tolist()
     abcab, xy, wxyz, klmn = scores[-4:]
     assert abcab - (scores[bpe.ids["abc"]] + scores[bpe.ids["ab"]]) == pytest.approx(NEW_TOKEN_GAIN)
     assert xy == pytest.approx(NEW_TOKEN_GAIN)
@@ -325,15 +325,15 @@ def test_a_new_token_is_yielded_though_a_base_token_that_it_contains_has_given_w
     base = bpe_of(["ab", "abc"], [("a", "b"), ("ab", "c")])
     bpe = read_bpe(base)
     strings = [string if string != "ab" else "abcd" for string in bpe.strings]
-    scores = scores_with_new(base, bpe, strings)
+    scores = scores_with_new(bpe, strings)
     assert scores[bpe.ids["ab"]] - scores[bpe.ids["abc"]] == pytest.approx(NEW_TOKEN_GAIN)  # at the id of ab: abc, d
-    assert scores[bpe.ids["abc"]] == scores_from_merges(base, bpe)[0][bpe.ids["abc"]]
+    assert scores[bpe.ids["abc"]] == scores_from_merges(bpe)[0][bpe.ids["abc"]]
 
 
 def test_a_byte_that_the_base_has_no_token_for_may_be_new_and_scores_0(bpe_of: Callable[..., Tokenizer]) -> None:
     base = bpe_of(["ab"], [("a", "b")], lacking="d")
     bpe = read_bpe(base)
-    scores = scores_with_new(base, bpe, [*bpe.strings, "d", "dab"])
+    scores = scores_with_new(bpe, [*bpe.strings, "d", "dab"])
     assert scores[-2] == 0.0
     assert scores[-1] - scores[bpe.ids["ab"]] == pytest.approx(NEW_TOKEN_GAIN)
     tokenizer = extended_tokenizer(base, bpe, ["d", "dab"])
