@@ -1,8 +1,8 @@
 """Tokenizer side of the pipeline against peers made of public libraries, in one run.
 
-Peers: `tokenizers.encode_batch_fast` on all cores for encoding, a fresh `UnigramTrainer` for distillation (what
-gpt2-ivr does), the base tokenizer for encoding with the result. Text is the embedded sample corpus, or `--corpus DIR`.
-Raw results go to benchmarks/results/ as JSON, with versions and the machine.
+Peers: `tokenizers.encode_batch_fast` on all cores for encoding, a Python loop over `tokenizer(batch)` for the analysis
+and a fresh `UnigramTrainer` for distillation (both what gpt2-ivr does), the base tokenizer for encoding with the
+result. Text is the embedded sample corpus, or `--corpus DIR`. Raw results go to benchmarks/results/ as JSON, with versions and the machine.
 """
 
 import argparse
@@ -12,15 +12,20 @@ import platform
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer
 
 from ivr_dagster.core.corpus.cleaned import CleanedCorpus, write_cleaned_corpus
+from ivr_dagster.core.shard_results import ShardResults
 from ivr_dagster.core.tokenizer.agreement import (
     compare_lengths,
     count_tokens,
@@ -29,8 +34,9 @@ from ivr_dagster.core.tokenizer.agreement import (
 )
 from ivr_dagster.core.tokenizer.bpe import read_bpe
 from ivr_dagster.core.tokenizer.unigram import distill
-from ivr_dagster.core.tokens.counts import count_pretokens, token_frequencies
-from ivr_dagster.core.tokens.sequences import fast_encoder, reference_encoder
+from ivr_dagster.core.tokens.counts import count_pretokens, counts_table, frequency_table, token_frequencies
+from ivr_dagster.core.tokens.sequences import built_in_encoder, encoder_by_types, reference_encoder
+from ivr_dagster.core.tokens.statistics import read_statistics
 from ivr_dagster.core.vocabulary.remap import remap_tokenizer, unreachable_tokens
 from ivr_dagster.core.vocabulary.selection import plan_selection, rules_from_table
 from ivr_dagster.sample import SAMPLE_MODEL
@@ -38,6 +44,7 @@ from ivr_dagster.sample.corpus import write_sample_corpus
 
 EXCEPTIONS = 10_000  # the default of the setting
 TURNS, TIMED_TEXTS = 5, 200
+PEERS_BATCH = 1_000
 RESULTS = Path(__file__).parent / "results"
 T = TypeVar("T")
 
@@ -80,6 +87,37 @@ def unigram_trainer(base: Tokenizer, texts: list[str]) -> Tokenizer:
     return tokenizer
 
 
+def analysis(corpus: CleanedCorpus, tokenizer: Path, folder: Path) -> None:
+    """The stage `analyze` without Dagster: counts, frequencies, id sequences."""
+    statistics = read_statistics(corpus, tokenizer / "tokenizer.json", ShardResults(folder / "results"))
+    base = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
+    pretokens, _ = statistics.pretoken_counts()
+    counts_table(pretokens).write_parquet(folder / "counts.parquet", compression="zstd")
+    frequencies = token_frequencies(pretokens, base)
+    if (statistics.frequencies(len(frequencies)) != frequencies).any():
+        raise RuntimeError("sequences and counts disagree")
+    frequency_table(read_bpe(base).strings, frequencies).write_parquet(folder / "frequencies.parquet")
+    (folder / "sequences").mkdir()
+    statistics.write_sequences(folder / "sequences")
+
+
+def peers_analysis(corpus: CleanedCorpus, tokenizer: Path, folder: Path) -> None:
+    """Frequencies and id sequences by a Python loop over batches."""
+    encode = AutoTokenizer.from_pretrained(tokenizer)
+    encode.model_max_length = sys.maxsize
+    texts = list(corpus.texts("train"))
+    frequencies: Counter[int] = Counter()
+    sequences: list[list[int]] = []
+    for start in range(0, len(texts), PEERS_BATCH):
+        for ids in encode(texts[start : start + PEERS_BATCH], add_special_tokens=False)["input_ids"]:
+            frequencies.update(ids)
+            sequences.append(ids)
+    pq.write_table(pa.table({"ids": sequences}), folder / "sequences.parquet")
+    rows = [(i, encode.convert_ids_to_tokens(i), encode.decode([i]), n) for i, n in sorted(frequencies.items())]
+    columns = zip(("token_id", "token", "text", "frequency"), zip(*rows, strict=True), strict=True)
+    pq.write_table(pa.table({name: list(column) for name, column in columns}), folder / "frequencies.parquet")
+
+
 def measure(raw: Path, tokenizer: Path, sizes: list[int], scopes: list[str], unseen: list[Path]) -> dict[str, Any]:
     """All figures on one corpus."""
     base = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
@@ -88,11 +126,16 @@ def measure(raw: Path, tokenizer: Path, sizes: list[int], scopes: list[str], uns
         counts, seconds_clean = timed(lambda: write_cleaned_corpus(raw, Path(folder) / "cleaned"))
         corpus = CleanedCorpus(Path(folder) / "cleaned")
         train, heldout = list(corpus.texts("train")), list(corpus.texts("heldout"))
+        seconds_analysis = []
+        for way in (analysis, peers_analysis):
+            place = Path(folder) / way.__name__
+            place.mkdir()
+            seconds_analysis.append(timed(partial(way, corpus, tokenizer, place))[1])
     megabytes = counts.train_bytes / 1e6
     timed_texts = heldout + train[:TIMED_TEXTS]
     pretokens, seconds_count = timed(lambda: count_pretokens(train, base))
-    encode = fast_encoder(base, pretokens.types)
-    ids, seconds_encode = timed(lambda: encode(train), 3)
+    # each time with what it takes to get ready, an encoder remembers what it met
+    ids, seconds_encode = timed(lambda: (built_in_encoder(base) or encoder_by_types(base, pretokens.types))(train), 3)
     expected, seconds_peer = timed(lambda: reference_encoder(base)(train), 3)
     if any((a != b).any() for a, b in zip(ids, expected, strict=True)):
         raise RuntimeError("the fast encoder and tokenizers disagree")
@@ -152,7 +195,8 @@ def measure(raw: Path, tokenizer: Path, sizes: list[int], scopes: list[str], uns
         "count_mb_per_s": megabytes / seconds_count,
         "encode_mb_per_s": megabytes / seconds_encode,
         "encode_against_encode_batch_fast": seconds_peer / seconds_encode,
-        "analyze_seconds": seconds_count + seconds_encode,
+        "analyze_seconds": seconds_analysis[0],
+        "peers_analyze_seconds": seconds_analysis[1],
         "distill_seconds": seconds_plain + seconds_exceptions,
         "scores_repaired": len(distillation.raised),
         "exceptions": len(distillation.exceptions),
@@ -199,7 +243,8 @@ def as_markdown(result: dict[str, Any]) -> str:
         f"| round trip of held-out documents | {'exact' if r['round_trip_distilled'] else 'NOT EXACT'} | |",
         f"| encoding with the result, base = 1 (without exceptions) | {r['encoding_speed_distilled']:.2f} × "
         f"({r['encoding_speed_plain']:.2f} ×) | |",
-        f"| analysis, seconds | {r['analyze_seconds']:.1f} | |",
+        f"| analysis, seconds, against a loop over `tokenizer(batch)` | {r['analyze_seconds']:.1f} "
+        f"| {r['peers_analyze_seconds']:.1f} |",
         f"| distillation, seconds | {r['distill_seconds']:.1f} | {r['unigram_trainer_seconds']:.1f} |",
         f"| selection and remapping (last line below), seconds | {last['select_seconds']:.1f} + "
         f"{last['remap_seconds']:.1f} | |",
@@ -234,7 +279,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         raw = arguments.corpus or write_sample_corpus(Path(folder) / "sample").path
         result = measure(raw, arguments.tokenizer, arguments.sizes, arguments.scopes, arguments.unseen)
-    packages = ("tokenizers", "polars", "pyarrow", "regex")
+    packages = ("gigatoken", "polars", "pyarrow", "regex", "tokenizers", "transformers")
     result["versions"] = {name: version(name) for name in packages} | {"python": platform.python_version()}
     result["machine"] = machine()
     RESULTS.mkdir(exist_ok=True)

@@ -1,0 +1,204 @@
+"""The tokenizer side as a corpus grows: wall-clock and memory of whole commands, and what a change costs.
+
+    python -m benchmarks.scaling make --source DIR --copies 10 --files 100 --target DIR
+    python -m benchmarks.scaling run --raw DIR --artifacts DIR --name NAME
+    python -m benchmarks.scaling change --raw DIR --artifacts DIR --name NAME
+
+`make` writes distinct text, so many times a corpus. `run` executes each stage's command as people do, and then all as
+one, and watches the memory of all processes. `change` changes a file of a corpus that was run, has init and analyze
+made again, and changes it back. Results go to benchmarks/results/scaling-NAME.json.
+"""
+
+import argparse
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import psutil
+
+from benchmarks.__main__ import RESULTS, machine
+from ivr_dagster.core.corpus.documents import corpus_files
+from ivr_dagster.sample import SAMPLE_MODEL
+
+STAGES = ("init", "analyze", "distill-tokenizer", "select", "remap")
+CORPUS_SIDE = ("init", "analyze")
+# of the words that are not among the commonest, the share that is another one in each copy: types grow with the text
+# as they do in real ones
+COMMON_WORDS, CHANGED_SHARE = 2_000, 0.3
+_WORD = re.compile(r"[A-Za-z]{4,}")
+_SECONDS_BETWEEN_LOOKS = 0.05
+
+
+def changed_words(text: str, copy: int, common: frozenset[str]) -> str:
+    """The text with a part of its rarer words changed, in the same way wherever they stand in this copy."""
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    by = copy % 25 + 1
+    turned = str.maketrans(letters + letters.upper(), (letters[by:] + letters[:by]) * 2)
+    changed: dict[str, str] = {}
+
+    def change(match: re.Match[str]) -> str:
+        word = match[0]
+        if word not in changed:
+            point = sum((n + 1) * ord(character) for n, character in enumerate(word)) * 2_654_435_761 * (copy + 1)
+            other = word.translate(turned) + letters[copy // 25 % 26]
+            changed[word] = other if word not in common and point % 1_000 < 1_000 * CHANGED_SHARE else word
+        return changed[word]
+
+    return _WORD.sub(change, text)
+
+
+def _write_copy(texts: list[str], common: frozenset[str], target: Path, files: int, copy: int) -> None:
+    each = -(-len(texts) // files)
+    for n in range(files):
+        text = "\n\n\n".join(texts[n * each : (n + 1) * each])
+        file = target / f"{copy:04d}-{n:04d}.txt"
+        file.write_text(changed_words(text, copy, common) if copy else text, encoding="utf-8")
+
+
+def make(source: Path, target: Path, copies: int, files: int) -> None:
+    """Write `files` files that hold `copies` times the text of `source`, no copy like another."""
+    text = "\n\n\n".join(file.read_text(encoding="utf-8") for file in corpus_files(source))
+    common = frozenset(word for word, _ in Counter(_WORD.findall(text)).most_common(COMMON_WORDS))
+    target.mkdir(parents=True)
+    write = partial(_write_copy, text.split("\n\n\n"), common, target, max(1, files // copies))
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(write, range(copies)))
+
+
+class MemoryWatch(Thread):
+    """The most memory, in bytes resident, that a process and all its descendants took together."""
+
+    def __init__(self, process: int) -> None:
+        super().__init__(daemon=True)
+        self._root = psutil.Process(process)
+        self.peak = 0
+
+    def run(self) -> None:
+        """Look until the process is gone."""
+        while True:
+            total = 0
+            try:
+                for each in [self._root, *self._root.children(recursive=True)]:
+                    try:
+                        total += each.memory_info().rss
+                    except psutil.NoSuchProcess:
+                        continue
+                if self._root.status() == psutil.STATUS_ZOMBIE:
+                    return
+            except psutil.NoSuchProcess:
+                return
+            self.peak = max(self.peak, total)
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+
+
+def command(artifacts: Path, *arguments: str) -> dict[str, Any]:
+    """One `ivr` command: its seconds, peak of memory and figures."""
+    started = time.perf_counter()
+    ivr = [sys.executable, "-m", "ivr_dagster.cli", "--artifacts-dir", str(artifacts), "--json", *arguments]
+    process = subprocess.Popen(ivr, stdout=subprocess.PIPE, text=True)
+    watch = MemoryWatch(process.pid)
+    watch.start()
+    output, _ = process.communicate()
+    if process.returncode:
+        raise RuntimeError(f"{' '.join(ivr)} ended with {process.returncode}")
+    return {
+        "seconds": time.perf_counter() - started,
+        "peak_memory_bytes": watch.peak,
+        "figures": json.loads(output) if output.strip() else {},
+    }
+
+
+def options_of(arguments: argparse.Namespace) -> dict[str, list[str]]:
+    """Options of each stage's command."""
+    engine = ["--engine", arguments.engine, "--ray-address", arguments.ray_address]
+    return {
+        "init": ["--model-name", arguments.model, "--raw-corpora-dir", str(arguments.raw), *engine],
+        "analyze": engine,
+        "select": ["--max-candidates", str(arguments.new_tokens)],
+    }
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Every stage's command on an empty artifacts folder, then all of them as one."""
+    options = options_of(arguments)
+    stages = {}
+    shutil.rmtree(arguments.artifacts, ignore_errors=True)
+    for stage in STAGES:
+        stages[stage] = command(arguments.artifacts, stage, *options.get(stage, []))
+        told = stages[stage]
+        print(f"{stage}: {told['seconds']:.1f} s, {told['peak_memory_bytes'] / 1e6:,.0f} MB", flush=True)
+    shutil.rmtree(arguments.artifacts)
+    every = command(arguments.artifacts, "run", "--until", "remap", *options["init"], *options["select"])
+    print(f"init … remap: {every['seconds']:.1f} s, {every['peak_memory_bytes'] / 1e6:,.0f} MB", flush=True)
+    return {"stages": stages, "run": every}
+
+
+def change(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Init and analyze again after one file of the corpus gained a line, and once more with nothing changed."""
+    files = corpus_files(arguments.raw)
+    file = files[len(files) // 2]
+    before = file.read_bytes()
+    found: dict[str, Any] = {"files": len(files)}
+    try:
+        for name, text in (("one file changed", before + b"\n\nOne more line.\n"), ("nothing changed", None)):
+            if text:
+                file.write_bytes(text)
+            made = {stage: command(arguments.artifacts, stage) for stage in CORPUS_SIDE}
+            found[name] = {stage: told["seconds"] for stage, told in made.items()}
+            found[name] |= {
+                asset: figures["seconds"]
+                for told in made.values()
+                for asset, figures in told["figures"].get("assets", {}).items()
+                if "seconds" in figures
+            }
+            print(name, {key: round(seconds, 2) for key, seconds in found[name].items()}, flush=True)
+    finally:
+        file.write_bytes(before)
+    return found
+
+
+def main() -> None:
+    """Measure, print, keep."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["make", "run", "change"])
+    parser.add_argument("--source", type=Path, help="corpus to copy")
+    parser.add_argument("--target", type=Path, help="folder to make")
+    parser.add_argument("--copies", type=int, default=10, help="how often, each time with other words")
+    parser.add_argument("--files", type=int, default=100, help="files in all")
+    parser.add_argument("--raw", type=Path, help="corpus to run on")
+    parser.add_argument("--artifacts", type=Path, help="artifacts folder; `run` empties it")
+    parser.add_argument("--model", default=str(SAMPLE_MODEL), help="base model or tokenizer")
+    parser.add_argument("--new-tokens", type=int, default=4_000, help="how many ids to give away")
+    parser.add_argument("--engine", default="local", choices=["local", "ray"])
+    parser.add_argument("--ray-address", default="")
+    parser.add_argument("--name", help="of the file in benchmarks/results")
+    arguments = parser.parse_args()
+    if arguments.what == "make":
+        make(arguments.source, arguments.target, arguments.copies, arguments.files)
+        return
+    result = {
+        "raw_bytes": sum(file.stat().st_size for file in corpus_files(arguments.raw)),
+        "files": len(corpus_files(arguments.raw)),
+        **(run if arguments.what == "run" else change)(arguments),
+        "machine": machine(),
+        "versions": {name: version(name) for name in ("dagster", "gigatoken", "polars", "pyarrow", "tokenizers")}
+        | {"python": platform.python_version()},
+    }
+    target = RESULTS / f"scaling-{arguments.name}.json"
+    target.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
