@@ -11,7 +11,7 @@ from ivr_dagster.assets.display import markdown_table
 from ivr_dagster.core.content_hash import content_hash
 from ivr_dagster.core.corpus.cleaned import CleanedCorpus
 from ivr_dagster.core.handles import TokenizerFolder
-from ivr_dagster.core.tokenizer.agreement import Agreement, measure_agreement
+from ivr_dagster.core.tokenizer.agreement import Agreement, heldout_sample, measure_agreement
 from ivr_dagster.core.tokenizer.bpe import read_bpe
 from ivr_dagster.core.tokenizer.folder import write_certificate, write_original_tokenizer, write_tokenizer
 from ivr_dagster.core.tokenizer.scores import tokens_never_yielded
@@ -23,7 +23,7 @@ from ivr_dagster.resources.base_model import BaseModelResource
 from ivr_dagster.resources.settings import SettingsResource
 
 GROUP = "tokenizer"
-SPEED_SAMPLE = 1_000_000  # characters
+SPEED_BYTES = 200_000
 
 
 @dg.observable_source_asset(
@@ -136,12 +136,7 @@ def distilled_tokenizer(
 
 def _speed(tokenizer: Tokenizer, base: Tokenizer, corpus: CleanedCorpus) -> float:
     """How fast `tokenizer` encodes some text, `base` = 1: what cuts and exceptions cost."""
-    texts, size = [], 0
-    for text in corpus.texts("heldout"):
-        texts.append(text)
-        size += len(text)
-        if size > SPEED_SAMPLE:
-            break
+    texts = heldout_sample(corpus, SPEED_BYTES)
     seconds = []
     for each in (base, tokenizer):
         each.encode_batch_fast(texts)  # warm caches

@@ -10,6 +10,8 @@ from itertools import islice
 import numpy as np
 from tokenizers import Tokenizer
 
+from ivr_dagster.core.corpus.cleaned import CleanedCorpus
+from ivr_dagster.core.corpus.subset import documents_within
 from ivr_dagster.core.tokenizer.lengths import cut_texts, tokens_of
 from ivr_dagster.core.tokenizer.segments import encode_each
 from ivr_dagster.core.tokens.byte_level import whole_text
@@ -17,6 +19,14 @@ from ivr_dagster.core.tokens.counts import PretokenCounts
 from ivr_dagster.core.tokens.pretokens import BATCH_CHARACTERS, batches_of
 
 LISTED_DIVERGENCES = 50
+# of held-out documents, what lengths are compared on and what is encoded and decoded; pre-tokens are compared on all
+LENGTHS_BYTES, ROUND_TRIP_BYTES = 4_000_000, 400_000
+
+
+def heldout_sample(corpus: CleanedCorpus, most_bytes: int) -> list[str]:
+    """Held-out documents of at most `most_bytes` of UTF-8 in all, by their id: an even sample, in corpus order."""
+    wanted, _ = documents_within(corpus.documents("heldout"), most_bytes)
+    return [text for document_id, text in corpus.documents("heldout") if document_id in wanted]
 
 
 @dataclass(frozen=True)
