@@ -2,7 +2,8 @@
 
 Peers: `tokenizers.encode_batch_fast` on all cores for encoding, a Python loop over `tokenizer(batch)` for the analysis
 and a fresh `UnigramTrainer` for distillation (both what gpt2-ivr does), the base tokenizer for encoding with the
-result. Text is the embedded sample corpus, or `--corpus DIR`. Raw results go to benchmarks/results/ as JSON, with versions and the machine.
+result. Text is the embedded sample corpus, or `--corpus DIR`. Raw results go to benchmarks/results/ as JSON, with
+versions and the machine.
 """
 
 import argparse
@@ -35,7 +36,7 @@ from ivr_dagster.core.tokenizer.agreement import (
 from ivr_dagster.core.tokenizer.bpe import read_bpe
 from ivr_dagster.core.tokenizer.unigram import distill
 from ivr_dagster.core.tokens.counts import count_pretokens, counts_table, frequency_table, token_frequencies
-from ivr_dagster.core.tokens.sequences import built_in_encoder, encoder_by_types, reference_encoder
+from ivr_dagster.core.tokens.sequences import built_in_encoder, encoder_by_types, in_lots, reference_encoder
 from ivr_dagster.core.tokens.statistics import read_statistics
 from ivr_dagster.core.vocabulary.remap import remap_tokenizer, unreachable_tokens
 from ivr_dagster.core.vocabulary.selection import plan_selection, rules_from_table
@@ -93,7 +94,8 @@ def analysis(corpus: CleanedCorpus, tokenizer: Path, folder: Path) -> None:
     base = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
     pretokens, _ = statistics.pretoken_counts()
     counts_table(pretokens).write_parquet(folder / "counts.parquet", compression="zstd")
-    frequencies = token_frequencies(pretokens, base)
+    fast = built_in_encoder(base)
+    frequencies = token_frequencies(pretokens, base, in_lots(fast) if fast else None)
     if (statistics.frequencies(len(frequencies)) != frequencies).any():
         raise RuntimeError("sequences and counts disagree")
     frequency_table(read_bpe(base).strings, frequencies).write_parquet(folder / "frequencies.parquet")

@@ -13,7 +13,7 @@ from ivr_dagster.core.corpus.cleaned import CleanedCorpus
 from ivr_dagster.core.handles import TokenizerFolder
 from ivr_dagster.core.tokenizer.bpe import read_bpe
 from ivr_dagster.core.tokens.counts import counts_from_table, counts_table, frequency_table, token_frequencies
-from ivr_dagster.core.tokens.sequences import TokenSequences
+from ivr_dagster.core.tokens.sequences import TokenSequences, built_in_encoder, in_lots
 from ivr_dagster.core.tokens.statistics import CorpusStatistics, read_statistics
 from ivr_dagster.progress import track
 from ivr_dagster.resources.settings import SettingsResource
@@ -90,7 +90,8 @@ def token_stats(
     the domain never uses are those that can be given to strings it uses all the time.
     """
     tokenizer = original_tokenizer.backend()
-    expected = token_frequencies(counts_from_table(pretoken_counts), tokenizer)
+    fast = built_in_encoder(tokenizer)
+    expected = token_frequencies(counts_from_table(pretoken_counts), tokenizer, in_lots(fast) if fast else None)
     all_kept = not settings.max_pretoken_types or len(pretoken_counts) < settings.max_pretoken_types
     for reference in (False, True):
         statistics = _statistics(context, settings, cleaned_corpus, original_tokenizer, reference=reference)

@@ -6,7 +6,7 @@ within-pre-token reassignment depend on: a corpus is read once, and all later wo
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -168,9 +168,19 @@ def encode_types(tokenizer: Tokenizer, types: list[str]) -> list[list[int]]:
     return [encoding.ids for encoding in tokenizer.encode_batch_fast(types, add_special_tokens=False)]
 
 
-def token_frequencies(counts: PretokenCounts, tokenizer: Tokenizer) -> np.ndarray:
-    """How often `tokenizer` yields each id on the counted text, int64 [V], zeros included."""
-    ids = encode_types(tokenizer, counts.types)
+def token_frequencies(
+    counts: PretokenCounts,
+    tokenizer: Tokenizer,
+    encode: Callable[[list[str]], Sequence[Sequence[int] | np.ndarray]] | None = None,
+) -> np.ndarray:
+    """How often `tokenizer` yields each id on the counted text, int64 [V], zeros included.
+
+    Args:
+        counts: of the text.
+        tokenizer: V ids.
+        encode: types to their ids, in place of the tokenizer.
+    """
+    ids = encode(counts.types) if encode else encode_types(tokenizer, counts.types)
     frequencies = np.zeros(tokenizer.get_vocab_size(with_added_tokens=True), dtype=np.int64)
     lengths = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids))
     np.add.at(frequencies, np.fromiter(chain.from_iterable(ids), np.int64), np.repeat(counts.counts, lengths))

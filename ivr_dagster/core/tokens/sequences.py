@@ -22,6 +22,7 @@ from ivr_dagster.core.tokens.pretokens import read_pretokenization
 Encoder = Callable[[list[str]], list[np.ndarray]]
 
 READ_TEXTS = 256
+LOT_TEXTS = 64
 # after so many characters `gigatoken` is loaded anew, which takes a tenth of a second
 CACHED_CHARACTERS = 1 << 28
 
@@ -104,6 +105,16 @@ def encoder_by_types(tokenizer: Tokenizer, types: list[str]) -> Encoder:
         return sequences
 
     return _verified(encode, reference)
+
+
+def in_lots(encode: Encoder) -> Encoder:
+    """An encoder that is given a few of many short texts at a time, so that one of each few is verified."""
+
+    def encode_in_lots(texts: list[str]) -> list[np.ndarray]:
+        lots = (texts[start : start + LOT_TEXTS] for start in range(0, len(texts), LOT_TEXTS))
+        return [ids for lot in lots for ids in encode(lot)]
+
+    return encode_in_lots
 
 
 def _verified(encode: Encoder, reference: Encoder) -> Encoder:

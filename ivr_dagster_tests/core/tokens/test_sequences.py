@@ -23,6 +23,7 @@ from ivr_dagster.core.tokens.sequences import (
     built_in_encoder,
     encoder_by_types,
     id_dtype,
+    in_lots,
     reference_encoder,
 )
 
@@ -239,3 +240,23 @@ def test_the_built_in_encoder_forgets_what_it_met(
 def test_an_encoder_that_is_not_exact_gives_way_to_tokenizers(gpt2: Tokenizer, topics: list[str]) -> None:
     wrong = sequences._verified(lambda texts: [np.zeros(1, np.uint16) for _ in texts], reference_encoder(gpt2))
     assert_same(wrong(topics[:3]), reference_encoder(gpt2)(topics[:3]))
+
+
+def test_types_in_lots_give_the_frequencies_that_tokenizers_gives(
+    gpt2: Tokenizer, gpt2_built_in: Encoder, topics_counts: PretokenCounts
+) -> None:
+    expected = token_frequencies(topics_counts, gpt2)
+    np.testing.assert_array_equal(token_frequencies(topics_counts, gpt2, in_lots(gpt2_built_in)), expected)
+
+
+def test_of_each_lot_one_is_verified(gpt2: Tokenizer, topics_counts: PretokenCounts) -> None:
+    lots: list[int] = []
+    reference = reference_encoder(gpt2)
+
+    def verify(texts: list[str]) -> list[np.ndarray]:
+        lots.append(len(texts))
+        return reference(texts)
+
+    encode = in_lots(sequences._verified(reference, verify))
+    assert_same(encode(topics_counts.types[:200]), reference(topics_counts.types[:200]))
+    assert lots == [1] * 4
