@@ -74,3 +74,18 @@ def test_checks_that_did_not_pass_are_told_at_the_end(ivr: Ivr) -> None:
     assert "cleaned_corpus.heldout_floor" in shown
     assert "cleaned_corpus.heldout_floor" in ivr("status").stdout
     assert "cleaned_corpus.heldout_floor" in json.loads(ivr("--json", "status").stdout)["failed_checks"]
+
+
+def test_training_on_several_processes_is_asked_for_by_accelerates_file(folder: Path, ivr: Ivr) -> None:
+    before = json.loads((folder / "training" / "sft_checkpoint" / "history.json").read_text())
+    alone = ("--no-vanilla", "--no-vanilla-compute")
+    (folder / "accelerate_config.yaml").write_text("num_processes: 3\nuse_cpu: true\n")
+    refused = ivr("train", *alone)
+    assert refused.returncode == 2
+    assert "blocks cannot be divided among 3 processes" in refused.stderr.splitlines()[-1]
+    (folder / "accelerate_config.yaml").write_text("num_processes: 2\nuse_cpu: true\n")
+    done = ivr("--json", "train", *alone)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout)["assets"]["sft_checkpoint"]
+    assert (figures["processes"], figures["device"], figures["steps"]) == (2, "cpu", before["steps"])
+    assert figures["tokens"] == before["tokens"]

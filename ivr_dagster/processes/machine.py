@@ -36,12 +36,13 @@ def run_processes(folder: LaunchFolder, request: Request, rank: int) -> bool:
     Returns:
         Whether all ended well.
     """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import parse_args, run
 
     launch = request.launch.on_machine(rank)
     os.environ.update(launch.environment(os.environ))
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # what failed is told by whoever asked for it
+    logging.disable(logging.CRITICAL)  # what failed is told by whoever asked for it
     arguments = launch.torchrun(request.name, "ivr_dagster.processes.member", str(folder.path), str(os.getpid()))
     try:
         run(parse_args(arguments))
@@ -56,6 +57,8 @@ def run_processes(folder: LaunchFolder, request: Request, rank: int) -> bool:
                     "(the system does so where memory runs out); the next run goes on from the last complete checkpoint"
                 )
                 folder.tell(process, killed)
+        return False
+    except SignalException:  # whoever sent it knows why
         return False
     except Exception as error:
         folder.tell(rank * launch.processes_here, error)

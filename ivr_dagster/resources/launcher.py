@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -73,6 +74,11 @@ def train_on_several(
     if not launch.port:
         launch = replace(launch, port=_free_port())
     folder.write(Request(secrets.token_hex(8), launch, training))
+    if launch.machines > 1:
+        context.log.info(
+            f"training begins once all {launch.machines} machines take part, within ten minutes; on the others: "
+            "`ivr --artifacts-dir DIR join --machine-rank N`, N from 1"
+        )
     results: list[str] = []
 
     def hear(message: Mapping[str, Any]) -> None:
@@ -82,9 +88,12 @@ def train_on_several(
             results.append(message["result"])
 
     try:
-        with dg.open_pipes_session(
-            context, dg.PipesTempFileContextInjector(), dg.PipesTempFileMessageReader()
-        ) as session:
+        with (
+            warnings.catch_warnings(action="ignore", category=dg.PreviewWarning),  # Dagster's, of its own code
+            dg.open_pipes_session(
+                context, dg.PipesTempFileContextInjector(), dg.PipesTempFileMessageReader()
+            ) as session,
+        ):
             heard = 0
             process = subprocess.Popen(
                 command(folder),
