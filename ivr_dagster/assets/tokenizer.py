@@ -15,6 +15,7 @@ from ivr_dagster.core.tokenizer.agreement import Agreement, heldout_sample, meas
 from ivr_dagster.core.tokenizer.bpe import read_bpe
 from ivr_dagster.core.tokenizer.folder import write_certificate, write_original_tokenizer, write_tokenizer
 from ivr_dagster.core.tokenizer.scores import tokens_never_yielded
+from ivr_dagster.core.tokenizer.segments import encode_each
 from ivr_dagster.core.tokenizer.unigram import distill
 from ivr_dagster.core.tokens.byte_level import CHARACTER_TO_BYTE
 from ivr_dagster.core.tokens.counts import count_pretokens, counts_from_table
@@ -23,7 +24,7 @@ from ivr_dagster.resources.base_model import BaseModelResource
 from ivr_dagster.resources.settings import SettingsResource
 
 GROUP = "tokenizer"
-SPEED_BYTES = 200_000
+SPEED_BYTES = 100_000
 
 
 @dg.observable_source_asset(
@@ -98,12 +99,13 @@ def distilled_tokenizer(
     base = original_tokenizer.backend()
     bpe = read_bpe(base)
     counts = counts_from_table(pretoken_counts)
-    distillation = distill(base, bpe, counts, exceptions=settings.exceptions)
+    of_base = encode_each(base, counts.types)
+    distillation = distill(base, bpe, counts, exceptions=settings.exceptions, of_base=of_base)
     with settings.staged("distilled_tokenizer") as folder:
         write_tokenizer(distillation.tokenizer, original_tokenizer.path, folder)
         version = content_hash(folder)  # before the certificate: other held-out text makes no other tokenizer
         loaded = TokenizerFolder(folder).backend()  # what is measured is what was saved
-        train = measure_agreement(base, loaded, counts)
+        train = measure_agreement(base, loaded, counts, of_base=of_base)
         heldout = measure_agreement(base, loaded, count_pretokens(cleaned_corpus.texts("heldout"), base))
         unreachable = sorted(bpe.strings[i] for i in tokens_never_yielded(bpe))
         certificate = {

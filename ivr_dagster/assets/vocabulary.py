@@ -18,6 +18,7 @@ from ivr_dagster.core.handles import TokenizerFolder
 from ivr_dagster.core.tokenizer.agreement import LENGTHS_BYTES, compare_lengths, heldout_sample
 from ivr_dagster.core.tokenizer.bpe import read_bpe
 from ivr_dagster.core.tokenizer.folder import write_certificate, write_tokenizer
+from ivr_dagster.core.tokenizer.segments import encode_each
 from ivr_dagster.core.tokens.byte_level import text_of
 from ivr_dagster.core.tokens.counts import counts_from_table
 from ivr_dagster.core.vocabulary.candidate import Guards
@@ -312,13 +313,14 @@ def remapped_tokenizer(
     bpe = read_bpe(base)
     check_rules(remap_rules, bpe, settings.places["remap_rules"])
     counts = counts_from_table(pretoken_counts)
-    remapping = remap_tokenizer(base, bpe, remap_rules, counts, exceptions=settings.exceptions)
+    of_base = encode_each(base, counts.types)
+    remapping = remap_tokenizer(base, bpe, remap_rules, counts, exceptions=settings.exceptions, of_base=of_base)
     with settings.staged("remapped_tokenizer") as folder:
         write_tokenizer(remapping.tokenizer, distilled_tokenizer.path, folder)
         loaded = TokenizerFolder(folder).backend()
         version = content_hash(folder)  # before the certificate: other held-out text makes no other tokenizer
         lengths = compare_lengths(base, loaded, heldout_sample(cleaned_corpus, LENGTHS_BYTES))
-        untouched = untouched_types(base, loaded, remap_rules, counts)
+        untouched = untouched_types(base, loaded, remap_rules, counts, of_base=of_base)
         kept = sum(int(counts.counts[n]) for n, _ in untouched)
         same = sum(int(counts.counts[n]) for n, equal in untouched if equal)
         certificate = {

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from ivr_dagster.core.corpus.cleaned import CleanedCorpus
 from ivr_dagster.core.corpus.subset import documents_within
 from ivr_dagster.core.tokenizer.lengths import cut_texts, tokens_of
-from ivr_dagster.core.tokenizer.segments import encode_each
+from ivr_dagster.core.tokenizer.segments import Segments, encode_each
 from ivr_dagster.core.tokens.byte_level import whole_text
 from ivr_dagster.core.tokens.counts import PretokenCounts
 from ivr_dagster.core.tokens.pretokens import BATCH_CHARACTERS, batches_of
@@ -66,12 +66,15 @@ class Agreement:
         }
 
 
-def measure_agreement(base: Tokenizer, other: Tokenizer, counts: PretokenCounts) -> Agreement:
+def measure_agreement(
+    base: Tokenizer, other: Tokenizer, counts: PretokenCounts, *, of_base: Segments | None = None
+) -> Agreement:
     """Compare the ids that `base` and `other` give to every pre-token type of `counts`.
 
     Both encode the type as a text of its own, so cuts that `other` makes after the base's pre-tokenizer take part.
+    `of_base` are the base's ids of the types, where they are known.
     """
-    differing = np.array(differing_types(base, other, counts), dtype=np.int64)
+    differing = np.array(differing_types(base, other, counts, of_base=of_base), dtype=np.int64)
     return Agreement(
         types=len(counts.types),
         types_identical=len(counts.types) - len(differing),
@@ -89,9 +92,11 @@ def measure_agreement(base: Tokenizer, other: Tokenizer, counts: PretokenCounts)
     )
 
 
-def differing_types(base: Tokenizer, other: Tokenizer, counts: PretokenCounts) -> list[int]:
+def differing_types(
+    base: Tokenizer, other: Tokenizer, counts: PretokenCounts, *, of_base: Segments | None = None
+) -> list[int]:
     """Places in `counts.types` of those that `base` and `other` give different ids, the most frequent first."""
-    differing = encode_each(base, counts.types).differing(encode_each(other, counts.types))
+    differing = (of_base or encode_each(base, counts.types)).differing(encode_each(other, counts.types))
     places: list[int] = np.flatnonzero(differing).tolist()
     return places
 

@@ -83,6 +83,11 @@ def lift_gains(bpe: ByteLevelBPE, gains: Mapping[int, float]) -> dict[int, float
     Of what the vocabulary's own strings teach, much holds elsewhere: on German that nobody looked at, it halves the
     pre-tokens that differ.
     """
+    return _lifted(bpe, gains)[0]
+
+
+def _lifted(bpe: ByteLevelBPE, gains: Mapping[int, float]) -> tuple[dict[int, float], np.ndarray]:
+    """The gains of :func:`lift_gains` and the scores that they make, float64 [V]."""
     lifted = dict(gains)
     trees: dict[int, Counter[int]] = {}
 
@@ -114,7 +119,7 @@ def lift_gains(bpe: ByteLevelBPE, gains: Mapping[int, float]) -> dict[int, float
             if leader is not None and terms[leader] > 0:
                 constraints.setdefault(tuple(sorted(terms.items())), leader)
         if len(constraints) == known:
-            return lifted
+            return lifted, scores
         before = dict(lifted)
         for terms_, leader in sorted(constraints.items(), key=lambda item: -bpe.merge_of[item[1]][0]):
             others = -sum(count * lifted[made] for made, count in terms_ if made != leader)
@@ -130,7 +135,7 @@ def scores_from_merges(bpe: ByteLevelBPE) -> tuple[np.ndarray, tuple[int, ...]]:
     Gains by rank, lifted, then repaired: each token is the one best segmentation of its string, but for those that
     the base never yields; they get `UNREACHABLE`.
     """
-    scores = scores_from_gains(bpe, lift_gains(bpe, gains_from_ranks(bpe)))
+    _, scores = _lifted(bpe, gains_from_ranks(bpe))
     scores[list(tokens_never_yielded(bpe))] = UNREACHABLE
     by_rank = [made for made in bpe.merge_of if made not in bpe.added_ids and scores[made] > UNREACHABLE]
     repaired, raised = repair_scores(bpe.strings, scores, by_rank)
@@ -138,6 +143,7 @@ def scores_from_merges(bpe: ByteLevelBPE) -> tuple[np.ndarray, tuple[int, ...]]:
     return repaired, tuple(raised)
 
 
+@lru_cache(maxsize=4)
 def tokens_never_yielded(bpe: ByteLevelBPE) -> frozenset[int]:
     """Ids of model tokens whose own string the base cuts otherwise: no text is ever encoded as them."""
     merges = [(bpe.strings[left], bpe.strings[right]) for left, right, _ in bpe.merges]
@@ -282,6 +288,6 @@ def scores_with_new(bpe: ByteLevelBPE, strings: Sequence[str], *, repair: bool =
     if not repair or not added:
         return scores
     # the base's tokens are repaired, new ones score above all that is shorter: only what holds a new one may be beaten
-    holding = np.setdiff1d(places_of_any([strings[n] for n in added], pl.Series(strings)), added)
-    order = sorted(np.flatnonzero(scores > UNREACHABLE).tolist(), key=lambda n: len(strings[n]))
-    return repair_scores(strings, scores, order, suspects=holding.tolist())[0]
+    holding = places_of_any([strings[n] for n in added], pl.Series(strings)).tolist()
+    order = sorted((n for n in holding if scores[n] > UNREACHABLE), key=lambda n: len(strings[n]))
+    return repair_scores(strings, scores, order, suspects=set(holding).difference(added))[0]

@@ -11,6 +11,7 @@ from ivr_dagster.core.tokenizer.agreement import differing_types
 from ivr_dagster.core.tokenizer.bpe import ByteLevelBPE
 from ivr_dagster.core.tokenizer.cuts import cut_patterns, find_exceptions, run_cuts
 from ivr_dagster.core.tokenizer.scores import scores_from_merges, scores_with_new
+from ivr_dagster.core.tokenizer.segments import Segments
 from ivr_dagster.core.tokens.byte_level import CHARACTER_TO_BYTE, string_of
 from ivr_dagster.core.tokens.counts import PretokenCounts
 
@@ -33,9 +34,8 @@ def unigram_tokenizer(
         pattern: takes the place of the base's pre-tokenizer pattern, for phrases across its pre-tokens.
     """
     added = base.get_added_tokens_decoder()
-    of_model = base.get_vocab(with_added_tokens=False)
     size = len(strings)
-    while size and size - 1 in added and strings[size - 1] not in of_model:
+    while size and size - 1 in added and base.model.token_to_id(strings[size - 1]) is None:
         size -= 1  # added tokens behind the model's own vocabulary stay behind it
     tokenizer = Tokenizer(models.Unigram(list(zip(strings[:size], scores[:size].tolist(), strict=True))))
     if base.normalizer is not None:
@@ -73,7 +73,12 @@ class Distillation:
 
 
 def distill(
-    base: Tokenizer, bpe: ByteLevelBPE, counts: PretokenCounts | None = None, *, exceptions: int = 0
+    base: Tokenizer,
+    bpe: ByteLevelBPE,
+    counts: PretokenCounts | None = None,
+    *,
+    exceptions: int = 0,
+    of_base: Segments | None = None,
 ) -> Distillation:
     """The base tokenizer as a Unigram.
 
@@ -82,13 +87,14 @@ def distill(
         bpe: its vocabulary.
         counts: pre-token counts to be exact on; what scores cannot settle there becomes an exception.
         exceptions: how many pre-token types at most become one, the most frequent first; 0 for none.
+        of_base: the base's ids of the counted types, where they are known.
     """
     scores, raised = scores_from_merges(bpe)
     runs = run_cuts(base, bpe.model_strings)
     plain = unigram_tokenizer(base, bpe.strings, scores, cuts=cut_patterns(runs, {}))
     if counts is None or not exceptions:
         return Distillation(plain, raised)
-    failing = [string_of(counts.types[n]) for n in differing_types(base, plain, counts)]
+    failing = [string_of(counts.types[n]) for n in differing_types(base, plain, counts, of_base=of_base)]
     found = find_exceptions(base, plain, runs, failing, exceptions)
     cut = unigram_tokenizer(base, bpe.strings, scores, cuts=cut_patterns(runs, found)) if found else plain
     return Distillation(cut, raised, found)

@@ -21,7 +21,7 @@ from ivr_dagster.core.tokenizer.agreement import encode_to_themselves
 from ivr_dagster.core.tokenizer.bpe import ByteLevelBPE
 from ivr_dagster.core.tokenizer.cuts import cut_behind_runs, cut_patterns, find_exceptions, run_cuts
 from ivr_dagster.core.tokenizer.scores import scores_with_new
-from ivr_dagster.core.tokenizer.segments import encode_each
+from ivr_dagster.core.tokenizer.segments import Segments, encode_each
 from ivr_dagster.core.tokenizer.unigram import unigram_tokenizer
 from ivr_dagster.core.tokens.byte_level import CHARACTER_TO_BYTE, is_byte_level, string_of
 from ivr_dagster.core.tokens.counts import PretokenCounts
@@ -223,6 +223,7 @@ def remap_tokenizer(
     counts: PretokenCounts | None = None,
     *,
     exceptions: int = 0,
+    of_base: Segments | None = None,
 ) -> Remapping:
     """The base tokenizer's ids with the rules applied, as a Unigram tokenizer.
 
@@ -234,6 +235,7 @@ def remap_tokenizer(
         rules: what changes.
         counts: pre-token counts on which what no rule touches is to be segmented as the base does.
         exceptions: how many pre-token types at most get cuts of their own for that; 0 for none.
+        of_base: the base's ids of the counted types, where they are known.
     """
     strings = remapped_strings(bpe, rules)
     new = [rule.new_token for rule in rules]
@@ -243,7 +245,7 @@ def remap_tokenizer(
     plain = build(cuts=cut_patterns(runs, {}))
     if counts is None or not exceptions:
         return Remapping(plain)
-    untouched = untouched_types(base, plain, rules, counts)
+    untouched = untouched_types(base, plain, rules, counts, of_base=of_base)
     failing = [string_of(counts.types[n]) for n, same in untouched if not same]
     found = find_exceptions(base, plain, runs, failing, exceptions)
     found = _without_new_tokens(plain, runs, found, set(new))
@@ -251,7 +253,12 @@ def remap_tokenizer(
 
 
 def untouched_types(
-    base: Tokenizer, remapped: Tokenizer, rules: RemapRules, counts: PretokenCounts
+    base: Tokenizer,
+    remapped: Tokenizer,
+    rules: RemapRules,
+    counts: PretokenCounts,
+    *,
+    of_base: Segments | None = None,
 ) -> list[tuple[int, bool]]:
     """Places in `counts.types` of those without a sacrificed or a new token, and whether both give them the same ids.
 
@@ -259,7 +266,7 @@ def untouched_types(
     """
     changed = np.zeros(base.get_vocab_size(), dtype=bool)
     changed[[rule.id for rule in rules]] = True
-    before, after = encode_each(base, counts.types), encode_each(remapped, counts.types)
+    before, after = of_base or encode_each(base, counts.types), encode_each(remapped, counts.types)
     touched = before.holding(changed) | after.holding(changed)
     same = ~before.differing(after)
     return [(n, bool(same[n])) for n in np.flatnonzero(~touched).tolist()]

@@ -1,6 +1,7 @@
 """Which tokens give up their id: those the domain uses least, the rarest by merge rank among equals."""
 
 from collections.abc import Iterable
+from functools import lru_cache
 
 import numpy as np
 
@@ -15,12 +16,16 @@ def protected_ids(bpe: ByteLevelBPE, in_use: Iterable[int] = ()) -> frozenset[in
     Bytes keep every text encodable, added tokens are the model's control signals, digits carry numbers whatever
     the domain, and `in_use` are the constituents that new tokens leave behind where they do not fit.
     """
-    fixed = {
+    return _always_protected(bpe).union(in_use)
+
+
+@lru_cache(maxsize=4)
+def _always_protected(bpe: ByteLevelBPE) -> frozenset[int]:
+    return frozenset(
         token_id
         for token_id, string in enumerate(bpe.strings)
         if string in CHARACTER_TO_BYTE or token_id in bpe.added_ids or text_of(string).strip().isnumeric()
-    }
-    return frozenset(fixed.union(in_use))
+    )
 
 
 def choose_sacrifices(bpe: ByteLevelBPE, frequencies: np.ndarray, protected: frozenset[int], count: int) -> list[int]:

@@ -223,7 +223,8 @@ def candidates_table(
     candidates = selection.candidates
     ids_before = ids_before or {}
     protected = protected_ids(bpe, {i for candidate in candidates for i in candidate.constituents})
-    kept = {c.string: ids_before[c.string] for c in candidates if ids_before.get(c.string, -1) not in {-1, *protected}}
+    free = {string: token_id for string, token_id in ids_before.items() if token_id not in protected}
+    kept = {c.string: free[c.string] for c in candidates if c.string in free}
     fresh = iter(choose_sacrifices(bpe, frequencies, protected.union(kept.values()), len(candidates) - len(kept)))
     sacrifices = [kept[c.string] if c.string in kept else next(fresh) for c in candidates]
     given_up = [bpe.strings[i] for i in sacrifices]

@@ -47,8 +47,8 @@ def select_within(
         len(strings) + n: candidate.constituents for n, candidate in enumerate(kept)
     }
     long = [n for n, ids in enumerate(sequences) if len(ids) > 1]
-    originals = [list(sequences[n]) for n in long]
-    started = [list(kept_sequences[n]) for n in long] if kept_sequences is not None else originals
+    originals = [sequences[n] for n in long]
+    started = [kept_sequences[n] for n in long] if kept_sequences is not None else originals
     words = started.copy()
     weights = np.asarray(counts, dtype=np.int64)[long]
     weight_of: list[int] = weights.tolist()
@@ -155,7 +155,7 @@ def select_within(
 
 
 def _count_pairs(
-    words: list[list[int]], weights: np.ndarray, least: int
+    words: list[Sequence[int]], weights: np.ndarray, least: int
 ) -> tuple[Counter[tuple[int, int]], defaultdict[tuple[int, int], set[int]]]:
     """Counts of the pairs that occur at least so often, none of a run without the next (see :func:`_pairs`); places.
 
@@ -189,7 +189,9 @@ def _count_pairs(
     return pair_counts, places
 
 
-def _savings(originals: list[list[int]], words: list[list[int]], weights: np.ndarray, names: list[str]) -> Counter[int]:
+def _savings(
+    originals: list[Sequence[int]], words: list[Sequence[int]], weights: np.ndarray, names: list[str]
+) -> Counter[int]:
     """What each token of `words` saves over the base tokens of `originals` that end in its place."""
     lengths = np.fromiter(map(len, names), dtype=np.int64, count=len(names))
     base = np.fromiter(chain.from_iterable(originals), dtype=np.int64)
@@ -202,7 +204,7 @@ def _savings(originals: list[list[int]], words: list[list[int]], weights: np.nda
     return Counter({token: int(saved[token]) for token in found})
 
 
-def _pairs(word: list[int]) -> Counter[tuple[int, int]]:
+def _pairs(word: Sequence[int]) -> Counter[tuple[int, int]]:
     """Neighbouring pairs of a word without overlap: `a a a` holds (a, a) once."""
     found: Counter[tuple[int, int]] = Counter()
     position = 0
@@ -218,7 +220,7 @@ def _pairs(word: list[int]) -> Counter[tuple[int, int]]:
     return found
 
 
-def _join(word: list[int], left: int, right: int, new: int) -> list[int]:
+def _join(word: Sequence[int], left: int, right: int, new: int) -> list[int]:
     joined: list[int] = []
     position, last = 0, len(word) - 1
     while position <= last:

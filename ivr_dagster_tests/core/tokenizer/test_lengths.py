@@ -1,0 +1,34 @@
+"""Tokens of texts by their pre-token types: against encoding the texts."""
+
+import pytest
+from tokenizers import Tokenizer
+
+from ivr_dagster.core.tokenizer.bpe import ByteLevelBPE
+from ivr_dagster.core.tokenizer.lengths import cut_texts, cuts_first_as, tokens_of
+from ivr_dagster.core.tokenizer.unigram import distill, extended_tokenizer
+from ivr_dagster.core.vocabulary.phrases import pattern_with
+
+ODD = ["", "a<|endoftext|>b  c", "====\n\n\tx ----- y", "한국어 문서", " ", "<|endoftext|>"]
+
+
+@pytest.mark.parametrize("new", [[], ["Ġquiteanew", "eration"], ["ĠofĠthe"]], ids=["none", "within", "across"])
+def test_a_texts_tokens_are_those_of_the_text_encoded(
+    new: list[str], gpt2: Tokenizer, gpt2_bpe: ByteLevelBPE, topics: list[str]
+) -> None:
+    texts = [*topics[:20], *ODD]
+    tokenizer = extended_tokenizer(gpt2, gpt2_bpe, new, pattern=pattern_with(gpt2, new))
+    cut = cut_texts(texts, gpt2)
+    for each in (gpt2, tokenizer):
+        assert cut.tokens(each).tolist() == tokens_of(each, texts).tolist()
+    assert cut.counts.sum() == len(cut.codes) == cut.starts[-1]
+
+
+def test_only_one_that_keeps_the_bases_pre_tokens_cuts_first_as_it(gpt2: Tokenizer, gpt2_bpe: ByteLevelBPE) -> None:
+    assert cuts_first_as(gpt2, gpt2)
+    assert cuts_first_as(gpt2, Tokenizer.from_str(distill(gpt2, gpt2_bpe).tokenizer.to_str()))
+    phrase = ["ĠofĠthe"]
+    assert not cuts_first_as(gpt2, extended_tokenizer(gpt2, gpt2_bpe, phrase, pattern=pattern_with(gpt2, phrase)))
+
+
+def test_no_texts_have_no_tokens(gpt2: Tokenizer) -> None:
+    assert cut_texts([], gpt2).tokens(gpt2).tolist() == []

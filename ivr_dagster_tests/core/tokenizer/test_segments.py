@@ -1,0 +1,57 @@
+"""Strings encoded together: against each encoded by itself."""
+
+from itertools import chain
+
+import numpy as np
+import polars as pl
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, normalizers
+
+from ivr_dagster.core.tokenizer.segments import JOINED, Segments, encode_each, places_of_any
+
+PARTS = ["a", " ", "\n", "é", "e\u0301", "한", "\ue000", "\x00", "'", "=", "<|endoftext|>"]
+TEXT = st.lists(st.sampled_from(PARTS)).map("".join)
+
+
+@given(strings=st.lists(TEXT, max_size=8))
+def test_each_string_is_encoded_as_if_it_stood_alone(gpt2: Tokenizer, strings: list[str]) -> None:
+    found = encode_each(gpt2, strings)
+    plain = Tokenizer(gpt2.model)
+    plain.pre_tokenizer = gpt2.pre_tokenizer  # without added tokens
+    assert found.lists() == [plain.encode(string).ids for string in strings]
+    assert [found[n] for n in range(len(found))] == found.lists()
+    assert found.lengths.tolist() == [len(ids) for ids in found.lists()]
+
+
+def test_more_strings_than_are_joined_come_back_in_order(gpt2: Tokenizer, topics: list[str]) -> None:
+    strings = [word for topic in topics[:20] for word in topic.split()][: 3 * JOINED + 1]
+    assert encode_each(gpt2, strings).lists() == [e.ids for e in gpt2.encode_batch(strings, add_special_tokens=False)]
+
+
+def test_the_normalizer_takes_part(gpt2: Tokenizer) -> None:
+    tokenizer = Tokenizer.from_str(gpt2.to_str())
+    tokenizer.normalizer = normalizers.NFC()
+    assert encode_each(tokenizer, ["e\u0301", "x"]).lists() == [gpt2.encode("é").ids, gpt2.encode("x").ids]
+
+
+IDS = st.lists(st.lists(st.integers(0, 3), max_size=3), min_size=4, max_size=4)
+
+
+def segments_of(lists: list[list[int]]) -> Segments:
+    return Segments(np.fromiter(chain.from_iterable(lists), np.int64), np.cumsum([0, *map(len, lists)]))
+
+
+@given(IDS, IDS, st.sets(st.integers(0, 3)))
+def test_strings_that_differ_or_hold_an_id_are_told_as_list_by_list(
+    ones: list[list[int]], others: list[list[int]], wanted: set[int]
+) -> None:
+    one, other = segments_of(ones), segments_of(others)
+    assert one.differing(other).tolist() == [a != b for a, b in zip(ones, others, strict=True)]
+    assert one.holding(np.isin(np.arange(4), list(wanted))).tolist() == [bool(wanted & set(ids)) for ids in ones]
+
+
+@given(st.lists(st.text("ab", max_size=4)), st.lists(st.text("abc", min_size=1, max_size=2)))
+def test_places_are_those_of_strings_that_hold_a_part(strings: list[str], parts: list[str]) -> None:
+    found = places_of_any(parts, pl.Series(strings, dtype=pl.String)).tolist()
+    assert found == [n for n, string in enumerate(strings) if any(part in string for part in parts)]
