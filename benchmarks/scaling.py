@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from importlib.metadata import version
@@ -139,10 +140,17 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         stages[stage] = command(arguments.artifacts, stage, *options.get(stage, []))
         told = stages[stage]
         print(f"{stage}: {told['seconds']:.1f} s, {told['peak_memory_bytes'] / 1e6:,.0f} MB", flush=True)
+    disk = sum(file.stat().st_blocks * 512 for file in _different(arguments.artifacts))
     shutil.rmtree(arguments.artifacts)
     every = command(arguments.artifacts, "run", "--until", "remap", *options["init"], *options["select"])
     print(f"init … remap: {every['seconds']:.1f} s, {every['peak_memory_bytes'] / 1e6:,.0f} MB", flush=True)
-    return {"stages": stages, "run": every}
+    return {"stages": stages, "run": every, "disk_bytes": disk}
+
+
+def _different(folder: Path) -> Iterator[Path]:
+    """The files of a folder, each once whatever names it has."""
+    files = (file for file in folder.rglob("*") if file.is_file())
+    return iter({file.stat().st_ino: file for file in files}.values())
 
 
 def change(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -172,7 +180,7 @@ def change(arguments: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     """Measure, print, keep."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["make", "run", "change"])
+    parser.add_argument("what", choices=["make", "run", "change"], help="see above")
     parser.add_argument("--source", type=Path, help="corpus to copy")
     parser.add_argument("--target", type=Path, help="folder to make")
     parser.add_argument("--copies", type=int, default=10, help="how often, each time with other words")
