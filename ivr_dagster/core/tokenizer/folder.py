@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 from ivr_dagster.core.errors import InputError
 
@@ -15,15 +15,46 @@ KEPT_FILES = ("chat_template.jinja",)
 LOADED_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", *KEPT_FILES)
 # what transformers writes about how a tokenizer was loaded, no business of whoever loads it next
 HOW_LOADED = ("is_local", "local_files_only")
+# other files in which transformers looks for settings
+MORE_SETTINGS = (
+    *("special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "chat_template.json"),
+    *("additional_chat_templates", "processor_config.json", "tokenizer.model", "tekken.json"),
+)
+GPT2_CLASSES = ("GPT2Tokenizer", "GPT2TokenizerFast")
+# what transformers writes of GPT-2's class, in this order
+GPT2_SETTINGS: dict[str, Any] = {
+    "add_prefix_space": False,
+    "backend": "tokenizers",
+    "bos_token": "<|endoftext|>",
+    "eos_token": "<|endoftext|>",
+    "errors": "replace",
+    "model_max_length": None,
+    "pad_token": None,
+    "tokenizer_class": "GPT2Tokenizer",
+    "unk_token": "<|endoftext|>",
+}
 CERTIFICATE = "agreement.json"
 
 
 def write_original_tokenizer(source: Path, target: Path) -> None:
     """A copy of the base tokenizer in one form, whatever form it came in: `tokenizer.json` and its settings.
 
+    GPT-2's own is told by its files, which spares the seconds that transformers takes to be imported.
+
     Raises:
         InputError: transformers finds no fast tokenizer in `source`.
     """
+    target.mkdir(parents=True, exist_ok=True)
+    tokenizer = _gpt2_tokenizer(source)
+    if tokenizer is not None:
+        config = _read_json(source / "tokenizer_config.json")
+        _write_config(GPT2_SETTINGS | {"model_max_length": config["model_max_length"]}, target)
+    else:
+        tokenizer = _write_by_transformers(source, target)
+    write_tokenizer(tokenizer, target, target)
+
+
+def _write_by_transformers(source: Path, target: Path) -> Tokenizer:
     from transformers import AutoTokenizer
 
     try:
@@ -38,9 +69,66 @@ def write_original_tokenizer(source: Path, target: Path) -> None:
         raise InputError(
             "the tokenizer has no fast form (tokenizer.json)", where=source, remedy="Convert it with transformers."
         )
-    target.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(target)
-    write_tokenizer(tokenizer.backend_tokenizer, target, target)
+    backend: Tokenizer = tokenizer.backend_tokenizer
+    return backend
+
+
+def _gpt2_tokenizer(source: Path) -> Tokenizer | None:
+    """The tokenizer that transformers makes of a folder that is GPT-2's but for vocabulary and merges, else None.
+
+    Its class builds a tokenizer of its own out of a `tokenizer.json`. Where the file says nothing else than the class
+    does, and the settings are the class's, what comes of it is known.
+    """
+    files = [source / name for name in ("tokenizer.json", "tokenizer_config.json")]
+    if not all(file.is_file() for file in files) or any((source / name).exists() for name in MORE_SETTINGS):
+        return None
+    try:
+        spec, config = map(_read_json, files)
+        model = _read_json(source / "config.json") if (source / "config.json").is_file() else {}
+    except ValueError:  # let transformers say what is wrong
+        return None
+    added = spec.get("added_tokens", [])
+    kind = config.pop("tokenizer_class", GPT2_CLASSES[0] if model else None)
+    length = config.pop("model_max_length", None)
+    of_its_class = (
+        kind in GPT2_CLASSES
+        and model.get("model_type", "gpt2") == "gpt2"
+        and model.get("tokenizer_class", kind) == kind
+        and isinstance(length, int)
+        and config.items() <= GPT2_SETTINGS.items()
+        and [(token["content"], token["special"]) for token in added] == [("<|endoftext|>", True)]
+        and not any(added[0][flag] for flag in ("single_word", "lstrip", "rstrip"))
+        and not any(spec.get(part) for part in ("normalizer", "truncation", "padding"))
+        and not any(value for key, value in spec["model"].items() if key not in ("type", "vocab", "merges"))
+    )
+    if not of_its_class:
+        return None
+    tokenizer = Tokenizer.from_file(str(files[0]))
+    parts = [tokenizer.pre_tokenizer, tokenizer.decoder, tokenizer.post_processor]
+    own = [pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()]
+    if not isinstance(tokenizer.model, models.BPE) or [_state(part) for part in parts[:2]] != [*map(_state, own)]:
+        return None
+    if tokenizer.post_processor is None:
+        tokenizer.post_processor = processors.TemplateProcessing(single="$A:0", pair="$A:0 $B:1", special_tokens=[])
+    elif not isinstance(tokenizer.post_processor, processors.ByteLevel):
+        return None
+    tokenizer.model.continuing_subword_prefix = tokenizer.model.end_of_word_suffix = ""
+    return tokenizer
+
+
+def _state(part: Any) -> Any:
+    return None if part is None else json.loads(part.__getstate__())
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return content
+
+
+def _write_config(config: Mapping[str, Any], folder: Path) -> None:
+    text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+    (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
 
 
 def write_tokenizer(tokenizer: Tokenizer, like: Path, target: Path) -> None:
@@ -50,11 +138,10 @@ def write_tokenizer(tokenizer: Tokenizer, like: Path, target: Path) -> None:
     BPE of their own. Decoding does not "clean up" spaces, or it would not give the text back.
     """
     target.mkdir(parents=True, exist_ok=True)
-    config = json.loads((like / "tokenizer_config.json").read_text(encoding="utf-8"))
+    config = _read_json(like / "tokenizer_config.json")
     config = {key: value for key, value in config.items() if key not in HOW_LOADED}
-    config |= {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-    (target / "tokenizer_config.json").write_text(
-        json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+    _write_config(
+        config | {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}, target
     )
     for name in KEPT_FILES:
         if (like / name).is_file() and like != target:
