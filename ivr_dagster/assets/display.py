@@ -10,6 +10,10 @@ import numpy as np
 import polars as pl
 
 
+# places on an axis that a plot of this size can show
+TOLD_APART = 1_000
+
+
 def markdown_table(table: pl.DataFrame) -> str:
     """A frame as a Markdown table; strings are set as code by `visible`."""
     rows = ["| " + " | ".join(table.columns) + " |", "|" + "---|" * len(table.columns)]
@@ -52,10 +56,13 @@ def curves(
     y: str,
     logarithmic: bool = False,
 ) -> bytes:
-    """A plot of lines over the same places as PNG."""
+    """A plot of lines over the same places as PNG; on logarithmic axes, of as many places as can be told apart."""
     figure, axes = _figure(x, y)
+    shown = np.arange(len(xs))
+    if logarithmic and len(xs) > TOLD_APART:
+        shown = np.unique(np.geomspace(1, len(xs), TOLD_APART).astype(int)) - 1
     for label, ys in lines.items():
-        axes.plot(xs, ys, label=label)
+        axes.plot(np.asarray(xs)[shown], np.asarray(ys)[shown], label=label)
     if logarithmic:
         axes.set_xscale("log")
         axes.set_yscale("log")
