@@ -12,9 +12,11 @@ are settled one by one (`lift_gains`): the earliest merge of the segmentation th
 
 import heapq
 import math
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
+from itertools import accumulate
 
 import numpy as np
 import polars as pl
@@ -239,7 +241,8 @@ def repair_scores(
         rivals = best_splits((strings[token_id] for token_id in order), score_of, longest)
         suspects = [token_id for token_id in order if rivals[strings[token_id]][0] >= score_of[strings[token_id]]]
     suspected = set(suspects)
-    column = pl.Series([strings[token_id] for token_id in order], dtype=pl.String)
+    text = "\n".join(strings[token_id] for token_id in order)  # a line each; no string holds a line end
+    lines = [0, *accumulate(len(strings[token_id]) + 1 for token_id in order)]
     raised: set[int] = set()
     round_ = [place for place, token_id in enumerate(order) if token_id in suspected]
     while round_:
@@ -255,12 +258,15 @@ def repair_scores(
             score_of[string] = storable(rival + 8 * math.ulp(max(abs(rival), 1.0)))
             repaired[token_id] = score_of[string]
             raised.add(token_id)
-            for holder in column.str.contains(string, literal=True).arg_true().to_list():
+            at = text.find(string)
+            while at >= 0:
+                holder = bisect_right(lines, at) - 1
                 if holder < place:
                     later.add(holder)
                 elif holder > place and holder not in due:
                     due.add(holder)
                     heapq.heappush(round_, holder)
+                at = text.find(string, lines[holder + 1])
         round_ = sorted(later)
     return repaired, sorted(raised)
 
