@@ -60,8 +60,16 @@ DEPENDENTS: dict[str, tuple[object, set[str]]] = {
     "revision": ("main", set()),
     "max_texts": (
         10,
-        {"pretoken_counts", "token_sequences", "replacement_candidates", "fitted_embeddings", "tuning_study"},
+        {
+            "pretoken_counts",
+            "token_stats",
+            "token_sequences",
+            "replacement_candidates",
+            "fitted_embeddings",
+            "tuning_study",
+        },
     ),
+    "max_pretoken_types": (9, {"pretoken_counts"}),
     "agreement_floor": (0.5, {"distilled_tokenizer"}),
     "exceptions": (0, {"distilled_tokenizer", "remapped_tokenizer", "tuning_study"}),
     "longer_documents_ceiling": (0.5, {"remapped_tokenizer"}),

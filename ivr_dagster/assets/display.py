@@ -9,7 +9,6 @@ import dagster as dg
 import numpy as np
 import polars as pl
 
-
 # places on an axis that a plot of this size can show
 TOLD_APART = 1_000
 

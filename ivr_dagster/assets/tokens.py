@@ -71,7 +71,7 @@ def pretoken_counts(
     owners=OWNERS,
     io_manager_key="parquet_io",
     code_version="1",
-    metadata=depends_on_settings("max_texts", "max_pretoken_types")
+    metadata=depends_on_settings("max_texts")
     | columns(
         token_id=("uint32", "Id in the base tokenizer"),
         token=("string", "The token's string in the byte-level alphabet"),
@@ -91,11 +91,12 @@ def token_stats(
     """
     tokenizer = original_tokenizer.backend()
     fast = built_in_encoder(tokenizer)
-    expected = token_frequencies(counts_from_table(pretoken_counts), tokenizer, in_lots(fast) if fast else None)
-    all_kept = not settings.max_pretoken_types or len(pretoken_counts) < settings.max_pretoken_types
+    counts = counts_from_table(pretoken_counts)
+    expected = token_frequencies(counts, tokenizer, in_lots(fast) if fast else None)
     for reference in (False, True):
         statistics = _statistics(context, settings, cleaned_corpus, original_tokenizer, reference=reference)
         frequencies = statistics.frequencies(len(expected))
+        all_kept = counts.occurrences == statistics.totals["pretokens"]
         differing = expected != frequencies if all_kept else expected > frequencies
         if not differing.any():
             break

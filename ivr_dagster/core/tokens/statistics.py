@@ -53,7 +53,7 @@ class CorpusStatistics:
 
     @cached_property
     def totals(self) -> Counter[str]:
-        """`texts`, `bytes` (UTF-8) and `tokens` of all parts."""
+        """`texts`, `bytes` (UTF-8), `pretokens` and `tokens` of all parts."""
         return sum((Counter(summary["totals"]) for summary in self._summaries), Counter())
 
     @cached_property
@@ -175,7 +175,7 @@ def _write_part(task: _PartTask, target: Path) -> None:
             sequences.write(ids, encode(texts))
             pretokens.append(counts.frame())
             added.update(counts.added)
-            totals.update(texts=counts.texts, bytes=counts.bytes)
+            totals.update(texts=counts.texts, bytes=counts.bytes, pretokens=counts.occurrences)
             if not left:
                 break
     totals["tokens"] = int(sequences.frequencies.sum())

@@ -1,0 +1,129 @@
+"""Statistics by parts against those of the texts as a whole."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer
+
+from ivr_dagster.core.corpus import cleaned
+from ivr_dagster.core.corpus.cleaned import CleanedCorpus, write_cleaned_corpus
+from ivr_dagster.core.shard_results import ShardResults
+from ivr_dagster.core.tokens import statistics
+from ivr_dagster.core.tokens.counts import count_pretokens, token_frequencies
+from ivr_dagster.core.tokens.sequences import TokenSequences, reference_encoder
+from ivr_dagster.core.tokens.statistics import CorpusStatistics, read_statistics
+
+
+@pytest.fixture
+def raw(tmp_path: Path, topics: list[str]) -> Path:
+    folder = tmp_path / "raw"
+    folder.mkdir()
+    for n in range(6):
+        texts = [f"{n} {text} <|endoftext|>" for text in topics[n * 6 : n * 6 + 12]]
+        (folder / f"{n}.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    return folder
+
+
+@pytest.fixture
+def corpus(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CleanedCorpus:
+    monkeypatch.setattr(cleaned, "_ROW_GROUP_BYTES", 60_000)
+    monkeypatch.setattr(cleaned, "_PART_BYTES", 150_000)
+    return clean(raw, tmp_path)
+
+
+def clean(raw: Path, folder: Path) -> CleanedCorpus:
+    write_cleaned_corpus(raw, folder / "cleaned")
+    return CleanedCorpus(folder / "cleaned")
+
+
+@pytest.fixture(params=["GPT-2", "tiny"])
+def tokenizer(request: pytest.FixtureRequest, gpt2: Tokenizer, tiny_bpe: Tokenizer, tmp_path: Path) -> Path:
+    file = tmp_path / "tokenizer.json"
+    (gpt2 if request.param == "GPT-2" else tiny_bpe).save(str(file))
+    return file
+
+
+def read(corpus: CleanedCorpus, tokenizer: Path, folder: Path, **options: int) -> CorpusStatistics:
+    return read_statistics(corpus, tokenizer, ShardResults(folder / "results"), **options)
+
+
+@pytest.mark.parametrize("max_texts", [0, 40])
+@pytest.mark.parametrize("reference", [False, True])
+def test_parts_add_up_to_what_the_whole_text_holds(
+    corpus: CleanedCorpus, tokenizer: Path, tmp_path: Path, max_texts: int, reference: bool
+) -> None:
+    base = Tokenizer.from_file(str(tokenizer))
+    found = read(corpus, tokenizer, tmp_path, max_texts=max_texts, reference=reference)
+    texts = list(corpus.texts("train", max_texts=max_texts or None))
+    assert len(found.places) > 1
+    expected = count_pretokens(texts, base)
+    counts, types = found.pretoken_counts()
+    assert (counts.types, counts.added, counts.bytes, counts.texts) == (
+        expected.types,
+        expected.added,
+        expected.bytes,
+        len(texts),
+    )
+    np.testing.assert_array_equal(counts.counts, expected.counts)
+    assert types == len(expected.types)
+    frequencies = token_frequencies(expected, base)
+    np.testing.assert_array_equal(found.frequencies(len(frequencies)), frequencies)
+    assert found.totals == {
+        "texts": len(texts),
+        "bytes": expected.bytes,
+        "pretokens": expected.occurrences,
+        "tokens": frequencies.sum(),
+    }
+    (tmp_path / "sequences").mkdir()
+    found.write_sequences(tmp_path / "sequences")
+    for ids, text in zip(TokenSequences(tmp_path / "sequences"), texts, strict=True):
+        assert ids.tolist() == reference_encoder(base)([text])[0].tolist()
+
+
+def test_the_most_frequent_types_are_kept_however_counts_are_added_up(
+    corpus: CleanedCorpus, tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = read(corpus, tokenizer, tmp_path)
+    whole, types = found.pretoken_counts()
+    monkeypatch.setattr(statistics, "MERGED_ROWS", 1_000)
+    counts, all_types = found.pretoken_counts(50)
+    assert all_types == types == len(whole.types)
+    assert counts.types == whole.types[:50]
+    np.testing.assert_array_equal(counts.counts, whole.counts[:50])
+    assert counts.bytes == whole.bytes
+
+
+def test_of_a_changed_corpus_only_what_changed_is_counted(
+    raw: Path, corpus: CleanedCorpus, tokenizer: Path, tmp_path: Path
+) -> None:
+    before = read(corpus, tokenizer, tmp_path)
+    times = {place: place.stat().st_mtime_ns for place in before.places}
+    with (raw / "5.jsonl").open("a") as file:
+        file.write('\n{"text": "one more"}')
+    changed = clean(raw, tmp_path)
+    after = read(changed, tokenizer, tmp_path)
+    assert len(set(after.places) - set(before.places)) == 1
+    assert all(place.stat().st_mtime_ns == times[place] for place in after.places if place in times)
+    assert not (set(before.places) - set(after.places)).pop().exists()
+    assert after.totals == read(changed, tokenizer, tmp_path / "anew").totals
+
+
+def test_another_tokenizer_at_the_same_place_is_noticed(
+    corpus: CleanedCorpus, tmp_path: Path, gpt2: Tokenizer, tiny_bpe: Tokenizer
+) -> None:
+    tokens = []
+    for base in (gpt2, tiny_bpe):
+        base.save(str(tmp_path / "tokenizer.json"))
+        tokens.append(read(corpus, tmp_path / "tokenizer.json", tmp_path).totals["tokens"])
+    assert tokens[0] < tokens[1]
+
+
+def test_progress_tells_all_documents(corpus: CleanedCorpus, tokenizer: Path, tmp_path: Path) -> None:
+    told: list[tuple[int, int]] = []
+    read_statistics(
+        corpus, tokenizer, ShardResults(tmp_path / "results"), progress=lambda *progress: told.append(progress)
+    )
+    assert told == sorted(told)
+    assert told[-1] == (corpus.count("train"), corpus.count("train"))
