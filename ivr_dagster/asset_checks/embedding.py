@@ -8,7 +8,7 @@ from ivr_dagster.asset_checks import beside, verdict
 from ivr_dagster.core.embedding.extract import read_embeddings
 from ivr_dagster.core.embedding.reorder import kept_rows_equal, row_sources
 from ivr_dagster.core.handles import ModelFolder, TokenizerFolder
-from ivr_dagster.core.tokenizer.bpe import read_bpe, strings_by_id
+from ivr_dagster.core.tokenizer.bpe import strings_by_id
 
 REMEDY = (
     "Materialize the embeddings again, from original_embeddings on; the model and its tokenizers must belong together."
@@ -50,6 +50,6 @@ def initialized_kept_rows(
 def _kept(
     base: dict[str, Any], other: dict[str, Any], original: TokenizerFolder, remapped: TokenizerFolder
 ) -> dg.AssetCheckResult:
-    sources = row_sources(read_bpe(original.backend()).ids, strings_by_id(remapped.backend()))
+    sources = row_sources(original.bpe().ids, strings_by_id(remapped.backend()))
     new = sum(source < 0 for source in sources)
     return verdict(kept_rows_equal(base, other, sources), remedy=REMEDY, kept_rows=len(base["wte"]) - new, new_rows=new)

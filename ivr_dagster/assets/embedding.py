@@ -16,7 +16,7 @@ from ivr_dagster.core.embedding.extract import read_embeddings, write_model
 from ivr_dagster.core.embedding.initialize import STRATEGIES, initialize_embeddings
 from ivr_dagster.core.embedding.reorder import check_new_ids, reorder_embeddings, row_sources
 from ivr_dagster.core.handles import ModelFolder, TokenizerFolder
-from ivr_dagster.core.tokenizer.bpe import read_bpe, strings_by_id
+from ivr_dagster.core.tokenizer.bpe import strings_by_id
 from ivr_dagster.core.tokenizer.folder import write_copy
 from ivr_dagster.core.tokens.sequences import reference_encoder
 from ivr_dagster.core.vocabulary.remap import RemapRules
@@ -63,7 +63,7 @@ def reordered_embeddings(
     original_embeddings: dict[str, Any], original_tokenizer: TokenizerFolder, remapped_tokenizer: TokenizerFolder
 ) -> dg.MaterializeResult[dict[str, Any]]:
     """The base's rows in the order of the remapped tokenizer: kept rows bit for bit, rows of new tokens zero."""
-    bpe = read_bpe(original_tokenizer.backend())
+    bpe = original_tokenizer.bpe()
     sources = row_sources(bpe.ids, strings_by_id(remapped_tokenizer.backend()))
     tensors = reorder_embeddings(original_embeddings, sources)
     new = sum(source < 0 for source in sources)
@@ -116,7 +116,7 @@ def fitted_embeddings(
     """
     import torch
 
-    bpe = read_bpe(original_tokenizer.backend())
+    bpe = original_tokenizer.bpe()
     constituents = {rule.id: [bpe.ids[part] for part in rule.constituents] for rule in remap_rules}
     check_new_ids(row_sources(bpe.ids, strings_by_id(remapped_tokenizer.backend())), constituents)
     tensors = initialize_embeddings(

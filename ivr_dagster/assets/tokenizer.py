@@ -12,7 +12,6 @@ from ivr_dagster.core.content_hash import content_hash
 from ivr_dagster.core.corpus.cleaned import CleanedCorpus
 from ivr_dagster.core.handles import TokenizerFolder
 from ivr_dagster.core.tokenizer.agreement import Agreement, heldout_sample, measure_agreement
-from ivr_dagster.core.tokenizer.bpe import read_bpe
 from ivr_dagster.core.tokenizer.folder import write_certificate, write_original_tokenizer, write_tokenizer
 from ivr_dagster.core.tokenizer.scores import tokens_never_yielded
 from ivr_dagster.core.tokenizer.segments import encode_each
@@ -57,10 +56,10 @@ def original_tokenizer(settings: SettingsResource, base: BaseModelResource) -> d
     """
     with settings.staged("original_tokenizer") as folder:
         write_original_tokenizer(base.tokenizer().path, folder)
-        tokenizer = TokenizerFolder(folder).backend()
-        bpe, pretokenization = read_bpe(tokenizer), read_pretokenization(tokenizer)
+        tokenizer = TokenizerFolder(folder)
+        bpe, pretokenization = tokenizer.bpe(), read_pretokenization(tokenizer.backend())
     return dg.MaterializeResult(
-        value=TokenizerFolder(folder),
+        value=tokenizer,
         data_version=dg.DataVersion(content_hash(folder)),
         metadata={
             "vocabulary_size": bpe.size,
@@ -97,7 +96,7 @@ def distilled_tokenizer(
     """
     started = time.monotonic()
     base = original_tokenizer.backend()
-    bpe = read_bpe(base)
+    bpe = original_tokenizer.bpe()
     counts = counts_from_table(pretoken_counts)
     of_base = encode_each(base, counts.types)
     distillation = distill(base, bpe, counts, exceptions=settings.exceptions, of_base=of_base)

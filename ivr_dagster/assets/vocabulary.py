@@ -16,7 +16,6 @@ from ivr_dagster.core.content_hash import content_hash
 from ivr_dagster.core.corpus.cleaned import CleanedCorpus
 from ivr_dagster.core.handles import TokenizerFolder
 from ivr_dagster.core.tokenizer.agreement import LENGTHS_BYTES, compare_lengths, heldout_sample
-from ivr_dagster.core.tokenizer.bpe import read_bpe
 from ivr_dagster.core.tokenizer.folder import write_certificate, write_tokenizer
 from ivr_dagster.core.tokenizer.segments import encode_each
 from ivr_dagster.core.tokens.byte_level import text_of
@@ -171,7 +170,7 @@ def plan_from_settings(
     rules = read_rules(place) if settings.sticky and place.is_file() else None
     return plan_selection(
         base,
-        read_bpe(base),
+        original.bpe(),
         counts_from_table(pretoken_counts),
         token_stats["frequency"].to_numpy(),
         corpus.texts("train", max_texts=settings.max_texts or None),
@@ -248,7 +247,7 @@ def remap_rules(
     The file may be edited by hand. An edited file is validated and honoured as it stands, also when the corpus
     changes; delete it to get computed rules again.
     """
-    bpe = read_bpe(original_tokenizer.backend())
+    bpe = original_tokenizer.bpe()
     place = settings.places["remap_rules"]
     rules = edited_rules(settings.places)
     if rules is None:
@@ -310,7 +309,7 @@ def remapped_tokenizer(
     """
     started = time.monotonic()
     base = original_tokenizer.backend()
-    bpe = read_bpe(base)
+    bpe = original_tokenizer.bpe()
     check_rules(remap_rules, bpe, settings.places["remap_rules"])
     counts = counts_from_table(pretoken_counts)
     of_base = encode_each(base, counts.types)

@@ -2,7 +2,8 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from tokenizers import Tokenizer
 
 from ivr_dagster.core.atomic import replacing
 from ivr_dagster.core.errors import InputError
+from ivr_dagster.core.tokenizer.bpe import ByteLevelBPE, read_bpe
 
 # tokens of the longest blocks and windows, whatever a model could read
 MOST_AT_ONCE = 1024
@@ -22,19 +24,54 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class _File:
+    """A file as it is now: the same under another name, another one when it was written anew."""
+
+    path: Path = field(compare=False)
+    identity: tuple[int, int, int, int]
+
+
+# reading one takes a tenth of a second, and each step of a run asks for the same few
+@lru_cache(maxsize=4)
+def _read_tokenizer(file: _File) -> Tokenizer:
+    return Tokenizer.from_file(str(file.path))
+
+
+@lru_cache(maxsize=2)
+def _read_bpe(file: _File) -> ByteLevelBPE:
+    return read_bpe(_read_tokenizer(file))
+
+
+@dataclass(frozen=True)
 class TokenizerFolder:
     """A folder that `AutoTokenizer.from_pretrained` loads; its `tokenizer.json` is all that encoding takes."""
 
     path: Path
 
     def backend(self) -> Tokenizer:
-        """The tokenizer itself, without transformers around it."""
+        """The tokenizer itself, without transformers around it; the same object for the same file, not to be changed.
+
+        Raises:
+            InputError: there is none.
+        """
+        return _read_tokenizer(self._file())
+
+    def bpe(self) -> ByteLevelBPE:
+        """The BPE inside it.
+
+        Raises:
+            InputError: there is none, or its model is not a byte-level BPE.
+        """
+        return _read_bpe(self._file())
+
+    def _file(self) -> "_File":
         file = self.path / "tokenizer.json"
         if not file.is_file():
             raise InputError(
                 "no tokenizer there", where=file, remedy="Materialize it, or give a folder with a tokenizer.json."
             )
-        return Tokenizer.from_file(str(file))
+        found = file.stat()
+        return _File(file, (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns))
 
     def load(self) -> "PreTrainedTokenizerFast":
         """The tokenizer as transformers has it: special tokens, chat template, padding side."""

@@ -1,5 +1,6 @@
 """The settings as a Dagster resource, so that the launchpad shows every key with its value and description."""
 
+import gc
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from copy import copy
@@ -24,6 +25,8 @@ from ivr_dagster.settings import CHOICES, Settings, settings_for_one_run
 
 # stands for the content of sft_config.yaml among the settings an asset depends on
 SFT_CONFIG = "sft_config"
+# looked at together for cycles; Python's own 700 take a quarter of the time of a selection
+YOUNG_OBJECTS = 200_000
 
 
 class LaunchRefused(dg.DagsterError):
@@ -34,6 +37,10 @@ class SettingsResource(dg.ConfigurableResource, Settings):  # type: ignore[type-
     """Settings of this artifacts folder: option, environment, settings file, preset, default, in this order."""
 
     artifacts_dir: str = Field(description="The artifacts folder, absolute.")
+
+    def setup_for_execution(self, context: dg.InitResourceContext) -> None:
+        """Have the process look for reference cycles less often: steps make millions of strings, and hardly a cycle."""
+        gc.set_threshold(YOUNG_OBJECTS, 20, 20)
 
     @property
     def places(self) -> ArtifactPaths:

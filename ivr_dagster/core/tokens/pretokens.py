@@ -163,17 +163,17 @@ def read_pretokenization(tokenizer: Tokenizer) -> PreTokenization:
     Raises:
         InputError: the tokenizer is not a byte-level one; the message names what was found.
     """
-    spec: dict[str, Any] = json.loads(tokenizer.to_str())
-    parts = _flatten(spec.get("pre_tokenizer"))
+    parts = _flatten(_specification(tokenizer.pre_tokenizer))
+    normalizer = _specification(tokenizer.normalizer)
     kinds = [part["type"] for part in parts]
     if not parts or parts[-1]["type"] != "ByteLevel" or kinds.count("ByteLevel") > 1:
         raise InputError(
             f"a byte-level tokenizer was asked for, found the pre-tokenizer {' + '.join(kinds) or 'none'}",
             remedy="Take a base model with a byte-level BPE tokenizer (GPT-2, Llama 3, Qwen, SmolLM2 and the like).",
         )
-    if spec.get("normalizer") not in (None, {"type": "NFC"}):
+    if normalizer not in (None, {"type": "NFC"}):
         raise InputError(
-            f"a tokenizer that takes text as it is was asked for, found the normalizer {spec['normalizer']['type']}",
+            f"a tokenizer that takes text as it is was asked for, found the normalizer {normalizer['type']}",
             remedy="Take a base model whose tokenizer leaves the text unchanged (or NFC).",
         )
     if parts[-1].get("add_prefix_space"):
@@ -181,8 +181,13 @@ def read_pretokenization(tokenizer: Tokenizer) -> PreTokenization:
             "a tokenizer without add_prefix_space was asked for: it makes a text's first pre-token depend on its place",
             remedy="Set add_prefix_space to false in tokenizer.json.",
         )
-    added = tuple(sorted((token["content"] for token in spec.get("added_tokens", [])), key=len, reverse=True))
-    return PreTokenization(_one_pattern(parts), added)
+    added = (token.content for token in tokenizer.get_added_tokens_decoder().values())
+    return PreTokenization(_one_pattern(parts), tuple(sorted(added, key=len, reverse=True)))
+
+
+def _specification(part: Any) -> dict[str, Any] | None:
+    """A tokenizer's pre-tokenizer or normalizer as it stands in tokenizer.json, without all the rest of that."""
+    return None if part is None else dict(json.loads(part.__getstate__()))
 
 
 def _flatten(pre_tokenizer: dict[str, Any] | None) -> list[dict[str, Any]]:

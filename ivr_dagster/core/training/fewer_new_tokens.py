@@ -9,7 +9,6 @@ from pathlib import Path
 
 from ivr_dagster.core.embedding.extract import read_embeddings, write_model
 from ivr_dagster.core.handles import TokenizerFolder
-from ivr_dagster.core.tokenizer.bpe import read_bpe
 from ivr_dagster.core.tokenizer.folder import write_tokenizer
 from ivr_dagster.core.tokens.counts import PretokenCounts
 from ivr_dagster.core.vocabulary.remap import RemapRules, remap_tokenizer
@@ -34,7 +33,7 @@ def write_tokenizer_with(
         counts, exceptions: as of :func:`~ivr_dagster.core.vocabulary.remap.remap_tokenizer`.
     """
     base = original.backend()
-    remapping = remap_tokenizer(base, read_bpe(base), rules, counts, exceptions=exceptions)
+    remapping = remap_tokenizer(base, original.bpe(), rules, counts, exceptions=exceptions)
     write_tokenizer(remapping.tokenizer, remapped.path, folder)
 
 
