@@ -118,7 +118,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 # how the names of settings end that name a file or folder
-_PLACES = ("_dir", "_path", "accelerate_config")
+_PLACES = ("_dir", "_path", "_address", "accelerate_config")
 # settings that name places to write to: an experiment writes below its own folder
 WRITTEN_TO = ("cleaned_corpora_dir", "embeddings_dir", "output_dir")
 
@@ -451,7 +451,7 @@ class Settings(BaseModel):
         return fingerprint({key: getattr(self, key) for key in keys})
 
     def public(self) -> dict[str, Any]:
-        """Settings by key, for reports; folders, which are this machine's business, are left out."""
+        """Settings by key, for reports; folders and addresses, which are this machine's business, are left out."""
         return {key: getattr(self, key) for key in Settings.model_fields if not key.endswith(_PLACES)}
 
     def paths(self, artifacts_dir: Path) -> ArtifactPaths:

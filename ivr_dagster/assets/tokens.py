@@ -1,6 +1,8 @@
 """Token statistics of the train split under the base tokenizer."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import dagster as dg
 import numpy as np
@@ -10,6 +12,7 @@ from ivr_dagster.assets import OWNERS, depends_on_settings
 from ivr_dagster.assets.display import columns, curves, inline_png, markdown_table
 from ivr_dagster.core.content_hash import content_hash
 from ivr_dagster.core.corpus.cleaned import CleanedCorpus
+from ivr_dagster.core.errors import InputError
 from ivr_dagster.core.handles import TokenizerFolder
 from ivr_dagster.core.tokens.counts import counts_from_table, counts_table, frequency_table, token_frequencies
 from ivr_dagster.core.tokens.sequences import TokenSequences, built_in_encoder, in_lots
@@ -45,8 +48,8 @@ def pretoken_counts(
     sequences together; parts that stay as they are are not read again.
     """
     started = time.monotonic()
-    statistics = _statistics(context, settings, cleaned_corpus, original_tokenizer)
-    counts, types = statistics.pretoken_counts(settings.max_pretoken_types)
+    with _statistics(context, settings, cleaned_corpus, original_tokenizer) as statistics:
+        counts, types = statistics.pretoken_counts(settings.max_pretoken_types)
     table, seconds = counts_table(counts), time.monotonic() - started
     return dg.MaterializeResult(
         value=table,
@@ -93,9 +96,10 @@ def token_stats(
     counts = counts_from_table(pretoken_counts)
     expected = token_frequencies(counts, tokenizer, in_lots(fast) if fast else None)
     for reference in (False, True):
-        statistics = _statistics(context, settings, cleaned_corpus, original_tokenizer, reference=reference)
-        frequencies = statistics.frequencies(len(expected))
-        all_kept = counts.occurrences == statistics.totals["pretokens"]
+        with _statistics(context, settings, cleaned_corpus, original_tokenizer, reference=reference) as statistics:
+            frequencies, totals = statistics.frequencies(len(expected)), statistics.totals
+        # types that were not kept bring what is missing
+        all_kept = counts.occurrences == totals["pretokens"]
         differing = expected != frequencies if all_kept else expected > frequencies
         if not differing.any():
             break
@@ -114,7 +118,7 @@ def token_stats(
         metadata={
             "vocabulary_size": len(table),
             "tokens": tokens,
-            "bytes_per_token": statistics.totals["bytes"] / max(tokens, 1),
+            "bytes_per_token": totals["bytes"] / max(tokens, 1),
             "unused_ids": unused,
             "unused_share": unused / len(table),
             "most frequent": dg.MetadataValue.md(markdown_table(table.sort("frequency", descending=True).head(20))),
@@ -151,12 +155,20 @@ def token_sequences(
     started = time.monotonic()
     expected = token_stats["frequency"].to_numpy()
     for reference in (False, True):  # as it was for `token_stats`
-        statistics = _statistics(context, settings, cleaned_corpus, original_tokenizer, reference=reference)
-        if np.array_equal(statistics.frequencies(len(expected)), expected):
+        with _statistics(context, settings, cleaned_corpus, original_tokenizer, reference=reference) as statistics:
+            if not np.array_equal(statistics.frequencies(len(expected)), expected):
+                context.log.warning("token_stats was not made of these sequences, all text is encoded by `tokenizers`")
+                continue
+            with settings.staged("token_sequences") as folder:
+                statistics.write_sequences(folder)
+            tokens, seconds = statistics.totals["tokens"], time.monotonic() - started
             break
-    with settings.staged("token_sequences") as folder:
-        statistics.write_sequences(folder)
-    tokens, seconds = statistics.totals["tokens"], time.monotonic() - started
+    else:
+        raise InputError(
+            "token_stats is of another text than the cleaned corpus",
+            where=settings.places["token_stats"],
+            remedy="Materialize pretoken_counts and token_stats first: `ivr analyze`.",
+        )
     return dg.MaterializeResult(
         value=TokenSequences(folder),
         data_version=dg.DataVersion(content_hash(folder)),
@@ -164,6 +176,7 @@ def token_sequences(
     )
 
 
+@contextmanager
 def _statistics(
     context: dg.AssetExecutionContext,
     settings: SettingsResource,
@@ -171,14 +184,16 @@ def _statistics(
     tokenizer: TokenizerFolder,
     *,
     reference: bool = False,
-) -> CorpusStatistics:
+) -> Iterator[CorpusStatistics]:
     """The statistics of all parts; only the first asset that asks for them has them made."""
-    return read_statistics(
-        corpus,
-        tokenizer.path / "tokenizer.json",
-        settings.places.shard_results("token_statistics"),
-        max_texts=settings.max_texts,
-        reference=reference,
-        run=settings.map_shards,
-        progress=track(context.log, "counting and encoding", "documents"),
-    )
+    results = settings.places.shard_results("token_statistics")
+    with results.alone():
+        yield read_statistics(
+            corpus,
+            tokenizer.path / "tokenizer.json",
+            results,
+            max_texts=settings.max_texts,
+            reference=reference,
+            run=settings.map_shards,
+            progress=track(context.log, "counting and encoding", "documents"),
+        )

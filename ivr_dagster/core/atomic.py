@@ -4,6 +4,7 @@ What belongs here: writing under a temporary name on the same file system, flush
 about a writer that was killed between two renames.
 """
 
+import errno
 import os
 import secrets
 import shutil
@@ -37,6 +38,20 @@ def publish(staged: Path, path: Path) -> None:
         path.replace(old)
         staged.replace(path)
         remove(old)
+    _flush_folder(path.parent)
+
+
+def publish_first(staged: Path, path: Path) -> None:
+    """Put `staged`, a folder that is not empty, in the place of `path`, whole, unless a folder stands there already.
+
+    For folders of which two with the same name are alike: whoever comes second leaves the first as it is.
+    """
+    _flush(staged)
+    try:
+        staged.rename(path)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
     _flush_folder(path.parent)
 
 

@@ -26,5 +26,15 @@ class InputError(Exception):
         return _rebuild, (type(self), self.message, self.where, self.remedy)
 
 
+class WorkerLost(Exception):
+    """A process that worked on a part of the corpus died, again and again where it was tried again."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__(
+            f"a process that worked on a shard of the corpus ended ({how}), most often for want of memory. Split the "
+            "largest files, or let fewer work at once (taskset, or fewer cores in the Ray cluster); what is done stays."
+        )
+
+
 def _rebuild(kind: type[InputError], message: str, where: str | Path | None, remedy: str | None) -> InputError:
     return kind(message, where=where, remedy=remedy)

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
-from ivr_dagster.core.errors import InputError
+from ivr_dagster.core.errors import InputError, WorkerLost
 from ivr_dagster.engines import ONE_CORE
 
 Item = TypeVar("Item")
@@ -18,6 +18,8 @@ Result = TypeVar("Result")
 
 # for each core, items that are handed out before the oldest result is there
 AHEAD = 2
+# of an item whose worker or node died; more would hide an item that kills every worker
+MOST_RETRIES = 5
 
 
 def map_on_ray(function: Callable[[Item], Result], items: Sequence[Item], *, address: str = "") -> Iterator[Result]:
@@ -31,13 +33,16 @@ def map_on_ray(function: Callable[[Item], Result], items: Sequence[Item], *, add
 
     Raises:
         InputError: Ray is not installed, or there is no cluster at the address.
+        WorkerLost: an item's worker died each time.
     """
+    if not items:
+        return
     ray = _ray()
     connected = ray.is_initialized()
     if not connected:
         _connect(ray, address)
     try:
-        work = ray.remote(num_cpus=1, max_retries=-1, scheduling_strategy="SPREAD")(_work)
+        work = ray.remote(num_cpus=1, max_retries=MOST_RETRIES, scheduling_strategy="SPREAD")(_work)
         most = AHEAD * max(1, int(ray.cluster_resources().get("CPU", 1)))
         under_way: deque[Any] = deque()
         for item in items:
@@ -81,6 +86,8 @@ def _result(ray: Any, reference: Any) -> Any:
         return ray.get(reference)
     except ray.exceptions.RayTaskError as error:
         raise error.cause from error
+    except (ray.exceptions.WorkerCrashedError, ray.exceptions.NodeDiedError, ray.exceptions.OutOfMemoryError) as error:
+        raise WorkerLost(str(error).splitlines()[0]) from error
 
 
 def _work(payload: bytes) -> Any:

@@ -2,6 +2,8 @@
 
 import json
 import logging
+import subprocess
+import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -13,9 +15,10 @@ from ray.cluster_utils import Cluster
 
 from ivr_dagster.core.content_hash import content_hash
 from ivr_dagster.core.corpus.cleaned import CleanedCorpus, write_cleaned_corpus
-from ivr_dagster.core.errors import InputError
+from ivr_dagster.core.errors import InputError, WorkerLost
 from ivr_dagster.core.shard_results import Map, ShardResults
 from ivr_dagster.core.tokens.statistics import read_statistics
+from ivr_dagster.engines import ray as engine
 from ivr_dagster.engines.ray import map_on_ray
 
 
@@ -112,6 +115,27 @@ def test_bad_input_is_told_as_without_a_cluster(cluster: Cluster, raw: Path, tmp
     (tmp_path / "raw" / "a.jsonl").write_text('{"body": "x"}')
     with pytest.raises(InputError, match=r"a\.jsonl:1.*--text-key"):
         write_cleaned_corpus(tmp_path / "raw", tmp_path / "cleaned", run=map_on_ray)
+
+
+def test_an_item_that_kills_its_workers_is_given_up(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "MOST_RETRIES", 1)
+    results = map_on_ray(eval, ["1", "__import__('os')._exit(1)"])
+    assert next(results) == 1
+    with pytest.raises(WorkerLost, match="Split the largest files"):
+        next(results)
+
+
+ALONE = """
+from ivr_dagster.engines import ray as engine
+from ivr_dagster.engines.ray import map_on_ray
+import ray
+print(list(map_on_ray(abs, [-1, 2, -3])), ray.is_initialized(), list(map_on_ray(abs, [])))
+"""
+
+
+def test_without_an_address_a_cluster_of_its_own_lives_as_long_as_the_work() -> None:
+    done = subprocess.run([sys.executable, "-c", ALONE], capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout.strip() == "[1, 2, 3] False []"
 
 
 def test_an_address_without_a_cluster_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

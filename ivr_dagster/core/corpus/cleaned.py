@@ -5,6 +5,7 @@ raw files. The same input and settings give the same bytes.
 """
 
 import json
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -22,8 +23,8 @@ import pyarrow.parquet as pq
 
 from ivr_dagster.core.atomic import link, remove, replacing, staging_path
 from ivr_dagster.core.corpus.cleaning import clean, is_empty
-from ivr_dagster.core.corpus.documents import TEXT_SPLIT_BYTES, ignored_files, read_documents
-from ivr_dagster.core.corpus.shards import read_corpus_files, shards_of
+from ivr_dagster.core.corpus.documents import TEXT_SPLIT_BYTES, hash_content, ignored_files, read_documents
+from ivr_dagster.core.corpus.shards import CorpusFile, read_corpus_files, shards_of
 from ivr_dagster.core.corpus.splits import Split, document_id, is_heldout
 from ivr_dagster.core.errors import InputError
 from ivr_dagster.core.shard_results import Map, ShardResults, result_key
@@ -45,7 +46,7 @@ _ROW_GROUP_BYTES = 8 << 20
 _ROW_GROUP_ROWS = 1 << 16  # bounds what many tiny documents take as Python objects
 _PART_BYTES = 64 << 20
 _COUNTS, _REST = "counts.json", "part.parquet"
-_PARTS = f"part-{'[0-9]' * 5}.parquet"
+_PART = re.compile(r"part-\d{5,}\.parquet")
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +124,7 @@ class CleanedCorpus:
     def parts(self, split: Split) -> list[Path]:
         """The Parquet files, in order."""
         folder = self.path / split
-        paths = sorted(folder.glob(_PARTS))
+        paths = _parts_in(folder)
         if not paths:
             raise InputError("there is no cleaned corpus", where=folder, remedy="Make it with `ivr init`")
         return paths
@@ -132,6 +133,12 @@ class CleanedCorpus:
         for path in self.parts(split):
             for group in _columns(path, *columns):
                 yield from zip(*group, strict=True)
+
+
+def _parts_in(folder: Path) -> list[Path]:
+    """By number, which may have more digits than others."""
+    parts = (path for path in folder.glob("*.parquet") if _PART.fullmatch(path.name))
+    return sorted(parts, key=lambda path: (len(path.name), path.name))
 
 
 def read_part(path: Path) -> Iterator[tuple[list[str], list[str]]]:
@@ -188,9 +195,9 @@ def write_cleaned_corpus(
 ) -> CorpusCounts:
     """Reads, cleans and splits all corpus files below `raw_root` into `target`/train and `target`/heldout.
 
-    Of documents with the same clean text the first is kept. Memory does not grow with the text, only by 40 bytes a
-    document, for its id. An earlier corpus in `target` is replaced once the new one is whole, and left alone after an
-    error.
+    Of documents with the same clean text the first is kept. Memory does not grow with the text, only by some 60
+    bytes a document, for its id. An earlier corpus in `target` is replaced once the new one is whole, and left alone
+    after an error.
 
     Args:
         raw_root: the user's folder.
@@ -208,37 +215,50 @@ def write_cleaned_corpus(
     """
     files = read_corpus_files(raw_root)
     _refuse_foreign_files(target)
-    if results is None:
-        scratch = ShardResults(staging_path(target / "shards"))
-        try:
-            return write_cleaned_corpus(raw_root, target, settings, results=scratch, run=run, progress=progress)
-        finally:
-            remove(scratch.path)
+    if results is not None:
+        with results.alone():
+            return _write_from_shards(raw_root, files, target, settings, results, run, progress)
+    scratch = ShardResults(staging_path(target / "shards"))
+    try:
+        scratch.path.mkdir()
+        return _write_from_shards(raw_root, files, target, settings, scratch, run, progress)
+    finally:
+        remove(scratch.path)
+
+
+def _write_from_shards(
+    raw_root: Path,
+    files: Sequence[CorpusFile],
+    target: Path,
+    settings: CleaningSettings,
+    results: ShardResults,
+    run: Map,
+    progress: Callable[[int, int], None] | None,
+) -> CorpusCounts:
     tasks = {
         result_key(CLEANING, asdict(settings), [(file.name, file.content.hex()) for file in shard]): (
             raw_root,
-            [file.path for file in shard],
+            shard,
             settings,
         )
         for shard in shards_of(files)
     }
-    sizes = {file.path: file.size for file in files}
-    done = 0
+    done, total = 0, sum(file.size for file in files)
 
     def advance(key: str) -> None:
         nonlocal done
-        done += sum(sizes[path] for path in tasks[key][1])
+        done += sum(file.size for file in tasks[key][1])
         if progress:
-            progress(done, sum(sizes.values()))
+            progress(done, total)
 
     results.complete(_write_shard, tasks, run, advance)
-    counts = Counter(files=len(files), files_ignored=len(ignored_files(raw_root)), bytes_read=sum(sizes.values()))
+    counts = Counter(files=len(files), files_ignored=len(ignored_files(raw_root)), bytes_read=total)
     for key in tasks:
         counts.update(json.loads((results.place(key) / _COUNTS).read_text(encoding="utf-8")))
     in_use = set(tasks)
     with replacing(target / "train") as train, replacing(target / "heldout") as heldout:
         for split, folder in (("train", train), ("heldout", heldout)):
-            parts = [part for key in tasks for part in sorted((results.place(key) / split).glob(_PARTS))]
+            parts = [part for key in tasks for part in _parts_in(results.place(key) / split)]
             kept, documents, size, found = _without_duplicates(parts, results, run)
             in_use.update(part.relative_to(results.path).parts[0] for part in kept)
             folder.mkdir(parents=True)
@@ -247,19 +267,22 @@ def write_cleaned_corpus(
             counts[f"{split}_documents"], counts[f"{split}_bytes"] = documents, size
             counts["dropped_duplicates"] += found
         result = CorpusCounts(**{field.name: counts[field.name] for field in fields(CorpusCounts)})
+        dropped = result.dropped_empty + result.dropped_duplicates
+        if result.documents_read != result.train_documents + result.heldout_documents + dropped:
+            raise RuntimeError(f"documents were lost between shards and corpus: {result}")
         _refuse_empty_splits(result, raw_root, settings.heldout_fraction)
     results.keep_only(in_use)
     return result
 
 
-def _write_shard(task: tuple[Path, list[Path], CleaningSettings], target: Path) -> None:
+def _write_shard(task: tuple[Path, list[CorpusFile], CleaningSettings], target: Path) -> None:
     """The documents of some files, cleaned, on both sides of the split, duplicates included, and counts of them."""
-    raw_root, paths, settings = task
+    raw_root, files, settings = task
     counts: Counter[str] = Counter()
     with _SplitWriter(target / "train") as train, _SplitWriter(target / "heldout") as heldout:
-        for path in paths:
+        for file in files:
             for document in read_documents(
-                path,
+                file.path,
                 raw_root,
                 text_key=settings.text_key,
                 encoding=settings.encoding,
@@ -275,6 +298,11 @@ def _write_shard(task: tuple[Path, list[Path], CleaningSettings], target: Path) 
                 row_id = document_id(text)
                 side = heldout if is_heldout(row_id, settings.heldout_fraction) else train
                 side.add(row_id, text, document.source)
+    for file in files:
+        if hash_content(file.path) != file.content:  # or it would stand for what the file held before
+            raise InputError(
+                "the file changed while it was read", where=file.path, remedy="Run again once it keeps still"
+            )
     (target / _COUNTS).write_text(json.dumps(counts), encoding="utf-8")
 
 
@@ -285,34 +313,40 @@ def _without_duplicates(parts: Sequence[Path], results: ShardResults, run: Map) 
         The parts in order, those without any document left out; the documents in them; the UTF-8 bytes of their texts;
         the duplicates.
     """
-    ids, sizes = [np.empty((0, 2), np.uint64)], [np.empty(0, np.int64)]
+    ends = [0, *accumulate(map(rows_of, parts))]
+    ids, sizes = np.empty((ends[-1], 2), np.uint64), np.empty(ends[-1], np.int64)
+    filled = 0
     for part in parts:
         for names, lengths in _columns(part, "document_id", "bytes"):
-            ids.append(np.frombuffer(bytes.fromhex("".join(names)), np.uint64).reshape(-1, 2))
-            sizes.append(np.array(lengths, np.int64))
-    first = _first_occurrences(np.concatenate(ids))
-    ends = [0, *accumulate(rows_of(part) for part in parts)]
+            group = slice(filled, filled := filled + len(names))
+            ids[group] = np.frombuffer(bytes.fromhex("".join(names)), np.uint64).reshape(-1, 2)
+            sizes[group] = lengths
+    first = _first_occurrences(ids)
     kept: list[Path] = []
-    fewer: dict[str, tuple[Path, list[int]]] = {}
+    fewer: dict[str, tuple[Path, np.ndarray]] = {}
     for part, (start, end) in zip(parts, pairwise(ends), strict=True):
-        dropped = np.flatnonzero(~first[start:end]).tolist()
-        if not dropped:
+        is_kept = first[start:end]
+        if is_kept.all():
             kept.append(part)
-        elif len(dropped) < end - start:
-            key = result_key(part.relative_to(results.path).as_posix(), dropped)
-            fewer[key] = part, dropped
+        elif is_kept.any():
+            key = result_key(part.relative_to(results.path).as_posix(), np.packbits(is_kept).tobytes().hex())
+            fewer[key] = part, is_kept
             kept.append(results.place(key) / _REST)
     results.complete(_write_rest, fewer, run)
-    return kept, int(first.sum()), int(np.concatenate(sizes)[first].sum()), int((~first).sum())
+    return kept, int(first.sum()), int(sizes[first].sum()), int((~first).sum())
 
 
-def _write_rest(task: tuple[Path, list[int]], target: Path) -> None:
-    """A part without some of its rows."""
-    part, dropped = task
-    table = pq.read_table(part)
-    rest = np.delete(np.arange(len(table)), dropped)
-    with _part_writer(target / _REST) as writer:
-        writer.write_table(table.take(rest), row_group_size=_ROW_GROUP_ROWS)
+def _write_rest(task: tuple[Path, np.ndarray], target: Path) -> None:
+    """A part with those of its rows that are to be kept, bool [rows]."""
+    part, is_kept = task
+    done = 0
+    with _opened(part) as opened, _part_writer(target / _REST) as writer:
+        for group in range(opened.num_row_groups):
+            table = opened.read_row_group(group)
+            rest = table.filter(pa.array(is_kept[done : done + len(table)]))
+            done += len(table)
+            if len(rest):
+                writer.write_table(rest)
 
 
 def _first_occurrences(ids: np.ndarray) -> np.ndarray:
@@ -338,7 +372,9 @@ def _refuse_foreign_files(target: Path) -> None:
         folder = target / split
         foreign = [folder] if folder.exists() and not folder.is_dir() else []
         if folder.is_dir():
-            foreign = sorted(path for path in folder.iterdir() if not path.match(_PARTS) and path.name[0] != ".")
+            foreign = sorted(
+                path for path in folder.iterdir() if not _PART.fullmatch(path.name) and path.name[0] != "."
+            )
         if foreign:
             raise InputError(
                 "is in the way of the cleaned corpus, whose folders are replaced whole",

@@ -8,7 +8,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 
 import numpy as np
@@ -20,7 +20,6 @@ from ivr_dagster.core.tokens.byte_level import text_of
 from ivr_dagster.core.tokens.pretokens import (
     BATCH_CHARACTERS,
     GPT2_PATTERN,
-    PreTokenization,
     batches_of,
     read_pretokenization,
 )
@@ -77,7 +76,7 @@ class PretokenCounter:
         self._tokenizer = tokenizer
         self._pretokenization = read_pretokenization(tokenizer)
         self._split = self._pretokenization.column_splitter(tokenizer)
-        self._exact = PreTokenization(None, self._pretokenization.added_tokens).column_splitter(tokenizer)
+        self._exact = replace(self._pretokenization, pattern=None).column_splitter(tokenizer)
         self._built_in = self._pretokenization.pattern == GPT2_PATTERN and tokenizer.normalizer is None
 
     def count(self, texts: Iterable[str]) -> PretokenCounts:

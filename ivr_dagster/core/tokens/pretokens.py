@@ -6,13 +6,14 @@ that amounts to one pattern is run by `polars` on many texts at once where its l
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import polars as pl
 import regex
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 
 from ivr_dagster.core.errors import InputError
 from ivr_dagster.core.tokens.byte_level import string_of
@@ -39,10 +40,12 @@ class PreTokenization:
     Attributes:
         pattern: one regular expression whose matches are the pre-tokens, or None where there is no such one.
         added_tokens: texts that are cut out first and are tokens by themselves (`<|endoftext|>`), longest first.
+        added_patterns: what of a text each of them takes: not inside of words, with the white space beside it.
     """
 
     pattern: str | None
     added_tokens: tuple[str, ...]
+    added_patterns: tuple[str, ...]
 
     def splitter(self, tokenizer: Tokenizer) -> Callable[[str], list[str]]:
         """A function from text to its pre-tokens as text, without added tokens.
@@ -70,7 +73,7 @@ class PreTokenization:
             split = split_after_normalizing
         if not self.added_tokens:
             return split
-        added = regex.compile("|".join(map(regex.escape, self.added_tokens)))
+        added = regex.compile("|".join(self.added_patterns))
 
         def split_between_added_tokens(text: str) -> list[str]:
             if added.search(text) is None:
@@ -109,10 +112,8 @@ class PreTokenization:
         """Occurrences of each added token in the text, leftmost and longest first, as tokenizers finds them."""
         if not self.holds_added_token(text):
             return {}
-        found: dict[str, int] = {}
-        for match in regex.finditer("|".join(map(regex.escape, self.added_tokens)), text):
-            found[match.group()] = found.get(match.group(), 0) + 1
-        return found
+        matches = regex.finditer("|".join(f"({pattern})" for pattern in self.added_patterns), text)
+        return dict(Counter(self.added_tokens[(match.lastindex or 0) - 1] for match in matches))
 
 
 def _without_look_ahead(pattern: str) -> tuple[str, str] | None:
@@ -181,8 +182,17 @@ def read_pretokenization(tokenizer: Tokenizer) -> PreTokenization:
             "a tokenizer without add_prefix_space was asked for: it makes a text's first pre-token depend on its place",
             remedy="Set add_prefix_space to false in tokenizer.json.",
         )
-    added = (token.content for token in tokenizer.get_added_tokens_decoder().values())
-    return PreTokenization(_one_pattern(parts), tuple(sorted(added, key=len, reverse=True)))
+    added = sorted(tokenizer.get_added_tokens_decoder().values(), key=lambda token: len(token.content), reverse=True)
+    return PreTokenization(
+        _one_pattern(parts), tuple(token.content for token in added), tuple(map(_pattern_of_added, added))
+    )
+
+
+def _pattern_of_added(token: AddedToken) -> str:
+    pattern = regex.escape(token.content)
+    if token.single_word:
+        pattern = rf"(?<!\w){pattern}(?!\w)"
+    return (r"\s*" if token.lstrip else "") + pattern + (r"\s*" if token.rstrip else "")
 
 
 def _specification(part: Any) -> dict[str, Any] | None:

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,8 @@ from ivr_dagster.core.tokens.sequences import (
     reference_encoder,
 )
 
-# raised when the same part and tokenizer come out otherwise than before
-STATISTICS = 1
+# the number is raised when the same part and tokenizer come out otherwise than before; libraries may have it so too
+STATISTICS = (1, *(version(name) for name in ("gigatoken", "polars", "regex", "tokenizers")))
 # rows of counts that are added up at once
 MERGED_ROWS = 4_000_000
 _PRETOKENS, _SEQUENCES, _FREQUENCIES, _SUMMARY = (
@@ -114,7 +115,9 @@ def read_statistics(
     run: Map = map,
     progress: Callable[[int, int], None] | None = None,
 ) -> CorpusStatistics:
-    """Statistics of the train split; parts that were not counted yet are, and those of other corpora forgotten.
+    """Statistics of the train split; parts that were not counted yet are, and those of other texts forgotten.
+
+    Other runs must be kept off the results (:meth:`ShardResults.alone`) as long as the statistics are read.
 
     Args:
         corpus: the cleaned corpus.
@@ -125,17 +128,21 @@ def read_statistics(
         run: what counts parts, here or in other processes.
         progress: called with documents done and in all.
     """
-    version = content_hash(tokenizer.read_text(encoding="utf-8"))
+    content = content_hash(tokenizer.read_text(encoding="utf-8"))
     tasks: dict[str, _PartTask] = {}
     in_use: set[str] = set()
     total, most = 0, max_texts or corpus.count("train")
     for part in corpus.parts("train"):
-        rows = min(rows_of(part), most - total)
+        digest, all_rows = part_digest(part), rows_of(part)
+        rows = min(all_rows, most - total)
         if rows > 0:
-            keys = {way: result_key(STATISTICS, part_digest(part), rows, version, way) for way in (False, True)}
-            tasks[keys[reference]] = _PartTask(part, rows, tokenizer, version, reference)
-            in_use.update(keys.values())
+            tasks[result_key(STATISTICS, content, digest, rows, reference)] = _PartTask(
+                part, rows, tokenizer, content, reference
+            )
             total += rows
+        # a look at a few texts does not cost what is known of all
+        in_use.update(result_key(STATISTICS, content, digest, all_rows, way) for way in (False, True))
+    in_use |= tasks.keys()
     done = 0
 
     def advance(key: str) -> None:
@@ -154,12 +161,12 @@ class _PartTask:
     part: Path
     rows: int
     tokenizer: Path
-    version: str
+    content: str
     reference: bool
 
 
 def _write_part(task: _PartTask, target: Path) -> None:
-    tokenizer, counter, fast = _tools(task.tokenizer, task.version)
+    tokenizer, counter, fast = _tools(task.tokenizer, task.content)
     reference = reference_encoder(tokenizer)
     size = tokenizer.get_vocab_size(with_added_tokens=True)
     totals: Counter[str] = Counter()
@@ -186,7 +193,7 @@ def _write_part(task: _PartTask, target: Path) -> None:
 
 
 @lru_cache(maxsize=1)
-def _tools(file: Path, version: str) -> tuple[Tokenizer, PretokenCounter, Encoder | None]:
-    """What a process needs of a tokenizer for every part; `version` is the file's content."""
+def _tools(file: Path, content: str) -> tuple[Tokenizer, PretokenCounter, Encoder | None]:
+    """What a process needs of a tokenizer for every part; `content` is the file's hash."""
     tokenizer = Tokenizer.from_file(str(file))
     return tokenizer, PretokenCounter(tokenizer), built_in_encoder(tokenizer)

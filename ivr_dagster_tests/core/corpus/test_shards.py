@@ -1,15 +1,22 @@
 """How files are grouped, and that a change of one moves only what is next to it."""
 
+import errno
 import hashlib
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ivr_dagster.core.corpus import cleaned
 from ivr_dagster.core.corpus.cleaned import CleanedCorpus, CleaningSettings, write_cleaned_corpus
+from ivr_dagster.core.corpus.documents import Document
 from ivr_dagster.core.corpus.shards import LEAST_SHARD, CorpusFile, read_corpus_files, shards_of
+from ivr_dagster.core.errors import InputError
 from ivr_dagster.core.shard_results import ShardResults
 
 SIZES = st.lists(st.integers(0, 3 * LEAST_SHARD), min_size=1, max_size=60)
@@ -71,7 +78,7 @@ def raw(tmp_path: Path) -> Path:
 
 
 def places(results: ShardResults) -> dict[str, int]:
-    return {place.name: place.stat().st_ino for place in results.path.iterdir()}
+    return {place.name: place.stat().st_ino for place in results.path.iterdir() if place.name[0] != "."}
 
 
 def test_a_changed_file_costs_its_own_shard_and_comes_out_as_if_all_were_read(raw: Path, tmp_path: Path) -> None:
@@ -105,3 +112,90 @@ def test_other_settings_are_other_results(raw: Path, tmp_path: Path) -> None:
     before = places(results)
     write_cleaned_corpus(raw, tmp_path / "cleaned", CleaningSettings(heldout_fraction=0.2), results=results)
     assert not places(results).keys() & before.keys()
+
+
+def lose_heldout(results: ShardResults) -> None:
+    """What a kill in the middle of a deletion would leave, if results were deleted in place."""
+    for part in results.path.glob("*/heldout/*.parquet"):
+        part.unlink()
+
+
+def shorten_a_part(results: ShardResults) -> None:
+    """What a tool that writes a cleaned part in place does to the result that it is a link to."""
+    part = next(results.path.glob("*/train/*.parquet"))
+    pq.write_table(pq.read_table(part).slice(0, 3), part)
+
+
+@pytest.mark.parametrize("damage", [lose_heldout, shorten_a_part])
+def test_results_that_are_not_as_they_were_made_are_made_again(
+    raw: Path, tmp_path: Path, damage: Callable[[ShardResults], None]
+) -> None:
+    results = ShardResults(tmp_path / "results")
+    counts = write_cleaned_corpus(raw, tmp_path / "cleaned", results=results)
+    damage(results)
+    assert write_cleaned_corpus(raw, tmp_path / "cleaned", results=results) == counts
+    assert CleanedCorpus(tmp_path / "cleaned").count("train") == counts.train_documents
+
+
+def test_a_file_that_changes_while_it_is_read_is_told_and_stands_for_nothing(
+    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = cleaned.read_documents
+    content = (raw / "2.jsonl").read_bytes()
+
+    def read_what_comes_between(path: Path, *arguments: Any, **options: Any) -> Iterator[Document]:
+        if path.name == "2.jsonl":
+            path.write_bytes(content[: len(content) // 2].rpartition(b"\n")[0])
+        return read(path, *arguments, **options)
+
+    results = ShardResults(tmp_path / "results")
+    with monkeypatch.context() as patch:
+        patch.setattr(cleaned, "read_documents", read_what_comes_between)
+        with pytest.raises(InputError, match=r"2\.jsonl: the file changed while it was read.*Run again"):
+            write_cleaned_corpus(raw, tmp_path / "cleaned", results=results)
+    (raw / "2.jsonl").write_bytes(content)
+    counts = write_cleaned_corpus(raw, tmp_path / "cleaned", results=results)
+    assert counts == write_cleaned_corpus(raw, tmp_path / "whole")
+
+
+def test_a_part_without_duplicates_is_written_in_groups_as_it_was(
+    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cleaned, "_ROW_GROUP_BYTES", 40_000)
+    write_cleaned_corpus(raw, tmp_path / "cleaned")
+    for part in CleanedCorpus(tmp_path / "cleaned").parts("train")[1:]:
+        with pq.ParquetFile(part) as file:
+            assert file.num_row_groups > 3
+
+
+def test_a_corpus_on_a_file_system_without_hard_links_is_copied(
+    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Path, target: Path) -> None:
+        raise OSError(errno.EXDEV, "another file system")
+
+    expected = write_cleaned_corpus(raw, tmp_path / "linked")
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    results = ShardResults(tmp_path / "results")
+    assert write_cleaned_corpus(raw, tmp_path / "copied", results=results) == expected
+    found = CleanedCorpus(tmp_path / "copied")
+    assert found.digest() == CleanedCorpus(tmp_path / "linked").digest()
+    assert {part.stat().st_nlink for part in found.parts("train")} == {1}
+
+
+def test_more_parts_than_five_digits_count_come_in_order(raw: Path, tmp_path: Path) -> None:
+    write_cleaned_corpus(raw, tmp_path / "cleaned")
+    first, *_, last = CleanedCorpus(tmp_path / "cleaned").parts("train")
+    last = last.rename(last.with_name("part-100000.parquet"))
+    assert CleanedCorpus(tmp_path / "cleaned").parts("train")[0] == first
+    assert CleanedCorpus(tmp_path / "cleaned").parts("train")[-1] == last
+
+
+# of the files of `raw`: if it changes, raise `cleaned.CLEANING`, or what is kept of shards would be taken for the new
+DIGEST = "95d41a37999d4834e9f9d3c942887355"
+
+
+def test_what_cleaning_gives_is_what_it_gave(raw: Path, tmp_path: Path) -> None:
+    (raw / "odd.txt").write_bytes("\ufeffe\u0301\x00 caf\r\n\r\n  \u1112\u1161\u11ab ".encode())
+    write_cleaned_corpus(raw, tmp_path / "cleaned")
+    assert (cleaned.CLEANING[0], CleanedCorpus(tmp_path / "cleaned").digest()) == (1, DIGEST)

@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers
 
 from ivr_dagster.core.tokens.byte_level import CHARACTER_TO_BYTE, string_of
 from ivr_dagster.core.tokens.counts import (
@@ -75,6 +75,18 @@ def test_frequencies_hold_whatever_lies_before_the_model(
     np.testing.assert_array_equal(
         token_frequencies(count_pretokens(ODD_TEXTS, tokenizer), tokenizer),
         frequencies_by_encoding(ODD_TEXTS, tokenizer),
+    )
+
+
+@pytest.mark.parametrize("flag", ["lstrip", "rstrip", "single_word"])
+def test_added_tokens_that_mind_their_neighbours_are_counted_as_they_are_encoded(
+    tiny_bpe: Tokenizer, flag: str
+) -> None:
+    tokenizer = Tokenizer.from_str(tiny_bpe.to_str())
+    tokenizer.add_tokens([AddedToken("mask", normalized=False, **{flag: True})])
+    texts = ["the  mask  is", "unmasked mask<|endoftext|>mask", "mask", "masks 한mask mask."]
+    np.testing.assert_array_equal(
+        token_frequencies(count_pretokens(texts, tokenizer), tokenizer), frequencies_by_encoding(texts, tokenizer)
     )
 
 

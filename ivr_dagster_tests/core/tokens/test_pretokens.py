@@ -92,7 +92,7 @@ def test_known_patterns_need_no_look_ahead(kind: str) -> None:
 @pytest.mark.parametrize("pattern", [r"\p{L}++|\s+(?!\S)|\s+", r"(?=a)a|.", r"a|\s+(?!x)|\s+"])
 def test_a_pattern_of_another_dialect_is_left_to_another_library(pattern: str) -> None:
     tokenizer = KINDS["GPT-2"]
-    split = PreTokenization(pattern, ()).column_splitter(tokenizer)
+    split = PreTokenization(pattern, (), ()).column_splitter(tokenizer)
     assert "split_at_once" not in split.__qualname__
 
 
@@ -212,7 +212,7 @@ def test_a_space_put_before_the_text_is_refused() -> None:
 
 def test_the_first_text_that_a_wrong_pattern_splits_otherwise_is_found() -> None:
     tokenizer = KINDS["SmolLM2"]
-    wrong = PreTokenization(GPT2_PATTERN, ()).splitter(tokenizer)
+    wrong = PreTokenization(GPT2_PATTERN, (), ()).splitter(tokenizer)
     assert verify_splitter(wrong, tokenizer, ["no digits", "7 eleven", "11", "12"]) == "11"
     right = read_pretokenization(tokenizer).splitter(tokenizer)
     assert verify_splitter(right, tokenizer, ["no digits", "7 eleven", "11", "12"]) is None

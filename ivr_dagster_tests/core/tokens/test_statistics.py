@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
+from ivr_dagster.core.content_hash import content_hash
 from ivr_dagster.core.corpus import cleaned
 from ivr_dagster.core.corpus.cleaned import CleanedCorpus, write_cleaned_corpus
 from ivr_dagster.core.shard_results import ShardResults
@@ -127,3 +128,21 @@ def test_progress_tells_all_documents(corpus: CleanedCorpus, tokenizer: Path, tm
     )
     assert told == sorted(told)
     assert told[-1] == (corpus.count("train"), corpus.count("train"))
+
+
+# if it changes, raise `statistics.STATISTICS`, or what is kept of parts would be taken for the new
+DIGEST = ""
+
+
+def test_what_counting_gives_is_what_it_gave(tmp_path: Path, gpt2: Tokenizer) -> None:
+    (tmp_path / "raw").mkdir()
+    texts = [f"The {n} quick\n\n  foxes' 한국어 ==== <|endoftext|>{n}" for n in range(60)]
+    (tmp_path / "raw" / "a.jsonl").write_text("\n".join(map(json.dumps, texts)))
+    gpt2.save(str(tmp_path / "tokenizer.json"))
+    found = read(clean(tmp_path / "raw", tmp_path), tmp_path / "tokenizer.json", tmp_path)
+    counts, _ = found.pretoken_counts()
+    (tmp_path / "sequences").mkdir()
+    found.write_sequences(tmp_path / "sequences")
+    ids = [ids.tolist() for ids in TokenSequences(tmp_path / "sequences")]
+    digest = content_hash(json.dumps([counts.types, counts.counts.tolist(), counts.added, ids]))
+    assert (statistics.STATISTICS[0], digest) == (1, DIGEST)
