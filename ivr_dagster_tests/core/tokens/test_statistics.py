@@ -131,12 +131,12 @@ def test_progress_tells_all_documents(corpus: CleanedCorpus, tokenizer: Path, tm
 
 
 # if it changes, raise `statistics.STATISTICS`, or what is kept of parts would be taken for the new
-DIGEST = ""
+DIGEST = "2801c2be4b5754fefa69f5d0428df88f"
 
 
 def test_what_counting_gives_is_what_it_gave(tmp_path: Path, gpt2: Tokenizer) -> None:
     (tmp_path / "raw").mkdir()
-    texts = [f"The {n} quick\n\n  foxes' 한국어 ==== <|endoftext|>{n}" for n in range(60)]
+    texts = [f"The {n} quick\n\n  foxes' 한국어 ==== <|endoftext|>{n}" for n in range(200)]
     (tmp_path / "raw" / "a.jsonl").write_text("\n".join(map(json.dumps, texts)))
     gpt2.save(str(tmp_path / "tokenizer.json"))
     found = read(clean(tmp_path / "raw", tmp_path), tmp_path / "tokenizer.json", tmp_path)
