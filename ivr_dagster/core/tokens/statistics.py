@@ -32,8 +32,8 @@ from ivr_dagster.core.tokens.sequences import (
 
 # the number is raised when the same part and tokenizer come out otherwise than before; libraries may have it so too
 STATISTICS = (1, *(version(name) for name in ("gigatoken", "polars", "regex", "tokenizers")))
-# rows of counts that are added up at once
-MERGED_ROWS = 4_000_000
+# rows of counts that are added up at once, and that can be read by themselves
+MERGED_ROWS, GROUP_ROWS = 4_000_000, 50_000
 _PRETOKENS, _SEQUENCES, _FREQUENCIES, _SUMMARY = (
     "pretokens.parquet",
     "sequences.parquet",
@@ -54,7 +54,7 @@ class CorpusStatistics:
 
     @cached_property
     def totals(self) -> Counter[str]:
-        """`texts`, `bytes` (UTF-8), `pretokens` and `tokens` of all parts."""
+        """`texts`, `bytes` (UTF-8), `pretokens` and `tokens` of all parts, and the `rows` of their counts."""
         return sum((Counter(summary["totals"]) for summary in self._summaries), Counter())
 
     @cached_property
@@ -74,16 +74,14 @@ class CorpusStatistics:
 
         Memory grows with the types kept: counts are added up for some of the types at a time.
         """
-        files = [place / _PRETOKENS for place in self.places]
-        rows = sum(pl.scan_parquet(file).select(pl.len()).collect().item() for file in files)
-        lots = -(-rows // MERGED_ROWS)
+        scans = [pl.scan_parquet(place / _PRETOKENS) for place in self.places]
+        lots = -(-self.totals["rows"] // MERGED_ROWS)
         found = sum_of([])
         types = 0
         for lot in range(lots):
-            scans = [pl.scan_parquet(file) for file in files]
-            if lots > 1:
-                scans = [scan.filter(pl.col("pretoken").hash() % lots == lot) for scan in scans]
-            merged = sum_of([scan.collect() for scan in scans])
+            # files are sorted by hash, so that of each only what is wanted is read
+            ours = pl.col("hash").is_between(lot * 2**64 // lots, (lot + 1) * 2**64 // lots - 1)
+            merged = sum_of([scan.filter(ours).drop("hash").collect() for scan in scans])
             types += len(merged)
             found = pl.concat([found, merged]).sort(["count", "pretoken"], descending=[True, False])
             found = found.head(most) if most else found
@@ -186,7 +184,9 @@ def _write_part(task: _PartTask, target: Path) -> None:
             if not left:
                 break
     totals["tokens"] = int(sequences.frequencies.sum())
-    sum_of(pretokens).sort("pretoken").write_parquet(target / _PRETOKENS)
+    counts_by_hash = sum_of(pretokens).with_columns(hash=pl.col("pretoken").hash()).sort("hash", "pretoken")
+    counts_by_hash.write_parquet(target / _PRETOKENS, row_group_size=GROUP_ROWS)
+    totals["rows"] = len(counts_by_hash)
     used = np.flatnonzero(sequences.frequencies)
     pl.DataFrame({"token_id": used, "frequency": sequences.frequencies[used]}).write_parquet(target / _FREQUENCIES)
     (target / _SUMMARY).write_text(json.dumps({"totals": totals, "added": added}), encoding="utf-8")
