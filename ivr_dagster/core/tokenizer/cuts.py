@@ -8,6 +8,7 @@ What belongs here: where to cut, as patterns over byte-level strings; that it he
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
 from itertools import accumulate, product
 
 import polars as pl
@@ -48,20 +49,33 @@ def run_cuts(base: Tokenizer, strings: Iterable[str], new: Iterable[str] = ()) -
         strings: its model's tokens.
         new: new tokens; a run that is one of them stays whole.
     """
-    known, whole = set(strings), set(new)
-    heads = run_heads(known)
-    longest: Counter[str] = Counter()
-    for string in _with_runs(known | whole):
-        found = whole_run(string, heads)
-        if found:
-            longest[found[1]] = max(longest[found[1]], found[2])
-    tails = _tails(known, heads.keys())
+    heads, tails, longest_known = _runs_in(tuple(strings))
+    whole, longest = set(new), Counter(longest_known)
+    for character, length in _longest_runs(whole, heads).items():
+        longest[character] = max(longest[character], length)
     by_first: defaultdict[str, list[str]] = defaultdict(list)
     for character in sorted(heads):
         for head in sorted(heads[character], key=lambda head: (-len(head), head)):
             cut = _first_cut(base, head, character, 2 * longest[character], whole, tails[character])
             by_first[(head + character)[0]].append(cut)
     return choice_by_first([(first, choice(cuts)) for first, cuts in by_first.items()]) if by_first else None
+
+
+@lru_cache(maxsize=4)
+def _runs_in(strings: tuple[str, ...]) -> tuple[dict[str, set[str]], dict[str, set[str]], Counter[str]]:
+    """Of the runs in a vocabulary what comes before them, what after them, and the longest of each character."""
+    heads = run_heads(strings)
+    return heads, _tails(strings, heads), _longest_runs(strings, heads)
+
+
+def _longest_runs(strings: Iterable[str], heads: Mapping[str, set[str]]) -> Counter[str]:
+    """By character the length of the longest of `strings` that is a run behind one of these heads."""
+    longest: Counter[str] = Counter()
+    for string in _with_runs(strings):
+        found = whole_run(string, heads)
+        if found:
+            longest[found[1]] = max(longest[found[1]], found[2])
+    return longest
 
 
 def run_heads(strings: Iterable[str]) -> dict[str, set[str]]:

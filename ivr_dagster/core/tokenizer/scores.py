@@ -16,7 +16,7 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
-from itertools import accumulate
+from itertools import accumulate, repeat
 
 import numpy as np
 import polars as pl
@@ -180,18 +180,28 @@ def best_split(string: str, score_of: Mapping[str, float], longest: int) -> tupl
 
     Sums run left to right, as in `tokenizers`, so that both round alike.
     """
-    best = [0.0] + [-math.inf] * len(string)
-    tokens = [0] * (len(string) + 1)
-    size = len(string)
+    best, tokens, size = [0.0], [0], len(string)
     for end in range(1, size + 1):
-        for start in range(max(0, end - longest), end):
-            if end - start == size:
-                continue
-            piece = score_of.get(string[start:end])
-            if piece is not None and best[start] + piece > best[end]:
-                best[end] = best[start] + piece
-                tokens[end] = tokens[start] + 1
+        first = max(0, end - longest) if end < size else max(1, end - longest)
+        score, parts = _best_end(string, first, end, best, tokens, score_of)
+        best.append(score)
+        tokens.append(parts)
     return best[size], tokens[size]
+
+
+def _best_end(
+    string: str, first: int, end: int, best: Sequence[float], tokens: Sequence[int], score_of: Mapping[str, float]
+) -> tuple[float, int]:
+    """Score and tokens of the best segmentation of `string[:end]` whose last token starts at `first` or later.
+
+    `best` and `tokens` are those of the shorter beginnings.
+    """
+    score, parts = -math.inf, 0
+    pieces = [string[start:end] for start in range(first, end)]
+    for start, piece in enumerate(map(score_of.get, pieces), start=first):
+        if piece is not None and best[start] + piece > score:
+            score, parts = best[start] + piece, tokens[start] + 1
+    return score, parts
 
 
 def best_splits(strings: Iterable[str], score_of: Mapping[str, float], longest: int) -> dict[str, tuple[float, int]]:
@@ -202,11 +212,7 @@ def best_splits(strings: Iterable[str], score_of: Mapping[str, float], longest: 
         common = next((n for n, (a, b) in enumerate(zip(previous, string, strict=False)) if a != b), len(previous))
         del best[common + 1 :], tokens[common + 1 :]
         for end in range(common + 1, len(string) + 1):
-            rival, parts = -math.inf, 0
-            for start in range(max(1, end - longest), end):
-                piece = score_of.get(string[start:end])
-                if piece is not None and best[start] + piece > rival:
-                    rival, parts = best[start] + piece, tokens[start] + 1
+            rival, parts = _best_end(string, max(1, end - longest), end, best, tokens, score_of)
             if end == len(string):
                 found[string] = rival, parts
             whole = score_of.get(string[:end], -math.inf)
@@ -278,22 +284,41 @@ def scores_with_new(bpe: ByteLevelBPE, strings: Sequence[str], *, repair: bool =
     segmentation, the more the more tokens that has; then every token is made the best segmentation of itself, unless
     `repair` is off: for a look at how much is saved, the few that are not do not matter.
     """
-    base_scores = scores_from_merges(bpe)[0].tolist()
-    places = [bpe.ids.get(string, -1) for string in strings]
-    scores = np.array([UNREACHABLE if place < 0 else base_scores[place] for place in places])
-    added = [n for n, place in enumerate(places) if place < 0]
-    of_bytes = [n for n in added if strings[n] in CHARACTER_TO_BYTE]  # that the base has no token for
-    scores[of_bytes] = 0.0
-    score_of = {s: score for s, score in zip(strings, scores.tolist(), strict=True) if score > UNREACHABLE}
-    longest = max(map(len, strings))
-    for n in sorted(set(added).difference(of_bytes), key=lambda n: (len(strings[n]), n)):
-        rival, tokens = best_split(strings[n], score_of, longest)
-        if not tokens:  # it holds a byte without a token: nothing else can stand for it
-            rival, tokens = 0.0, 2
-        scores[n] = score_of[strings[n]] = storable(rival + NEW_TOKEN_GAIN * (tokens - 1))
-    if not repair or not added:
-        return scores
-    # the base's tokens are repaired, new ones score above all that is shorter: only what holds a new one may be beaten
-    holding = places_of_any([strings[n] for n in added], pl.Series(strings)).tolist()
-    order = sorted((n for n in holding if scores[n] > UNREACHABLE), key=lambda n: len(strings[n]))
-    return repair_scores(strings, scores, order, suspects=set(holding).difference(added))[0]
+    return _scores_with_new(bpe, tuple(strings), repair)
+
+
+@lru_cache(maxsize=4)  # one vocabulary is looked at with and without repair, and made once more from its rules
+def _scores_with_new(bpe: ByteLevelBPE, strings: tuple[str, ...], repair: bool) -> np.ndarray:
+    places = np.fromiter(map(bpe.ids.get, strings, repeat(-1)), dtype=np.int64, count=len(strings))
+    added: list[int] = np.flatnonzero(places < 0).tolist()
+    if repair:
+        scores = _scores_with_new(bpe, strings, False)
+        if added:
+            # the base's tokens are repaired, new ones score above all that is shorter: only what holds a new one may
+            # be beaten
+            holding = places_of_any([strings[n] for n in added], pl.Series(strings)).tolist()
+            order = sorted((n for n in holding if scores[n] > UNREACHABLE), key=lambda n: len(strings[n]))
+            scores = repair_scores(strings, scores, order, suspects=set(holding).difference(added))[0]
+    else:
+        scores = np.where(places < 0, UNREACHABLE, scores_from_merges(bpe)[0][places])
+        score_of = _reachable_scores(bpe).copy()
+        for gone in np.setdiff1d(np.arange(bpe.size), places).tolist():
+            score_of.pop(bpe.strings[gone], None)
+        of_bytes = [n for n in added if strings[n] in CHARACTER_TO_BYTE]  # that the base has no token for
+        scores[of_bytes] = 0.0
+        score_of.update((strings[n], 0.0) for n in of_bytes)
+        longest = max(map(len, strings))
+        for n in sorted(set(added).difference(of_bytes), key=lambda n: (len(strings[n]), n)):
+            rival, tokens = best_split(strings[n], score_of, longest)
+            if not tokens:  # it holds a byte without a token: nothing else can stand for it
+                rival, tokens = 0.0, 2
+            scores[n] = score_of[strings[n]] = storable(rival + NEW_TOKEN_GAIN * (tokens - 1))
+    scores.setflags(write=False)  # the cache hands it out again
+    return scores
+
+
+@lru_cache(maxsize=4)
+def _reachable_scores(bpe: ByteLevelBPE) -> dict[str, float]:
+    """The base's own scores by string, without what is never yielded."""
+    scores = scores_from_merges(bpe)[0].tolist()
+    return {string: score for string, score in zip(bpe.strings, scores, strict=True) if score > UNREACHABLE}

@@ -76,6 +76,9 @@ HEADER = """\
 # and run `ivr remap`.
 """
 
+# text and rules: the process that computes rules goes on with them, and parsing takes a second
+_last_written: dict[str, RemapRules] = {}
+
 
 def rules_as_yaml(rules: RemapRules) -> str:
     """The rules as YAML with a header that says how they may be edited.
@@ -87,11 +90,13 @@ def rules_as_yaml(rules: RemapRules) -> str:
     body = yaml.dump(
         {"computed": rules.digest(), "rules": rows}, Dumper=dumper, allow_unicode=True, sort_keys=False, width=1000
     )
+    _last_written.clear()
+    _last_written[HEADER + body] = replace(rules, edited=False)
     return HEADER + body
 
 
 def read_rules(path: Path) -> RemapRules:
-    """The rules of a file.
+    """The rules of a file; text that this process wrote last is not parsed again.
 
     Raises:
         InputError: it is not UTF-8, or as of :func:`rules_from_yaml`.
@@ -101,7 +106,7 @@ def read_rules(path: Path) -> RemapRules:
     except UnicodeDecodeError as error:
         message = f"the remap rules are not UTF-8: byte {error.object[error.start]:#04x} at offset {error.start}"
         raise InputError(message, where=path, remedy="Save the file as UTF-8, or delete it.") from error
-    return rules_from_yaml(text, path)
+    return _last_written[text] if text in _last_written else rules_from_yaml(text, path)
 
 
 @lru_cache(maxsize=2)  # several assets and checks of a run read the same file

@@ -311,6 +311,19 @@ def test_a_new_token_scores_above_its_best_split_for_each_token_that_it_saves_an
     assert klmn == pytest.approx(3 * NEW_TOKEN_GAIN)
 
 
+def test_scores_of_one_vocabulary_with_and_without_repair_do_not_touch_each_other(
+    bpe_of: Callable[..., Tokenizer],
+) -> None:
+    merges = [("k", "l"), ("m", "n"), ("p", "q"), ("a", "b"), ("ab", "c")]
+    bpe = read_bpe(bpe_of([left + right for left, right in merges], merges))
+    strings = [*bpe.strings, "bc"]  # beats the late merges of abc
+    before = scores_with_new(bpe, strings, repair=False).tolist()
+    assert scores_with_new(bpe, strings).tolist() != before
+    assert scores_with_new(bpe, strings, repair=False).tolist() == before
+    with pytest.raises(ValueError, match="read-only"):
+        scores_with_new(bpe, strings)[0] = 1.0
+
+
 def test_of_two_new_tokens_that_overlap_the_one_that_saves_more_wins(bpe_of: Callable[..., Tokenizer]) -> None:
     base = bpe_of(["ab"], [("a", "b")])
     tokenizer = extended_tokenizer(base, read_bpe(base), ["klm", "mn", "pq", "qrs"])

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -58,6 +59,18 @@ def test_rules_come_back_from_yaml_as_computed(rules: RemapRules) -> None:
     assert text.startswith(HEADER)
     assert rules_from_yaml(text) == rules
     assert rules_from_yaml(text.encode().decode("utf-8-sig")) == rules
+
+
+@given(RULES)
+def test_rules_that_were_written_just_now_are_read_as_any_parser_would(rules: RemapRules) -> None:
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "rules.yaml"
+        file.write_text(rules_as_yaml(replace(rules, edited=True)), encoding="utf-8")
+        assert read_rules(file) == rules_from_yaml(file.read_text(encoding="utf-8")) == rules
+        rules_as_yaml(RemapRules((RULE,)))
+        assert read_rules(file) == rules
+        file.write_text(f"# mine\n{file.read_text(encoding='utf-8')}", encoding="utf-8")
+        assert read_rules(file) == rules
 
 
 RULE = RemapRule(700, "Ġzoo", "Ġofthe", ("Ġof", "the"), {"sacrificed": 0, "new": 9, "saving": 9})
