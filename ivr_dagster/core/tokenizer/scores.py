@@ -302,7 +302,9 @@ def _scores_with_new(bpe: ByteLevelBPE, strings: tuple[str, ...], repair: bool) 
     else:
         scores = np.where(places < 0, UNREACHABLE, scores_from_merges(bpe)[0][places])
         score_of = _reachable_scores(bpe).copy()
-        for gone in np.setdiff1d(np.arange(bpe.size), places).tolist():
+        given_way = np.ones(bpe.size, dtype=bool)
+        given_way[places[places >= 0]] = False
+        for gone in np.flatnonzero(given_way).tolist():
             score_of.pop(bpe.strings[gone], None)
         of_bytes = [n for n in added if strings[n] in CHARACTER_TO_BYTE]  # that the base has no token for
         scores[of_bytes] = 0.0

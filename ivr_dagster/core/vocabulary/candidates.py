@@ -17,7 +17,7 @@ from ivr_dagster.core.tokenizer.bpe import ByteLevelBPE
 from ivr_dagster.core.tokenizer.cuts import SHORTEST_RUN, cut_patterns, run_cuts, run_heads, whole_run
 from ivr_dagster.core.tokenizer.lengths import CutTexts, cut_texts, tokens_of
 from ivr_dagster.core.tokenizer.scores import UNREACHABLE, best_splits, scores_with_new
-from ivr_dagster.core.tokenizer.segments import encode_each, places_of_any
+from ivr_dagster.core.tokenizer.segments import Segments, encode_each, places_of_any
 from ivr_dagster.core.tokenizer.trie import escaped
 from ivr_dagster.core.tokenizer.unigram import extended_tokenizer, unigram_tokenizer
 from ivr_dagster.core.tokens.byte_level import (
@@ -238,7 +238,7 @@ def order_by_worth(
     left = [candidate for candidate in selection.candidates if candidate.constituents]
     ordered: list[Candidate] = []
     shares: list[np.ndarray] = []
-    worth_of = _worth(base, bpe, counts, cut_texts(heldout, base))
+    worth_of = _worth(base, bpe, selection.candidates, counts, cut_texts(heldout, base))
     saving, missed = worth_of([*fixed, *left])
     while left:
         missed = missed[len(fixed) :]
@@ -254,27 +254,38 @@ def order_by_worth(
 
 
 def _worth(
-    base: Tokenizer, bpe: ByteLevelBPE, counts: PretokenCounts, heldout: CutTexts
+    base: Tokenizer, bpe: ByteLevelBPE, candidates: Sequence[Candidate], counts: PretokenCounts, heldout: CutTexts
 ) -> Callable[[list[Candidate]], tuple[float, np.ndarray]]:
-    """A function from candidates to the share of held-out tokens that they save and how much each of them is missed.
+    """A function from some candidates to the share of held-out tokens that they save and how much each is missed.
 
     A candidate is missed by the tokens of the train split that would be more without it, all others being there,
-    float64. Pre-token types that hold none of the candidates are as they are without any.
+    float64. Pre-token types are as they were with the candidates asked for before, or with none, unless they hold one
+    that has come or gone since.
     """
     total = int(heldout.tokens(base).sum())
+    id_of = {candidate.string: bpe.size + n for n, candidate in enumerate(candidates)}
+    strings = [*bpe.strings, *id_of]
     on_train, on_heldout = _strings_of(counts.types), _strings_of(heldout.types)
-    lengths_without = encode_each(extended_tokenizer(base, bpe, []), heldout.types).lengths
+    holding = places_of_any([*id_of], on_train)
+    types, weights, on_train = [counts.types[n] for n in holding], counts.counts[holding], on_train.gather(holding)
+    segments = Segments(np.empty(0, np.int64), np.zeros(len(types) + 1, np.int64))
+    lengths = encode_each(extended_tokenizer(base, bpe, []), heldout.types).lengths.copy()
+    before: set[str] = set()
 
     def worth_of(candidates: list[Candidate]) -> tuple[float, np.ndarray]:
+        nonlocal segments, before
         new = [candidate.string for candidate in candidates]
-        strings = [*bpe.strings, *new]
-        scores = scores_with_new(bpe, strings, repair=False)
+        changed = sorted(before.symmetric_difference(new))
+        before = set(new)
+        scored = scores_with_new(bpe, [*bpe.strings, *new], repair=False)
+        ids = np.array([id_of[string] for string in new], dtype=np.int64)
+        scores = np.full(len(strings), UNREACHABLE)  # so that ids stay whoever is left out
+        scores[: bpe.size], scores[ids] = scored[: bpe.size], scored[bpe.size :]
         cuts = cut_patterns(run_cuts(base, bpe.model_strings, new), {})
         tokenizer = unigram_tokenizer(base, strings, scores, cuts=cuts)
-        holding = places_of_any(new, on_train)
-        segments = encode_each(tokenizer, [counts.types[n] for n in holding])
-        weights = np.repeat(counts.counts[holding], segments.lengths)
-        standing = np.bincount(segments.ids, weights, minlength=len(strings))[bpe.size :]
+        places = places_of_any(changed, on_train)
+        segments = segments.replaced(places, encode_each(tokenizer, [types[n] for n in places]))
+        standing = np.bincount(segments.ids, np.repeat(weights, segments.lengths), minlength=len(strings))[ids]
         # a phrase stands in no single pre-token
         standing = np.where(standing > 0, standing, [candidate.frequency for candidate in candidates])
         score_of = {s: score for s, score in zip(strings, scores.tolist(), strict=True) if score > UNREACHABLE}
@@ -282,9 +293,8 @@ def _worth(
         missed = standing * np.array([splits[string][1] - 1 for string in new])
         pattern = pattern_with(base, new)
         if pattern is None:
-            lengths = lengths_without.copy()
-            holding = places_of_any(new, on_heldout)
-            lengths[holding] = encode_each(tokenizer, [heldout.types[n] for n in holding]).lengths
+            places = places_of_any(changed, on_heldout)
+            lengths[places] = encode_each(tokenizer, [heldout.types[n] for n in places]).lengths
             tokens = int(heldout.sums(lengths).sum())
         else:
             across = unigram_tokenizer(base, strings, scores, cuts=cuts, pattern=pattern)
