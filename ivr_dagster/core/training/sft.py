@@ -22,6 +22,7 @@ from ivr_dagster.core.embedding.new_rows import embedding_parameters
 from ivr_dagster.core.errors import InputError
 from ivr_dagster.core.training.blocks import COLUMN, read_blocks
 from ivr_dagster.core.training.checkpoints import discard_useless, mark_complete, newest_complete, step_of
+from ivr_dagster.core.training.flops import Compute, compute_of
 from ivr_dagster.core.training.row_trainer import BITS_PER_BYTE, collate, trainer_class
 from ivr_dagster.core.training.sft_config import SftConfig, read_sft_config
 
@@ -48,6 +49,8 @@ class SftResult:
         tokens: tokens trained on in the whole run, repetitions counted.
         seconds: wall clock of this call; what an earlier, stopped one took is not in it.
         tokens_per_second: of this call's training, loading and saving the model left out; 0 where nothing was left.
+        flops_per_second: what these tokens took, by :mod:`~ivr_dagster.core.training.flops`.
+        mfu: the share of what all devices together could do; None where that is not known.
         resumed_from: the step this call went on from, None when it began at the beginning.
         train_loss: nats per token, mean over all steps of the whole run.
         loss_history: (step, mean loss in nats per token of the steps since the entry before), the whole run.
@@ -60,6 +63,8 @@ class SftResult:
     tokens: int
     seconds: float
     tokens_per_second: float
+    flops_per_second: float
+    mfu: float | None
     resumed_from: int | None
     train_loss: float
     loss_history: list[tuple[int, float]]
@@ -122,8 +127,8 @@ def fine_tune(
             learn at the kept ones' rate, and there is no phase of embeddings only.
         validation: blocks to measure bits per byte on, as often as `eval_strategy` and `eval_steps` say.
         on_log: called every `logging_steps` steps with step, max_steps, loss (nats per token), learning_rate,
-            tokens_per_second and seconds_left; and after every validation with step, max_steps and
-            bits_per_byte.
+            tokens_per_second, flops_per_second, mfu where it is known, and seconds_left; and after every validation
+            with step, max_steps and bits_per_byte.
         final_dir: where the final model goes, `output_dir/final_model` by default. It appears whole, in the dtype
             of the model in `model_dir`.
         keep_model: whether it is written at all; not where only the figures are wanted.
@@ -147,6 +152,7 @@ def fine_tune(
         model, stored_dtype = _load_model(model_dir)
         _check_fit(model, tokenizer, len(dataset[0][COLUMN]), model_dir)
         use_cache = model.config.use_cache
+        compute = compute_of(model, len(dataset[0][COLUMN]), arguments)
 
         run: dict[str, object] = {"fingerprint": fingerprint}
         with arguments.main_process_first(local=False):
@@ -169,7 +175,7 @@ def fine_tune(
             limit, arguments.save_total_limit = arguments.save_total_limit, None
             phase = config.embedding_phase if new_tokens else 0.0
             callbacks: list[TrainerCallback] = [
-                _run_callback(run, limit, patience, on_log),
+                _run_callback(run, limit, patience, compute, on_log),
                 _phase_callback(phase),
             ]
             reporters = list(arguments.report_to or ())
@@ -199,12 +205,16 @@ def fine_tune(
                 model.to(stored_dtype).save_pretrained(folder)
                 _copy_tokenizer(tokenizer, tokenizer_dir, folder)
     history = _history(state, "loss")
+    tokens_per_second = (int(state.num_input_tokens_seen) - tokens_before) / training_seconds
+    computed = compute.figures(tokens_per_second)
     return SftResult(
         final_model=final_dir,
         steps=state.global_step,
         tokens=int(state.num_input_tokens_seen),
         seconds=time.monotonic() - started,
-        tokens_per_second=(int(state.num_input_tokens_seen) - tokens_before) / training_seconds,
+        tokens_per_second=tokens_per_second,
+        flops_per_second=computed["flops_per_second"],
+        mfu=computed.get("mfu"),
         resumed_from=resumed_from,
         train_loss=_mean_loss(history),
         loss_history=history,
@@ -357,6 +367,7 @@ def _run_callback(
     run: dict[str, object],
     save_total_limit: int | None,
     patience: int,
+    compute: Compute,
     on_log: Callable[[dict[str, float]], None] | None,
 ) -> "TrainerCallback":
     """What we add to Trainer's loop: progress, the end of a run, marked checkpoints."""
@@ -402,13 +413,15 @@ def _run_callback(
             if on_log is None or not state.is_world_process_zero:
                 return
             seconds, steps = time.monotonic() - self.began, state.global_step - self.first_step
+            tokens_per_second = (state.num_input_tokens_seen - self.first_token) / seconds
             on_log(
                 {
                     "step": state.global_step,
                     "max_steps": state.max_steps,
                     "loss": logs["loss"],
                     "learning_rate": logs["learning_rate"],
-                    "tokens_per_second": (state.num_input_tokens_seen - self.first_token) / seconds,
+                    "tokens_per_second": tokens_per_second,
+                    **compute.figures(tokens_per_second),
                     "seconds_left": seconds / steps * (state.max_steps - state.global_step),
                 }
             )

@@ -64,6 +64,10 @@ def test_a_run_takes_every_step_and_counts_every_token(undisturbed: SftResult) -
     assert undisturbed.tokens == 2 * 50 * 16
     assert undisturbed.resumed_from is None
     assert 0 < undisturbed.tokens / undisturbed.seconds < undisturbed.tokens_per_second
+    # 257 tokens and 32 places of 16 numbers, two layers of 3,280, a norm; blocks of 16
+    per_token = 6 * (257 * 16 + 32 * 16 + 2 * 3_280 + 32) + 12 * 2 * 16 * 16
+    assert undisturbed.flops_per_second == pytest.approx(per_token * undisturbed.tokens_per_second)
+    assert undisturbed.mfu is None
     assert [step for step, _ in undisturbed.loss_history] == [3, 5, 6, 9, 10, 12, 15, 18, 20, 21, 24, 25, 26]
 
 
@@ -194,7 +198,7 @@ def test_progress_tells_where_the_run_is_and_nothing_else_is_printed(
         train(tiny, tmp_path, stop_at=6)
     train(tiny, tmp_path, on_log=seen.append)
     assert capfd.readouterr() == ("", "")
-    keys = {"step", "max_steps", "loss", "learning_rate", "tokens_per_second", "seconds_left"}
+    keys = {"step", "max_steps", "loss", "learning_rate", "tokens_per_second", "flops_per_second", "seconds_left"}
     assert all(set(progress) == keys and all(map(math.isfinite, progress.values())) for progress in seen)
     assert (seen[-1]["step"], seen[-1]["max_steps"], seen[-1]["seconds_left"]) == (26, 26, 0)
 
