@@ -119,5 +119,5 @@ class ArtifactPaths:
 
     @property
     def launched(self) -> Path:
-        """What processes that train together find to do, those of other machines too; need not exist."""
+        """Where processes that train together find what to do, each training in a folder; need not exist."""
         return self.root / LAUNCHED

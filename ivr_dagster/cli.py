@@ -533,11 +533,9 @@ def join(request: Request, /, machine_rank: int) -> None:
 
     The artifacts folder, the base model and the environment have to be at the same places on all machines.
     """
-    from ivr_dagster.core.training.launched import LaunchFolder
     from ivr_dagster.processes.machine import take_part
 
-    folder = LaunchFolder(ArtifactPaths(request.artifacts_dir).launched)
-    take_part(folder, machine_rank, lambda line: click.echo(line, err=True))
+    take_part(ArtifactPaths(request.artifacts_dir).launched, machine_rank, lambda line: click.echo(line, err=True))
 
 
 @cli.command()

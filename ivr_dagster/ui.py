@@ -122,9 +122,10 @@ def _watched(artifacts_dir: Path, config: Path | None) -> Iterator[bool]:
     file = config or paths.settings_file
 
     def look() -> dict[str, tuple[int, int]]:
-        files = [file, paths.sft_config]
+        files = [file, paths.sft_config, paths.accelerate_config]
         with suppress(InputError, OSError):  # a fault is shown once the code is loaded
-            files.append(Path(str(read_settings_file(file)[0].get("config_path") or file)).expanduser())
+            named = read_settings_file(file)[0]
+            files += [Path(str(named.get(key) or file)).expanduser() for key in ("config_path", "accelerate_config")]
         known = {each: each.stat() for each in files if each.is_file()}
         return {str(each): (stat.st_mtime_ns, stat.st_size) for each, stat in known.items()}
 

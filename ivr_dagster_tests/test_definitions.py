@@ -14,6 +14,7 @@ import polars as pl
 import pytest
 import yaml
 
+from ivr_dagster import ui
 from ivr_dagster.artifact_paths import ArtifactPaths
 from ivr_dagster.definitions import build_definitions
 from ivr_dagster.io_managers.artifacts import SETTINGS_KEY
@@ -261,6 +262,48 @@ def test_changed_training_settings_change_the_code_version_of_checkpoints_and_tu
     after = _code_versions(tmp_path, Settings())
     changed = {asset for asset in before if before[asset] != after[asset]}
     assert changed == {*BASELINES.values(), "sft_checkpoint", "tuning_study"}
+
+
+@pytest.mark.parametrize(
+    ("text", "given", "counts"),
+    [
+        ("num_processes: 4\n", {}, False),
+        ("num_processes: 4\nmixed_precision: bf16\n", {}, True),
+        ("mixed_precision: 'no'\n", {}, True),
+        ("mixed_precision: bf16\n", {"dtype": "float32"}, False),  # the setting goes before the file
+        ("use_cpu: true\n", {}, True),  # auto is another dtype there
+        ("use_cpu: true\n", {"device": "cpu"}, False),
+        ("use_cpu: true\n", {"dtype": "float32"}, False),
+        ("mixed_precision: [\n", {}, False),  # told by what trains
+    ],
+)
+def test_launch_settings_change_the_code_version_of_checkpoints_where_they_decide_arithmetic(
+    text: str, given: dict[str, Any], counts: bool, tmp_path: Path
+) -> None:
+    before = _code_versions(tmp_path, Settings(**given))
+    (tmp_path / "accelerate_config.yaml").write_text(text, encoding="utf-8")
+    after = _code_versions(tmp_path, Settings(**given))
+    changed = {asset for asset in before if before[asset] != after[asset]}
+    assert changed == ({*BASELINES.values(), "sft_checkpoint"} if counts else set())
+
+
+def test_another_precision_in_the_launch_settings_is_another_code_version(tmp_path: Path) -> None:
+    versions = []
+    for precision in ("'no'", "bf16"):
+        (tmp_path / "launch.yaml").write_text(f"mixed_precision: {precision}\n", encoding="utf-8")
+        settings = Settings(accelerate_config=str(tmp_path / "launch.yaml"))
+        versions.append(_code_versions(tmp_path, settings)["sft_checkpoint"])
+    assert versions[0] != versions[1]
+
+
+def test_the_uis_servers_load_changed_launch_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ui, "SECONDS_BETWEEN_LOOKS", 0.0)
+    (tmp_path / "ivr.yaml").write_text(f"accelerate_config: {tmp_path / 'named.yaml'}\n", encoding="utf-8")
+    for name in ("accelerate_config.yaml", "named.yaml"):
+        watched = ui._watched(tmp_path, None)
+        assert not next(watched)
+        (tmp_path / name).write_text("mixed_precision: bf16\n", encoding="utf-8")
+        assert [next(watched) for _ in range(3)] == [False, True, False]
 
 
 class TestTheLaunchpad:

@@ -25,7 +25,7 @@ from ivr_dagster.io_managers.artifacts import mark_folder, refuse_foreign
 from ivr_dagster.progress import track
 from ivr_dagster.resources.accelerator import POOL, Accelerator, AcceleratorResource
 from ivr_dagster.resources.base_model import BaseModelResource
-from ivr_dagster.resources.settings import SFT_CONFIG, SettingsResource
+from ivr_dagster.resources.settings import ARITHMETIC, SFT_CONFIG, SettingsResource
 
 if TYPE_CHECKING:
     from ivr_dagster.core.training.blocks import BlockCounts
@@ -142,7 +142,7 @@ def training_blocks(
     io_manager_key="trained_model_io",
     pool=POOL,
     code_version="3",
-    metadata=depends_on_settings("dtype", "warm_start", SFT_CONFIG),
+    metadata=depends_on_settings("dtype", "warm_start", ARITHMETIC, SFT_CONFIG),
 )
 def sft_checkpoint(
     context: dg.AssetExecutionContext,
@@ -182,7 +182,7 @@ def sft_checkpoint(
     io_manager_key="trained_model_io",
     pool=POOL,
     code_version="3",
-    metadata=depends_on_settings("dtype", SFT_CONFIG),
+    metadata=depends_on_settings("dtype", ARITHMETIC, SFT_CONFIG),
 )
 def vanilla_sft_checkpoint(
     context: dg.AssetExecutionContext,
@@ -213,7 +213,7 @@ def vanilla_sft_checkpoint(
     io_manager_key="trained_model_io",
     pool=POOL,
     code_version="3",
-    metadata=depends_on_settings("dtype", SFT_CONFIG),
+    metadata=depends_on_settings("dtype", ARITHMETIC, SFT_CONFIG),
 )
 def vanilla_compute_checkpoint(
     context: dg.AssetExecutionContext,
@@ -272,7 +272,7 @@ def _fine_tuned(
     max_steps: int | None = None,
     made_of: str | None = None,
 ) -> dg.MaterializeResult[TrainedModel]:
-    from ivr_dagster.core.training.launched import LaunchFolder, Training
+    from ivr_dagster.core.training.launched import Training
     from ivr_dagster.core.training.sft import Validation, fine_tune
     from ivr_dagster.core.training.sft_config import read_sft_config
     from ivr_dagster.resources.launcher import accelerator_for, train_on_several
@@ -296,6 +296,7 @@ def _fine_tuned(
         if start != model:
             ingredients.append(content_hash(start.path))
     advance = track(context.log, f"training {asset}", "steps")
+    text_bytes = blocks.bytes_per_token(text)
 
     def on_log(entry: dict[str, float]) -> None:
         place_in_run = f"step {entry['step']:.0f} of {entry['max_steps']:.0f}"
@@ -304,8 +305,8 @@ def _fine_tuned(
             return
         advance(entry["step"], entry["max_steps"])
         context.log.info(
-            f"{place_in_run}: loss {entry['loss']:.4f} nats/token, "
-            f"{entry['tokens_per_second']:,.0f} tokens/s, {entry['seconds_left']:,.0f} s left"
+            f"{place_in_run}: loss {entry['loss']:.4f} nats/token, {_as_text(entry, text_bytes)}, "
+            f"{entry['seconds_left']:,.0f} s left"
         )
 
     bytes_per_token = blocks.bytes_per_token(text, "validation")
@@ -322,11 +323,10 @@ def _fine_tuned(
         validation=Validation(kept, bytes_per_token) if kept.is_dir() and bytes_per_token else None,
     )
     if launch.processes > 1:
-        result = train_on_several(context, LaunchFolder(settings.places.launched), training, launch, on_log)
+        result = train_on_several(context, settings.places.launched, training, launch, on_log)
     else:
         result = fine_tune(**vars(training), on_log=on_log)
     trained = TrainedModel(place)
-    text_bytes = blocks.bytes_per_token(text)
     trained.write_history(result.steps, result.tokens, result.loss_history, result.validation)
     return dg.MaterializeResult(
         value=trained,
@@ -435,11 +435,26 @@ def _general_texts(settings: SettingsResource, corpus: CleanedCorpus, size: int)
 
 
 def _speed(result: "SftResult", bytes_per_token: float | None) -> dict[str, float]:
-    """Tokens and bytes of text a second; nothing where nothing was left to train."""
+    """Tokens, bytes of text and FLOPs a second, and MFU where it is known; nothing where nothing was left to train."""
     if not result.tokens_per_second:
         return {}
     of_text = {"bytes_per_second": round(result.tokens_per_second * bytes_per_token)} if bytes_per_token else {}
-    return {"tokens_per_second": round(result.tokens_per_second, 1), **of_text}
+    return {
+        "tokens_per_second": round(result.tokens_per_second, 1),
+        **of_text,
+        "flops_per_second": round(result.flops_per_second),
+        **({} if result.mfu is None else {"mfu": round(result.mfu, 4)}),
+    }
+
+
+def _as_text(entry: Mapping[str, float], bytes_per_token: float | None) -> str:
+    """The same for a line of the log."""
+    tokens = entry["tokens_per_second"]
+    figures = [f"{tokens:,.0f} tokens/s"]
+    figures += [f"{tokens * bytes_per_token:,.0f} bytes/s"] if bytes_per_token else []
+    figures += [f"{entry['flops_per_second'] / 1e9:,.1f} GFLOP/s"]
+    figures += [f"MFU {entry['mfu']:.1%}"] if "mfu" in entry else []
+    return ", ".join(figures)
 
 
 def _figures(result: "SftResult") -> dict[str, dg.MetadataValue | float | int | str]:

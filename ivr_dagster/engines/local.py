@@ -1,15 +1,16 @@
 """Shards worked on by processes of this machine, one for each core."""
 
-import ctypes
 import multiprocessing
 import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
+from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
+from ivr_dagster.core.errors import WorkerLost
+from ivr_dagster.core.parent import end_with
 from ivr_dagster.engines import ONE_CORE
 
 Item = TypeVar("Item")
@@ -17,14 +18,14 @@ Result = TypeVar("Result")
 
 # to start processes takes about one, on each core
 WORTH_PROCESSES_SECONDS = 3.0
-_PR_SET_PDEATHSIG = 1
 
 
 def map_local(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
     """Results in the items' order; the first error, in that order, is raised, and what has not begun is given up.
 
-    Items are worked on here until it can be told that the rest takes longer than it takes to start processes; these
-    do the rest, one for each core.
+    What is under way then is waited for: nothing is written behind the back of whoever is told of the error. Items
+    are worked on here until it can be told that the rest takes longer than it takes to start processes; these do the
+    rest, one for each core.
     """
     started, done = time.monotonic(), 0
     while done < len(items):
@@ -44,8 +45,10 @@ def _map_in_processes(function: Callable[[Item], Result], items: Sequence[Item])
     with ProcessPoolExecutor(processes, mp_context=context, initializer=_begin, initargs=(os.getpid(),)) as pool:
         try:
             yield from pool.map(function, items)
+        except BrokenProcessPool as error:
+            raise WorkerLost("killed, or out of memory") from error
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(wait=True, cancel_futures=True)
             raise
 
 
@@ -58,7 +61,4 @@ def _begin(parent: int) -> None:
     """A worker has one core, leaves stopping to its parent, and ends with it, kill -9 too."""
     os.environ |= ONE_CORE
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "SIGKILL") and Path("/proc/self").exists():
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it was gone before
-        os._exit(1)
+    end_with(parent)

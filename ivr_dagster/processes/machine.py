@@ -1,7 +1,7 @@
 """What one machine does in a training on several processes: it starts its own, by torch's launcher, and ends them.
 
-`python -m ivr_dagster.processes.machine FOLDER PARENT [RANK]` takes part in the training that is requested in the
-folder, as long as the process PARENT lives. :func:`take_part` is for machines that Dagster does not run on.
+`python -m ivr_dagster.processes.machine FOLDER PARENT [RANK]` takes part in the training whose own folder
+this is, as long as the process PARENT lives. :func:`take_part` is for machines that Dagster does not run on.
 """
 
 import logging
@@ -11,13 +11,15 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
-from ivr_dagster.core.training.launched import Killed, LaunchFolder, Request
-from ivr_dagster.processes import end_with
+from ivr_dagster.core.parent import end_with
+from ivr_dagster.core.training.launched import Killed, LaunchFolder, Request, requests
 
 SECONDS_BETWEEN_LOOKS = 1.0
+# how long this machine's processes may go on once the training is over where Dagster runs
+SECONDS_TO_END = 30.0
 
 
 def command(folder: LaunchFolder, rank: int = 0) -> list[str]:
@@ -66,31 +68,55 @@ def run_processes(folder: LaunchFolder, request: Request, rank: int) -> bool:
     return True
 
 
-def take_part(folder: LaunchFolder, rank: int, say: Callable[[str], None]) -> None:
-    """Take part, on another machine than Dagster's, in every training launched in the folder, until interrupted.
+def take_part(launched: Path, rank: int, say: Callable[[str], None]) -> None:
+    """Take part, on another machine than Dagster's, in every training that is launched, until interrupted.
 
     Args:
-        folder: on storage that the machines share.
+        launched: where each has a folder, on storage that the machines share.
         rank: this machine's number, from 1.
         say: told what happens.
 
     Raises:
         InputError: a training was launched on so few machines that this is none of them.
     """
-    say(f"machine {rank} waits for trainings in {folder.path}")
-    done = ""
+    say(f"machine {rank} waits for trainings in {launched}")
+    done: set[str] = set()
     while True:
-        request = folder.read()
-        if request is not None and request.name != done and _listens(request.launch.address, request.launch.port):
-            # what was there before the first machine listened may be of a launch that is gone
-            request = folder.read()
-            if request is not None:
-                request.launch.on_machine(rank)
-                done = request.name
-                say(f"training of {request.training.output_dir} begins")
-                code = subprocess.run(command(folder, rank), check=False).returncode
-                say("it ended well" if code == 0 else "it ended before its time: the run in Dagster says why")
+        found = _to_take_part_in(launched, done)
+        if found is not None:
+            folder, request = found
+            request.launch.on_machine(rank)
+            done.add(request.name)
+            say(f"training of {request.training.output_dir} begins")
+            code = _run_machine(folder, rank)
+            say("it ended well" if code == 0 else "it ended before its time: the run in Dagster says why")
         time.sleep(SECONDS_BETWEEN_LOOKS)
+
+
+def _to_take_part_in(launched: Path, done: Collection[str]) -> tuple[LaunchFolder, Request] | None:
+    """A training whose first machine listens; those of a single machine are not for others."""
+    for folder, request in requests(launched):
+        launch = request.launch
+        if request.name in done or launch.machines == 1 or not _listens(launch.address, launch.port):
+            continue
+        # what was there before the first machine listened may be of a launch that is gone
+        if request.name in {each.name for _, each in requests(launched)}:
+            return folder, request
+    return None
+
+
+def _run_machine(folder: LaunchFolder, rank: int) -> int:
+    """The exit code of this machine's part, which is ended some time after the training is over."""
+    end = time.monotonic() + SECONDS_TO_END
+    with subprocess.Popen(command(folder, rank)) as process:
+        while process.poll() is None:
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+            if folder.read() is not None:
+                end = time.monotonic() + SECONDS_TO_END
+            elif time.monotonic() > end:
+                process.terminate()
+                break
+        return process.wait()
 
 
 def _listens(address: str, port: int) -> bool:

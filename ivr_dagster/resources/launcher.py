@@ -9,6 +9,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -16,10 +17,10 @@ import dagster as dg
 from ivr_dagster.core.errors import InputError
 from ivr_dagster.core.training.launch import Launch
 from ivr_dagster.core.training.launched import (
-    LaunchFolder,
     ProcessesFailed,
     Request,
     Training,
+    launched_as,
     result_from_json,
 )
 from ivr_dagster.core.training.sft import SftResult
@@ -47,7 +48,7 @@ def accelerator_for(launch: Launch, accelerator: Accelerator) -> Accelerator:
 
 def train_on_several(
     context: dg.AssetExecutionContext,
-    folder: LaunchFolder,
+    launched: Path,
     training: Training,
     launch: Launch,
     on_log: Callable[[dict[str, float]], None],
@@ -56,7 +57,7 @@ def train_on_several(
 
     Args:
         context: of the step, which the first process reports to.
-        folder: where the processes find what to do; other machines look there too.
+        launched: where the training gets a folder, which tells the processes what to do; other machines look there too.
         training: what to do.
         launch: on how many, this machine being the first.
         on_log: as for :func:`~ivr_dagster.core.training.sft.fine_tune`.
@@ -73,7 +74,6 @@ def train_on_several(
         )
     if not launch.port:
         launch = replace(launch, port=_free_port())
-    folder.write(Request(secrets.token_hex(8), launch, training))
     if launch.machines > 1:
         context.log.info(
             f"training begins once all {launch.machines} machines take part, within ten minutes; on the others: "
@@ -87,34 +87,30 @@ def train_on_several(
         else:
             results.append(message["result"])
 
-    try:
-        with (
-            warnings.catch_warnings(action="ignore", category=dg.PreviewWarning),  # Dagster's, of its own code
-            dg.open_pipes_session(
-                context, dg.PipesTempFileContextInjector(), dg.PipesTempFileMessageReader()
-            ) as session,
-        ):
-            heard = 0
-            process = subprocess.Popen(
-                command(folder),
-                env={**os.environ, **session.get_bootstrap_env_vars()},
-                stdout=2,  # standard output is for figures
-                start_new_session=True,  # what interrupts the step reaches them once, through the step
-            )
-            try:
-                while process.poll() is None:
-                    time.sleep(SECONDS_BETWEEN_LOOKS)
-                    messages = session.message_handler.get_custom_messages()
-                    for message in messages[heard:]:
-                        heard += 1
-                        hear(message)
-            finally:
-                _end(process)
-        for message in session.message_handler.get_custom_messages()[heard:]:
-            hear(message)
+    with (
+        launched_as(launched, Request(secrets.token_hex(8), launch, training)) as folder,
+        warnings.catch_warnings(action="ignore", category=dg.PreviewWarning),  # Dagster's, of its own code
+        dg.open_pipes_session(context, dg.PipesTempFileContextInjector(), dg.PipesTempFileMessageReader()) as session,
+    ):
+        heard = 0
+        process = subprocess.Popen(
+            command(folder),
+            env={**os.environ, **session.get_bootstrap_env_vars()},
+            stdout=2,  # standard output is for figures
+            start_new_session=True,  # what interrupts the step reaches them once, through the step
+        )
+        try:
+            while process.poll() is None:
+                time.sleep(SECONDS_BETWEEN_LOOKS)
+                messages = session.message_handler.get_custom_messages()
+                for message in messages[heard:]:
+                    heard += 1
+                    hear(message)
+        finally:
+            _end(process)
         failure = folder.failure()
-    finally:
-        folder.clear()
+    for message in session.message_handler.get_custom_messages()[heard:]:
+        hear(message)
     if process.returncode or not results:
         raise failure or ProcessesFailed(
             f"the processes ended before their time, with exit code {process.returncode}; what they said is in the "

@@ -25,6 +25,8 @@ from ivr_dagster.settings import CHOICES, Settings, settings_for_one_run
 
 # stands for the content of sft_config.yaml among the settings an asset depends on
 SFT_CONFIG = "sft_config"
+# and this for what accelerate_config.yaml decides of arithmetic
+ARITHMETIC = "arithmetic"
 # looked at together for cycles; Python's own 700 take a quarter of the time of a selection
 YOUNG_OBJECTS = 200_000
 
@@ -66,6 +68,19 @@ class SettingsResource(dg.ConfigurableResource, Settings):  # type: ignore[type-
         file = self.places.accelerate_config
         return read_accelerate_config(file) if file.is_file() else Launch()
 
+    def launch_arithmetic(self) -> str:
+        """The dtype or device that the launch settings decide on, empty where the settings do, or `auto`.
+
+        A device alone decides where the dtype is left to it; otherwise results differ in rounding only.
+        """
+        if self.dtype != "auto":
+            return ""
+        try:
+            launch = self.launch()
+        except InputError:  # told by what trains
+            return ""
+        return launch.dtype or (launch.device if self.device == "auto" else "")
+
     @property
     def map_shards(self) -> Map:
         """What works on shards of the corpus: the cores of this machine, or a Ray cluster (`engine`)."""
@@ -78,11 +93,16 @@ class SettingsResource(dg.ConfigurableResource, Settings):  # type: ignore[type-
         return Path(folder).expanduser().resolve() if folder and wanted else None
 
     def values_of(self, keys: Collection[str]) -> dict[str, Any]:
-        """The values of settings that an asset depends on; of `sft_config` the content's hash stands for it."""
-        values = {key: getattr(self, key) for key in sorted(keys) if key != SFT_CONFIG}
+        """The values of settings that an asset depends on.
+
+        Of `sft_config` the content's hash stands for it; `arithmetic` is only there where launch settings decide it.
+        """
+        values = {key: getattr(self, key) for key in sorted(keys) if key not in (SFT_CONFIG, ARITHMETIC)}
         if SFT_CONFIG in keys:
             file = self.sft_config_file()
             values[SFT_CONFIG] = content_hash(file.read_text(encoding="utf-8"))[:8] if file.is_file() else "missing"
+        if ARITHMETIC in keys and (decided := self.launch_arithmetic()):
+            values[ARITHMETIC] = decided
         return values
 
     @contextmanager

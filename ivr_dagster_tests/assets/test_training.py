@@ -9,7 +9,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from ivr_dagster.assets.training import COLD, WARM, _divided, _general_texts, _start
+from ivr_dagster.assets.training import COLD, WARM, _as_text, _divided, _general_texts, _speed, _start
 from ivr_dagster.core.corpus.cleaned import CleanedCorpus, write_cleaned_corpus
 from ivr_dagster.core.handles import ModelFolder, TokenizerFolder
 from ivr_dagster.resources.settings import SettingsResource
@@ -86,6 +86,19 @@ def test_one_folder_for_both_gives_no_text_twice(corpus: CleanedCorpus, tmp_path
     alone = _general_texts(settings(tmp_path, **folder, retention_bytes=0), corpus, 10**6)
     beside = _general_texts(settings(tmp_path, **folder, retention_bytes=1_000), corpus, 10**6)
     assert set(beside) < set(alone) and len(alone) == 30
+
+
+def test_how_fast_a_training_is_stands_in_log_and_metadata_and_mfu_where_it_is_known() -> None:
+    result: Any = SimpleNamespace(tokens_per_second=1_234.56, flops_per_second=3.7e13, mfu=None)
+    entry = {"tokens_per_second": 1_234.56, "flops_per_second": 3.7e13}
+    figures = {"tokens_per_second": 1_234.6, "flops_per_second": 37_000_000_000_000}
+    assert _speed(result, None) == figures
+    assert _as_text(entry, None) == "1,235 tokens/s, 37,000.0 GFLOP/s"
+    result.mfu = entry["mfu"] = 0.41234
+    assert _speed(result, 4.0) == figures | {"bytes_per_second": 4_938, "mfu": 0.4123}
+    assert _as_text(entry, 4.0) == "1,235 tokens/s, 4,938 bytes/s, 37,000.0 GFLOP/s, MFU 41.2%"
+    result.tokens_per_second = 0.0
+    assert _speed(result, 4.0) == {}
 
 
 class TestWhereATrainingStarts:

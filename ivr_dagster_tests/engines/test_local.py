@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ivr_dagster.core.errors import InputError
+from ivr_dagster.core.errors import InputError, WorkerLost
 from ivr_dagster.engines import local
 from ivr_dagster.engines.local import map_local
 
@@ -50,6 +50,30 @@ def test_an_error_of_a_worker_comes_as_it_was_raised_after_the_results_before_it
         next(results)
 
 
+def fail_first_or_write(item: tuple[int, Path]) -> None:
+    number, folder = item
+    if number == 1:
+        raise InputError("no ones", where="here", remedy="Take another")
+    time.sleep(0.5)
+    (folder / str(number)).touch()
+
+
+@pytest.mark.usefixtures("eager")
+def test_after_an_error_what_is_under_way_is_waited_for_and_the_rest_is_not_begun(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no ones"):
+        list(map_local(fail_first_or_write, [(number, tmp_path) for number in range(40)]))
+    written = set(tmp_path.iterdir())
+    assert tmp_path / "0" in written and len(written) < 20
+    time.sleep(1)
+    assert set(tmp_path.iterdir()) == written
+
+
+@pytest.mark.usefixtures("eager")
+def test_a_worker_that_dies_is_told_and_what_can_be_done() -> None:
+    with pytest.raises(WorkerLost, match=r"ended \(killed, or out of memory\).*Split the largest files"):
+        list(map_local(eval, ["1", "2", "__import__('os')._exit(1)", "4"]))
+
+
 def test_nothing_to_do_is_no_result() -> None:
     assert list(map_local(square, [])) == []
 
@@ -68,7 +92,6 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self").exists(), reason="workers end with their parent where Linux says so")
 def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     script = tmp_path / "sleepers.py"
     script.write_text(SLEEPERS)

@@ -1,21 +1,23 @@
 """What the processes of one launched training have in common: a folder that says what to do, and why it failed.
 
-All machines see the folder. Its processes write into it only when they fail; how far they are, and what they come to,
-the first of them reports by itself.
+Each training has a folder of its own, below one that all machines see. Its processes write into it only when they fail;
+how far they are, and what they come to, the first of them reports by itself.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from ivr_dagster.core.atomic import replacing
+from ivr_dagster.core.atomic import remove, replacing
 from ivr_dagster.core.errors import InputError
+from ivr_dagster.core.presence import anybody, present
 from ivr_dagster.core.training.launch import Launch
 from ivr_dagster.core.training.sft import SftResult, TrainingDiverged, Validation
 from ivr_dagster.core.training.sft_config import SftConfig
 
-_REQUEST, _FAILURE = "request.json", "failure"
+_REQUEST, _FAILURE, _LOCK = "request.json", "failure", ".lock"
 
 
 class ProcessesFailed(RuntimeError):
@@ -47,7 +49,7 @@ class Request:
     """A training to be made by several processes.
 
     Attributes:
-        name: another one in every launch.
+        name: another one in every launch, and the name of its folder.
         launch: on how many processes, as machine 0 sees it.
         training: what each of them is to do.
     """
@@ -59,21 +61,19 @@ class Request:
 
 @dataclass(frozen=True)
 class LaunchFolder:
-    """The folder; there is no request in it while nothing is launched."""
+    """The folder of one training; it is gone once that is over."""
 
     path: Path
 
     def write(self, request: Request) -> None:
-        """Put a request there, and away with what failed before."""
+        """Put the request there."""
         from pydantic import TypeAdapter
 
-        self.path.mkdir(parents=True, exist_ok=True)
-        self.clear()
         with replacing(self.path / _REQUEST) as staged:
             staged.write_bytes(TypeAdapter(Request).dump_json(request))
 
     def read(self) -> Request | None:
-        """The request, None where there is none."""
+        """The request, None once it is over."""
         from pydantic import TypeAdapter
 
         try:
@@ -81,16 +81,13 @@ class LaunchFolder:
         except FileNotFoundError:
             return None
 
-    def clear(self) -> None:
-        """Leave nothing in it."""
-        for file in (self.path / _REQUEST, *self.path.glob(f"{_FAILURE}-*.json")):
-            file.unlink(missing_ok=True)
-
     def tell(self, process: int, error: BaseException) -> None:
         """Note why a process, numbered from 0 over all machines, failed."""
         known = {"message": error.message, "where": error.where, "remedy": error.remedy} if isinstance(
             error, InputError
         ) else {"message": str(error)}  # fmt: skip
+        if not self.path.is_dir():  # whoever would read it is gone
+            return
         content = {"kind": type(error).__name__, **{name: value and str(value) for name, value in known.items()}}
         with replacing(self.path / f"{_FAILURE}-{process}.json") as staged:
             staged.write_text(json.dumps(content) + "\n", encoding="utf-8")
@@ -106,6 +103,45 @@ class LaunchFolder:
                     return _as_error(kind, each)
         others = [f"{each['kind']}: {each['message']}" for _, each in sorted(told.items())]
         return ProcessesFailed(others[0]) if others else None
+
+
+@contextmanager
+def launched_as(launched: Path, request: Request) -> Iterator[LaunchFolder]:
+    """Have a request stand in a folder of its own while the block runs; those of steps that were killed are removed.
+
+    Args:
+        launched: the folder that they all lie in.
+        request: what is to be done.
+    """
+    for folder in _requested(launched):
+        if not anybody(folder.path / _LOCK):
+            remove(folder.path)
+    folder = LaunchFolder(launched / request.name)
+    with present(folder.path / _LOCK):
+        try:
+            folder.write(request)
+            yield folder
+        finally:
+            remove(folder.path)
+
+
+def requests(launched: Path) -> list[tuple[LaunchFolder, Request]]:
+    """What is requested in the folders below one; of several at the same address only the last can be there."""
+    found: dict[tuple[str, int], tuple[LaunchFolder, Request]] = {}
+    for folder in _requested(launched):
+        request = folder.read()
+        if request is not None:
+            found[request.launch.address, request.launch.port] = folder, request
+    return list(found.values())
+
+
+def _requested(launched: Path) -> list[LaunchFolder]:
+    """Folders with a request, the oldest first."""
+    times: dict[Path, int] = {}
+    for file in launched.glob(f"*/{_REQUEST}"):
+        with suppress(FileNotFoundError):
+            times[file.parent] = file.stat().st_mtime_ns
+    return [LaunchFolder(folder) for folder in sorted(times, key=times.__getitem__)]
 
 
 def _as_error(kind: str, told: Mapping[str, str]) -> Exception:

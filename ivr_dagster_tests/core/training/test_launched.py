@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,14 @@ import torch
 from safetensors.torch import load_file
 from transformers import GPT2LMHeadModel
 
+from ivr_dagster.core.atomic import remove
 from ivr_dagster.core.errors import InputError
 from ivr_dagster.core.tokens.byte_level import string_of
 from ivr_dagster.core.training.blocks import write_blocks
 from ivr_dagster.core.training.launch import Launch
-from ivr_dagster.core.training.launched import Killed, LaunchFolder, Request, Training
+from ivr_dagster.core.training.launched import Killed, LaunchFolder, Request, Training, launched_as, requests
 from ivr_dagster.core.training.sft import SftResult, TrainingDiverged, Validation, fine_tune, read_sft_config
-from ivr_dagster.processes import member
+from ivr_dagster.processes import machine, member
 from ivr_dagster.resources.launcher import train_on_several
 
 pytestmark = pytest.mark.timeout(200)
@@ -88,7 +90,11 @@ def by_one(training: Training, output_dir: Path) -> SftResult:
 
 
 def by_several(
-    training: Training, output_dir: Path, launch: Launch | None = None, on_log: OnLog | None = None
+    training: Training,
+    output_dir: Path,
+    launch: Launch | None = None,
+    on_log: OnLog | None = None,
+    launched: Path | None = None,
 ) -> SftResult:
     results: list[SftResult] = []
 
@@ -97,7 +103,7 @@ def by_several(
         results.append(
             train_on_several(
                 context,
-                LaunchFolder(output_dir.with_name(f"{output_dir.name}-launched")),
+                launched or output_dir.with_name(f"{output_dir.name}-launched"),
                 replace(training, output_dir=output_dir),
                 launch or Launch(processes=2),
                 on_log or (lambda _: None),
@@ -176,11 +182,12 @@ def test_what_is_reported_meanwhile_is_of_the_whole_run(two: Run) -> None:
 def test_a_killed_process_ends_all_and_the_next_run_has_the_bits_of_an_undisturbed_one(
     training: Training, one: SftResult, two: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    before = psutil.Process().children(recursive=True)
     (tmp_path / "sitecustomize.py").write_text(KILLED)
     with monkeypatch.context() as patch, pytest.raises(Killed, match="process 1 of 2 was ended by SIGKILL"):
         patch.setenv("PYTHONPATH", str(tmp_path))
         by_several(training, tmp_path / "run")
-    assert not psutil.Process().children(recursive=True)
+    assert psutil.Process().children(recursive=True) == before
     assert not (tmp_path / "run" / "final_model").exists()
     assert not list((tmp_path / "run-launched").iterdir())
     whole, half = (tmp_path / "run" / f"checkpoint-{step}" for step in (5, 10))
@@ -212,9 +219,11 @@ def test_two_machines_go_on_from_what_one_process_left(training: Training, one: 
         probe.bind(("127.0.0.1", 0))
         launch = Launch(processes=2, machines=2, port=probe.getsockname()[1])
     script = (
-        "import sys; from pathlib import Path; from ivr_dagster.core.training.launched import LaunchFolder; "
-        "from ivr_dagster.processes.machine import take_part; take_part(LaunchFolder(Path(sys.argv[1])), 1, print)"
+        "import sys; from pathlib import Path; from ivr_dagster.processes.machine import take_part; "
+        "take_part(Path(sys.argv[1]), 1, print)"
     )
+    # what a step that was killed left there at the same address is not taken part in
+    LaunchFolder(tmp_path / "run-launched" / "dead").write(Request("dead", launch, training))
     other = subprocess.Popen([sys.executable, "-u", "-c", script, tmp_path / "run-launched"], stdout=subprocess.PIPE)
     try:
         result = by_several(training, output, launch)
@@ -265,7 +274,8 @@ def test_a_fault_that_a_process_finds_is_told_with_its_place_and_remedy(
 
 
 def test_a_process_that_was_killed_is_told_before_those_that_missed_it(tmp_path: Path) -> None:
-    folder = LaunchFolder(tmp_path)
+    folder = LaunchFolder(tmp_path / "launched")
+    folder.path.mkdir()
     assert folder.failure() is None
     folder.tell(0, ConnectionError("connection closed by peer"))
     assert str(folder.failure()) == "ConnectionError: connection closed by peer"
@@ -273,11 +283,90 @@ def test_a_process_that_was_killed_is_told_before_those_that_missed_it(tmp_path:
     assert str(folder.failure()) == "process 1 of 2"
     folder.tell(0, TrainingDiverged("the loss is nan"))
     assert isinstance(folder.failure(), TrainingDiverged)
-    folder.clear()
-    assert folder.failure() is None
+    remove(folder.path)
+    folder.tell(0, TrainingDiverged("told to nobody"))
+    assert folder.failure() is None and not folder.path.exists()
 
 
 def test_only_the_first_machine_launches(training: Training, tmp_path: Path) -> None:
     launch = Launch(processes=2, machines=2, machine_rank=1, source=tmp_path)
     with pytest.raises(InputError, match="machine_rank is 1"):
-        train_on_several(dg.build_asset_context(), LaunchFolder(tmp_path), training, launch, print)
+        train_on_several(dg.build_asset_context(), tmp_path, training, launch, print)
+
+
+def test_each_training_has_a_place_of_its_own_and_leaves_none(training: Training, tmp_path: Path) -> None:
+    one, two = (
+        Request(name, Launch(processes=2, port=port), replace(training, output_dir=tmp_path / name))
+        for port, name in enumerate(("one", "two"), start=1)
+    )
+    with launched_as(tmp_path, one) as first:
+        with launched_as(tmp_path, two) as second:
+            assert requests(tmp_path) == [(first, one), (second, two)]
+            assert (first.read(), second.read()) == (one, two)
+            second.tell(0, ConnectionError("of the second"))
+            assert first.failure() is None
+        assert (first.read(), second.read()) == (one, None)
+    assert not list(tmp_path.iterdir())
+
+
+def test_two_trainings_at_once_each_come_to_their_own(training: Training, two: Run, tmp_path: Path) -> None:
+    launched = tmp_path / "launched"
+    other = replace(training, config=read_sft_config(None, **SETTINGS | {"max_steps": 3}))
+    with ThreadPoolExecutor(2) as both:
+        runs = [
+            both.submit(by_several, each, tmp_path / name, launched=launched)
+            for each, name in ((training, "whole"), (other, "short"))
+        ]
+        whole, short = (run.result() for run in runs)
+    assert same_bits(whole, two.result)
+    assert (short.steps, short.final_model) == (3, tmp_path / "short" / "final_model")
+    assert not list(launched.iterdir())
+
+
+def test_what_a_killed_step_left_is_removed_by_the_next_and_what_is_at_work_stays(
+    training: Training, tmp_path: Path
+) -> None:
+    dead = LaunchFolder(tmp_path / "dead")
+    dead.write(Request("dead", Launch(), training))
+    alive, later = (launched_as(tmp_path, Request(name, Launch(), training)) for name in ("alive", "later"))
+    with alive as folder, later:
+        assert dead.read() is None
+        assert folder.read() is not None
+
+
+def test_other_machines_take_the_last_training_of_an_address_and_none_of_a_single_machine(
+    training: Training, tmp_path: Path
+) -> None:
+    with socket.socket() as first, socket.socket() as second:
+        for listening in (first, second):
+            listening.bind(("127.0.0.1", 0))
+            listening.listen()
+        ports = [each.getsockname()[1] for each in (first, second)]
+        launches = {
+            "dead": Launch(2, 2, port=ports[0]),
+            "alive": Launch(2, 2, port=ports[0]),
+            "alone": Launch(2, 1, port=ports[1]),
+            "not yet": Launch(2, 2, port=1),
+        }
+        for second_of_writing, (name, launch) in enumerate(launches.items()):
+            LaunchFolder(tmp_path / name).write(Request(name, launch, training))
+            os.utime(tmp_path / name / "request.json", (second_of_writing, second_of_writing))
+        found = machine._to_take_part_in(tmp_path, set())
+        assert found is not None and found[1].name == "alive"
+        assert machine._to_take_part_in(tmp_path, {"alive"}) is None
+
+
+def test_another_machines_part_is_ended_once_the_training_is_over(
+    training: Training, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "SECONDS_TO_END", 0.5)
+    monkeypatch.setattr(machine, "SECONDS_BETWEEN_LOOKS", 0.1)
+    monkeypatch.setattr(machine, "command", lambda *_: [sys.executable, "-c", "import time; time.sleep(60)"])
+    folder = LaunchFolder(tmp_path / "over")
+    folder.write(Request("over", Launch(2, 2), training))
+    with ThreadPoolExecutor(1) as machines:
+        part = machines.submit(machine._run_machine, folder, 1)
+        time.sleep(1)
+        assert not part.done()
+        remove(folder.path)
+        assert part.result(20) < 0
