@@ -10,10 +10,12 @@ A map, in reading order. The work itself, without Dagster, is in `core`, and fol
 - `core.training`: packed blocks, training settings, fine-tuning that can be stopped and gone on with, a search for
   better settings.
 - `core.evaluation`: bits per byte with their intervals, new and kept tokens, speed, the report, the model card.
+- `core.shard_results`: what is kept of each shard of the corpus, so that only what changed is worked on again.
 - `core.handles`: artifacts that are folders; `core.atomic`, `core.content_hash`, `core.errors`: what all stems need.
 
 Around it, from the ground up:
 
+- `engines`: where shards are worked on, the cores of this machine or a Ray cluster.
 - `artifact_paths`: where every artifact lies.
 - `settings`: every key with its default, and where values come from. `stages`: which stage makes which assets.
 - `sample`: the embedded default, a small model and a corpus that every Python carries.
