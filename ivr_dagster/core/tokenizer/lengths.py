@@ -42,6 +42,15 @@ class CutTexts:
         """Occurrences of each type, int64 [m]."""
         return np.bincount(self.codes, minlength=len(self.types))
 
+    @cached_property
+    def base_tokens(self) -> int:
+        """Tokens of all texts under the base tokenizer."""
+        return int(self.tokens(self.base).sum())
+
+    def saving(self, tokenizer: Tokenizer) -> float:
+        """The share of the base's tokens that `tokenizer` saves, 0.0 for an empty text."""
+        return 1 - int(self.tokens(tokenizer).sum()) / self.base_tokens if self.base_tokens else 0.0
+
     def sums(self, lengths: np.ndarray) -> np.ndarray:
         """Tokens of each text, int64 [n], where types have these lengths in tokens, int64 [m]."""
         up_to = np.concatenate([[0], np.cumsum(lengths[self.codes])])

@@ -15,7 +15,7 @@ from ivr_dagster.core.errors import InputError
 from ivr_dagster.core.tokenizer.agreement import encode_to_themselves
 from ivr_dagster.core.tokenizer.bpe import ByteLevelBPE
 from ivr_dagster.core.tokenizer.cuts import SHORTEST_RUN, cut_patterns, run_cuts, run_heads, whole_run
-from ivr_dagster.core.tokenizer.lengths import CutTexts, cut_texts, tokens_of
+from ivr_dagster.core.tokenizer.lengths import CutTexts, tokens_of
 from ivr_dagster.core.tokenizer.scores import UNREACHABLE, best_splits, scores_with_new
 from ivr_dagster.core.tokenizer.segments import Segments, encode_each, places_of_any
 from ivr_dagster.core.tokenizer.trie import escaped
@@ -84,7 +84,7 @@ def choose_candidates(
     before = frozenset(kept)
     phrases_kept, words_kept = _by_scope(base, bpe, pretokenization, filter(guards.may_be, kept))
     pieces, weights = _pieces(bpe, counts, run_cuts(base, bpe.model_strings))
-    sequences = encode_each(Tokenizer(base.model), pieces)
+    sequences = encode_each(Tokenizer(base.model), pieces).lists()
 
     def continue_from(kept: list[Candidate], budget: int, progress: Callable[[int, int], None] | None) -> Selection:
         started = None
@@ -92,7 +92,7 @@ def choose_candidates(
             model = extended_tokenizer(base, bpe, [candidate.string for candidate in kept]).model
             started = encode_each(Tokenizer(model), pieces)
         return select_within(
-            sequences.lists(),
+            sequences,
             weights,
             bpe.strings,
             budget=budget,
@@ -223,7 +223,7 @@ def _choose_phrases(
 
 
 def order_by_worth(
-    base: Tokenizer, bpe: ByteLevelBPE, selection: Selection, counts: PretokenCounts, heldout: Sequence[str]
+    base: Tokenizer, bpe: ByteLevelBPE, selection: Selection, counts: PretokenCounts, heldout: CutTexts
 ) -> tuple[list[Candidate], np.ndarray]:
     """The candidates such that the first n are a good choice of n, and what each adds to the saving on held-out text.
 
@@ -238,7 +238,7 @@ def order_by_worth(
     left = [candidate for candidate in selection.candidates if candidate.constituents]
     ordered: list[Candidate] = []
     shares: list[np.ndarray] = []
-    worth_of = _worth(base, bpe, selection.candidates, counts, cut_texts(heldout, base))
+    worth_of = _worth(base, bpe, selection.candidates, counts, heldout)
     saving, missed = worth_of([*fixed, *left])
     while left:
         missed = missed[len(fixed) :]
@@ -262,7 +262,7 @@ def _worth(
     float64. Pre-token types are as they were with the candidates asked for before, or with none, unless they hold one
     that has come or gone since.
     """
-    total = int(heldout.tokens(base).sum())
+    total = heldout.base_tokens
     id_of = {candidate.string: bpe.size + n for n, candidate in enumerate(candidates)}
     strings = [*bpe.strings, *id_of]
     on_train, on_heldout = _strings_of(counts.types), _strings_of(heldout.types)

@@ -11,8 +11,8 @@ import polars as pl
 from tokenizers import Tokenizer
 
 from ivr_dagster.core.errors import InputError
-from ivr_dagster.core.tokenizer.agreement import compare_lengths
 from ivr_dagster.core.tokenizer.bpe import ByteLevelBPE
+from ivr_dagster.core.tokenizer.lengths import cut_texts
 from ivr_dagster.core.tokens.byte_level import text_of
 from ivr_dagster.core.tokens.counts import PretokenCounts
 from ivr_dagster.core.vocabulary.candidate import Guards, Selection
@@ -144,7 +144,8 @@ def plan_selection(
         progress=progress,
     )
     selection = replace(selection, candidates=reachable(base, bpe, selection.candidates))
-    ordered, shares = order_by_worth(base, bpe, selection, counts, heldout)
+    cut = cut_texts(heldout, base)
+    ordered, shares = order_by_worth(base, bpe, selection, counts, cut)
     if budget is None:
         fixed = sum(not candidate.constituents for candidate in ordered)  # bytes without a token save nothing
         ordered = ordered[: fixed + pays_up_to(shares[fixed:], least_saving)]
@@ -156,14 +157,14 @@ def plan_selection(
     remapped = remap_tokenizer(base, bpe, rules_from_table(table)).tokenizer
     costs = [len(remapped.model.tokenize(string)) for string in table["sacrificed_token"]]
     # measured with the candidates beside the vocabulary; what goes with the ids they get is borne by all alike
-    real = compare_lengths(base, remapped, heldout).saving
+    real = cut.saving(remapped)
     table = table.with_columns(
         pl.col("heldout_saving") + (real - float(table["heldout_saving"].sum())) / max(len(table), 1),
         sacrificed_cost=pl.Series(costs, dtype=pl.Int64),
     )
     if in_force is not None and _fits(in_force, bpe):
         old = remap_tokenizer(base, bpe, rules_from_table(in_force)).tokenizer
-        saving = compare_lengths(base, old, heldout).saving
+        saving = cut.saving(old)
         if real - saving < least_gain:
             return Plan(
                 in_force, selection.tokens_before, kept=len(in_force), foregone=real - saving, heldout_now=saving

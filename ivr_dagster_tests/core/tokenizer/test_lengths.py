@@ -31,4 +31,15 @@ def test_only_one_that_keeps_the_bases_pre_tokens_cuts_first_as_it(gpt2: Tokeniz
 
 
 def test_no_texts_have_no_tokens(gpt2: Tokenizer) -> None:
-    assert cut_texts([], gpt2).tokens(gpt2).tolist() == []
+    cut = cut_texts([], gpt2)
+    assert cut.tokens(gpt2).tolist() == []
+    assert cut.saving(gpt2) == 0.0
+
+
+def test_what_is_saved_is_the_share_of_the_bases_tokens(gpt2: Tokenizer, gpt2_bpe: ByteLevelBPE) -> None:
+    cut = cut_texts(["Ab quiteanewword", "quiteanewword"], gpt2)
+    tokenizer = extended_tokenizer(gpt2, gpt2_bpe, ["quiteanewword", "Ġquiteanewword"])
+    before = sum(len(gpt2.encode(text).ids) for text in cut.texts)
+    assert cut.base_tokens == before
+    assert cut.saving(tokenizer) == 1 - 3 / before
+    assert cut.saving(gpt2) == 0.0

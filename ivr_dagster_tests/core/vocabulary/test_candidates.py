@@ -13,6 +13,7 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from ivr_dagster.core.errors import InputError
 from ivr_dagster.core.tokenizer.agreement import count_tokens
 from ivr_dagster.core.tokenizer.bpe import ByteLevelBPE, read_bpe
+from ivr_dagster.core.tokenizer.lengths import cut_texts
 from ivr_dagster.core.tokenizer.unigram import extended_tokenizer
 from ivr_dagster.core.tokens.byte_level import BYTE_TO_CHARACTER, bytes_of, string_of, text_of
 from ivr_dagster.core.tokens.counts import PretokenCounts, count_pretokens
@@ -308,7 +309,7 @@ def test_what_candidates_add_on_held_out_text_is_measured(across: bool, tiny_bpe
     bpe, texts, heldout = read_bpe(tiny_bpe), topics[20:50], topics[50:60]
     counts = count_pretokens(texts, tiny_bpe)
     selection = choose_candidates(tiny_bpe, bpe, counts, texts, budget=240, across=across)
-    ordered, shares = order_by_worth(tiny_bpe, bpe, selection, counts, heldout)
+    ordered, shares = order_by_worth(tiny_bpe, bpe, selection, counts, cut_texts(heldout, tiny_bpe))
     assert sorted(ordered, key=str) == sorted(selection.candidates, key=str)
     assert (shares > 0).all()
     strings = [candidate.string for candidate in ordered]
@@ -326,14 +327,16 @@ def test_what_candidates_add_on_held_out_text_is_measured(across: bool, tiny_bpe
 def test_bytes_go_first_and_add_nothing(without_some_bytes: Tokenizer, topics: list[str]) -> None:
     bpe, counts = read_bpe(without_some_bytes), count_pretokens([*topics[:3], "é~"], without_some_bytes)
     selection = choose_candidates(without_some_bytes, bpe, counts, [], budget=20)
-    ordered, shares = order_by_worth(without_some_bytes, bpe, selection, counts, topics[3:5])
+    heldout = cut_texts(topics[3:5], without_some_bytes)
+    ordered, shares = order_by_worth(without_some_bytes, bpe, selection, counts, heldout)
     assert ordered[:3] == selection.candidates[:3]
     assert shares[:3].tolist() == [0, 0, 0]
     assert shares.sum() > 0
 
 
 def test_no_candidates_add_nothing(tiny_bpe: Tokenizer, topics: list[str]) -> None:
-    ordered, shares = order_by_worth(tiny_bpe, read_bpe(tiny_bpe), Selection([], 9), types({"a": 9}), topics[:2])
+    heldout = cut_texts(topics[:2], tiny_bpe)
+    ordered, shares = order_by_worth(tiny_bpe, read_bpe(tiny_bpe), Selection([], 9), types({"a": 9}), heldout)
     assert (ordered, shares.tolist()) == ([], [])
 
 
