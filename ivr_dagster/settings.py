@@ -180,7 +180,7 @@ class Settings(BaseModel):
         0, ge=0, description="Analyze and train on the first so many documents only. 0: all of the train split."
     )
     max_pretoken_types: int = Field(
-        500_000,
+        300_000,
         ge=0,
         description="Keep so many pre-token types, the most frequent; what is rarer counts in token frequencies only. "
         "0: all, whatever memory they take.",

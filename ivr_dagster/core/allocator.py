@@ -14,6 +14,13 @@ _LARGEST_KEPT = 1 << 30
 _MOST_KEPT = 2**31 - 1
 
 
+def give_back_freed_memory() -> None:
+    """Have the C library return to the system what lies free between blocks in use, where it can (glibc)."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform.startswith("linux") else None
+    if trim is not None:
+        trim(0)
+
+
 def keep_freed_memory() -> bool:
     """Have this process keep freed blocks of up to a gigabyte for itself; whether the C library can.
 

@@ -13,6 +13,7 @@ import dagster as dg
 from upath import UPath
 
 from ivr_dagster.artifact_paths import ArtifactPaths
+from ivr_dagster.core.allocator import give_back_freed_memory
 from ivr_dagster.core.atomic import publish, recover, replacing, sweep
 from ivr_dagster.core.errors import InputError
 from ivr_dagster.io_managers.provenance import provenance, reset_peak_memory
@@ -69,6 +70,7 @@ class ArtifactIOManager(dg.UPathIOManager, Generic[T]):
         settings = context.resources.settings
         values = settings.values_of((context.definition_metadata or {}).get(SETTINGS_KEY, ()))
         told = provenance(Path(str(self._get_path(context))), values)
+        give_back_freed_memory()  # several assets may be made by one process, one after the other
         reset_peak_memory()
         return told
 

@@ -25,7 +25,7 @@ READ_TEXTS = 256
 # of texts that are encoded at once, one of so many is verified
 VERIFIED_STEP, LOT_TEXTS = 128, 64
 # after so many characters `gigatoken` is loaded anew, which takes a tenth of a second
-CACHED_CHARACTERS = 1 << 28
+CACHED_CHARACTERS = 1 << 27
 
 
 def id_dtype(size: int) -> type[np.unsignedinteger]:

@@ -33,7 +33,7 @@ from ivr_dagster.core.tokens.sequences import (
 # the number is raised when the same part and tokenizer come out otherwise than before; libraries may have it so too
 STATISTICS = (1, *(version(name) for name in ("gigatoken", "polars", "regex", "tokenizers")))
 # rows of counts that are added up at once, and that can be read by themselves
-MERGED_ROWS, GROUP_ROWS = 4_000_000, 50_000
+MERGED_ROWS, GROUP_ROWS = 2_000_000, 50_000
 _PRETOKENS, _SEQUENCES, _FREQUENCIES, _SUMMARY = (
     "pretokens.parquet",
     "sequences.parquet",
