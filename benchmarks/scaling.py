@@ -39,7 +39,7 @@ CORPUS_SIDE = ("init", "analyze")
 # as they do in real ones
 COMMON_WORDS, CHANGED_SHARE = 2_000, 0.3
 _WORD = re.compile(r"[A-Za-z]{4,}")
-_SECONDS_BETWEEN_LOOKS = 0.05
+_SECONDS_BETWEEN_LOOKS = 0.2
 
 
 def changed_words(text: str, copy: int, common: frozenset[str]) -> str:
@@ -79,7 +79,7 @@ def make(source: Path, target: Path, copies: int, files: int) -> None:
 
 
 class MemoryWatch(Thread):
-    """The most memory, in bytes resident, that a process and all its descendants took together."""
+    """The most memory, in bytes, that a process and all its descendants took together, what they share counted once."""
 
     def __init__(self, process: int) -> None:
         super().__init__(daemon=True)
@@ -93,8 +93,8 @@ class MemoryWatch(Thread):
             try:
                 for each in [self._root, *self._root.children(recursive=True)]:
                     try:
-                        total += each.memory_info().rss
-                    except psutil.NoSuchProcess:
+                        total += each.memory_full_info().pss
+                    except (psutil.NoSuchProcess, psutil.AccessDenied):
                         continue
                 if self._root.status() == psutil.STATUS_ZOMBIE:
                     return

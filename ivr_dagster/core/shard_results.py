@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+from ivr_dagster.core.allocator import give_back_freed_memory
 from ivr_dagster.core.atomic import STAGED_SUFFIX, publish_first, remove, staging_path
 from ivr_dagster.core.errors import InputError
 from ivr_dagster.core.presence import alone
@@ -147,6 +148,7 @@ def _write_result(work: tuple[Callable[[Task, Path], None], Task, Path]) -> None
         publish_first(staged, place)
     finally:
         remove(staged)
+        give_back_freed_memory()  # as many processes as there are cores do this side by side
 
 
 def _stamp(file: Path) -> list[int]:
