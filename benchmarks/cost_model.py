@@ -101,7 +101,7 @@ def tables(runs: list[dict[str, Any]], bytes_per_token: float) -> str:
     for name, size in SIZES.items():
         spans = [span(training_seconds(size, bytes_per_token, n)) for n in ACCELERATORS]
         hours = training_seconds(size, bytes_per_token, 1) / 3_600
-        lines.append(f"| {name} | {' | '.join(spans)} | {hours * ACCELERATOR_HOUR:,.0f} |")
+        lines.append(f"| {name} | {' | '.join(spans)} | {hours * ACCELERATOR_HOUR:,.2f} |")
     return "\n".join(lines)
 
 

@@ -3,10 +3,13 @@
     python -m benchmarks.scaling make --source DIR --copies 10 --files 100 --target DIR
     python -m benchmarks.scaling run --raw DIR --artifacts DIR --name NAME
     python -m benchmarks.scaling change --raw DIR --artifacts DIR --name NAME
+    python -m benchmarks.scaling engines --raw DIR --artifacts DIR --name NAME
 
 `make` writes distinct text, so many times a corpus. `run` executes each stage's command as people do, and then all as
 one, and watches the memory of all processes. `change` changes a file of a corpus that was run, has init and analyze
-made again, and changes it back. Results go to benchmarks/results/scaling-NAME.json.
+made again, and changes it back. `engines` works on the corpus by the cores of this machine and on a Ray cluster of
+three nodes, here too, and holds what they write against each other. Results go to
+benchmarks/results/scaling-NAME.json.
 """
 
 import argparse
@@ -30,7 +33,13 @@ from typing import Any
 import psutil
 
 from benchmarks.__main__ import RESULTS, machine
+from ivr_dagster.core.content_hash import content_hash
+from ivr_dagster.core.corpus.cleaned import CleanedCorpus, write_cleaned_corpus
 from ivr_dagster.core.corpus.documents import corpus_files
+from ivr_dagster.core.shard_results import ShardResults
+from ivr_dagster.core.tokens.statistics import read_statistics
+from ivr_dagster.engines.local import map_local
+from ivr_dagster.engines.ray import map_on_ray
 from ivr_dagster.sample import SAMPLE_MODEL
 
 STAGES = ("init", "analyze", "distill-tokenizer", "select", "remap")
@@ -177,10 +186,40 @@ def change(arguments: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
+def engines(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The corpus side without Dagster, by both engines: seconds, and whether all they write is the same."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    shutil.rmtree(arguments.artifacts, ignore_errors=True)
+    started = time.perf_counter()
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    for _ in range(2):
+        cluster.add_node(num_cpus=1)
+    ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+    seconds = {"start of the cluster": time.perf_counter() - started}
+    hashes = {}
+    for name, engine in (("local", map_local), ("ray", map_on_ray), ("ray, workers started", map_on_ray)):
+        folder = arguments.artifacts / name
+        started = time.perf_counter()
+        write_cleaned_corpus(arguments.raw, folder / "cleaned", results=ShardResults(folder / "shards"), run=engine)
+        corpus, results = CleanedCorpus(folder / "cleaned"), ShardResults(folder / "statistics")
+        statistics = read_statistics(corpus, Path(arguments.model) / "tokenizer.json", results, run=engine)
+        counts, _ = statistics.pretoken_counts()
+        seconds[name] = time.perf_counter() - started
+        (folder / "sequences").mkdir()
+        statistics.write_sequences(folder / "sequences")
+        hashes[name] = [*map(content_hash, (folder / "cleaned", folder / "sequences", counts.frame()))]
+        print(name, round(seconds[name], 1), flush=True)
+    ray.shutdown()
+    cluster.shutdown()
+    return {"seconds": seconds, "alike": len(set(map(tuple, hashes.values()))) == 1}
+
+
 def main() -> None:
     """Measure, print, keep."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["make", "run", "change"], help="see above")
+    parser.add_argument("what", choices=["make", "run", "change", "engines"], help="see above")
     parser.add_argument("--source", type=Path, help="corpus to copy")
     parser.add_argument("--target", type=Path, help="folder to make")
     parser.add_argument("--copies", type=int, default=10, help="how often, each time with other words")
@@ -199,7 +238,7 @@ def main() -> None:
     result = {
         "raw_bytes": sum(file.stat().st_size for file in corpus_files(arguments.raw)),
         "files": len(corpus_files(arguments.raw)),
-        **(run if arguments.what == "run" else change)(arguments),
+        **{"run": run, "change": change, "engines": engines}[arguments.what](arguments),
         "machine": machine(),
         "versions": {name: version(name) for name in ("dagster", "gigatoken", "polars", "pyarrow", "tokenizers")}
         | {"python": platform.python_version()},
