@@ -22,7 +22,7 @@ from dagster._core.definitions.data_version import (
 )
 
 from ivr_dagster.artifact_paths import RELATIVE_PATHS, ArtifactPaths
-from ivr_dagster.core.atomic import remove, staging_path, sweep
+from ivr_dagster.core.atomic import link, remove, staging_path, sweep
 from ivr_dagster.core.errors import InputError
 from ivr_dagster.materialize import Workbench, instance_at
 from ivr_dagster.settings import BROUGHT, WRITTEN_TO, load_settings, remember_settings
@@ -170,12 +170,8 @@ def _copy(source: Path, target: Path) -> None:
 def _copied(source: str, target: str) -> str:
     """The file under another name, where it is never changed and both lie on one file system; else a copy."""
     if Path(source).suffix in _NEVER_CHANGED:
-        try:
-            Path(target).hardlink_to(source)
-        except OSError:
-            pass
-        else:
-            return target
+        link(Path(source), Path(target))
+        return target
     return str(shutil.copy2(source, target))
 
 

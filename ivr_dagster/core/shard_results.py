@@ -22,6 +22,10 @@ Task = TypeVar("Task")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+# how long another run is waited for, and until what a worker wrote is to be seen here
+PATIENCE_SECONDS = 10.0
+_LOCK, _SEAL = ".lock", "seal.json"
+
 
 class Map(Protocol):
     """Applies a function to each of many items, here or in other processes; results come in the items' order."""
@@ -34,11 +38,6 @@ class Map(Protocol):
 def result_key(*ingredients: object) -> str:
     """A 128-bit hash of what a result is made of: anything that JSON can write."""
     return hashlib.blake2b(json.dumps(ingredients).encode(), digest_size=16).hexdigest()
-
-
-# how long another run is waited for, and until what a worker wrote is to be seen here
-PATIENCE_SECONDS = 10.0
-_LOCK, _SEAL = ".lock", "seal.json"
 
 
 @dataclass(frozen=True)

@@ -113,8 +113,7 @@ class CleanedCorpus:
         for split in SPLITS:
             digest.update(split.encode())
             for part in self.parts(split):
-                for (ids,) in _columns(part, "document_id"):
-                    digest.update("".join(ids).encode())
+                _add_ids(part, digest)
         return digest.hexdigest()
 
     def count(self, split: Split) -> int:
@@ -149,9 +148,13 @@ def read_part(path: Path) -> Iterator[tuple[list[str], list[str]]]:
 def part_digest(path: Path) -> str:
     """A hash of a part's documents and their order, in hexadecimal."""
     digest = blake2b(digest_size=16)
+    _add_ids(path, digest)
+    return digest.hexdigest()
+
+
+def _add_ids(path: Path, digest: blake2b) -> None:
     for (ids,) in _columns(path, "document_id"):
         digest.update("".join(ids).encode())
-    return digest.hexdigest()
 
 
 def _columns(path: Path, *names: str) -> Iterator[list[list[Any]]]:

@@ -46,18 +46,17 @@ def read_corpus_files(root: Path) -> list[CorpusFile]:
         return list(pool.map(look_at, corpus_files(root)))
 
 
-def fingerprint(files: Sequence[CorpusFile]) -> str:
-    """A hash (BLAKE2b, 32 hexadecimal digits) of the files' names and contents; times are left out."""
+def fingerprint_corpus(root: Path) -> str:
+    """A hash (BLAKE2b, 32 hexadecimal digits) of the corpus files' names and contents; times are left out.
+
+    Raises:
+        InputError: as :func:`read_corpus_files`.
+    """
     whole = hashlib.blake2b(digest_size=16)
-    for file in files:
+    for file in read_corpus_files(root):
         # no path holds a NUL and the digest's length is fixed, so that no two corpora spell the same bytes
         whole.update(os.fsencode(file.name) + b"\0" + file.content)
     return whole.hexdigest()
-
-
-def fingerprint_corpus(root: Path) -> str:
-    """The :func:`fingerprint` of the corpus below `root`. Raises as :func:`read_corpus_files` does."""
-    return fingerprint(read_corpus_files(root))
 
 
 def shards_of(files: Sequence[CorpusFile]) -> list[list[CorpusFile]]:

@@ -9,6 +9,7 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 from ivr_dagster.core.errors import InputError
+from ivr_dagster.core.tokens.pretokens import specification
 
 KEPT_FILES = ("chat_template.jinja",)
 # all that AutoTokenizer reads where there is a `tokenizer.json`
@@ -107,7 +108,7 @@ def _gpt2_tokenizer(source: Path) -> Tokenizer | None:
     tokenizer = Tokenizer.from_file(str(files[0]))
     parts = [tokenizer.pre_tokenizer, tokenizer.decoder, tokenizer.post_processor]
     own = [pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()]
-    if not isinstance(tokenizer.model, models.BPE) or [_state(part) for part in parts[:2]] != [*map(_state, own)]:
+    if not isinstance(tokenizer.model, models.BPE) or [*map(specification, parts[:2])] != [*map(specification, own)]:
         return None
     if tokenizer.post_processor is None:
         tokenizer.post_processor = processors.TemplateProcessing(single="$A:0", pair="$A:0 $B:1", special_tokens=[])
@@ -115,10 +116,6 @@ def _gpt2_tokenizer(source: Path) -> Tokenizer | None:
         return None
     tokenizer.model.continuing_subword_prefix = tokenizer.model.end_of_word_suffix = ""
     return tokenizer
-
-
-def _state(part: Any) -> Any:
-    return None if part is None else json.loads(part.__getstate__())
 
 
 def _read_json(file: Path) -> dict[str, Any]:

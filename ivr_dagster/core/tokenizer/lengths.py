@@ -4,17 +4,15 @@ What belongs here: counting by pre-token types. The texts are cut once, and each
 one whose own pre-tokens reach over the base's has to read the texts.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from ivr_dagster.core.tokenizer.segments import encode_each
-from ivr_dagster.core.tokens.pretokens import read_pretokenization
+from ivr_dagster.core.tokens.pretokens import parts_of, read_pretokenization, specification
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,24 +82,9 @@ def cut_texts(texts: Sequence[str], base: Tokenizer) -> CutTexts:
 
 def cuts_first_as(base: Tokenizer, tokenizer: Tokenizer) -> bool:
     """Whether `tokenizer` cuts text as `base` does before it does anything else to the pieces."""
-    first, all_parts = _parts(base), _parts(tokenizer)
-    return bool(first) and all_parts[: len(first)] == first and _state(base.normalizer) == _state(tokenizer.normalizer)
-
-
-def _parts(tokenizer: Tokenizer) -> list[Any]:
-    return _flat(_state(tokenizer.pre_tokenizer))
-
-
-def _flat(part: Any) -> list[Any]:
-    if part is None:
-        return []
-    if part["type"] == "Sequence":
-        return [leaf for inner in part["pretokenizers"] for leaf in _flat(inner)]
-    return [part]
-
-
-def _state(part: Any) -> Any:
-    return None if part is None else json.loads(part.__getstate__())
+    first = parts_of(base)
+    starts_alike = bool(first) and parts_of(tokenizer)[: len(first)] == first
+    return starts_alike and specification(base.normalizer) == specification(tokenizer.normalizer)
 
 
 def tokens_of(tokenizer: Tokenizer, texts: Sequence[str]) -> np.ndarray:

@@ -73,7 +73,6 @@ class PretokenCounter:
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
         self._pretokenization = read_pretokenization(tokenizer)
         self._split = self._pretokenization.column_splitter(tokenizer)
         self._exact = replace(self._pretokenization, pattern=None).column_splitter(tokenizer)

@@ -16,7 +16,6 @@ import regex
 from tokenizers import AddedToken, Tokenizer
 
 from ivr_dagster.core.errors import InputError
-from ivr_dagster.core.tokens.byte_level import string_of
 
 T = TypeVar("T")
 
@@ -164,8 +163,8 @@ def read_pretokenization(tokenizer: Tokenizer) -> PreTokenization:
     Raises:
         InputError: the tokenizer is not a byte-level one; the message names what was found.
     """
-    parts = _flatten(_specification(tokenizer.pre_tokenizer))
-    normalizer = _specification(tokenizer.normalizer)
+    parts = parts_of(tokenizer)
+    normalizer = specification(tokenizer.normalizer)
     kinds = [part["type"] for part in parts]
     if not parts or parts[-1]["type"] != "ByteLevel" or kinds.count("ByteLevel") > 1:
         raise InputError(
@@ -195,8 +194,13 @@ def _pattern_of_added(token: AddedToken) -> str:
     return (r"\s*" if token.lstrip else "") + pattern + (r"\s*" if token.rstrip else "")
 
 
-def _specification(part: Any) -> dict[str, Any] | None:
-    """A tokenizer's pre-tokenizer or normalizer as it stands in tokenizer.json, without all the rest of that."""
+def parts_of(tokenizer: Tokenizer) -> list[dict[str, Any]]:
+    """The pre-tokenizers of a tokenizer as they stand in tokenizer.json, in the order in which they work."""
+    return _flatten(specification(tokenizer.pre_tokenizer))
+
+
+def specification(part: Any) -> dict[str, Any] | None:
+    """A tokenizer's pre-tokenizer, normalizer or decoder as it stands in tokenizer.json, without the rest of that."""
     return None if part is None else dict(json.loads(part.__getstate__()))
 
 
@@ -219,7 +223,7 @@ def _one_pattern(parts: list[dict[str, Any]]) -> str | None:
     if len(before) == 1 and before[0]["type"] == "Split" and before[0]["behavior"] in ("Isolated", "Removed"):
         pattern = before[0]["pattern"].get("Regex")
         # text between the matches is a pre-token too when isolated: one pattern says so only if it matches everywhere,
-        # as the published ones do; the check on a sample (`verify_splitter`) finds those that don't
+        # as the published ones do; the check on a sample (`PretokenCounter`) finds those that don't
         if pattern is not None and (before[0]["behavior"] == "Removed") == bool(before[0].get("invert")):
             return str(pattern) if _yields_its_matches(pattern) else None
     return None
@@ -230,17 +234,3 @@ def _yields_its_matches(pattern: str) -> bool:
         return regex.compile(pattern).groups == 0  # `findall` gives groups where there are any
     except regex.error:  # tokenizers' dialect is Oniguruma's
         return False
-
-
-def verify_splitter(split: Callable[[str], list[str]], tokenizer: Tokenizer, texts: Iterable[str]) -> str | None:
-    """The first of `texts` that `split` cuts otherwise than `tokenizer` does, or None.
-
-    `regex` and `tokenizers` carry Unicode tables of different years; whoever splits a corpus by pattern looks at a
-    sample of it first and falls back to `tokenizers` where they differ.
-    """
-    for text in texts:
-        normalized = tokenizer.normalizer.normalize_str(text) if tokenizer.normalizer is not None else text
-        expected = [string for string, _ in tokenizer.pre_tokenizer.pre_tokenize_str(normalized)]
-        if [string_of(piece) for piece in split(text)] != expected:
-            return text
-    return None

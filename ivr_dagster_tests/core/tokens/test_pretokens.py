@@ -1,5 +1,7 @@
 """Splitting text against tokenizers' own pre-tokenizers."""
 
+from collections.abc import Callable, Iterable
+
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -12,7 +14,6 @@ from ivr_dagster.core.tokens.pretokens import (
     GPT2_PATTERN,
     PreTokenization,
     read_pretokenization,
-    verify_splitter,
 )
 
 LLAMA3_PATTERN = (
@@ -27,6 +28,16 @@ def made_of(*parts: pre_tokenizers.PreTokenizer) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE({character: n for n, character in enumerate(sorted(GPT2.alphabet()))}, []))
     tokenizer.pre_tokenizer = parts[0] if len(parts) == 1 else pre_tokenizers.Sequence(list(parts))
     return tokenizer
+
+
+def verify_splitter(split: Callable[[str], list[str]], tokenizer: Tokenizer, texts: Iterable[str]) -> str | None:
+    """The first of `texts` that `split` cuts otherwise than `tokenizer` does, or None."""
+    for text in texts:
+        normalized = tokenizer.normalizer.normalize_str(text) if tokenizer.normalizer is not None else text
+        expected = [string for string, _ in tokenizer.pre_tokenizer.pre_tokenize_str(normalized)]
+        if [string_of(piece) for piece in split(text)] != expected:
+            return text
+    return None
 
 
 KINDS = {
