@@ -44,7 +44,7 @@ GROUP = "vocabulary"
     kinds={"csv", "polars"},
     owners=OWNERS,
     io_manager_key="csv_io",
-    code_version="2",
+    code_version="3",
     metadata=depends_on_settings(
         "max_candidates",
         "least_saving",

@@ -17,7 +17,7 @@ from ivr_dagster.core.errors import InputError
 from ivr_dagster.core.tokens.byte_level import CHARACTER_TO_BYTE, is_byte_level
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ByteLevelBPE:
     """A byte-level BPE vocabulary of V entries.
 

@@ -16,13 +16,14 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
-from itertools import accumulate, repeat
+from itertools import accumulate, groupby, repeat
 
 import numpy as np
 import polars as pl
 from tokenizers import Tokenizer, models
 
 from ivr_dagster.core.tokenizer.bpe import ByteLevelBPE
+from ivr_dagster.core.tokenizer.lattice import Lattice, Vocabulary
 from ivr_dagster.core.tokenizer.segments import encode_each, places_of_any
 from ivr_dagster.core.tokens.byte_level import CHARACTER_TO_BYTE
 
@@ -57,13 +58,11 @@ def scores_from_gains(bpe: ByteLevelBPE, gains: Mapping[int, float]) -> np.ndarr
     scores = np.full(bpe.size, UNREACHABLE)
     of_bytes = {i for i, string in enumerate(bpe.strings) if string in CHARACTER_TO_BYTE}
     scores[list(of_bytes)] = 0.0
-    return _scored_anew(bpe, gains, scores, of_bytes)[0]
+    return _scored_anew(bpe, gains, scores, of_bytes)
 
 
-def _scored_anew(
-    bpe: ByteLevelBPE, gains: Mapping[int, float], before: np.ndarray, changed: Iterable[int]
-) -> tuple[np.ndarray, set[int]]:
-    """Scores `before`, float64 [V], with those of all that is made of `changed`, and the ids of both."""
+def _scored_anew(bpe: ByteLevelBPE, gains: Mapping[int, float], before: np.ndarray, changed: set[int]) -> np.ndarray:
+    """Scores `before`, float64 [V], with those of all that is made of `changed`, and of these."""
     scores: list[float] = before.tolist()
     followed = set(changed)
     for made, left, right in bpe.halves_first:
@@ -71,7 +70,7 @@ def _scored_anew(
             followed.add(made)
             if scores[left] > UNREACHABLE and scores[right] > UNREACHABLE:
                 scores[made] = storable(scores[left] + scores[right] + gains[made])
-    return np.array(scores), followed
+    return np.array(scores)
 
 
 def lift_gains(bpe: ByteLevelBPE, gains: Mapping[int, float]) -> dict[int, float]:
@@ -102,16 +101,14 @@ def _lifted(bpe: ByteLevelBPE, gains: Mapping[int, float]) -> tuple[dict[int, fl
         return trees[token]
 
     constraints: dict[tuple[tuple[int, int], ...], int] = {}
-    column = pl.Series(bpe.strings)
     scores = scores_from_gains(bpe, lifted)
-    reachable = np.array([i for i in bpe.merge_of if i not in bpe.added_ids and scores[i] > UNREACHABLE], dtype=int)
-    suspects = reachable
+    reachable = [i for i in bpe.merge_of if i not in bpe.added_ids and scores[i] > UNREACHABLE]
+    lattice = Lattice(vocabulary_of(bpe), [bpe.strings[token] for token in reachable])
     while True:
-        model = models.Unigram(list(zip(bpe.strings, scores.tolist(), strict=True)))
-        segments = encode_each(Tokenizer(model), [bpe.strings[token] for token in suspects])
+        segments = lattice.best(scores).segments
         known = len(constraints)
         for n in np.flatnonzero(segments.lengths > 1).tolist():
-            token = int(suspects[n])
+            token = reachable[n]
             difference = merges_in(token).copy()
             for part in segments[n]:
                 difference.subtract(merges_in(part))
@@ -126,8 +123,13 @@ def _lifted(bpe: ByteLevelBPE, gains: Mapping[int, float]) -> tuple[dict[int, fl
         for terms_, leader in sorted(constraints.items(), key=lambda item: -bpe.merge_of[item[1]][0]):
             others = -sum(count * lifted[made] for made, count in terms_ if made != leader)
             lifted[leader] = max(lifted[leader], others / dict(terms_)[leader] * (1.0 + LIFT_MARGIN))
-        scores, changed = _scored_anew(bpe, lifted, scores, (made for made in lifted if lifted[made] > before[made]))
-        suspects = np.intersect1d(reachable, places_of_any([bpe.strings[made] for made in changed], column))
+        scores = _scored_anew(bpe, lifted, scores, {made for made in lifted if lifted[made] > before[made]})
+
+
+@lru_cache(maxsize=4)
+def vocabulary_of(bpe: ByteLevelBPE) -> Vocabulary:
+    """The base's tokens, to be looked up."""
+    return Vocabulary(bpe.strings)
 
 
 @lru_cache(maxsize=4)
@@ -189,6 +191,11 @@ def best_split(string: str, score_of: Mapping[str, float], longest: int) -> tupl
     return best[size], tokens[size]
 
 
+def _in_use(scores: np.ndarray) -> np.ndarray:
+    """The scores of tokens that something is segmented into, -inf for all others."""
+    return np.where(scores > UNREACHABLE, scores, -np.inf)
+
+
 def _best_end(
     string: str, first: int, end: int, best: Sequence[float], tokens: Sequence[int], score_of: Mapping[str, float]
 ) -> tuple[float, int]:
@@ -202,24 +209,6 @@ def _best_end(
         if piece is not None and best[start] + piece > score:
             score, parts = best[start] + piece, tokens[start] + 1
     return score, parts
-
-
-def best_splits(strings: Iterable[str], score_of: Mapping[str, float], longest: int) -> dict[str, tuple[float, int]]:
-    """:func:`best_split` of many strings at once: what begins alike is looked through once."""
-    found: dict[str, tuple[float, int]] = {}
-    best, tokens, previous = [0.0], [0], ""
-    for string in sorted(strings):
-        common = next((n for n, (a, b) in enumerate(zip(previous, string, strict=False)) if a != b), len(previous))
-        del best[common + 1 :], tokens[common + 1 :]
-        for end in range(common + 1, len(string) + 1):
-            rival, parts = _best_end(string, max(1, end - longest), end, best, tokens, score_of)
-            if end == len(string):
-                found[string] = rival, parts
-            whole = score_of.get(string[:end], -math.inf)
-            best.append(max(whole, rival))
-            tokens.append(1 if whole >= rival else parts)
-        previous = string
-    return found
 
 
 def repair_scores(
@@ -243,10 +232,10 @@ def repair_scores(
     score_of = {s: score for s, score in zip(strings, scores.tolist(), strict=True) if score > UNREACHABLE}
     order = [token_id for token_id in order if len(strings[token_id]) > 1]
     longest = max(map(len, score_of), default=0)
-    if suspects is None:
-        rivals = best_splits((strings[token_id] for token_id in order), score_of, longest)
-        suspects = [token_id for token_id in order if rivals[strings[token_id]][0] >= score_of[strings[token_id]]]
-    suspected = set(suspects)
+    looked_at = np.array(order if suspects is None else sorted(suspects), dtype=np.int64)
+    lattice = Lattice(Vocabulary(strings), [strings[token_id] for token_id in looked_at])
+    rivals = lattice.best(_in_use(repaired), split=True).totals
+    suspected = set(looked_at[rivals >= repaired[looked_at]].tolist())
     text = "\n".join(strings[token_id] for token_id in order)  # a line each; no string holds a line end
     lines = [0, *accumulate(len(strings[token_id]) + 1 for token_id in order)]
     raised: set[int] = set()
@@ -301,26 +290,15 @@ def _scores_with_new(bpe: ByteLevelBPE, strings: tuple[str, ...], repair: bool) 
             scores = repair_scores(strings, scores, order, suspects=set(holding).difference(added))[0]
     else:
         scores = np.where(places < 0, UNREACHABLE, scores_from_merges(bpe)[0][places])
-        score_of = _reachable_scores(bpe).copy()
-        given_way = np.ones(bpe.size, dtype=bool)
-        given_way[places[places >= 0]] = False
-        for gone in np.flatnonzero(given_way).tolist():
-            score_of.pop(bpe.strings[gone], None)
-        of_bytes = [n for n in added if strings[n] in CHARACTER_TO_BYTE]  # that the base has no token for
-        scores[of_bytes] = 0.0
-        score_of.update((strings[n], 0.0) for n in of_bytes)
-        longest = max(map(len, strings))
-        for n in sorted(set(added).difference(of_bytes), key=lambda n: (len(strings[n]), n)):
-            rival, tokens = best_split(strings[n], score_of, longest)
-            if not tokens:  # it holds a byte without a token: nothing else can stand for it
-                rival, tokens = 0.0, 2
-            scores[n] = score_of[strings[n]] = storable(rival + NEW_TOKEN_GAIN * (tokens - 1))
+        scores[[n for n in added if strings[n] in CHARACTER_TO_BYTE]] = 0.0  # that the base has no token for
+        longer = sorted((n for n in added if scores[n] == UNREACHABLE), key=lambda n: len(strings[n]))
+        vocabulary = Vocabulary(strings)
+        for _, alike in groupby(longer, key=lambda n: len(strings[n])):
+            new = list(alike)  # none of them lies in another
+            rivals = Lattice(vocabulary, [strings[n] for n in new]).best(_in_use(scores), split=True)
+            # one that holds a byte without a token has no rival: nothing else can stand for it
+            reached = np.where(rivals.tokens > 0, rivals.totals, 0.0)
+            tokens = np.where(rivals.tokens > 0, rivals.tokens, 2)
+            scores[new] = list(map(storable, (reached + NEW_TOKEN_GAIN * (tokens - 1)).tolist()))
     scores.setflags(write=False)  # the cache hands it out again
     return scores
-
-
-@lru_cache(maxsize=4)
-def _reachable_scores(bpe: ByteLevelBPE) -> dict[str, float]:
-    """The base's own scores by string, without what is never yielded."""
-    scores = scores_from_merges(bpe)[0].tolist()
-    return {string: score for string, score in zip(bpe.strings, scores, strict=True) if score > UNREACHABLE}

@@ -67,18 +67,6 @@ class Segments:
         differing[self.owners[mine][self.ids[mine] != other.ids[others]]] = True
         return differing
 
-    def replaced(self, places: np.ndarray, others: "Segments") -> "Segments":
-        """These with the strings at `places`, ascending, as in `others`, which has as many."""
-        anew = np.zeros(len(self), dtype=bool)
-        anew[places] = True
-        lengths = self.lengths.copy()
-        lengths[places] = others.lengths
-        starts = np.concatenate([[0], np.cumsum(lengths)])
-        ids = np.empty(starts[-1], dtype=np.int64)
-        of_others = np.repeat(anew, lengths)
-        ids[of_others], ids[~of_others] = others.ids, self.ids[~anew[self.owners]]
-        return Segments(ids, starts)
-
 
 def encode_each(tokenizer: Tokenizer, strings: Sequence[str]) -> Segments:
     """Ids of every string under `tokenizer` as a text of its own; special tokens are neither added nor looked for.

@@ -4,6 +4,11 @@ The bijection between the 256 byte values and 256 printable characters is GPT-2'
 Radford et al. 2019); every byte-level BPE of transformers uses it.
 """
 
+from collections.abc import Iterable, Sequence
+from itertools import accumulate, pairwise
+
+import numpy as np
+
 
 def _alphabet() -> dict[int, str]:
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
@@ -13,12 +18,22 @@ def _alphabet() -> dict[int, str]:
 
 BYTE_TO_CHARACTER: dict[int, str] = _alphabet()
 CHARACTER_TO_BYTE: dict[str, int] = {character: byte for byte, character in BYTE_TO_CHARACTER.items()}
-_TO_STRING = [BYTE_TO_CHARACTER[byte] for byte in range(256)]
+_CODE_OF_BYTE = np.array([ord(BYTE_TO_CHARACTER[byte]) for byte in range(256)], dtype=np.uint16)
+_BYTE_OF_CODE = np.full(1 + max(map(ord, CHARACTER_TO_BYTE)), -1, dtype=np.int16)
+_BYTE_OF_CODE[_CODE_OF_BYTE] = np.arange(256)
 
 
 def string_of(text: str) -> str:
     """The byte-level string of a text: one character of the alphabet for each of its UTF-8 bytes."""
-    return "".join([_TO_STRING[byte] for byte in text.encode("utf-8")])
+    return "".join([BYTE_TO_CHARACTER[byte] for byte in text.encode("utf-8")])
+
+
+def strings_of(texts: Iterable[str]) -> list[str]:
+    """The byte-level strings of many texts."""
+    encoded = [text.encode("utf-8") for text in texts]
+    codes = _CODE_OF_BYTE[np.frombuffer(b"".join(encoded), dtype=np.uint8)]
+    joined = codes.astype("<u2").tobytes().decode("utf-16-le")
+    return [joined[start:end] for start, end in pairwise(accumulate(map(len, encoded), initial=0))]
 
 
 def bytes_of(string: str) -> bytes:
@@ -41,6 +56,20 @@ def text_of(string: str) -> str:
     A string outside the byte-level alphabet (`<｜end｜>`) is its own text.
     """
     return bytes_of(string).decode("utf-8", "replace") if is_byte_level(string) else string
+
+
+def texts_of(strings: Sequence[str]) -> list[str]:
+    """The texts of many strings, as :func:`text_of`."""
+    codes = np.frombuffer("".join(strings).encode("utf-32-le", "surrogatepass"), dtype="<u4")
+    values = _BYTE_OF_CODE[np.minimum(codes, len(_BYTE_OF_CODE) - 1)]
+    values[codes >= len(_BYTE_OF_CODE)] = -1
+    ends = list(accumulate(map(len, strings), initial=0))
+    outside = np.concatenate([[0], np.cumsum(values < 0)])[ends]
+    joined = values.astype(np.uint8).tobytes()
+    return [
+        string if beyond else joined[start:end].decode("utf-8", "replace")
+        for string, (start, end), beyond in zip(strings, pairwise(ends), np.diff(outside).tolist(), strict=True)
+    ]
 
 
 def whole_text(string: str) -> str | None:

@@ -16,7 +16,7 @@ import polars as pl
 from gigatoken.gigatoken_rs import pretokenized_counts
 from tokenizers import Tokenizer
 
-from ivr_dagster.core.tokens.byte_level import text_of
+from ivr_dagster.core.tokens.byte_level import texts_of
 from ivr_dagster.core.tokens.pretokens import (
     BATCH_CHARACTERS,
     GPT2_PATTERN,
@@ -194,7 +194,7 @@ def frequency_table(strings: Iterable[str], frequencies: np.ndarray) -> pl.DataF
         {
             "token_id": pl.Series(range(len(strings)), dtype=pl.UInt32),
             "token": strings,
-            "text": [text_of(string) for string in strings],
+            "text": texts_of(strings),
             "frequency": pl.Series(frequencies, dtype=pl.Int64),
         }
     )

@@ -4,7 +4,7 @@ Within pre-tokens by continued BPE (`within.py`), across them as phrases (`phras
 saves. Strings that had an id before keep it unless another is worth much more.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import polars as pl
@@ -15,9 +15,10 @@ from ivr_dagster.core.errors import InputError
 from ivr_dagster.core.tokenizer.agreement import encode_to_themselves
 from ivr_dagster.core.tokenizer.bpe import ByteLevelBPE
 from ivr_dagster.core.tokenizer.cuts import SHORTEST_RUN, cut_patterns, run_cuts, run_heads, whole_run
+from ivr_dagster.core.tokenizer.lattice import Lattice, Vocabulary
 from ivr_dagster.core.tokenizer.lengths import CutTexts, tokens_of
-from ivr_dagster.core.tokenizer.scores import UNREACHABLE, best_splits, scores_with_new
-from ivr_dagster.core.tokenizer.segments import Segments, encode_each, places_of_any
+from ivr_dagster.core.tokenizer.scores import scores_with_new
+from ivr_dagster.core.tokenizer.segments import encode_each, places_of_any
 from ivr_dagster.core.tokenizer.trie import escaped
 from ivr_dagster.core.tokenizer.unigram import extended_tokenizer, unigram_tokenizer
 from ivr_dagster.core.tokens.byte_level import (
@@ -26,6 +27,7 @@ from ivr_dagster.core.tokens.byte_level import (
     bytes_of,
     is_byte_level,
     string_of,
+    strings_of,
     whole_text,
 )
 from ivr_dagster.core.tokens.counts import PretokenCounts
@@ -38,6 +40,8 @@ from ivr_dagster.core.vocabulary.within import select_within
 STAYING_POWER = 2
 # below so many candidates the saving is not measured again
 SMALLEST_MEASURED = 200
+# characters; of what is longer (base64, DNA) no new token is that long
+LONGEST_PIECE = 10_000
 # byte values that no UTF-8 holds
 NEVER_IN_UTF8 = {0xC0, 0xC1, *range(0xF5, 0x100)}
 
@@ -83,7 +87,7 @@ def choose_candidates(
     budget -= len(in_bytes)
     before = frozenset(kept)
     phrases_kept, words_kept = _by_scope(base, bpe, pretokenization, filter(guards.may_be, kept))
-    pieces, weights = _pieces(bpe, counts, run_cuts(base, bpe.model_strings))
+    pieces, weights = _pieces(base, bpe, counts.types, counts.counts)
     sequences = encode_each(Tokenizer(base.model), pieces).lists()
 
     def continue_from(kept: list[Candidate], budget: int, progress: Callable[[int, int], None] | None) -> Selection:
@@ -162,13 +166,19 @@ def _constituents(base: Tokenizer, pretokens: Iterable[str]) -> tuple[int, ...]:
     return tuple(i for piece in pretokens for i in base.encode(piece, add_special_tokens=False).ids)
 
 
-def _pieces(bpe: ByteLevelBPE, counts: PretokenCounts, runs: str | None) -> tuple[list[str], np.ndarray]:
-    """What :func:`cut_pieces` gives, also cut at bytes that the base has no token for, these left out."""
+def _pieces(
+    base: Tokenizer, bpe: ByteLevelBPE, types: Sequence[str], counts: np.ndarray, new: Collection[str] | None = None
+) -> tuple[list[str], np.ndarray]:
+    """What :func:`cut_pieces` gives, also cut at bytes that the base has no token for, these left out.
+
+    Runs that are among the `new` tokens are not cut; while there are none yet, no type that is a run as a whole is.
+    """
     missing = [character for character in CHARACTER_TO_BYTE if character not in bpe.ids]
-    cuts = [runs, *map(escaped, missing)]
+    cuts = [run_cuts(base, bpe.model_strings, new or ()), *map(escaped, missing)]
     heads = run_heads(bpe.model_strings)
     marks = [*(SHORTEST_RUN * character for character in heads), *missing]
-    pieces, weights = cut_pieces(counts, "|".join(filter(None, cuts)) or None, heads, marks=marks)
+    whole = {} if new is not None else heads
+    pieces, weights = cut_pieces(types, counts, "|".join(filter(None, cuts)) or None, whole, marks=marks)
     present = [n for n, piece in enumerate(pieces) if len(piece) > 1 or piece in bpe.ids]
     return [pieces[n] for n in present], weights[present]
 
@@ -259,54 +269,39 @@ def _worth(
     """A function from some candidates to the share of held-out tokens that they save and how much each is missed.
 
     A candidate is missed by the tokens of the train split that would be more without it, all others being there,
-    float64. Pre-token types are as they were with the candidates asked for before, or with none, unless they hold one
-    that has come or gone since.
+    float64. Runs are cut as if all candidates were there.
     """
     total = heldout.base_tokens
     id_of = {candidate.string: bpe.size + n for n, candidate in enumerate(candidates)}
     strings = [*bpe.strings, *id_of]
-    on_train, on_heldout = _strings_of(counts.types), _strings_of(heldout.types)
-    holding = places_of_any([*id_of], on_train)
-    types, weights, on_train = [counts.types[n] for n in holding], counts.counts[holding], on_train.gather(holding)
-    segments = Segments(np.empty(0, np.int64), np.zeros(len(types) + 1, np.int64))
-    lengths = encode_each(extended_tokenizer(base, bpe, []), heldout.types).lengths.copy()
-    before: set[str] = set()
+    vocabulary = Vocabulary(strings)
+    pieces, weights = _pieces(base, bpe, counts.types, counts.counts, id_of)
+    holding = places_of_any([*id_of], pl.Series(pieces, dtype=pl.String))
+    weights, on_train = weights[holding], Lattice(vocabulary, [pieces[n] for n in holding])
+    heldout_pieces, heldout_weights = _pieces(base, bpe, heldout.types, heldout.counts, id_of)
+    on_heldout, themselves = Lattice(vocabulary, heldout_pieces), Lattice(vocabulary, [*id_of])
 
     def worth_of(candidates: list[Candidate]) -> tuple[float, np.ndarray]:
-        nonlocal segments, before
         new = [candidate.string for candidate in candidates]
-        changed = sorted(before.symmetric_difference(new))
-        before = set(new)
         scored = scores_with_new(bpe, [*bpe.strings, *new], repair=False)
         ids = np.array([id_of[string] for string in new], dtype=np.int64)
-        scores = np.full(len(strings), UNREACHABLE)  # so that ids stay whoever is left out
+        scores = np.full(len(strings), -np.inf)  # so that ids stay whoever is left out
         scores[: bpe.size], scores[ids] = scored[: bpe.size], scored[bpe.size :]
-        cuts = cut_patterns(run_cuts(base, bpe.model_strings, new), {})
-        tokenizer = unigram_tokenizer(base, strings, scores, cuts=cuts)
-        places = places_of_any(changed, on_train)
-        segments = segments.replaced(places, encode_each(tokenizer, [types[n] for n in places]))
+        segments = on_train.best(scores).segments
         standing = np.bincount(segments.ids, np.repeat(weights, segments.lengths), minlength=len(strings))[ids]
         # a phrase stands in no single pre-token
         standing = np.where(standing > 0, standing, [candidate.frequency for candidate in candidates])
-        score_of = {s: score for s, score in zip(strings, scores.tolist(), strict=True) if score > UNREACHABLE}
-        splits = best_splits(new, score_of, max(map(len, strings)))
-        missed = standing * np.array([splits[string][1] - 1 for string in new])
+        missed = standing * (themselves.best(scores, split=True).tokens[ids - bpe.size] - 1)
         pattern = pattern_with(base, new)
         if pattern is None:
-            places = places_of_any(changed, on_heldout)
-            lengths[places] = encode_each(tokenizer, [heldout.types[n] for n in places]).lengths
-            tokens = int(heldout.sums(lengths).sum())
+            tokens = int(heldout_weights @ on_heldout.best(scores).tokens) + int(heldout.added.sum())
         else:
-            across = unigram_tokenizer(base, strings, scores, cuts=cuts, pattern=pattern)
+            cuts = cut_patterns(run_cuts(base, bpe.model_strings, new), {})
+            across = unigram_tokenizer(base, [*bpe.strings, *new], scored, cuts=cuts, pattern=pattern)
             tokens = int(tokens_of(across, heldout.texts).sum())
         return (1 - tokens / total if total else 0.0), missed
 
     return worth_of
-
-
-def _strings_of(types: Sequence[str]) -> pl.Series:
-    """The byte-level strings of pre-token types."""
-    return pl.Series([string_of(text) for text in types], dtype=pl.String)
 
 
 def reachable(base: Tokenizer, bpe: ByteLevelBPE, candidates: Sequence[Candidate]) -> list[Candidate]:
@@ -318,24 +313,34 @@ def reachable(base: Tokenizer, bpe: ByteLevelBPE, candidates: Sequence[Candidate
 
 
 def cut_pieces(
-    counts: PretokenCounts, cuts: str | None, heads: Mapping[str, set[str]], *, marks: Sequence[str] = ("",)
+    types: Sequence[str],
+    counts: np.ndarray,
+    cuts: str | None,
+    heads: Mapping[str, set[str]],
+    *,
+    marks: Sequence[str] = ("",),
 ) -> tuple[list[str], np.ndarray]:
     """Byte-level strings inside which a new token may lie, with their counts (int64), by falling count.
 
     Pre-token types, cut where the distilled tokenizer cuts them once more: a candidate across such a cut could never
     be produced. Types that are runs as a whole (behind one of `heads`) stay so: a run that becomes a token is not cut.
-    A type that holds none of `marks` is never cut, and not looked through.
+    A type that holds none of `marks` is never cut, and not looked through. What is longer than `LONGEST_PIECE` is cut
+    there, whatever it is.
     """
-    strings = _strings_of(counts.types)
-    if cuts is None:
-        return strings.to_list(), counts.counts
-    pattern = regex.compile(f"({cuts})")
-    marked = strings.str.contains_any(list(marks))
-    pieces = [
-        [string] if whole_run(string, heads) else list(filter(None, pattern.split(string)))
-        for string in strings.filter(marked)
-    ]
-    weights = pl.Series(counts.counts, dtype=pl.Int64)
+    strings = pl.Series(strings_of(types), dtype=pl.String)
+    pattern = regex.compile(f"({cuts})") if cuts else None
+    marked = strings.str.len_chars() > LONGEST_PIECE
+    if pattern:
+        marked |= strings.str.contains_any(list(marks))
+
+    def cut(string: str) -> Iterator[str]:
+        pieces = pattern.split(string) if pattern and not whole_run(string, heads) else [string]
+        return (
+            piece[start : start + LONGEST_PIECE] for piece in pieces for start in range(0, len(piece), LONGEST_PIECE)
+        )
+
+    pieces = [list(cut(string)) for string in strings.filter(marked)]
+    weights = pl.Series(counts, dtype=pl.Int64)
     found = pl.concat(
         [
             pl.DataFrame({"piece": strings, "count": weights}).filter(~marked),

@@ -7,7 +7,7 @@ import numpy as np
 
 from ivr_dagster.core.errors import InputError
 from ivr_dagster.core.tokenizer.bpe import ByteLevelBPE
-from ivr_dagster.core.tokens.byte_level import CHARACTER_TO_BYTE, text_of
+from ivr_dagster.core.tokens.byte_level import CHARACTER_TO_BYTE, texts_of
 
 
 def protected_ids(bpe: ByteLevelBPE, in_use: Iterable[int] = ()) -> frozenset[int]:
@@ -23,8 +23,8 @@ def protected_ids(bpe: ByteLevelBPE, in_use: Iterable[int] = ()) -> frozenset[in
 def _always_protected(bpe: ByteLevelBPE) -> frozenset[int]:
     return frozenset(
         token_id
-        for token_id, string in enumerate(bpe.strings)
-        if string in CHARACTER_TO_BYTE or token_id in bpe.added_ids or text_of(string).strip().isnumeric()
+        for token_id, (string, text) in enumerate(zip(bpe.strings, texts_of(bpe.strings), strict=True))
+        if string in CHARACTER_TO_BYTE or token_id in bpe.added_ids or text.strip().isnumeric()
     )
 
 

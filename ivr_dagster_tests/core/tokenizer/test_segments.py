@@ -51,14 +51,6 @@ def test_strings_that_differ_or_hold_an_id_are_told_as_list_by_list(
     assert one.holding(np.isin(np.arange(4), list(wanted))).tolist() == [bool(wanted & set(ids)) for ids in ones]
 
 
-@given(IDS, IDS, st.sets(st.integers(0, 3)).map(sorted))
-def test_replaced_strings_have_their_new_ids_and_the_others_their_own(
-    ones: list[list[int]], others: list[list[int]], places: list[int]
-) -> None:
-    found = segments_of(ones).replaced(np.array(places, dtype=np.int64), segments_of([others[n] for n in places]))
-    assert found.lists() == [others[n] if n in places else ids for n, ids in enumerate(ones)]
-
-
 @given(st.lists(st.text("ab", max_size=4)), st.lists(st.text("abc", min_size=1, max_size=2)))
 def test_places_are_those_of_strings_that_hold_a_part(strings: list[str], parts: list[str]) -> None:
     found = places_of_any(parts, pl.Series(strings, dtype=pl.String)).tolist()

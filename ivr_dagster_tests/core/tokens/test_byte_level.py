@@ -11,7 +11,9 @@ from ivr_dagster.core.tokens.byte_level import (
     bytes_of,
     is_byte_level,
     string_of,
+    strings_of,
     text_of,
+    texts_of,
 )
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
@@ -56,3 +58,13 @@ def test_a_string_outside_the_alphabet_is_its_own_text_and_has_no_bytes() -> Non
     assert text_of("<｜end｜>") == "<｜end｜>"
     with pytest.raises(KeyError, match="｜"):
         bytes_of("<｜end｜>")
+
+
+@given(st.lists(TEXT))
+def test_many_texts_at_once_become_the_strings_that_they_become_one_by_one(texts: list[str]) -> None:
+    assert strings_of(texts) == [string_of(text) for text in texts]
+
+
+@given(st.lists(st.text() | st.text(st.sampled_from(sorted(CHARACTER_TO_BYTE)))))
+def test_many_strings_at_once_become_the_texts_that_they_become_one_by_one(strings: list[str]) -> None:
+    assert texts_of(strings) == [text_of(string) for string in strings]

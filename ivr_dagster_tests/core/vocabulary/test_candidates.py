@@ -371,16 +371,16 @@ def test_ties_do_not_depend_on_the_hash_seed() -> None:
 
 
 def test_pieces_are_cut_where_the_distilled_tokenizer_cuts_and_counted_together() -> None:
-    pieces, counts = cut_pieces(types({"y====x": 3, "====x": 2, " a": 4}), "={4}", {"=": {""}})
+    pieces, counts = cut_pieces(["y====x", "====x", " a"], np.array([3, 2, 4]), "={4}", {"=": {""}})
     assert dict(zip(pieces, counts.tolist(), strict=True)) == {"====": 5, "x": 5, "Ġa": 4, "y": 3}
     assert pieces == ["====", "x", "Ġa", "y"]
-    pieces, counts = cut_pieces(types({" ====": 3, "é": 2}), None, {})
+    pieces, counts = cut_pieces([" ====", "é"], np.array([3, 2]), None, {})
     assert dict(zip(pieces, counts.tolist(), strict=True)) == {"Ġ====": 3, string_of("é"): 2}
 
 
 def test_types_that_are_runs_as_a_whole_behind_such_a_head_are_not_cut() -> None:
     runs = {"=====": 3, " ====": 2, "====": 1, "===": 5, "aaaa": 4, "x====": 6}
-    pieces, counts = cut_pieces(types(runs), "={3,4}|a{4}", {"=": {"", "Ġ"}})
+    pieces, counts = cut_pieces([*runs], np.array([*runs.values()]), "={3,4}|a{4}", {"=": {"", "Ġ"}})
     expected = {"=====": 3, "Ġ====": 2, "====": 1 + 6, "===": 5, "aaaa": 4, "x": 6}
     assert dict(zip(pieces, counts.tolist(), strict=True)) == expected
 
