@@ -36,7 +36,7 @@ from ivr_dagster.core.tokenizer.agreement import (
 from ivr_dagster.core.tokenizer.bpe import read_bpe
 from ivr_dagster.core.tokenizer.unigram import distill
 from ivr_dagster.core.tokens.counts import count_pretokens, counts_table, frequency_table, token_frequencies
-from ivr_dagster.core.tokens.sequences import built_in_encoder, encoder_by_types, in_lots, reference_encoder
+from ivr_dagster.core.tokens.sequences import built_in_encoder, encoder_by_types, ids_of_types, reference_encoder
 from ivr_dagster.core.tokens.statistics import read_statistics
 from ivr_dagster.core.vocabulary.remap import remap_tokenizer, unreachable_tokens
 from ivr_dagster.core.vocabulary.selection import plan_selection, rules_from_table
@@ -94,8 +94,7 @@ def analysis(corpus: CleanedCorpus, tokenizer: Path, folder: Path) -> None:
     base = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
     pretokens, _ = statistics.pretoken_counts()
     counts_table(pretokens).write_parquet(folder / "counts.parquet", compression="zstd")
-    fast = built_in_encoder(base)
-    frequencies = token_frequencies(pretokens, base, in_lots(fast) if fast else None)
+    frequencies = token_frequencies(pretokens, base, ids_of_types(base, pretokens.types))
     if (statistics.frequencies(len(frequencies)) != frequencies).any():
         raise RuntimeError("sequences and counts disagree")
     frequency_table(read_bpe(base).strings, frequencies).write_parquet(folder / "frequencies.parquet")

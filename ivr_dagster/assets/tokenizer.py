@@ -14,7 +14,7 @@ from ivr_dagster.core.handles import TokenizerFolder
 from ivr_dagster.core.tokenizer.agreement import Agreement, heldout_sample, measure_agreement
 from ivr_dagster.core.tokenizer.folder import write_certificate, write_original_tokenizer, write_tokenizer
 from ivr_dagster.core.tokenizer.scores import tokens_never_yielded
-from ivr_dagster.core.tokenizer.segments import encode_each
+from ivr_dagster.core.tokenizer.segments import segments_of_types
 from ivr_dagster.core.tokenizer.unigram import distill
 from ivr_dagster.core.tokens.byte_level import CHARACTER_TO_BYTE
 from ivr_dagster.core.tokens.counts import count_pretokens, counts_from_table
@@ -98,7 +98,7 @@ def distilled_tokenizer(
     base = original_tokenizer.backend()
     bpe = original_tokenizer.bpe()
     counts = counts_from_table(pretoken_counts)
-    of_base = encode_each(base, counts.types)
+    of_base = segments_of_types(base, counts.types)
     distillation = distill(base, bpe, counts, exceptions=settings.exceptions, of_base=of_base)
     with settings.staged("distilled_tokenizer") as folder:
         write_tokenizer(distillation.tokenizer, original_tokenizer.path, folder)

@@ -15,7 +15,7 @@ from ivr_dagster.core.corpus.cleaned import CleanedCorpus
 from ivr_dagster.core.errors import InputError
 from ivr_dagster.core.handles import TokenizerFolder
 from ivr_dagster.core.tokens.counts import counts_from_table, counts_table, frequency_table, token_frequencies
-from ivr_dagster.core.tokens.sequences import TokenSequences, built_in_encoder, in_lots
+from ivr_dagster.core.tokens.sequences import TokenSequences, ids_of_types
 from ivr_dagster.core.tokens.statistics import CorpusStatistics, read_statistics
 from ivr_dagster.progress import track
 from ivr_dagster.resources.settings import SettingsResource
@@ -92,9 +92,8 @@ def token_stats(
     the domain never uses are those that can be given to strings it uses all the time.
     """
     tokenizer = original_tokenizer.backend()
-    fast = built_in_encoder(tokenizer)
     counts = counts_from_table(pretoken_counts)
-    expected = token_frequencies(counts, tokenizer, in_lots(fast) if fast else None)
+    expected = token_frequencies(counts, tokenizer, ids_of_types(tokenizer, counts.types))
     for reference in (False, True):
         with _statistics(context, settings, cleaned_corpus, original_tokenizer, reference=reference) as statistics:
             frequencies, totals = statistics.frequencies(len(expected)), statistics.totals

@@ -17,7 +17,7 @@ from ivr_dagster.core.corpus.cleaned import CleanedCorpus
 from ivr_dagster.core.handles import TokenizerFolder
 from ivr_dagster.core.tokenizer.agreement import LENGTHS_BYTES, compare_lengths, heldout_sample
 from ivr_dagster.core.tokenizer.folder import write_certificate, write_tokenizer
-from ivr_dagster.core.tokenizer.segments import encode_each
+from ivr_dagster.core.tokenizer.segments import segments_of_types
 from ivr_dagster.core.tokens.byte_level import text_of
 from ivr_dagster.core.tokens.counts import counts_from_table
 from ivr_dagster.core.vocabulary.candidate import Guards
@@ -312,7 +312,7 @@ def remapped_tokenizer(
     bpe = original_tokenizer.bpe()
     check_rules(remap_rules, bpe, settings.places["remap_rules"])
     counts = counts_from_table(pretoken_counts)
-    of_base = encode_each(base, counts.types)
+    of_base = segments_of_types(base, counts.types)
     remapping = remap_tokenizer(base, bpe, remap_rules, counts, exceptions=settings.exceptions, of_base=of_base)
     with settings.staged("remapped_tokenizer") as folder:
         write_tokenizer(remapping.tokenizer, distilled_tokenizer.path, folder)

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from ivr_dagster.core.corpus.cleaned import CleanedCorpus
 from ivr_dagster.core.corpus.subset import documents_within
 from ivr_dagster.core.tokenizer.lengths import cut_texts, tokens_of
-from ivr_dagster.core.tokenizer.segments import Segments, encode_each
+from ivr_dagster.core.tokenizer.segments import Segments, encode_each, segments_of_types
 from ivr_dagster.core.tokens.byte_level import whole_text
 from ivr_dagster.core.tokens.counts import PretokenCounts
 from ivr_dagster.core.tokens.pretokens import BATCH_CHARACTERS, batches_of
@@ -96,7 +96,7 @@ def differing_types(
     base: Tokenizer, other: Tokenizer, counts: PretokenCounts, *, of_base: Segments | None = None
 ) -> list[int]:
     """Places in `counts.types` of those that `base` and `other` give different ids, the most frequent first."""
-    differing = (of_base or encode_each(base, counts.types)).differing(encode_each(other, counts.types))
+    differing = (of_base or segments_of_types(base, counts.types)).differing(encode_each(other, counts.types))
     places: list[int] = np.flatnonzero(differing).tolist()
     return places
 

@@ -11,7 +11,7 @@ from functools import cached_property
 import numpy as np
 from tokenizers import Tokenizer
 
-from ivr_dagster.core.tokenizer.segments import encode_each
+from ivr_dagster.core.tokenizer.segments import encode_each, segments_of_types
 from ivr_dagster.core.tokens.pretokens import parts_of, read_pretokenization, specification
 
 
@@ -43,7 +43,7 @@ class CutTexts:
     @cached_property
     def base_tokens(self) -> int:
         """Tokens of all texts under the base tokenizer."""
-        return int(self.tokens(self.base).sum())
+        return int(self.sums(segments_of_types(self.base, self.types).lengths).sum())
 
     def saving(self, tokenizer: Tokenizer) -> float:
         """The share of the base's tokens that `tokenizer` saves, 0.0 for an empty text."""

@@ -7,11 +7,13 @@ object for each of them; and finding those that need it.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import numpy as np
 import polars as pl
 from tokenizers import AddedToken, Tokenizer
+
+from ivr_dagster.core.tokens.sequences import ids_of_types
 
 # strings that are encoded as one text: enough to forget what a text costs, few enough to busy all cores
 JOINED = 256
@@ -91,6 +93,15 @@ def encode_each(tokenizer: Tokenizer, strings: Sequence[str]) -> Segments:
     ends = np.flatnonzero(ids == apart.token_to_id(separator))
     starts = np.concatenate([[0], ends - np.arange(len(ends))])
     return Segments(np.delete(ids, ends), starts)
+
+
+def segments_of_types(base: Tokenizer, types: list[str]) -> Segments:
+    """Ids of pre-token types under a base tokenizer: what :func:`encode_each` gives, by the fastest exact encoder."""
+    ids = ids_of_types(base, types)
+    if ids is None:
+        return encode_each(base, types)
+    lengths = np.fromiter(map(len, ids), np.int64, len(ids))
+    return Segments(np.fromiter(chain.from_iterable(ids), np.int64, lengths.sum()), np.append(0, np.cumsum(lengths)))
 
 
 def places_of_any(parts: Sequence[str], strings: pl.Series) -> np.ndarray:

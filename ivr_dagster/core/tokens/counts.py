@@ -169,16 +169,16 @@ def encode_types(tokenizer: Tokenizer, types: list[str]) -> list[list[int]]:
 def token_frequencies(
     counts: PretokenCounts,
     tokenizer: Tokenizer,
-    encode: Callable[[list[str]], Sequence[Sequence[int] | np.ndarray]] | None = None,
+    ids: Sequence[Sequence[int]] | None = None,
 ) -> np.ndarray:
     """How often `tokenizer` yields each id on the counted text, int64 [V], zeros included.
 
     Args:
         counts: of the text.
         tokenizer: V ids.
-        encode: types to their ids, in place of the tokenizer.
+        ids: of the counted types, where they are known.
     """
-    ids = encode(counts.types) if encode else encode_types(tokenizer, counts.types)
+    ids = encode_types(tokenizer, counts.types) if ids is None else ids
     frequencies = np.zeros(tokenizer.get_vocab_size(with_added_tokens=True), dtype=np.int64)
     lengths = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids))
     np.add.at(frequencies, np.fromiter(chain.from_iterable(ids), np.int64), np.repeat(counts.counts, lengths))

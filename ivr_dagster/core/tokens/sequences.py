@@ -5,6 +5,7 @@ What belongs here: exact encoders for a byte-level BPE, and the Parquet layout o
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import Self
@@ -23,7 +24,7 @@ Encoder = Callable[[list[str]], list[np.ndarray]]
 
 READ_TEXTS = 256
 # of texts that are encoded at once, one of so many is verified
-VERIFIED_STEP, LOT_TEXTS = 128, 64
+VERIFIED_STEP = 128
 # after so many characters `gigatoken` is loaded anew, which takes a tenth of a second
 CACHED_CHARACTERS = 1 << 27
 
@@ -49,15 +50,10 @@ def built_in_encoder(tokenizer: Tokenizer) -> Encoder | None:
     Texts with added tokens, some of which mind their neighbours, are left to `tokenizers`. So is a sample of the texts
     of each call, and all of them if the two differ there.
     """
-    specification = tokenizer.to_str()
-
-    def load() -> gigatoken.Tokenizer:
-        return gigatoken.Tokenizer.from_json(specification)
-
-    try:
-        fast = load()
-    except (RuntimeError, ValueError):
+    found = _built_in(tokenizer)
+    if found is None:
         return None
+    fast: gigatoken.Tokenizer = found
     dtype = id_dtype(tokenizer.get_vocab_size(with_added_tokens=True))
     reference, pretokenization = reference_encoder(tokenizer), read_pretokenization(tokenizer)
     characters = 0
@@ -66,13 +62,36 @@ def built_in_encoder(tokenizer: Tokenizer) -> Encoder | None:
         nonlocal fast, characters
         characters += sum(map(len, texts))
         if characters > CACHED_CHARACTERS:  # it remembers every pre-token that it ever met
-            fast, characters = load(), 0
+            _built_in.cache_clear()
+            fast, characters = _built_in(tokenizer) or fast, 0
         return [
             reference([text])[0] if pretokenization.holds_added_token(text) else fast.encode(text).astype(dtype)
             for text in texts
         ]
 
     return _verified(encode, reference)
+
+
+@lru_cache(maxsize=2)  # loading one takes a fifth of a second
+def _built_in(tokenizer: Tokenizer) -> gigatoken.Tokenizer | None:
+    try:
+        return gigatoken.Tokenizer.from_json(tokenizer.to_str())
+    except (RuntimeError, ValueError):
+        return None
+
+
+def ids_of_types(tokenizer: Tokenizer, types: list[str]) -> list[list[int]] | None:
+    """Ids of pre-token types, each encoded by itself, by `gigatoken`.
+
+    None where it does not know the tokenizer's kind, where an added token is written out in a type, and where it
+    differs from `tokenizers` on a sample.
+    """
+    fast, added = _built_in(tokenizer), read_pretokenization(tokenizer).added_tokens
+    joined = "\n".join(types)
+    if fast is None or any(token in joined for token in added):
+        return None
+    ids: list[list[int]] = fast.encode_batch_list(types)
+    return ids if ids[::VERIFIED_STEP] == encode_types(tokenizer, types[::VERIFIED_STEP]) else None
 
 
 def encoder_by_types(tokenizer: Tokenizer, types: list[str]) -> Encoder:
@@ -111,16 +130,6 @@ def encoder_by_types(tokenizer: Tokenizer, types: list[str]) -> Encoder:
         return sequences
 
     return _verified(encode, reference)
-
-
-def in_lots(encode: Encoder) -> Encoder:
-    """An encoder that is given a few of many short texts at a time, so that one of each few is verified."""
-
-    def encode_in_lots(texts: list[str]) -> list[np.ndarray]:
-        lots = (texts[start : start + LOT_TEXTS] for start in range(0, len(texts), LOT_TEXTS))
-        return [ids for lot in lots for ids in encode(lot)]
-
-    return encode_in_lots
 
 
 def _verified(encode: Encoder, reference: Encoder) -> Encoder:

@@ -21,7 +21,7 @@ from ivr_dagster.core.tokenizer.agreement import encode_to_themselves
 from ivr_dagster.core.tokenizer.bpe import ByteLevelBPE
 from ivr_dagster.core.tokenizer.cuts import cut_behind_runs, cut_patterns, find_exceptions, run_cuts
 from ivr_dagster.core.tokenizer.scores import scores_with_new
-from ivr_dagster.core.tokenizer.segments import Segments, encode_each
+from ivr_dagster.core.tokenizer.segments import Segments, encode_each, segments_of_types
 from ivr_dagster.core.tokenizer.unigram import unigram_tokenizer
 from ivr_dagster.core.tokens.byte_level import CHARACTER_TO_BYTE, is_byte_level, string_of
 from ivr_dagster.core.tokens.counts import PretokenCounts
@@ -271,7 +271,7 @@ def untouched_types(
     """
     changed = np.zeros(base.get_vocab_size(), dtype=bool)
     changed[[rule.id for rule in rules]] = True
-    before, after = of_base or encode_each(base, counts.types), encode_each(remapped, counts.types)
+    before, after = of_base or segments_of_types(base, counts.types), encode_each(remapped, counts.types)
     touched = before.holding(changed) | after.holding(changed)
     same = ~before.differing(after)
     return [(n, bool(same[n])) for n in np.flatnonzero(~touched).tolist()]

@@ -14,7 +14,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers
 
 from ivr_dagster.core.tokens import sequences
 from ivr_dagster.core.tokens.byte_level import CHARACTER_TO_BYTE
-from ivr_dagster.core.tokens.counts import PretokenCounts, count_pretokens, token_frequencies
+from ivr_dagster.core.tokens.counts import PretokenCounts, count_pretokens, encode_types, token_frequencies
 from ivr_dagster.core.tokens.pretokens import PreTokenization
 from ivr_dagster.core.tokens.sequences import (
     Encoder,
@@ -23,7 +23,7 @@ from ivr_dagster.core.tokens.sequences import (
     built_in_encoder,
     encoder_by_types,
     id_dtype,
-    in_lots,
+    ids_of_types,
     reference_encoder,
 )
 
@@ -245,21 +245,18 @@ def test_an_encoder_that_is_not_exact_gives_way_to_tokenizers(gpt2: Tokenizer, t
     assert_same(wrong(topics[:3]), reference_encoder(gpt2)(topics[:3]))
 
 
-def test_types_in_lots_give_the_frequencies_that_tokenizers_gives(
-    gpt2: Tokenizer, gpt2_built_in: Encoder, topics_counts: PretokenCounts
+def test_types_are_encoded_as_by_tokenizers(gpt2: Tokenizer, topics_counts: PretokenCounts) -> None:
+    types = [*topics_counts.types, "\n\n", "한국어", " é"]
+    assert ids_of_types(gpt2, types) == encode_types(gpt2, types)
+
+
+def test_types_with_an_added_token_in_them_are_not_encoded_the_fast_way(gpt2: Tokenizer) -> None:
+    assert ids_of_types(gpt2, ["a", "<|endoftext|>"]) is None
+
+
+def test_types_are_not_encoded_by_what_differs_from_tokenizers(
+    gpt2: Tokenizer, tiny_bpe: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = token_frequencies(topics_counts, gpt2)
-    np.testing.assert_array_equal(token_frequencies(topics_counts, gpt2, in_lots(gpt2_built_in)), expected)
-
-
-def test_of_each_lot_one_is_verified(gpt2: Tokenizer, topics_counts: PretokenCounts) -> None:
-    lots: list[int] = []
-    reference = reference_encoder(gpt2)
-
-    def verify(texts: list[str]) -> list[np.ndarray]:
-        lots.append(len(texts))
-        return reference(texts)
-
-    encode = in_lots(sequences._verified(reference, verify))
-    assert_same(encode(topics_counts.types[:200]), reference(topics_counts.types[:200]))
-    assert lots == [1] * 4
+    other = gigatoken.Tokenizer.from_json(tiny_bpe.to_str())
+    monkeypatch.setattr(sequences, "_built_in", lambda tokenizer: other)
+    assert ids_of_types(gpt2, [" statement", " the"]) is None
