@@ -17,7 +17,7 @@ from dagster._core.definitions.data_version import CODE_VERSION_TAG, DATA_VERSIO
 from ivr_dagster.artifact_paths import ArtifactPaths
 from ivr_dagster.core.content_hash import content_hash
 from ivr_dagster.core.errors import InputError
-from ivr_dagster.core.vocabulary.remap import read_rules
+from ivr_dagster.core.vocabulary.remap import is_edited, read_rules
 from ivr_dagster.io_managers.provenance import config_hash_of
 from ivr_dagster.settings import version_parts
 from ivr_dagster.stages import BASELINES
@@ -226,7 +226,6 @@ def _edited_digest(rules: Path) -> str:
 @lru_cache(maxsize=8)
 def _digest_of(rules: Path, changed: int, size: int) -> str:
     try:
-        read = read_rules(rules)
+        return read_rules(rules).digest() if is_edited(rules) else ""
     except InputError:  # half saved, or wrong: told where the rules are made
         return "unreadable"
-    return read.digest() if read.edited else ""

@@ -6,6 +6,7 @@ vocabulary, and the remapped tokenizer that follows from them alone.
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
@@ -78,21 +79,58 @@ HEADER = """\
 
 # text and rules: the process that computes rules goes on with them, and parsing takes a second
 _last_written: dict[str, RemapRules] = {}
+_SEAL = "written: "
+# what YAML takes for a string without quotes: a word that is none of those it reads as something else
+_PLAIN = re.compile(r"(?!(?i:y|yes|n|no|on|off|true|false|null)$)[^\W\d_]\w*")
 
 
 def rules_as_yaml(rules: RemapRules) -> str:
     """The rules as YAML with a header that says how they may be edited.
 
-    `computed` is their digest: rules that no longer match it were edited by hand.
+    `computed` is their digest: rules that no longer match it were edited by hand. `written` is the text's own: while
+    it stands, nobody has to parse thousands of rules to know that they were not.
     """
-    rows = [vars(rule) | {"constituents": list(rule.constituents)} for rule in rules]
-    dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
-    body = yaml.dump(
-        {"computed": rules.digest(), "rules": rows}, Dumper=dumper, allow_unicode=True, sort_keys=False, width=1000
-    )
+    lines = [f"{HEADER}computed: {rules.digest()}\n", "rules:\n" if rules.rules else "rules: []\n"]
+    for rule in rules:
+        lines.append(f"- id: {rule.id}\n  sacrificed_token: {_scalar(rule.sacrificed_token)}\n")
+        lines.append(f"  new_token: {_scalar(rule.new_token)}\n")
+        lines.append("  constituents:\n" if rule.constituents else "  constituents: []\n")
+        lines += [f"  - {_scalar(part)}\n" for part in rule.constituents]
+        lines.append("  frequencies:\n" if rule.frequencies else "  frequencies: {}\n")
+        lines += [f"    {_scalar(key)}: {count}\n" for key, count in rule.frequencies.items()]
+    head, *body = lines
+    text = f"{head}{_SEAL}{_text_digest(''.join(lines))}\n{''.join(body)}"
     _last_written.clear()
-    _last_written[HEADER + body] = replace(rules, edited=False)
-    return HEADER + body
+    _last_written[text] = replace(rules, edited=False)
+    return text
+
+
+def _scalar(string: str) -> str:
+    if _PLAIN.fullmatch(string):
+        return string
+    if is_byte_level(string):
+        return json.dumps(string, ensure_ascii=False)
+    return str(yaml.safe_dump(string, default_style='"', allow_unicode=True, width=1 << 30)).strip()
+
+
+def _text_digest(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def is_as_written(text: str) -> bool:
+    """Whether a text is, to the letter, what :func:`rules_as_yaml` made."""
+    head, seal, rest = text.partition("\n" + _SEAL)
+    digest, _, body = rest.partition("\n")
+    return bool(seal) and digest == _text_digest(f"{head}\n{body}")
+
+
+def is_edited(path: Path) -> bool:
+    """Whether a person has changed the rules of a file since they were computed.
+
+    Raises:
+        InputError: as of :func:`read_rules`.
+    """
+    return not is_as_written(_read_text(path)) and read_rules(path).edited
 
 
 def read_rules(path: Path) -> RemapRules:
@@ -101,12 +139,16 @@ def read_rules(path: Path) -> RemapRules:
     Raises:
         InputError: it is not UTF-8, or as of :func:`rules_from_yaml`.
     """
+    text = _read_text(path)
+    return _last_written[text] if text in _last_written else rules_from_yaml(text, path)
+
+
+def _read_text(path: Path) -> str:
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         message = f"the remap rules are not UTF-8: byte {error.object[error.start]:#04x} at offset {error.start}"
         raise InputError(message, where=path, remedy="Save the file as UTF-8, or delete it.") from error
-    return _last_written[text] if text in _last_written else rules_from_yaml(text, path)
 
 
 @lru_cache(maxsize=2)  # several assets and checks of a run read the same file

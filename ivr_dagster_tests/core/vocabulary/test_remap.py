@@ -26,6 +26,8 @@ from ivr_dagster.core.vocabulary.remap import (
     RemapRule,
     RemapRules,
     check_rules,
+    is_as_written,
+    is_edited,
     read_rules,
     remap_tokenizer,
     remapped_strings,
@@ -74,6 +76,42 @@ def test_rules_that_were_written_just_now_are_read_as_any_parser_would(rules: Re
 
 
 RULE = RemapRule(700, "Ġzoo", "Ġofthe", ("Ġof", "the"), {"sacrificed": 0, "new": 9, "saving": 9})
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"])))
+def test_any_string_in_a_rule_is_what_a_yaml_parser_reads(string: str) -> None:
+    rules = RemapRules((RemapRule(7, string, string, (string, "a")),))
+    row = yaml.safe_load(rules_as_yaml(rules))["rules"][0]
+    assert row == {
+        "id": 7,
+        "sacrificed_token": string,
+        "new_token": string,
+        "constituents": [string, "a"],
+        "frequencies": {},
+    }
+
+
+@pytest.mark.parametrize(
+    "word", ["yes", "No", "null", "12", "1e5", "0x1f", "~", "=", "-", "- a", "a: b", "#", "Ġ#", "é"]
+)
+def test_words_that_yaml_reads_as_something_else_come_back_as_strings(word: str) -> None:
+    rules = RemapRules((RemapRule(7, word, word, (word,)),))
+    assert rules_from_yaml(rules_as_yaml(rules)) == rules
+
+
+def test_a_file_is_edited_once_a_person_changed_its_rules(tmp_path: Path) -> None:
+    file = tmp_path / "rules.yaml"
+    text = rules_as_yaml(RemapRules((RULE,)))
+    assert is_as_written(text)
+    no_matter = [("saving: 9", "saving: 10"), ("computed:", "# mine\ncomputed:"), ("\nrules:\n", "\n# mine\nrules:\n")]
+    matters = [("id: 700", "id: 701"), ("computed: ", "computed: 0"), ("Ġzoo", "Ġzoos")]
+    unedited = [text, *(text.replace(*change) for change in no_matter)]
+    edited = [text.replace(*change) for change in matters]
+    assert not any(map(is_as_written, [*unedited[1:], *edited]))
+    for texts, expected in ((unedited, False), (edited, True)):
+        for each in texts:
+            file.write_text(each, encoding="utf-8")
+            assert is_edited(file) is expected
 
 
 def test_any_edit_of_ids_or_strings_is_noticed_and_of_frequencies_and_comments_not() -> None:
