@@ -4,6 +4,7 @@ Figures go to standard output (`--json`: one object), everything else to standar
 2 the request or the input is at fault. Heavy libraries are imported where a stage needs them, so that help is quick.
 """
 
+import gc
 import json
 import logging
 import os
@@ -30,7 +31,7 @@ from ivr_dagster.settings import (
     read_settings_file,
     remember_settings,
 )
-from ivr_dagster.stages import STAGES, TUNING
+from ivr_dagster.stages import STAGES, TUNING, run_together
 
 if TYPE_CHECKING:
     from ivr_dagster.materialize import StageResult, Workbench
@@ -449,19 +450,23 @@ def run(request: Request, /, sample: bool, until: str | None, dry_run: bool, **o
     from ivr_dagster.materialize import together
 
     done: dict[str, StageResult] = {}
-    for stage in stages[: stages.index(until) + 1 if until else None]:
+    for group in run_together(stages[: stages.index(until) + 1 if until else None]):
         made: list[StageResult] = []
         while stale := [
-            name for name in workbench.stale_by_themselves(stage) if not any(name in result.figures for result in made)
+            name for name in workbench.stale_by_themselves(group) if not any(name in result.figures for result in made)
         ]:
-            failed = workbench.failed_blocking_checks(before_stage=stage)
+            failed = workbench.failed_blocking_checks(before_stage=group[0])
             if failed:
-                raise InputError(f"{stage} is next, but a blocking check has failed before it: {failed}")
-            made.append(_run_assets(request, workbench, stage, stale))
-        if made:
-            done[stage] = together(made)
-            if not request.as_json:
-                _show_stage(request, stage, done[stage])
+                raise InputError(f"{group[0]} is next, but a blocking check has failed before it: {failed}")
+            due = [stage for stage in group if not set(stale).isdisjoint(STAGES[stage])]
+            title = due[0] if len(due) == 1 else f"{due[0]} … {due[-1]}"
+            made.append(_run_assets(request, workbench, title, stale))
+        for stage in group:
+            result = together(made).of(workbench.stage_assets(stage))
+            if result.figures:
+                done[stage] = result
+                if not request.as_json:
+                    _show_stage(request, stage, result)
     failed = workbench.failed_blocking_checks()
     if failed:
         raise InputError(f"a blocking check has failed: {failed}")
@@ -699,6 +704,8 @@ def _quiet_libraries(log_level: str) -> None:
 
 def main() -> None:
     """The console script: faults become one line on standard error and an exit code."""
+    # hundreds of thousands of strings and classes that stay are not looked through for cycles again and again
+    gc.set_threshold(100_000, 50, 50)
     arguments = sys.argv[1:]
     debug = (
         "DEBUG" in (argument.upper() for argument in arguments)

@@ -72,6 +72,12 @@ class StageResult:
     checks: list[dict[str, Any]] = field(default_factory=list)
     run_id: str = ""
 
+    def of(self, assets: Iterable[str]) -> "StageResult":
+        """The part of it that is about these assets."""
+        wanted = set(assets)
+        figures = {name: found for name, found in self.figures.items() if name in wanted}
+        return StageResult(figures, [check for check in self.checks if check["asset"] in wanted], self.run_id)
+
 
 def together(results: Iterable[StageResult]) -> StageResult:
     """Several runs' results as one, with the id of the last."""
@@ -175,14 +181,14 @@ class Workbench:
                 )
         return found
 
-    def stale_by_themselves(self, stage: str) -> list[str]:
-        """Assets of a stage to make next: stale whatever becomes of others, and so is what they follow from, or fresh.
+    def stale_by_themselves(self, stages: Iterable[str]) -> list[str]:
+        """Assets of stages to make next: stale whatever becomes of others, and so is what they follow from, or fresh.
 
         What is stale only because something above it is may turn out not to be once that is made.
         """
         staleness = Staleness(self.instance, self._graph, self.paths)
         wave: list[str] = []
-        for name in self.stage_assets(stage):
+        for name in (name for stage in stages for name in self.stage_assets(stage)):
             key = dg.AssetKey(name)
             waiting = [
                 parent.to_user_string()

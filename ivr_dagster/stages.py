@@ -1,5 +1,8 @@
 """The stages of the command line and the assets each makes, in order."""
 
+from collections.abc import Iterable
+from itertools import groupby
+
 STAGES: dict[str, tuple[str, ...]] = {
     "init": ("cleaned_corpus", "original_tokenizer"),
     "analyze": ("pretoken_counts", "token_stats", "token_sequences"),
@@ -10,6 +13,9 @@ STAGES: dict[str, tuple[str, ...]] = {
     "train": ("training_blocks", "sft_checkpoint", "vanilla_sft_checkpoint", "vanilla_compute_checkpoint"),
     "evaluate": ("evaluation_report",),
 }
+
+# stages of seconds, which `ivr run` makes in one run of Dagster: each run costs it about half a second
+LIGHT = ("init", "analyze", "distill-tokenizer", "select", "remap")
 
 # beside the stages: made only when it is asked for by name
 TUNING = ("tuning_study",)
@@ -28,3 +34,12 @@ def stage_assets(stage: str, *, vanilla: bool, vanilla_compute: bool) -> list[st
     """The assets of a stage, in order, without baselines that are not asked for."""
     left_out = set(BASELINES.values()) - set(baselines(vanilla=vanilla, vanilla_compute=vanilla_compute).values())
     return [name for name in STAGES[stage] if name not in left_out]
+
+
+def run_together(stages: Iterable[str]) -> list[list[str]]:
+    """The stages, in order, those that one run makes in one list."""
+    return [
+        each
+        for is_light, group in groupby(stages, key=LIGHT.__contains__)
+        for each in ([list(group)] if is_light else [[stage] for stage in group])
+    ]

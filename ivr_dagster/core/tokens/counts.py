@@ -6,7 +6,7 @@ within-pre-token reassignment depend on: a corpus is read once, and all later wo
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain, islice
@@ -167,21 +167,23 @@ def encode_types(tokenizer: Tokenizer, types: list[str]) -> list[list[int]]:
 
 
 def token_frequencies(
-    counts: PretokenCounts,
-    tokenizer: Tokenizer,
-    ids: Sequence[Sequence[int]] | None = None,
+    counts: PretokenCounts, tokenizer: Tokenizer, known: tuple[np.ndarray, np.ndarray] | None = None
 ) -> np.ndarray:
     """How often `tokenizer` yields each id on the counted text, int64 [V], zeros included.
 
     Args:
         counts: of the text.
         tokenizer: V ids.
-        ids: of the counted types, where they are known.
+        known: the types' ids, where they are known, as of `sequences.ids_of_types`.
     """
-    ids = encode_types(tokenizer, counts.types) if ids is None else ids
+    if known is None:
+        encoded = encode_types(tokenizer, counts.types)
+        lengths = np.fromiter(map(len, encoded), np.int64, len(encoded))
+        ids = np.fromiter(chain.from_iterable(encoded), np.int64, lengths.sum())
+    else:
+        ids, lengths = known[0], np.diff(known[1])
     frequencies = np.zeros(tokenizer.get_vocab_size(with_added_tokens=True), dtype=np.int64)
-    lengths = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids))
-    np.add.at(frequencies, np.fromiter(chain.from_iterable(ids), np.int64), np.repeat(counts.counts, lengths))
+    np.add.at(frequencies, ids, np.repeat(counts.counts, lengths))
     for token, count in counts.added.items():
         frequencies[tokenizer.token_to_id(token)] += count
     return frequencies

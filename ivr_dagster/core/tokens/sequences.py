@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tokenizers import Tokenizer
 
+from ivr_dagster.core.arrow_columns import arrow_column
 from ivr_dagster.core.tokens.counts import encode_types
 from ivr_dagster.core.tokens.pretokens import read_pretokenization
 
@@ -80,18 +81,31 @@ def _built_in(tokenizer: Tokenizer) -> gigatoken.Tokenizer | None:
         return None
 
 
-def ids_of_types(tokenizer: Tokenizer, types: list[str]) -> list[list[int]] | None:
-    """Ids of pre-token types, each encoded by itself, by `gigatoken`.
+def ids_of_types(tokenizer: Tokenizer, types: list[str]) -> tuple[np.ndarray, np.ndarray] | None:
+    """Ids of pre-token types, each encoded by itself, by `gigatoken`: as one text, with added tokens between them.
 
-    None where it does not know the tokenizer's kind, where an added token is written out in a type, and where it
-    differs from `tokenizers` on a sample.
+    Returns:
+        All ids, int64 [tokens], and where those of each type begin and the last one's end, int64 [types + 1]. None
+        where `gigatoken` does not know the tokenizer's kind, where there is no added token that keeps types apart or
+        one is written out in a type, and where a sample differs from `tokenizers`.
     """
-    fast, added = _built_in(tokenizer), read_pretokenization(tokenizer).added_tokens
-    joined = "\n".join(types)
-    if fast is None or any(token in joined for token in added):
+    fast, added = _built_in(tokenizer), tokenizer.get_added_tokens_decoder()
+    apart = [(i, t) for i, t in added.items() if not (t.lstrip or t.rstrip or t.single_word or t.normalized)]
+    if fast is None or not apart or not types:
         return None
-    ids: list[list[int]] = fast.encode_batch_list(types)
-    return ids if ids[::VERIFIED_STEP] == encode_types(tokenizer, types[::VERIFIED_STEP]) else None
+    separator, token = apart[0]
+    text = token.content.join(types)
+    if text.count(token.content) >= len(types) or any(t.content in text for t in added.values() if t != token):
+        return None
+    ids = fast.encode(text).astype(np.int64)
+    ends = np.flatnonzero(ids == separator)
+    starts = np.concatenate([[0], ends - np.arange(len(ends)), [len(ids) - len(ends)]])
+    ids = np.delete(ids, ends)
+    sample = range(0, len(types), VERIFIED_STEP)
+    expected = encode_types(tokenizer, [types[n] for n in sample])
+    if len(starts) - 1 != len(types) or [ids[starts[n] : starts[n + 1]].tolist() for n in sample] != expected:
+        return None
+    return ids, starts
 
 
 def encoder_by_types(tokenizer: Tokenizer, types: list[str]) -> Encoder:
@@ -198,8 +212,13 @@ class SequencesWriter:
         """Add documents as a row group; `sequences` holds the ids of each, [n]."""
         every = np.concatenate(sequences)
         offsets = np.cumsum([0, *map(len, sequences)]).astype(np.int64)
-        ids = pa.LargeListArray.from_arrays(offsets, every)
-        self._writer.write_table(pa.table([document_ids, ids], schema=self._schema))
+        columns = [
+            arrow_column(document_ids, pa.string()),
+            pa.LargeListArray.from_arrays(
+                arrow_column(offsets, pa.int64()), arrow_column(every, self._schema.field("ids").type.value_type)
+            ),
+        ]
+        self._writer.write_table(pa.Table.from_arrays(columns, schema=self._schema))
         self.frequencies += np.bincount(every, minlength=len(self.frequencies))
 
     def __exit__(self, *_: object) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import gigatoken
@@ -247,11 +248,28 @@ def test_an_encoder_that_is_not_exact_gives_way_to_tokenizers(gpt2: Tokenizer, t
 
 def test_types_are_encoded_as_by_tokenizers(gpt2: Tokenizer, topics_counts: PretokenCounts) -> None:
     types = [*topics_counts.types, "\n\n", "한국어", " é"]
-    assert ids_of_types(gpt2, types) == encode_types(gpt2, types)
+    found = ids_of_types(gpt2, types)
+    assert found is not None
+    ids, starts = found
+    assert [ids[start:end].tolist() for start, end in pairwise(starts)] == encode_types(gpt2, types)
+    np.testing.assert_array_equal(
+        token_frequencies(topics_counts, gpt2, ids_of_types(gpt2, topics_counts.types)),
+        token_frequencies(topics_counts, gpt2),
+    )
 
 
 def test_types_with_an_added_token_in_them_are_not_encoded_the_fast_way(gpt2: Tokenizer) -> None:
     assert ids_of_types(gpt2, ["a", "<|endoftext|>"]) is None
+    tokenizer = Tokenizer.from_str(gpt2.to_str())
+    tokenizer.add_tokens([AddedToken("mask")])
+    assert ids_of_types(tokenizer, ["a", "b"]) is not None
+    assert ids_of_types(tokenizer, ["a", "unmasked"]) is None
+
+
+def test_types_that_no_added_token_keeps_apart_are_not_encoded_the_fast_way(gpt2: Tokenizer) -> None:
+    specification = json.loads(gpt2.to_str())
+    specification["added_tokens"] = []
+    assert ids_of_types(Tokenizer.from_str(json.dumps(specification)), ["a", "b"]) is None
 
 
 def test_types_are_not_encoded_by_what_differs_from_tokenizers(
