@@ -29,9 +29,8 @@ def _(value: pl.DataFrame) -> str:
     digest = hashlib.blake2b(repr(value.schema).encode(), digest_size=16)
     for column in value:
         digest.update(column.name.encode() + b"\0")
-        for item in column.to_list() if column.dtype == pl.String else [column.to_numpy().tobytes()]:
-            content = item.encode() if isinstance(item, str) else item
-            digest.update(len(content).to_bytes(8, "little") + content)
+        contents = [item.encode() for item in column] if column.dtype == pl.String else [column.to_numpy().tobytes()]
+        digest.update(b"".join([part for each in contents for part in (len(each).to_bytes(8, "little"), each)]))
     return digest.hexdigest()
 
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 from ivr_dagster.core.atomic import replacing
 from ivr_dagster.core.errors import InputError
 from ivr_dagster.core.tokenizer.bpe import ByteLevelBPE, read_bpe
+from ivr_dagster.core.tokens.tokenizer_file import FileAsItIs, read_known
 
 # tokens of the longest blocks and windows, whatever a model could read
 MOST_AT_ONCE = 1024
@@ -23,23 +24,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 
-@dataclass(frozen=True)
-class _File:
-    """A file as it is now: the same under another name, another one when it was written anew."""
-
-    path: Path = field(compare=False)
-    identity: tuple[int, int, int, int]
-
-
-# reading one takes a tenth of a second, and each step of a run asks for the same few
-@lru_cache(maxsize=4)
-def _read_tokenizer(file: _File) -> Tokenizer:
-    return Tokenizer.from_file(str(file.path))
-
-
 @lru_cache(maxsize=2)
-def _read_bpe(file: _File) -> ByteLevelBPE:
-    return read_bpe(_read_tokenizer(file))
+def _read_bpe(file: FileAsItIs) -> ByteLevelBPE:
+    return read_bpe(read_known(file))
 
 
 @dataclass(frozen=True)
@@ -54,7 +41,7 @@ class TokenizerFolder:
         Raises:
             InputError: there is none.
         """
-        return _read_tokenizer(self._file())
+        return read_known(self._file())
 
     def bpe(self) -> ByteLevelBPE:
         """The BPE inside it.
@@ -64,14 +51,13 @@ class TokenizerFolder:
         """
         return _read_bpe(self._file())
 
-    def _file(self) -> "_File":
+    def _file(self) -> FileAsItIs:
         file = self.path / "tokenizer.json"
         if not file.is_file():
             raise InputError(
                 "no tokenizer there", where=file, remedy="Materialize it, or give a folder with a tokenizer.json."
             )
-        found = file.stat()
-        return _File(file, (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns))
+        return FileAsItIs.of(file)
 
     def load(self) -> "PreTrainedTokenizerFast":
         """The tokenizer as transformers has it: special tokens, chat template, padding side."""

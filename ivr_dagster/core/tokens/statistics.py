@@ -29,6 +29,7 @@ from ivr_dagster.core.tokens.sequences import (
     encoder_by_types,
     reference_encoder,
 )
+from ivr_dagster.core.tokens.tokenizer_file import read_tokenizer
 
 # the number is raised when the same part and tokenizer come out otherwise than before; libraries may have it so too
 STATISTICS = (1, *(version(name) for name in ("gigatoken", "polars", "regex", "tokenizers")))
@@ -195,5 +196,5 @@ def _write_part(task: _PartTask, target: Path) -> None:
 @lru_cache(maxsize=1)
 def _tools(file: Path, content: str) -> tuple[Tokenizer, PretokenCounter, Encoder | None]:
     """What a process needs of a tokenizer for every part; `content` is the file's hash."""
-    tokenizer = Tokenizer.from_file(str(file))
+    tokenizer = read_tokenizer(file)
     return tokenizer, PretokenCounter(tokenizer), built_in_encoder(tokenizer)

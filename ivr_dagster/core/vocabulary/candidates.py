@@ -93,7 +93,7 @@ def choose_candidates(
     def continue_from(kept: list[Candidate], budget: int, progress: Callable[[int, int], None] | None) -> Selection:
         started = None
         if kept:
-            model = extended_tokenizer(base, bpe, [candidate.string for candidate in kept]).model
+            model = extended_tokenizer(base, bpe, [candidate.string for candidate in kept], repair=False).model
             started = encode_each(Tokenizer(model), pieces)
         return select_within(
             sequences,
@@ -307,7 +307,7 @@ def _worth(
 def reachable(base: Tokenizer, bpe: ByteLevelBPE, candidates: Sequence[Candidate]) -> list[Candidate]:
     """Those whose own text is encoded as that one token once all are in use."""
     new = [candidate.string for candidate in candidates]
-    tokenizer = extended_tokenizer(base, bpe, new, pattern=pattern_with(base, new))
+    tokenizer = extended_tokenizer(base, bpe, new, pattern=pattern_with(base, new), repair=False)
     found = encode_to_themselves(tokenizer, new, range(bpe.size, bpe.size + len(new)))
     return [candidate for candidate, itself in zip(candidates, found, strict=True) if itself]
 
