@@ -49,7 +49,7 @@ def pretoken_counts(
     """
     started = time.monotonic()
     with _statistics(context, settings, cleaned_corpus, original_tokenizer) as statistics:
-        counts, types = statistics.pretoken_counts(settings.max_pretoken_types)
+        counts, types = statistics.pretoken_counts()
     table, seconds = counts_table(counts), time.monotonic() - started
     return dg.MaterializeResult(
         value=table,
@@ -192,6 +192,7 @@ def _statistics(
             tokenizer.path / "tokenizer.json",
             results,
             max_texts=settings.max_texts,
+            max_types=settings.max_pretoken_types,
             reference=reference,
             run=settings.map_shards,
             progress=track(context.log, "counting and encoding", "documents"),

@@ -6,7 +6,7 @@ tokenizer do, and their sums over all parts.
 
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from importlib.metadata import version
@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 from tokenizers import Tokenizer
 
 from ivr_dagster.core.atomic import link
@@ -32,9 +34,12 @@ from ivr_dagster.core.tokens.sequences import (
 from ivr_dagster.core.tokens.tokenizer_file import read_tokenizer
 
 # the number is raised when the same part and tokenizer come out otherwise than before; libraries may have it so too
-STATISTICS = (1, *(version(name) for name in ("gigatoken", "polars", "regex", "tokenizers")))
+STATISTICS = (2, *(version(name) for name in ("gigatoken", "polars", "regex", "tokenizers")))
 # rows of counts that are added up at once, and that can be read by themselves
 MERGED_ROWS, GROUP_ROWS = 2_000_000, 50_000
+# Results that are added up into one, until there are few: of a corpus that changed in one place, only the sums that it
+# is part of are made anew
+SUMMED, MOST_SUMS = 8, 16
 _PRETOKENS, _SEQUENCES, _FREQUENCIES, _SUMMARY = (
     "pretokens.parquet",
     "sequences.parquet",
@@ -49,54 +54,33 @@ class CorpusStatistics:
 
     Attributes:
         places: the results of the parts, in order.
+        sums: results that hold the counts of all parts between them.
+        counts: the result that holds the counts of the types that are kept.
     """
 
     places: tuple[Path, ...]
+    sums: tuple[Path, ...]
+    counts: Path
 
     @cached_property
     def totals(self) -> Counter[str]:
-        """`texts`, `bytes` (UTF-8), `pretokens` and `tokens` of all parts, and the `rows` of their counts."""
-        return sum((Counter(summary["totals"]) for summary in self._summaries), Counter())
-
-    @cached_property
-    def _summaries(self) -> list[dict[str, Any]]:
-        return [json.loads((place / _SUMMARY).read_text(encoding="utf-8")) for place in self.places]
+        """`texts`, `bytes` (UTF-8), `pretokens` and `tokens` of all parts."""
+        return sum((Counter(each["totals"]) for each in map(_summary_of, self.sums)), Counter())
 
     def frequencies(self, size: int) -> np.ndarray:
         """How often each id stands in the sequences, int64 [size]."""
         total = np.zeros(size, dtype=np.int64)
-        for place in self.places:
+        for place in self.sums:
             part = pl.read_parquet(place / _FREQUENCIES)
             total[part["token_id"].to_numpy()] += part["frequency"].to_numpy()
         return total
 
-    def pretoken_counts(self, most: int = 0) -> tuple[PretokenCounts, int]:
-        """Counts of the `most` frequent pre-token types, 0 for all, and how many types there are.
-
-        Memory grows with the types kept: counts are added up for some of the types at a time.
-        """
-        scans = [pl.scan_parquet(place / _PRETOKENS) for place in self.places]
-        lots = -(-self.totals["rows"] // MERGED_ROWS)
-        found = sum_of([])
-        types = 0
-        for lot in range(lots):
-            # files are sorted by hash, so that of each only what is wanted is read
-            ours = pl.col("hash").is_between(lot * 2**64 // lots, (lot + 1) * 2**64 // lots - 1)
-            merged = sum_of([scan.filter(ours).drop("hash").collect() for scan in scans])
-            types += len(merged)
-            found = pl.concat([found, merged]).sort(["count", "pretoken"], descending=[True, False])
-            found = found.head(most) if most else found
-        added: Counter[str] = Counter()
-        for summary in self._summaries:
-            added.update(summary["added"])
-        counts = PretokenCounts(
-            found["pretoken"].to_list(),
-            found["count"].to_numpy(),
-            dict(added),
-            self.totals["bytes"],
-            self.totals["texts"],
-        )
-        return counts, types
+    def pretoken_counts(self) -> tuple[PretokenCounts, int]:
+        """Counts of the pre-token types that are kept, the most frequent ones, and how many types there are."""
+        found, summary = pl.read_parquet(self.counts / _PRETOKENS), _summary_of(self.counts)
+        types, counts = found["pretoken"].to_list(), found["count"].to_numpy()
+        totals = self.totals
+        return PretokenCounts(types, counts, summary["added"], totals["bytes"], totals["texts"]), summary["types"]
 
     def write_sequences(self, target: Path) -> None:
         """The parts' id sequences as the parts of one folder; see :class:`TokenSequences`."""
@@ -110,6 +94,7 @@ def read_statistics(
     results: ShardResults,
     *,
     max_texts: int = 0,
+    max_types: int = 0,
     reference: bool = False,
     run: Map = map,
     progress: Callable[[int, int], None] | None = None,
@@ -123,6 +108,7 @@ def read_statistics(
         tokenizer: the base tokenizer's tokenizer.json.
         results: what is kept of parts.
         max_texts: look at the first so many documents only, 0 for all.
+        max_types: keep the counts of so many pre-token types, the most frequent ones, 0 for all.
         reference: whether `tokenizers` itself encodes all text.
         run: what counts parts, here or in other processes.
         progress: called with documents done and in all.
@@ -151,8 +137,33 @@ def read_statistics(
             progress(done, total)
 
     results.complete(_write_part, tasks, run, advance)
-    results.keep_only(in_use)
-    return CorpusStatistics(tuple(map(results.place, tasks)))
+    level = list(tasks)
+    while len(level) > MOST_SUMS:
+        sums = {key: parts for parts in _groups(level) for key in (result_key(STATISTICS, "sum", parts),)}
+        results.complete(_write_sum, {key: [*map(results.place, parts)] for key, parts in sums.items()}, run)
+        level = list(sums)
+        in_use.update(level)
+    tops = tuple(map(results.place, level))
+    counts = result_key(STATISTICS, "counts", level, max_types)
+    results.complete(_write_counts, {counts: (tops, max_types)})
+    results.keep_only(in_use | {counts})
+    return CorpusStatistics(tuple(map(results.place, tasks)), tops, results.place(counts))
+
+
+def _groups(keys: Sequence[str]) -> Iterator[list[str]]:
+    """Neighbours together, two or more, about `SUMMED` of them.
+
+    Where a group ends is decided by each key itself, so that a part that changes moves no boundary but its own.
+    """
+    group: list[str] = []
+    for n, key in enumerate(keys):
+        group.append(key)
+        is_end = int(key, 16) % SUMMED == 0 or len(group) == 4 * SUMMED
+        if is_end and len(group) > 1 and n != len(keys) - 2:  # none is left alone
+            yield group
+            group = []
+    if group:
+        yield group
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,10 +198,11 @@ def _write_part(task: _PartTask, target: Path) -> None:
     totals["tokens"] = int(sequences.frequencies.sum())
     counts_by_hash = sum_of(pretokens).with_columns(hash=pl.col("pretoken").hash()).sort("hash", "pretoken")
     counts_by_hash.write_parquet(target / _PRETOKENS, row_group_size=GROUP_ROWS)
-    totals["rows"] = len(counts_by_hash)
     used = np.flatnonzero(sequences.frequencies)
     pl.DataFrame({"token_id": used, "frequency": sequences.frequencies[used]}).write_parquet(target / _FREQUENCIES)
-    (target / _SUMMARY).write_text(json.dumps({"totals": totals, "added": added}), encoding="utf-8")
+    (target / _SUMMARY).write_text(
+        json.dumps({"totals": totals, "added": added, "rows": len(counts_by_hash)}), encoding="utf-8"
+    )
 
 
 @lru_cache(maxsize=1)
@@ -198,3 +210,57 @@ def _tools(file: Path, content: str) -> tuple[Tokenizer, PretokenCounter, Encode
     """What a process needs of a tokenizer for every part; `content` is the file's hash."""
     tokenizer = read_tokenizer(file)
     return tokenizer, PretokenCounter(tokenizer), built_in_encoder(tokenizer)
+
+
+def _summary_of(place: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((place / _SUMMARY).read_text(encoding="utf-8"))
+    return content
+
+
+def _merged(places: Sequence[Path]) -> Iterator[pl.DataFrame]:
+    """`hash`, `pretoken` and `count` of all that these results hold, some of the types at a time, by hash.
+
+    Memory does not grow with the types: files are sorted by hash, so that of each only what is wanted is read.
+    """
+    lots = -(-sum(_summary_of(place)["rows"] for place in places) // MERGED_ROWS)
+    scans = [pl.scan_parquet(place / _PRETOKENS) for place in places]
+    for lot in range(lots):
+        ours = pl.col("hash").is_between(lot * 2**64 // lots, (lot + 1) * 2**64 // lots - 1)
+        rows = pl.concat([scan.filter(ours).collect() for scan in scans])
+        yield rows.group_by("hash", "pretoken").agg(pl.col("count").sum()).sort("hash", "pretoken")
+
+
+def _added_up(places: Sequence[Path], name: str) -> Counter[str]:
+    total: Counter[str] = Counter()
+    for place in places:
+        total.update(_summary_of(place)[name])
+    return total
+
+
+def _write_sum(places: Sequence[Path], target: Path) -> None:
+    """Counts and frequencies of several results as one; their sequences stay where they are."""
+    rows = 0
+    schema = pa.schema([("pretoken", pa.large_string()), ("count", pa.int64()), ("hash", pa.uint64())])
+    with pq.ParquetWriter(target / _PRETOKENS, schema, compression="zstd") as writer:
+        for lot in _merged(places):
+            writer.write_table(lot.select(schema.names).to_arrow().cast(schema), row_group_size=GROUP_ROWS)
+            rows += len(lot)
+    frequencies = pl.concat([pl.read_parquet(place / _FREQUENCIES) for place in places])
+    frequencies.group_by("token_id").agg(pl.col("frequency").sum()).sort("token_id").write_parquet(
+        target / _FREQUENCIES
+    )
+    summary = {"totals": _added_up(places, "totals"), "added": _added_up(places, "added"), "rows": rows}
+    (target / _SUMMARY).write_text(json.dumps(summary), encoding="utf-8")
+
+
+def _write_counts(task: tuple[Sequence[Path], int], target: Path) -> None:
+    """The types that are kept, the most frequent first, and how many there are."""
+    places, most = task
+    found, types = sum_of([]), 0
+    for lot in _merged(places):
+        types += len(lot)
+        found = pl.concat([found, lot.drop("hash")]).sort(["count", "pretoken"], descending=[True, False])
+        found = found.head(most) if most else found
+    found.write_parquet(target / _PRETOKENS)
+    summary = {"added": _added_up(places, "added"), "types": types}
+    (target / _SUMMARY).write_text(json.dumps(summary), encoding="utf-8")

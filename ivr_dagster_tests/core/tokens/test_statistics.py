@@ -1,10 +1,13 @@
 """Statistics by parts against those of the texts as a whole."""
 
+import hashlib
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from ivr_dagster.core.content_hash import content_hash
@@ -71,7 +74,6 @@ def test_parts_add_up_to_what_the_whole_text_holds(
     assert types == len(expected.types)
     frequencies = token_frequencies(expected, base)
     np.testing.assert_array_equal(found.frequencies(len(frequencies)), frequencies)
-    assert found.totals.pop("rows") >= types
     assert found.totals == {
         "texts": len(texts),
         "bytes": expected.bytes,
@@ -90,11 +92,47 @@ def test_the_most_frequent_types_are_kept_however_counts_are_added_up(
     found = read(corpus, tokenizer, tmp_path)
     whole, types = found.pretoken_counts()
     monkeypatch.setattr(statistics, "MERGED_ROWS", 1_000)
-    counts, all_types = found.pretoken_counts(50)
+    counts, all_types = read(corpus, tokenizer, tmp_path, max_types=50).pretoken_counts()
     assert all_types == types == len(whole.types)
     assert counts.types == whole.types[:50]
     np.testing.assert_array_equal(counts.counts, whole.counts[:50])
     assert counts.bytes == whole.bytes
+
+
+def test_sums_of_sums_are_those_of_the_whole_and_only_those_on_the_way_to_a_change_are_made_anew(
+    raw: Path, corpus: CleanedCorpus, tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = read(corpus, tokenizer, tmp_path / "plain")
+    assert plain.sums == plain.places
+    monkeypatch.setattr(statistics, "MOST_SUMS", 2)
+    monkeypatch.setattr(statistics, "SUMMED", 2)
+    made: list[Path] = []
+    write = statistics._write_sum
+    monkeypatch.setattr(statistics, "_write_sum", lambda places, target: made.append(target) or write(places, target))
+    summed = read(corpus, tokenizer, tmp_path)
+    size = Tokenizer.from_file(str(tokenizer)).get_vocab_size()
+    assert len(summed.sums) <= 2 < len(summed.places) == len(plain.places)
+    first = len(made)
+    assert first
+    assert_equal(summed, plain, size)
+
+    made.clear()
+    assert_equal(read(corpus, tokenizer, tmp_path), plain, size)
+    assert made == []
+    with (raw / "5.jsonl").open("a") as file:
+        file.write('\n{"text": "one more"}')
+    changed = clean(raw, tmp_path)
+    after = read(changed, tokenizer, tmp_path)
+    assert 0 < len(made) <= first
+    assert_equal(after, read(changed, tokenizer, tmp_path / "anew"), size)
+
+
+def assert_equal(one: CorpusStatistics, other: CorpusStatistics, size: int) -> None:
+    np.testing.assert_array_equal(one.frequencies(size), other.frequencies(size))
+    assert one.totals == other.totals
+    (counts, types), (others_counts, others_types) = one.pretoken_counts(), other.pretoken_counts()
+    assert (counts.types, counts.added, types) == (others_counts.types, others_counts.added, others_types)
+    np.testing.assert_array_equal(counts.counts, others_counts.counts)
 
 
 def test_of_a_changed_corpus_only_what_changed_is_counted(
@@ -146,4 +184,22 @@ def test_what_counting_gives_is_what_it_gave(tmp_path: Path, gpt2: Tokenizer) ->
     found.write_sequences(tmp_path / "sequences")
     ids = [ids.tolist() for ids in TokenSequences(tmp_path / "sequences")]
     digest = content_hash(json.dumps([counts.types, counts.counts.tolist(), counts.added, ids]))
-    assert (statistics.STATISTICS[0], digest) == (1, DIGEST)
+    assert (statistics.STATISTICS[0], digest) == (2, DIGEST)
+
+
+KEYS = st.lists(st.integers(0, 2**128 - 1).map(lambda n: f"{n:032x}"), min_size=2, max_size=200, unique=True)
+
+
+@given(KEYS)
+def test_neighbours_are_grouped_in_order_none_alone(keys: list[str]) -> None:
+    groups = list(statistics._groups(keys))
+    assert [key for group in groups for key in group] == keys
+    assert all(2 <= len(group) <= 4 * statistics.SUMMED + 1 for group in groups)
+
+
+def test_a_key_that_changes_changes_its_own_group_and_at_most_the_next() -> None:
+    keys = [hashlib.blake2b(bytes([n % 256, n // 256]), digest_size=16).hexdigest() for n in range(1_000)]
+    before = {tuple(group) for group in statistics._groups(keys)}
+    for place in range(0, 1_000, 50):
+        changed = [*keys[:place], "f" * 32, *keys[place + 1 :]]
+        assert len({tuple(group) for group in statistics._groups(changed)} - before) <= 2
