@@ -10,7 +10,8 @@ A map, in reading order. The work itself, without Dagster, is in `core`, and fol
 - `core.training`: packed blocks, training settings, fine-tuning that can be stopped and gone on with, a search for
   better settings.
 - `core.evaluation`: bits per byte with their intervals, new and kept tokens, speed, the report, the model card.
-- `core.shard_results`: what is kept of each shard of the corpus, so that only what changed is worked on again.
+- `core.shard_results`, `core.known_files`: what is kept of each shard of the corpus and of each file, so that only what
+  changed is worked on again.
 - `core.handles`: artifacts that are folders; `core.atomic`, `core.content_hash`, `core.errors`: what all stems need.
 
 Around it, from the ground up:

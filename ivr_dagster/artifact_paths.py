@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ivr_dagster.core.errors import InputError
+from ivr_dagster.core.known_files import KnownFiles
 from ivr_dagster.core.shard_results import ShardResults
 
 RELATIVE_PATHS: dict[str, str] = {
@@ -91,6 +92,11 @@ class ArtifactPaths:
     def shard_results(self, asset: str) -> ShardResults:
         """What is kept of shards for an asset, so that it need not be made whole again."""
         return ShardResults(self.root / SHARD_RESULTS / asset)
+
+    @property
+    def known_files(self) -> KnownFiles:
+        """Hashes of raw files, kept so that those that stay as they are need not be read."""
+        return KnownFiles(self.root / SHARD_RESULTS / "files.parquet")
 
     @property
     def presence(self) -> Path:

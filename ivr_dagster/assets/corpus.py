@@ -22,7 +22,7 @@ BESIDE = "training"
 def observe_corpus(settings: SettingsResource) -> str:
     """The content hash of the raw corpus; the sample preset's is made first where no folder is named."""
     make_sample_corpus(settings)
-    return fingerprint_corpus(settings.places["raw_corpus"])
+    return fingerprint_corpus(settings.places["raw_corpus"], settings.places.known_files)
 
 
 def make_sample_corpus(settings: SettingsResource) -> None:
@@ -57,7 +57,7 @@ def observe_other_corpus(setting: str, settings: SettingsResource) -> str:
     folder = settings.text_beside(setting)
     if folder is not None:
         other_files(folder, setting)
-        return fingerprint_corpus(folder)
+        return fingerprint_corpus(folder, settings.places.known_files)
     if setting == "retention_corpora_dir" and settings.retention_bytes:
         return f"documentation of Python {platform.python_version()}"
     return "none"
@@ -130,6 +130,7 @@ def cleaned_corpus(
                 text_split_bytes=settings.text_split_bytes,
             ),
             results=settings.places.shard_results("cleaned_corpus"),
+            kept=settings.places.known_files,
             run=settings.map_shards,
             progress=track(context.log, "cleaning", "bytes"),
         )

@@ -6,6 +6,7 @@ from functools import singledispatch
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 BLOCK = 1 << 20
@@ -29,9 +30,24 @@ def _(value: pl.DataFrame) -> str:
     digest = hashlib.blake2b(repr(value.schema).encode(), digest_size=16)
     for column in value:
         digest.update(column.name.encode() + b"\0")
-        contents = [item.encode() for item in column] if column.dtype == pl.String else [column.to_numpy().tobytes()]
-        digest.update(b"".join([part for each in contents for part in (len(each).to_bytes(8, "little"), each)]))
+        if column.dtype == pl.String:
+            digest.update(_sized(column))
+        else:
+            content = column.to_numpy().tobytes()
+            digest.update(len(content).to_bytes(8, "little") + content)
     return digest.hexdigest()
+
+
+def _sized(column: pl.Series) -> np.ndarray:
+    """The strings' UTF-8 bytes one after the other, each behind its length as eight bytes, uint8."""
+    lengths = column.str.len_bytes().to_numpy().astype("<u8")
+    begins = np.cumsum(lengths + np.uint64(8)) - lengths - np.uint64(8)
+    sized = np.empty(int(lengths.sum()) + 8 * len(lengths), np.uint8)
+    is_length = np.zeros(len(sized), bool)
+    is_length[(begins[:, None] + np.arange(8, dtype=np.uint64)).ravel()] = True
+    sized[is_length] = lengths.view(np.uint8)
+    sized[~is_length] = np.frombuffer("".join(column.to_list()).encode(), np.uint8)
+    return sized
 
 
 @content_hash.register(dict)

@@ -28,6 +28,7 @@ from ivr_dagster.core.corpus.documents import TEXT_SPLIT_BYTES, hash_content, ig
 from ivr_dagster.core.corpus.shards import CorpusFile, read_corpus_files, shards_of
 from ivr_dagster.core.corpus.splits import Split, document_id, is_heldout
 from ivr_dagster.core.errors import InputError
+from ivr_dagster.core.known_files import KnownFiles
 from ivr_dagster.core.shard_results import Map, ShardResults, result_key
 
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -194,6 +195,7 @@ def write_cleaned_corpus(
     settings: CleaningSettings = CleaningSettings(),
     *,
     results: ShardResults | None = None,
+    kept: KnownFiles | None = None,
     run: Map = map,
     progress: Callable[[int, int], None] | None = None,
 ) -> CorpusCounts:
@@ -210,6 +212,7 @@ def write_cleaned_corpus(
             "NFC", "NFKC" or "none", `heldout_fraction` the share of documents to hold out, 0 to 1; see
             splits.is_heldout.
         results: what is kept of shards, so that only those that changed are read; nothing is if not given.
+        kept: hashes of raw files, so that only those that changed are read for theirs.
         run: what cleans shards, here or in other processes.
         progress: called with the bytes of raw files done and in all.
 
@@ -217,7 +220,7 @@ def write_cleaned_corpus(
         InputError: the input or a setting is at fault (see read_documents, clean, is_heldout); nothing is left for
             training; nothing was held out; `target` holds files that are no cleaned corpus.
     """
-    files = read_corpus_files(raw_root)
+    files = read_corpus_files(raw_root, kept)
     _refuse_foreign_files(target)
     if results is not None:
         with results.alone():

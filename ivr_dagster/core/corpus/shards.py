@@ -2,17 +2,21 @@
 
 import hashlib
 import os
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from ivr_dagster.core.corpus.documents import corpus_files, hash_content
+from ivr_dagster.core.known_files import KnownFile, KnownFiles
 
 # Bytes. A shard is about 1/256 of the corpus, so that a change of one part in a hundred stays one; a smaller one would
 # be more overhead than work, a larger one more than a worker should lose
 SHARDS = 256
 LEAST_SHARD, MOST_SHARD = 1 << 18, 1 << 26
+# of the coarsest clock of a file system in use (FAT's, two seconds), in nanoseconds
+GRAIN_NS = 2_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,28 +36,44 @@ class CorpusFile:
     content: bytes
 
 
-def read_corpus_files(root: Path) -> list[CorpusFile]:
-    """The corpus files below `root` with their contents' hashes, by name; all of them are read.
+def read_corpus_files(root: Path, kept: KnownFiles | None = None) -> list[CorpusFile]:
+    """The corpus files below `root` with their contents' hashes, by name.
+
+    Args:
+        root: the user's folder.
+        kept: hashes of files; those that are as they were are not read.
 
     Raises:
         InputError: as documents.corpus_files does, or a file cannot be read.
     """
+    known = kept.read() if kept else {}
 
-    def look_at(path: Path) -> CorpusFile:
-        return CorpusFile(path, path.relative_to(root).as_posix(), path.stat().st_size, hash_content(path))
+    def look_at(path: Path) -> tuple[CorpusFile, KnownFile]:
+        found = path.stat()
+        said = (found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_dev)
+        before = known.get(str(path))
+        content = before.content if before and before.said == said else hash_content(path)
+        return CorpusFile(path, path.relative_to(root).as_posix(), found.st_size, content), KnownFile(said, content)
 
+    begun = time.time_ns()
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashing lets other threads run
-        return list(pool.map(look_at, corpus_files(root)))
+        looked_at = list(pool.map(look_at, corpus_files(root)))
+    if kept:
+        still = {str(file.path): each for file, each in looked_at if max(each.said[1:3]) < begun - GRAIN_NS}
+        others = {path: each for path, each in known.items() if not path.startswith(f"{root}{os.sep}")}
+        if {**others, **still} != known:
+            kept.write({**others, **still})
+    return [file for file, _ in looked_at]
 
 
-def fingerprint_corpus(root: Path) -> str:
+def fingerprint_corpus(root: Path, kept: KnownFiles | None = None) -> str:
     """A hash (BLAKE2b, 32 hexadecimal digits) of the corpus files' names and contents; times are left out.
 
     Raises:
         InputError: as :func:`read_corpus_files`.
     """
     whole = hashlib.blake2b(digest_size=16)
-    for file in read_corpus_files(root):
+    for file in read_corpus_files(root, kept):
         # no path holds a NUL and the digest's length is fixed, so that no two corpora spell the same bytes
         whole.update(os.fsencode(file.name) + b"\0" + file.content)
     return whole.hexdigest()

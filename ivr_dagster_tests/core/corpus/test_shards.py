@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ivr_dagster.core.corpus import cleaned
+from ivr_dagster.core.corpus import cleaned, shards
 from ivr_dagster.core.corpus.cleaned import CleanedCorpus, CleaningSettings, write_cleaned_corpus
 from ivr_dagster.core.corpus.documents import Document
 from ivr_dagster.core.corpus.shards import LEAST_SHARD, CorpusFile, read_corpus_files, shards_of
 from ivr_dagster.core.errors import InputError
+from ivr_dagster.core.known_files import KnownFiles
 from ivr_dagster.core.shard_results import ShardResults
 
 SIZES = st.lists(st.integers(0, 3 * LEAST_SHARD), min_size=1, max_size=60)
@@ -62,6 +64,73 @@ def test_files_are_told_by_name_size_and_content(tmp_path: Path) -> None:
         CorpusFile(tmp_path / "a.txt", "a.txt", 3, hashlib.blake2b(b"one").digest()),
         CorpusFile(tmp_path / "b" / "x.txt", "b/x.txt", 9, hashlib.blake2b("한국어".encode()).digest()),
     ]
+
+
+@pytest.fixture
+def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the files that are read for their hash."""
+    names: list[str] = []
+    plain = shards.hash_content
+    monkeypatch.setattr(shards, "hash_content", lambda path: names.append(path.name) or plain(path))
+    monkeypatch.setattr(shards, "GRAIN_NS", 0)  # the time of change of anything cannot be set back
+    return names
+
+
+def test_a_file_that_stays_as_it_was_is_read_once_for_its_hash(tmp_path: Path, hashed: list[str]) -> None:
+    raw, kept = tmp_path / "raw", KnownFiles(tmp_path / "kept.parquet")
+    raw.mkdir()
+    for name in "abc":
+        (raw / f"{name}.txt").write_text(name)
+    before = read_corpus_files(raw, kept)
+    assert sorted(hashed) == ["a.txt", "b.txt", "c.txt"]
+    hashed.clear()
+    assert read_corpus_files(raw, kept) == before
+    assert hashed == []
+    said = (raw / "b.txt").stat()
+    (raw / "b.txt").write_text("B")  # as large as before
+    os.utime(raw / "b.txt", ns=(said.st_atime_ns, said.st_mtime_ns))  # and pretending to be as old
+    (raw / "c.txt").unlink()
+    (raw / "d.txt").write_text("d")
+    assert read_corpus_files(raw, kept) == read_corpus_files(raw)
+    hashed.clear()
+    assert read_corpus_files(raw, kept) == read_corpus_files(raw)
+    assert sorted(hashed) == ["a.txt", "b.txt", "d.txt"]  # by the second of the two, which keeps nothing
+    assert {Path(path).name for path in kept.read()} == {"a.txt", "b.txt", "d.txt"}
+
+
+def test_what_is_known_of_another_folder_stays(tmp_path: Path, hashed: list[str]) -> None:
+    kept = KnownFiles(tmp_path / "kept.parquet")
+    for name in ("raw", "raw more"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"{name}.txt").write_text(name)
+        read_corpus_files(tmp_path / name, kept)
+    hashed.clear()
+    read_corpus_files(tmp_path / "raw", kept)
+    read_corpus_files(tmp_path / "raw more", kept)
+    assert hashed == []
+
+
+def test_a_file_written_just_now_is_read_again(tmp_path: Path) -> None:
+    raw, kept = tmp_path / "raw", KnownFiles(tmp_path / "kept.parquet")
+    raw.mkdir()
+    (raw / "a.txt").write_text("a")
+    read_corpus_files(raw, kept)
+    assert kept.read() == {}
+
+
+@pytest.mark.parametrize("damage", [b"", b"no parquet", None])
+def test_known_hashes_that_are_damaged_or_gone_cost_reading_and_nothing_else(
+    tmp_path: Path, hashed: list[str], damage: bytes | None
+) -> None:
+    raw, kept = tmp_path / "raw", KnownFiles(tmp_path / "kept.parquet")
+    raw.mkdir()
+    (raw / "a.txt").write_text("a")
+    before = read_corpus_files(raw, kept)
+    hashed.clear()
+    kept.store.unlink() if damage is None else kept.store.write_bytes(damage)
+    assert read_corpus_files(raw, kept) == before
+    assert hashed == ["a.txt"]
+    assert len(kept.read()) == 1
 
 
 def lines(first: int, last: int) -> str:
