@@ -31,7 +31,7 @@ def _(value: pl.DataFrame) -> str:
     for column in value:
         digest.update(column.name.encode() + b"\0")
         if column.dtype == pl.String:
-            digest.update(_sized(column))
+            digest.update(_sized(column).data)
         else:
             content = column.to_numpy().tobytes()
             digest.update(len(content).to_bytes(8, "little") + content)
