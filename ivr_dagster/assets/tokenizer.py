@@ -76,7 +76,7 @@ def original_tokenizer(settings: SettingsResource, base: BaseModelResource) -> d
     kinds={"huggingface"},
     owners=OWNERS,
     io_manager_key="tokenizer_io",
-    code_version="2",
+    code_version="3",
     # agreement_floor is of no effect on the tokenizer, but its check must be put anew
     metadata=depends_on_settings("exceptions", "agreement_floor"),
 )

@@ -289,7 +289,7 @@ def edited_rules(places: ArtifactPaths) -> RemapRules | None:
     kinds={"huggingface"},
     owners=OWNERS,
     io_manager_key="tokenizer_io",
-    code_version="2",
+    code_version="3",
     # the last two are of no effect on the tokenizer, but their checks must be put anew
     metadata=depends_on_settings("exceptions", "longer_documents_ceiling", "saving_floor"),
 )

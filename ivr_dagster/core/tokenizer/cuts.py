@@ -14,13 +14,15 @@ from itertools import accumulate, product
 import polars as pl
 from tokenizers import Regex, Tokenizer, pre_tokenizers
 
-from ivr_dagster.core.tokenizer.trie import choice, choice_by_first, escaped, trie_pattern
+from ivr_dagster.core.tokenizer.trie import choice, choice_by_first, escaped, in_class, trie_pattern
 from ivr_dagster.core.tokens.byte_level import CHARACTER_TO_BYTE, text_of
 
 SHORTEST_RUN = 4
 # what is longer (base64, DNA) hardly comes twice, and the search for cuts grows with the cube of the length
 LONGEST_EXCEPTION = 200
 WHITE_SPACE = "ĠĊ"
+# where the match before ended, at first the start
+AT_PIECE = r"\G"
 # a run of one character, with at most three others before it
 RUN_TOKEN = re.compile(rf"(?P<head>.{{0,3}}?)(?P<run>(?P<character>.)(?P=character){{{SHORTEST_RUN - 1},}})", re.DOTALL)
 RUN_WITH_TAIL = re.compile(
@@ -28,12 +30,17 @@ RUN_WITH_TAIL = re.compile(
 )
 
 
-def cut_patterns(runs: str | None, exceptions: Mapping[str, str]) -> list[str]:
-    """Patterns for both kinds of cuts, exceptions first; each is to become a `Split` of its own.
+def cut_pattern(runs: str | None, exceptions: Mapping[str, str]) -> str | None:
+    r"""One pattern for both kinds of cuts, to become a `Split` after ByteLevel; None where there are none.
 
-    One pattern for both would take twice the time: only runs let the engine skip what cannot match.
+    A `Split` costs a pre-token about as much as its model does, whether it cuts or not, so there is one. `\G` has it
+    tried once for each piece and not at every character. An exception goes first; then, where the piece holds a symbol,
+    a run, or all that comes before one.
     """
-    return [*([exception_pattern(exceptions)] if exceptions else []), *([runs] if runs else [])]
+    parts = [exception_pattern(exceptions).removeprefix(AT_PIECE)] if exceptions else []
+    if runs:
+        parts.append(f"(?!Ġ?[^{_SYMBOLS}]*+$)(?:{runs}|.+?(?={runs}))")
+    return AT_PIECE + choice(parts) if parts else None
 
 
 def run_cuts(base: Tokenizer, strings: Iterable[str], new: Iterable[str] = ()) -> str | None:
@@ -158,6 +165,10 @@ def _is_symbol(character: str) -> bool:
     return text != "\ufffd" and not text.isalnum()
 
 
+# as a character class
+_SYMBOLS = "".join(in_class(character) for character in sorted(filter(_is_symbol, CHARACTER_TO_BYTE)))
+
+
 def cut_behind_runs(unigram: Tokenizer, runs: str | None) -> Callable[[str], list[str]]:
     """A function from a whole pre-token (byte-level) to its tokens by `unigram`'s model, behind the cuts of `runs`."""
     splitter = pre_tokenizers.Split(Regex(runs), "isolated") if runs else None
@@ -176,7 +187,7 @@ def find_exceptions(
 
     Args:
         base: the base tokenizer; its model is asked.
-        unigram: the tokenizer to be cut for; its model is asked, behind the cuts of `runs`.
+        unigram: the tokenizer to be cut for; its model is asked, on what follows the pieces behind the cuts of `runs`.
         runs: the pattern of :func:`run_cuts`, or None.
         strings: whole pre-tokens (byte-level) that the two segment differently, the most important first.
         most: how many strings to settle at most.
@@ -185,7 +196,7 @@ def find_exceptions(
         For a whole string its first piece. What follows the piece is again a whole string, with an entry of its own
         where it needs one. Strings that no cut settles have none.
     """
-    cut_by_unigram = cut_behind_runs(unigram, runs)
+    cut_by_unigram, cut_by_model = cut_behind_runs(unigram, runs), cut_behind_runs(unigram, None)
     exceptions: dict[str, str] = {}
     hopeless: set[str] = set()
 
@@ -200,7 +211,7 @@ def find_exceptions(
         if "".join(expected) != string:
             return {}  # the base drops bytes that it has no token for
         ends = list(accumulate(map(len, expected)))[:-1]
-        held = [n for n, end in enumerate(ends, start=1) if cut_by_unigram(string[:end]) == expected[:n]]
+        held = [n for n, end in enumerate(ends, start=1) if cut_by_model(string[:end]) == expected[:n]]
         for n in reversed(held):
             rest = string[ends[n - 1] :]
             if rest in exceptions or cut_by_unigram(rest) == expected[n:]:
@@ -233,4 +244,4 @@ def exception_pattern(exceptions: Mapping[str, str]) -> str:
     for string, piece in exceptions.items():
         rests[piece].append(string[len(piece) :])
     pieces = {piece: f"(?={trie_pattern(dict.fromkeys(after, ''))}$)" for piece, after in rests.items()}
-    return rf"\G{trie_pattern(pieces)}"
+    return AT_PIECE + trie_pattern(pieces)

@@ -9,7 +9,7 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
 from ivr_dagster.core.tokenizer.agreement import differing_types
 from ivr_dagster.core.tokenizer.bpe import ByteLevelBPE
-from ivr_dagster.core.tokenizer.cuts import cut_patterns, find_exceptions, run_cuts
+from ivr_dagster.core.tokenizer.cuts import cut_pattern, find_exceptions, run_cuts
 from ivr_dagster.core.tokenizer.scores import scores_from_merges, scores_with_new
 from ivr_dagster.core.tokenizer.segments import Segments
 from ivr_dagster.core.tokens.byte_level import CHARACTER_TO_BYTE, string_of
@@ -21,7 +21,7 @@ def unigram_tokenizer(
     strings: Sequence[str],
     scores: np.ndarray,
     *,
-    cuts: Sequence[str] = (),
+    cuts: str | None = None,
     pattern: str | None = None,
 ) -> Tokenizer:
     """A Unigram tokenizer with these strings at these ids, and everything around the model as in `base`.
@@ -30,7 +30,7 @@ def unigram_tokenizer(
         base: the base tokenizer: its normalizer, pre-tokenizer, post-processor, decoder and added tokens are kept.
         strings: token of every id, V entries, added tokens included.
         scores: float64 [V].
-        cuts: patterns over byte-level strings; their matches become pre-tokens of their own after ByteLevel.
+        cuts: a pattern over byte-level strings; its matches become pre-tokens of their own after ByteLevel.
         pattern: takes the place of the base's pre-tokenizer pattern, for phrases across its pre-tokens.
     """
     added = base.get_added_tokens_decoder()
@@ -47,7 +47,8 @@ def unigram_tokenizer(
     missing = sorted(set(CHARACTER_TO_BYTE) - set(strings))
     if missing:  # bytes that the base drops without a word; Unigram would fail on them
         parts.append(pre_tokenizers.Split(Regex("[" + "".join(f"\\x{{{ord(c):x}}}" for c in missing) + "]"), "removed"))
-    parts += [pre_tokenizers.Split(Regex(cut), "isolated") for cut in cuts]
+    if cuts:
+        parts.append(pre_tokenizers.Split(Regex(cuts), "isolated"))
     tokenizer.pre_tokenizer = parts[0] if len(parts) == 1 else pre_tokenizers.Sequence(parts)
     tokenizer.decoder = base.decoder
     if base.post_processor is not None:
@@ -91,12 +92,12 @@ def distill(
     """
     scores, raised = scores_from_merges(bpe)
     runs = run_cuts(base, bpe.model_strings)
-    plain = unigram_tokenizer(base, bpe.strings, scores, cuts=cut_patterns(runs, {}))
+    plain = unigram_tokenizer(base, bpe.strings, scores, cuts=cut_pattern(runs, {}))
     if counts is None or not exceptions:
         return Distillation(plain, raised)
     failing = [string_of(counts.types[n]) for n in differing_types(base, plain, counts, of_base=of_base)]
     found = find_exceptions(base, plain, runs, failing, exceptions)
-    cut = unigram_tokenizer(base, bpe.strings, scores, cuts=cut_patterns(runs, found)) if found else plain
+    cut = unigram_tokenizer(base, bpe.strings, scores, cuts=cut_pattern(runs, found)) if found else plain
     return Distillation(cut, raised, found)
 
 
@@ -113,6 +114,6 @@ def extended_tokenizer(
         repair: as of :func:`scores_with_new`.
     """
     strings = [*bpe.strings, *new]
-    cuts = cut_patterns(run_cuts(base, bpe.model_strings, new), {})
+    cuts = cut_pattern(run_cuts(base, bpe.model_strings, new), {})
     scores = scores_with_new(bpe, strings, repair=repair)
     return unigram_tokenizer(base, strings, scores, cuts=cuts, pattern=pattern)

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from ivr_dagster.core.errors import InputError
 from ivr_dagster.core.tokenizer.agreement import encode_to_themselves
 from ivr_dagster.core.tokenizer.bpe import ByteLevelBPE
-from ivr_dagster.core.tokenizer.cuts import SHORTEST_RUN, cut_patterns, run_cuts, run_heads, whole_run
+from ivr_dagster.core.tokenizer.cuts import SHORTEST_RUN, cut_pattern, run_cuts, run_heads, whole_run
 from ivr_dagster.core.tokenizer.lattice import Lattice, Vocabulary
 from ivr_dagster.core.tokenizer.lengths import CutTexts, tokens_of
 from ivr_dagster.core.tokenizer.scores import scores_with_new
@@ -296,7 +296,7 @@ def _worth(
         if pattern is None:
             tokens = int(heldout_weights @ on_heldout.best(scores).tokens) + int(heldout.added.sum())
         else:
-            cuts = cut_patterns(run_cuts(base, bpe.model_strings, new), {})
+            cuts = cut_pattern(run_cuts(base, bpe.model_strings, new), {})
             across = unigram_tokenizer(base, [*bpe.strings, *new], scored, cuts=cuts, pattern=pattern)
             tokens = int(tokens_of(across, heldout.texts).sum())
         return (1 - tokens / total if total else 0.0), missed

@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 from ivr_dagster.core.errors import InputError
 from ivr_dagster.core.tokenizer.agreement import encode_to_themselves
 from ivr_dagster.core.tokenizer.bpe import ByteLevelBPE
-from ivr_dagster.core.tokenizer.cuts import cut_behind_runs, cut_patterns, find_exceptions, run_cuts
+from ivr_dagster.core.tokenizer.cuts import cut_behind_runs, cut_pattern, find_exceptions, run_cuts
 from ivr_dagster.core.tokenizer.scores import scores_with_new
 from ivr_dagster.core.tokenizer.segments import Segments, encode_each, segments_of_types
 from ivr_dagster.core.tokenizer.unigram import unigram_tokenizer
@@ -289,14 +289,14 @@ def remap_tokenizer(
     pattern = pattern_with(base, new)
     runs = run_cuts(base, bpe.model_strings, new)
     build = partial(unigram_tokenizer, base, strings, scores_with_new(bpe, strings), pattern=pattern)
-    plain = build(cuts=cut_patterns(runs, {}))
+    plain = build(cuts=cut_pattern(runs, {}))
     if counts is None or not exceptions:
         return Remapping(plain)
     untouched = untouched_types(base, plain, rules, counts, of_base=of_base)
     failing = [string_of(counts.types[n]) for n, same in untouched if not same]
     found = find_exceptions(base, plain, runs, failing, exceptions)
     found = _without_new_tokens(plain, runs, found, set(new))
-    return Remapping(build(cuts=cut_patterns(runs, found)) if found else plain, found)
+    return Remapping(build(cuts=cut_pattern(runs, found)) if found else plain, found)
 
 
 def untouched_types(
