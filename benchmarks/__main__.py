@@ -33,11 +33,12 @@ from ivr_dagster.core.tokenizer.agreement import (
     measure_agreement,
     measure_round_trip,
 )
-from ivr_dagster.core.tokenizer.bpe import read_bpe
+from ivr_dagster.core.tokenizer.bpe import read_bpe, strings_by_id
 from ivr_dagster.core.tokenizer.unigram import distill
 from ivr_dagster.core.tokens.counts import count_pretokens, counts_table, frequency_table, token_frequencies
 from ivr_dagster.core.tokens.sequences import built_in_encoder, encoder_by_types, ids_of_types, reference_encoder
 from ivr_dagster.core.tokens.statistics import read_statistics
+from ivr_dagster.core.tokens.tokenizer_file import read_tokenizer
 from ivr_dagster.core.vocabulary.remap import remap_tokenizer, unreachable_tokens
 from ivr_dagster.core.vocabulary.selection import plan_selection, rules_from_table
 from ivr_dagster.sample import SAMPLE_MODEL
@@ -91,13 +92,13 @@ def unigram_trainer(base: Tokenizer, texts: list[str]) -> Tokenizer:
 def analysis(corpus: CleanedCorpus, tokenizer: Path, folder: Path) -> None:
     """The stage `analyze` without Dagster: counts, frequencies, id sequences."""
     statistics = read_statistics(corpus, tokenizer / "tokenizer.json", ShardResults(folder / "results"))
-    base = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
+    base = read_tokenizer(tokenizer / "tokenizer.json")
     pretokens, _ = statistics.pretoken_counts()
     counts_table(pretokens).write_parquet(folder / "counts.parquet", compression="zstd")
     frequencies = token_frequencies(pretokens, base, ids_of_types(base, pretokens.types))
     if (statistics.frequencies(len(frequencies)) != frequencies).any():
         raise RuntimeError("sequences and counts disagree")
-    frequency_table(read_bpe(base).strings, frequencies).write_parquet(folder / "frequencies.parquet")
+    frequency_table(strings_by_id(base), frequencies).write_parquet(folder / "frequencies.parquet")
     (folder / "sequences").mkdir()
     statistics.write_sequences(folder / "sequences")
 

@@ -14,6 +14,7 @@ from ivr_dagster.core.content_hash import content_hash
 from ivr_dagster.core.corpus.cleaned import CleanedCorpus
 from ivr_dagster.core.errors import InputError
 from ivr_dagster.core.handles import TokenizerFolder
+from ivr_dagster.core.tokenizer.bpe import strings_by_id
 from ivr_dagster.core.tokens.counts import counts_from_table, counts_table, frequency_table, token_frequencies
 from ivr_dagster.core.tokens.sequences import TokenSequences, ids_of_types
 from ivr_dagster.core.tokens.statistics import CorpusStatistics, read_statistics
@@ -108,7 +109,7 @@ def token_stats(
             f"the id sequences and the pre-token counts differ on {differing.sum()} ids, the first "
             f"{differing.argmax()}: the libraries read this tokenizer differently; please report it"
         )
-    table = frequency_table(original_tokenizer.bpe().strings, frequencies)
+    table = frequency_table(strings_by_id(tokenizer), frequencies)
     tokens, unused = int(frequencies.sum()), int((frequencies == 0).sum())
     used = np.sort(frequencies[frequencies > 0])[::-1]
     return dg.MaterializeResult(

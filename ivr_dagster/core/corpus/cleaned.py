@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ivr_dagster.core.arrow_columns import arrow_column
+from ivr_dagster.core.arrow_columns import number_column, string_column
 from ivr_dagster.core.atomic import link, remove, replacing, staging_path
 from ivr_dagster.core.corpus.cleaning import clean, is_empty
 from ivr_dagster.core.corpus.documents import TEXT_SPLIT_BYTES, hash_content, ignored_files, read_documents
@@ -350,7 +350,7 @@ def _write_rest(task: tuple[Path, np.ndarray], target: Path) -> None:
     with _opened(part) as opened, _part_writer(target / _REST) as writer:
         for group in range(opened.num_row_groups):
             table = opened.read_row_group(group)
-            rest = table.filter(arrow_column(is_kept[done : done + len(table)], pa.bool_()))
+            rest = table.filter(number_column(is_kept[done : done + len(table)]))
             done += len(table)
             if len(rest):
                 writer.write_table(rest)
@@ -442,8 +442,8 @@ class _SplitWriter:
         if self._part is None:
             self._part = _part_writer(self._folder / f"part-{self._parts:05d}.parquet")
             self._parts += 1
-        columns = zip(*self._rows, strict=True)
-        arrays = [arrow_column(column, field.type) for column, field in zip(columns, SCHEMA, strict=True)]
+        *strings, sizes = zip(*self._rows, strict=True)
+        arrays = [*map(string_column, strings), number_column(sizes)]
         self._part.write_table(pa.Table.from_arrays(arrays, schema=SCHEMA))
         self._part_bytes += self._group_bytes
         self._rows, self._group_bytes = [], 0

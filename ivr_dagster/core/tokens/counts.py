@@ -120,7 +120,7 @@ class PretokenCounter:
         joined = _SEPARATOR.join(text for text, is_odd in zip(texts, odd, strict=True) if not is_odd)
         with _silenced():
             found = pretokenized_counts(joined.encode("utf-8"), _SEPARATOR.encode())
-        pieces, counts = zip(*found, strict=True) if found else ((), ())
+        pieces, counts = [piece for piece, _ in found], [count for _, count in found]
         plain = pl.DataFrame(
             {
                 "pretoken": pl.Series(pieces, dtype=pl.Binary).cast(pl.String),

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tokenizers import Tokenizer
 
-from ivr_dagster.core.arrow_columns import arrow_column
+from ivr_dagster.core.arrow_columns import number_column, string_column
 from ivr_dagster.core.tokens.counts import encode_types
 from ivr_dagster.core.tokens.pretokens import read_pretokenization
 
@@ -212,12 +212,8 @@ class SequencesWriter:
         """Add documents as a row group; `sequences` holds the ids of each, [n]."""
         every = np.concatenate(sequences)
         offsets = np.cumsum([0, *map(len, sequences)]).astype(np.int64)
-        columns = [
-            arrow_column(document_ids, pa.string()),
-            pa.LargeListArray.from_arrays(
-                arrow_column(offsets, pa.int64()), arrow_column(every, self._schema.field("ids").type.value_type)
-            ),
-        ]
+        ids = pa.LargeListArray.from_arrays(number_column(offsets), number_column(every))
+        columns = [string_column(document_ids), ids]
         self._writer.write_table(pa.Table.from_arrays(columns, schema=self._schema))
         self.frequencies += np.bincount(every, minlength=len(self.frequencies))
 
