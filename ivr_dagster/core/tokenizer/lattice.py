@@ -5,8 +5,9 @@ Tokens are looked up once, by rolling hashes; each search after that is a few ar
 left to right and of equal ones the first found is kept, as in `tokenizers`, whose model this is held against.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -100,9 +101,7 @@ class Lattice:
         starts, ends, ids = map(np.concatenate, zip(*found, strict=True)) if found else (np.empty(0, np.int32),) * 3
         order = np.argsort(ends, kind="stable")
         self._starts, self._ends, self._ids = starts[order], ends[order], ids[order]
-        self._groups = np.flatnonzero(np.diff(self._ends, prepend=-1))
-        first_edges = np.searchsorted(self._ends, self._levels)
-        self._edges = first_edges, np.searchsorted(self._groups, first_edges)
+        self._first_edges = np.searchsorted(self._ends, self._levels)  # that end in each level
         self._whole = np.flatnonzero(self._starts < len(lengths))
         self._whole = self._whole[self._ends[self._whole] == self._last[self._starts[self._whole]]]
 
@@ -119,27 +118,42 @@ class Lattice:
         gains = scores[self._ids]
         if split:
             gains[self._whole] = -np.inf
-        strings, nodes = len(self), int(self._levels[-1])
-        best, tokens = np.full(nodes, -np.inf), np.zeros(nodes, np.int32)
-        best[:strings] = 0.0
-        came = np.full(nodes, -1, np.int32)
-        edges, groups = self._edges
-        for level in range(1, len(self._levels) - 1):
-            start, end = edges[level], edges[level + 1]
-            if start == end:
-                continue
-            ends, origins = self._ends[start:end], self._starts[start:end]
-            sums = best[origins] + gains[start:end]
-            heads = self._groups[groups[level] : groups[level + 1]] - start
-            reached = ends[heads]
-            best[reached] = np.maximum.reduceat(sums, heads)
-            is_best = np.flatnonzero(sums == best[ends])[::-1]  # the first comes last, and stays
-            came[ends[is_best]] = start + is_best
-            tokens[reached] = tokens[self._starts[came[reached]]] + 1
-        totals, counts = np.empty(strings), np.empty(strings, np.int64)
-        totals[self._order] = best[self._last]
-        counts[self._order] = np.where(best[self._last] > -np.inf, tokens[self._last], 0)
-        return Paths(totals, counts, self._walk_back(counts, came))
+        sweep = _Sweep(self)
+        for start, end in pairwise(self._first_edges[1:]):
+            sweep.over(start, end, gains[start:end])
+        totals, counts = np.empty(len(self)), np.empty(len(self), np.int64)
+        totals[self._order] = sweep.best[self._last]
+        counts[self._order] = np.where(sweep.best[self._last] > -np.inf, sweep.tokens[self._last], 0)
+        return Paths(totals, counts, self._walk_back(counts, sweep.came))
+
+    def scored(
+        self, scores: np.ndarray, own: np.ndarray, score: Callable[[np.ndarray, np.ndarray], np.ndarray]
+    ) -> np.ndarray:
+        """Scores of strings that are tokens themselves, the shorter first: longer ones may be made of them.
+
+        Args:
+            scores: of the vocabulary's tokens, float64 [V], in which those of the strings are not known yet.
+            own: each string's id, int64 [n].
+            score: from the totals and the tokens of the best paths of some strings into two tokens or more, float64 and
+                int64 [m], to these strings' scores.
+
+        Returns:
+            The scores with those of the strings, float64 [V].
+        """
+        scores = scores.copy()
+        sweep, own = _Sweep(self), own[self._order]
+        splits = np.full(len(self._ids), 0.0)
+        splits[self._whole] = -np.inf
+        for level, (start, end) in enumerate(pairwise(self._first_edges[1:]), start=1):
+            # strings that end here are the last of their level, and no token that long ends here in others but these
+            longer = int(self._reaching[level + 1]) if level + 1 < len(self._reaching) else 0
+            ending = int(np.searchsorted(self._ends[start:end], self._levels[level] + longer)) + start
+            sweep.over(ending, end, scores[self._ids[ending:end]] + splits[ending:end])
+            due = np.arange(longer, self._reaching[level])
+            last = self._levels[level] + due
+            scores[own[due]] = score(sweep.best[last], np.where(sweep.best[last] > -np.inf, sweep.tokens[last], 0))
+            sweep.over(start, ending, scores[self._ids[start:ending]])
+        return scores
 
     def _walk_back(self, counts: np.ndarray, came: np.ndarray) -> Segments:
         starts = np.concatenate([[0], np.cumsum(counts)])
@@ -154,6 +168,30 @@ class Lattice:
             further = at > until
             nodes, at, until = self._starts[edges[further]], at[further] - 1, until[further]
         return Segments(ids, starts)
+
+
+class _Sweep:
+    """A search under way: for each node the best sum, the tokens on its path and the edge it came by."""
+
+    def __init__(self, lattice: Lattice) -> None:
+        self._starts, self._ends = lattice._starts, lattice._ends
+        nodes = int(lattice._levels[-1])
+        self.best, self.tokens = np.full(nodes, -np.inf), np.zeros(nodes, np.int32)
+        self.best[: len(lattice)] = 0.0
+        self.came = np.full(nodes, -1, np.int32)
+
+    def over(self, start: int, end: int, gains: np.ndarray) -> None:
+        """Go by the edges from `start` to `end`, all that end in some nodes of one level, with these gains."""
+        if start == end:
+            return
+        ends, origins = self._ends[start:end], self._starts[start:end]
+        sums = self.best[origins] + gains
+        heads = np.flatnonzero(np.diff(ends, prepend=-1))
+        reached = ends[heads]
+        self.best[reached] = np.maximum.reduceat(sums, heads)
+        is_best = np.flatnonzero(sums == self.best[ends])[::-1]  # the first comes last, and stays
+        self.came[ends[is_best]] = start + is_best
+        self.tokens[reached] = self.tokens[self._starts[self.came[reached]]] + 1
 
 
 class _Hashed:

@@ -16,7 +16,7 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
-from itertools import accumulate, groupby, repeat
+from itertools import accumulate, repeat
 
 import numpy as np
 import polars as pl
@@ -276,6 +276,12 @@ def scores_with_new(bpe: ByteLevelBPE, strings: Sequence[str], *, repair: bool =
     return _scores_with_new(bpe, tuple(strings), repair)
 
 
+def _score_of_new(rivals: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    # one that holds a byte without a token has no rival: nothing else can stand for it
+    reached, saved = np.where(tokens > 0, rivals, 0.0), np.where(tokens > 0, tokens, 2) - 1
+    return np.array(list(map(storable, (reached + NEW_TOKEN_GAIN * saved).tolist())))
+
+
 @lru_cache(maxsize=4)  # one vocabulary is looked at with and without repair, and made once more from its rules
 def _scores_with_new(bpe: ByteLevelBPE, strings: tuple[str, ...], repair: bool) -> np.ndarray:
     places = np.fromiter(map(bpe.ids.get, strings, repeat(-1)), dtype=np.int64, count=len(strings))
@@ -291,14 +297,8 @@ def _scores_with_new(bpe: ByteLevelBPE, strings: tuple[str, ...], repair: bool) 
     else:
         scores = np.where(places < 0, UNREACHABLE, scores_from_merges(bpe)[0][places])
         scores[[n for n in added if strings[n] in CHARACTER_TO_BYTE]] = 0.0  # that the base has no token for
-        longer = sorted((n for n in added if scores[n] == UNREACHABLE), key=lambda n: len(strings[n]))
-        vocabulary = Vocabulary(strings)
-        for _, alike in groupby(longer, key=lambda n: len(strings[n])):
-            new = list(alike)  # none of them lies in another
-            rivals = Lattice(vocabulary, [strings[n] for n in new]).best(_in_use(scores), split=True)
-            # one that holds a byte without a token has no rival: nothing else can stand for it
-            reached = np.where(rivals.tokens > 0, rivals.totals, 0.0)
-            tokens = np.where(rivals.tokens > 0, rivals.tokens, 2)
-            scores[new] = list(map(storable, (reached + NEW_TOKEN_GAIN * (tokens - 1)).tolist()))
+        longer = [n for n in added if scores[n] == UNREACHABLE]
+        lattice = Lattice(Vocabulary(strings), [strings[n] for n in longer])
+        scores[longer] = lattice.scored(_in_use(scores), np.array(longer, np.int64), _score_of_new)[longer]
     scores.setflags(write=False)  # the cache hands it out again
     return scores
