@@ -6,9 +6,9 @@
     python -m benchmarks.scaling engines --raw DIR --artifacts DIR --name NAME
 
 `make` writes distinct text, so many times a corpus. `run` executes each stage's command as people do, and then all as
-one, and watches the memory of all processes. `change` changes a file of a corpus that was run, has init and analyze
-made again, and changes it back. `engines` works on the corpus by the cores of this machine and on a Ray cluster of
-three nodes, here too, and holds what they write against each other. Results go to
+one, and watches the memory of all processes. `change` has init and analyze made at first, after a change of one file,
+with nothing changed and of a few words, and changes the file back. `engines` works on the corpus by the cores of this
+machine and on a Ray cluster of three nodes, here too, and holds what they write against each other. Results go to
 benchmarks/results/scaling-NAME.json.
 """
 
@@ -18,8 +18,10 @@ import os
 import platform
 import re
 import shutil
+import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -163,26 +165,38 @@ def _different(folder: Path) -> Iterator[Path]:
 
 
 def change(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Init and analyze again after one file of the corpus gained a line, and once more with nothing changed."""
+    """Init and analyze at first, after one file of the corpus gained a line, with nothing changed, and of a few words.
+
+    The last is their start-up: what they take whatever the corpus. Medians of so many turns as are asked for.
+    """
     files = corpus_files(arguments.raw)
     file = files[len(files) // 2]
     before = file.read_bytes()
-    found: dict[str, Any] = {"files": len(files)}
-    try:
-        for name, text in (("one file changed", before + b"\n\nOne more line.\n"), ("nothing changed", None)):
-            if text:
-                file.write_bytes(text)
-            made = {stage: command(arguments.artifacts, stage) for stage in CORPUS_SIDE}
-            found[name] = {stage: told["seconds"] for stage, told in made.items()}
-            found[name] |= {
-                asset: figures["seconds"]
-                for told in made.values()
-                for asset, figures in told["figures"].get("assets", {}).items()
-                if "seconds" in figures
-            }
-            print(name, {key: round(seconds, 2) for key, seconds in found[name].items()}, flush=True)
-    finally:
-        file.write_bytes(before)
+    init = options_of(arguments)["init"]
+    shutil.rmtree(arguments.artifacts, ignore_errors=True)
+    first = [command(arguments.artifacts, "init", *init), command(arguments.artifacts, "analyze")]
+    found: dict[str, Any] = {"files": len(files), "first": sum(told["seconds"] for told in first)}
+    with tempfile.TemporaryDirectory() as folder:
+        few, few_artifacts = Path(folder) / "raw", Path(folder) / "artifacts"
+        few.mkdir()
+        for n in range(400):
+            (few / f"{n}.txt").write_text(f"A document of a few words, the {n}th.", encoding="utf-8")
+        command(few_artifacts, "init", "--model-name", arguments.model, "--raw-corpora-dir", str(few))
+        turns: dict[str, list[float]] = {"start-up": [], "nothing changed": [], "one file changed": []}
+        try:
+            for turn in range(arguments.turns):
+                for name, place in (("start-up", few_artifacts), *((key, arguments.artifacts) for key in [*turns][1:])):
+                    if name == "one file changed":
+                        file.write_bytes(before + f"\n\nOne more line, the {turn}th.\n".encode())
+                    made = [command(place, stage) for stage in CORPUS_SIDE]
+                    turns[name].append(sum(told["seconds"] for told in made))
+                    print(name, round(turns[name][-1], 1), flush=True)
+        finally:
+            file.write_bytes(before)
+    found |= {name: statistics.median(seconds) for name, seconds in turns.items()} | {"turns": turns}
+    found["change beyond start-up, of the first time"] = (found["one file changed"] - found["start-up"]) / found[
+        "first"
+    ]
     return found
 
 
@@ -204,11 +218,11 @@ def engines(arguments: argparse.Namespace) -> dict[str, Any]:
         started = time.perf_counter()
         write_cleaned_corpus(arguments.raw, folder / "cleaned", results=ShardResults(folder / "shards"), run=engine)
         corpus, results = CleanedCorpus(folder / "cleaned"), ShardResults(folder / "statistics")
-        statistics = read_statistics(corpus, Path(arguments.model) / "tokenizer.json", results, run=engine)
-        counts, _ = statistics.pretoken_counts()
+        counted = read_statistics(corpus, Path(arguments.model) / "tokenizer.json", results, run=engine)
+        counts, _ = counted.pretoken_counts()
         seconds[name] = time.perf_counter() - started
         (folder / "sequences").mkdir()
-        statistics.write_sequences(folder / "sequences")
+        counted.write_sequences(folder / "sequences")
         hashes[name] = [*map(content_hash, (folder / "cleaned", folder / "sequences", counts.frame()))]
         print(name, round(seconds[name], 1), flush=True)
     ray.shutdown()
@@ -228,6 +242,7 @@ def main() -> None:
     parser.add_argument("--artifacts", type=Path, help="artifacts folder; `run` empties it")
     parser.add_argument("--model", default=str(SAMPLE_MODEL), help="base model or tokenizer")
     parser.add_argument("--new-tokens", type=int, default=4_000, help="how many ids to give away")
+    parser.add_argument("--turns", type=int, default=3, help="of `change`")
     parser.add_argument("--engine", default="local", choices=["local", "ray"])
     parser.add_argument("--ray-address", default="")
     parser.add_argument("--name", help="of the file in benchmarks/results")

@@ -14,15 +14,13 @@ from itertools import accumulate, product
 import polars as pl
 from tokenizers import Regex, Tokenizer, pre_tokenizers
 
-from ivr_dagster.core.tokenizer.trie import choice, choice_by_first, escaped, in_class, trie_pattern
+from ivr_dagster.core.tokenizer.trie import choice, choice_by_first, escaped, trie_pattern
 from ivr_dagster.core.tokens.byte_level import CHARACTER_TO_BYTE, text_of
 
 SHORTEST_RUN = 4
 # what is longer (base64, DNA) hardly comes twice, and the search for cuts grows with the cube of the length
 LONGEST_EXCEPTION = 200
 WHITE_SPACE = "ĠĊ"
-# where the match before ended, at first the start
-AT_PIECE = r"\G"
 # a run of one character, with at most three others before it
 RUN_TOKEN = re.compile(rf"(?P<head>.{{0,3}}?)(?P<run>(?P<character>.)(?P=character){{{SHORTEST_RUN - 1},}})", re.DOTALL)
 RUN_WITH_TAIL = re.compile(
@@ -31,16 +29,14 @@ RUN_WITH_TAIL = re.compile(
 
 
 def cut_pattern(runs: str | None, exceptions: Mapping[str, str]) -> str | None:
-    r"""One pattern for both kinds of cuts, to become a `Split` after ByteLevel; None where there are none.
+    """One pattern for both kinds of cuts, to become a `Split` after ByteLevel; None where there are none.
 
-    A `Split` costs a pre-token about as much as its model does, whether it cuts or not, so there is one. `\G` has it
-    tried once for each piece and not at every character. An exception goes first; then, where the piece holds a symbol,
-    a run, or all that comes before one.
+    A `Split` costs a pre-token about as much as its model does, whether it cuts or not, so there is one. Exceptions go
+    first, where a piece begins. Runs are searched for: one match that took all that comes before a run would exceed
+    Oniguruma's limit on a pre-token of some hundred thousand characters.
     """
-    parts = [exception_pattern(exceptions).removeprefix(AT_PIECE)] if exceptions else []
-    if runs:
-        parts.append(f"(?!Ġ?[^{_SYMBOLS}]*+$)(?:{runs}|.+?(?={runs}))")
-    return AT_PIECE + choice(parts) if parts else None
+    parts = [*([exception_pattern(exceptions)] if exceptions else []), *([runs] if runs else [])]
+    return choice(parts) if parts else None
 
 
 def run_cuts(base: Tokenizer, strings: Iterable[str], new: Iterable[str] = ()) -> str | None:
@@ -165,10 +161,6 @@ def _is_symbol(character: str) -> bool:
     return text != "\ufffd" and not text.isalnum()
 
 
-# as a character class
-_SYMBOLS = "".join(in_class(character) for character in sorted(filter(_is_symbol, CHARACTER_TO_BYTE)))
-
-
 def cut_behind_runs(unigram: Tokenizer, runs: str | None) -> Callable[[str], list[str]]:
     """A function from a whole pre-token (byte-level) to its tokens by `unigram`'s model, behind the cuts of `runs`."""
     splitter = pre_tokenizers.Split(Regex(runs), "isolated") if runs else None
@@ -244,4 +236,4 @@ def exception_pattern(exceptions: Mapping[str, str]) -> str:
     for string, piece in exceptions.items():
         rests[piece].append(string[len(piece) :])
     pieces = {piece: f"(?={trie_pattern(dict.fromkeys(after, ''))}$)" for piece, after in rests.items()}
-    return AT_PIECE + trie_pattern(pieces)
+    return rf"\G{trie_pattern(pieces)}"

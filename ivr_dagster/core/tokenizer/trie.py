@@ -53,12 +53,11 @@ def choice_by_first(branches: Sequence[tuple[str, str]]) -> str:
     size = -(-len(branches) // WIDEST_CHOICE)
     groups = [branches[n : n + size] for n in range(0, len(branches), size)]
     return choice(
-        [f"(?=[{''.join(in_class(character) for character, _ in group)}]){choice_by_first(group)}" for group in groups]
+        [f"(?=[{''.join(_in_class(character) for character, _ in group)}]){choice_by_first(group)}" for group in groups]
     )
 
 
-def in_class(character: str) -> str:
-    """A character as it stands inside of a class."""
+def _in_class(character: str) -> str:
     return f"\\{character}" if character in r"[]\^-&~|" else character
 
 
