@@ -96,7 +96,7 @@ class ArtifactPaths:
     @property
     def known_files(self) -> KnownFiles:
         """Hashes of raw files, kept so that those that stay as they are need not be read."""
-        return KnownFiles(self.root / SHARD_RESULTS / "files.parquet")
+        return KnownFiles(self.root / SHARD_RESULTS / "files.json")
 
     @property
     def presence(self) -> Path:

@@ -455,10 +455,13 @@ def run(request: Request, /, sample: bool, until: str | None, dry_run: bool, **o
         while stale := [
             name for name in workbench.stale_by_themselves(group) if not any(name in result.figures for result in made)
         ]:
-            failed = workbench.failed_blocking_checks(before_stage=group[0])
-            if failed:
-                raise InputError(f"{group[0]} is next, but a blocking check has failed before it: {failed}")
             due = [stage for stage in group if not set(stale).isdisjoint(STAGES[stage])]
+            # those before the first stage that a failed check holds up are made all the same
+            held = {stage: failed for stage in due if (failed := workbench.failed_blocking_checks(before_stage=stage))}
+            if due[0] in held:
+                raise InputError(f"{due[0]} is next, but a blocking check has failed before it: {held[due[0]]}")
+            due = [stage for stage in due if stage not in held]
+            stale = [name for stage in due for name in STAGES[stage] if name in stale]
             title = due[0] if len(due) == 1 else f"{due[0]} … {due[-1]}"
             made.append(_run_assets(request, workbench, title, stale))
         for stage in group:

@@ -9,9 +9,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import pytest
 import yaml
+from dagster._core.definitions.asset_checks.asset_check_evaluation import (
+    AssetCheckEvaluationTargetMaterializationData,
+)
 from small_pipeline import SMALL, TINY
+
+from ivr_dagster.artifact_paths import RELATIVE_PATHS
+from ivr_dagster.materialize import instance_at
 
 IVR = Path(sys.executable).with_name("ivr")
 Ivr = Callable[..., subprocess.CompletedProcess[str]]
@@ -47,6 +54,29 @@ def test_what_comes_out_equal_inside_a_stage_trains_nothing(ivr: Ivr) -> None:
     made = json.loads(done.stdout)["materialized"]
     assert made == ["fitted_embeddings", "initialized_model", "training_blocks", "sft_checkpoint", "evaluation_report"]
     assert json.loads(ivr("--json", "run").stdout)["materialized"] == []
+
+
+def test_run_makes_nothing_behind_a_check_that_failed_before(folder: Path, ivr: Ivr) -> None:
+    key = dg.AssetKey("distilled_tokenizer")
+    with instance_at(folder / ".dagster") as instance:
+        made = instance.fetch_materializations(key, limit=1).records[0]
+        target = AssetCheckEvaluationTargetMaterializationData(
+            storage_id=made.storage_id, run_id=made.run_id, timestamp=made.timestamp
+        )
+        failed = dg.AssetCheckEvaluation(
+            asset_key=key, check_name="agreement_floor", passed=False, target_materialization_data=target
+        )
+        instance.report_runless_asset_event(failed)
+    candidates, sequences = (folder / RELATIVE_PATHS[name] for name in ("replacement_candidates", "token_sequences"))
+    candidates.unlink()
+    shutil.rmtree(sequences)
+    refused = ivr("run")
+    assert refused.returncode == 2, refused.stderr
+    assert "select is next, but a blocking check has failed before it: distilled_tokenizer.agreement_floor" in (
+        refused.stderr
+    )
+    assert sequences.is_dir()  # what comes before the check was made all the same
+    assert not candidates.exists()
 
 
 def test_options_that_were_at_fault_are_not_remembered(folder: Path, ivr: Ivr) -> None:

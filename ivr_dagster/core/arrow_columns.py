@@ -11,13 +11,21 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
+MOST_BYTES = 2**31 - 1
+
 
 def string_column(values: Sequence[str]) -> Any:
-    """Strings as a `pyarrow.StringArray`; together they are less than 2 GB of UTF-8."""
+    """Strings as a `pyarrow.StringArray`.
+
+    Raises:
+        OverflowError: together they are 2 GB of UTF-8 or more.
+    """
     encoded = [value.encode() for value in values]
-    offsets = np.zeros(len(encoded) + 1, np.int32)
-    np.cumsum(np.fromiter(map(len, encoded), np.int64, len(encoded)), out=offsets[1:])
-    return pa.StringArray.from_buffers(len(encoded), pa.py_buffer(offsets), pa.py_buffer(b"".join(encoded)))
+    offsets = np.append(0, np.cumsum(np.fromiter(map(len, encoded), np.int64, len(encoded))))
+    if offsets[-1] > MOST_BYTES:
+        raise OverflowError(f"{offsets[-1]:,} bytes of text do not fit into one column of 2 GB")
+    buffers = pa.py_buffer(offsets.astype(np.int32)), pa.py_buffer(b"".join(encoded))
+    return pa.StringArray.from_buffers(len(encoded), *buffers)
 
 
 def number_column(values: Sequence[int] | np.ndarray) -> Any:

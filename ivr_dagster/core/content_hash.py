@@ -30,6 +30,8 @@ def _(value: pl.DataFrame) -> str:
     digest = hashlib.blake2b(repr(value.schema).encode(), digest_size=16)
     for column in value:
         digest.update(column.name.encode() + b"\0")
+        if column.null_count():
+            raise TypeError(f"no content hash for a column with nulls: {column.name}")
         if column.dtype == pl.String:
             digest.update(_sized(column).data)
         else:

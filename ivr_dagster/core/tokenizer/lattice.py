@@ -13,7 +13,8 @@ import numpy as np
 
 from ivr_dagster.core.tokenizer.segments import Segments
 
-# of a polynomial hash modulo 2^64 (Karp and Rabin 1987): any odd numbers without pattern do
+# of a polynomial hash modulo 2^64 (Karp and Rabin 1987): any odd numbers without pattern do, for strings shorter than
+# the 1,024 characters from which on Thue and Morse's collide; no token is that long
 _BASE, _MIX = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD6E8FEB86659FD93)
 _INVERSE = np.uint64(pow(0x9E3779B97F4A7C15, -1, 1 << 64))
 # bits of a hash that a filter looks at before the search: a small table that stays in the processor's cache

@@ -6,7 +6,7 @@ tokenizer do, and their sums over all parts.
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from importlib.metadata import version
@@ -115,7 +115,7 @@ def read_statistics(
     """
     content = content_hash(tokenizer.read_text(encoding="utf-8"))
     tasks: dict[str, _PartTask] = {}
-    in_use: set[str] = set()
+    of_all: dict[bool, list[str]] = {False: [], True: []}
     total, most = 0, max_texts or corpus.count("train")
     for part in corpus.parts("train"):
         digest, all_rows = part_digest(part), rows_of(part)
@@ -125,9 +125,10 @@ def read_statistics(
                 part, rows, tokenizer, content, reference
             )
             total += rows
-        # a look at a few texts does not cost what is known of all
-        in_use.update(result_key(STATISTICS, content, digest, all_rows, way) for way in (False, True))
-    in_use |= tasks.keys()
+        for way, keys in of_all.items():
+            keys.append(result_key(STATISTICS, content, digest, all_rows, way))
+    # a look at a few texts, or another way, does not cost what is known of all
+    in_use = {key for keys in of_all.values() for level in _levels(keys) for key in level}
     done = 0
 
     def advance(key: str) -> None:
@@ -137,23 +138,31 @@ def read_statistics(
             progress(done, total)
 
     results.complete(_write_part, tasks, run, advance)
-    level = list(tasks)
-    while len(level) > MOST_SUMS:
-        sums = {key: parts for parts in _groups(level) for key in (result_key(STATISTICS, "sum", parts),)}
-        results.complete(_write_sum, {key: [*map(results.place, parts)] for key, parts in sums.items()}, run)
-        level = list(sums)
+    level: Mapping[str, Sequence[str]] = dict.fromkeys(tasks, ())
+    for level in _levels(list(tasks)):
+        sums = {key: [*map(results.place, parts)] for key, parts in level.items() if parts}
+        results.complete(_write_sum, sums, run)
         in_use.update(level)
     tops = tuple(map(results.place, level))
-    counts = result_key(STATISTICS, "counts", level, max_types)
+    counts = result_key(STATISTICS, "counts", list(level), max_types)
     results.complete(_write_counts, {counts: (tops, max_types)})
     results.keep_only(in_use | {counts})
     return CorpusStatistics(tuple(map(results.place, tasks)), tops, results.place(counts))
 
 
+def _levels(keys: Sequence[str]) -> Iterator[dict[str, list[str]]]:
+    """The parts, and sums of them and of sums until there are few: by key what each adds up, nothing for parts."""
+    level: dict[str, list[str]] = {key: [] for key in keys}
+    yield level
+    while len(level) > MOST_SUMS:
+        level = {result_key(STATISTICS, "sum", parts): parts for parts in _groups(list(level))}
+        yield level
+
+
 def _groups(keys: Sequence[str]) -> Iterator[list[str]]:
     """Neighbours together, two or more, about `SUMMED` of them.
 
-    Where a group ends is decided by each key itself, so that a part that changes moves no boundary but its own.
+    Where a group ends is decided by each key itself, so that a part that changes moves hardly a boundary but its own.
     """
     group: list[str] = []
     for n, key in enumerate(keys):

@@ -179,7 +179,7 @@ def _pieces(
     marks = [*(SHORTEST_RUN * character for character in heads), *missing]
     whole = {} if new is not None else heads
     pieces, weights = cut_pieces(types, counts, "|".join(filter(None, cuts)) or None, whole, marks=marks)
-    present = [n for n, piece in enumerate(pieces) if len(piece) > 1 or piece in bpe.ids]
+    present = [n for n, piece in enumerate(pieces) if len(piece) > 1 or piece in bpe.ids or piece in (new or ())]
     return [pieces[n] for n in present], weights[present]
 
 

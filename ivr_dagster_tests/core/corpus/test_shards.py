@@ -18,7 +18,7 @@ from ivr_dagster.core.corpus.cleaned import CleanedCorpus, CleaningSettings, wri
 from ivr_dagster.core.corpus.documents import Document
 from ivr_dagster.core.corpus.shards import LEAST_SHARD, CorpusFile, read_corpus_files, shards_of
 from ivr_dagster.core.errors import InputError
-from ivr_dagster.core.known_files import KnownFiles
+from ivr_dagster.core.known_files import KnownFile, KnownFiles
 from ivr_dagster.core.shard_results import ShardResults
 
 SIZES = st.lists(st.integers(0, 3 * LEAST_SHARD), min_size=1, max_size=60)
@@ -77,7 +77,7 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_a_file_that_stays_as_it_was_is_read_once_for_its_hash(tmp_path: Path, hashed: list[str]) -> None:
-    raw, kept = tmp_path / "raw", KnownFiles(tmp_path / "kept.parquet")
+    raw, kept = tmp_path / "raw", KnownFiles(tmp_path / "kept.json")
     raw.mkdir()
     for name in "abc":
         (raw / f"{name}.txt").write_text(name)
@@ -98,8 +98,25 @@ def test_a_file_that_stays_as_it_was_is_read_once_for_its_hash(tmp_path: Path, h
     assert {Path(path).name for path in kept.read()} == {"a.txt", "b.txt", "d.txt"}
 
 
+def test_a_file_whose_name_is_not_utf8_is_known_too(tmp_path: Path, hashed: list[str]) -> None:
+    raw, kept = tmp_path / "raw", KnownFiles(tmp_path / "kept.json")
+    raw.mkdir()
+    Path(os.fsdecode(os.fsencode(raw) + b"/caf\xe9.txt")).write_text("a")
+    before = read_corpus_files(raw, kept)
+    hashed.clear()
+    assert read_corpus_files(raw, kept) == before
+    assert hashed == []
+
+
+def test_whatever_the_file_system_says_comes_back(tmp_path: Path) -> None:
+    kept = KnownFiles(tmp_path / "kept.json")
+    known = {"a": KnownFile((1, -5, 2**63 + 5, 2**64 - 1, 0), b"\x00\xff"), "\udce9": KnownFile((), b"")}
+    kept.write(known)
+    assert kept.read() == known
+
+
 def test_what_is_known_of_another_folder_stays(tmp_path: Path, hashed: list[str]) -> None:
-    kept = KnownFiles(tmp_path / "kept.parquet")
+    kept = KnownFiles(tmp_path / "kept.json")
     for name in ("raw", "raw more"):
         (tmp_path / name).mkdir()
         (tmp_path / name / f"{name}.txt").write_text(name)
@@ -111,18 +128,18 @@ def test_what_is_known_of_another_folder_stays(tmp_path: Path, hashed: list[str]
 
 
 def test_a_file_written_just_now_is_read_again(tmp_path: Path) -> None:
-    raw, kept = tmp_path / "raw", KnownFiles(tmp_path / "kept.parquet")
+    raw, kept = tmp_path / "raw", KnownFiles(tmp_path / "kept.json")
     raw.mkdir()
     (raw / "a.txt").write_text("a")
     read_corpus_files(raw, kept)
     assert kept.read() == {}
 
 
-@pytest.mark.parametrize("damage", [b"", b"no parquet", None])
+@pytest.mark.parametrize("damage", [b"", b"nothing of ours", b"0\n[]", None])
 def test_known_hashes_that_are_damaged_or_gone_cost_reading_and_nothing_else(
     tmp_path: Path, hashed: list[str], damage: bytes | None
 ) -> None:
-    raw, kept = tmp_path / "raw", KnownFiles(tmp_path / "kept.parquet")
+    raw, kept = tmp_path / "raw", KnownFiles(tmp_path / "kept.json")
     raw.mkdir()
     (raw / "a.txt").write_text("a")
     before = read_corpus_files(raw, kept)

@@ -54,6 +54,20 @@ def test_the_best_split_is_the_one_that_is_found_string_by_string(
     assert [figures for string, figures in told if string] == expected
 
 
+@given(vocabularies())
+def test_strings_are_scored_the_shorter_first_as_one_by_one(vocabulary: tuple[list[str], np.ndarray]) -> None:
+    tokens, known = vocabulary
+    new = list(range(len(LETTERS), len(tokens)))
+    found = Lattice(Vocabulary(tokens), [tokens[n] for n in new]).scored(
+        np.where(np.arange(len(tokens)) < len(LETTERS), known, -np.inf), np.array(new, int), lambda s, n: s + 0.5 * n
+    )
+    score_of = dict(zip(tokens[: len(LETTERS)], known.tolist(), strict=False))
+    for n in sorted(new, key=lambda n: len(tokens[n])):
+        total, parts = best_split(tokens[n], score_of, 6)
+        score_of[tokens[n]] = total + 0.5 * parts
+    assert found.tolist() == list(map(score_of.get, tokens))
+
+
 def test_a_string_that_no_tokens_make_up_has_no_path_and_the_others_have_theirs() -> None:
     found = Lattice(Vocabulary(["a", "ab"]), ["abc", "aab", "b", ""]).best(np.array([1.0, 1.5]))
     assert found.totals.tolist() == [-math.inf, 2.5, -math.inf, 0.0]

@@ -119,6 +119,11 @@ def test_sums_of_sums_are_those_of_the_whole_and_only_those_on_the_way_to_a_chan
     made.clear()
     assert_equal(read(corpus, tokenizer, tmp_path), plain, size)
     assert made == []
+    read(corpus, tokenizer, tmp_path, max_texts=30)
+    read(corpus, tokenizer, tmp_path, reference=True)
+    made.clear()
+    assert_equal(read(corpus, tokenizer, tmp_path), plain, size)
+    assert made == []
     with (raw / "5.jsonl").open("a") as file:
         file.write('\n{"text": "one more"}')
     changed = clean(raw, tmp_path)
