@@ -20,6 +20,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
@@ -136,8 +137,14 @@ def measure(raw: Path, tokenizer: Path, sizes: list[int], scopes: list[str], uns
     megabytes = counts.train_bytes / 1e6
     timed_texts = heldout + train[:TIMED_TEXTS]
     pretokens, seconds_count = timed(lambda: count_pretokens(train, base))
-    # each time with what it takes to get ready, an encoder remembers what it met
-    ids, seconds_encode = timed(lambda: (built_in_encoder(base) or encoder_by_types(base, pretokens.types))(train), 3)
+    # each time with what it takes to get ready, by a tokenizer of its own: an encoder remembers what it met
+    specification = base.to_str()
+
+    def encode_anew() -> list[np.ndarray]:
+        own = Tokenizer.from_str(specification)
+        return (built_in_encoder(own) or encoder_by_types(own, pretokens.types))(train)
+
+    ids, seconds_encode = timed(encode_anew, 3)
     expected, seconds_peer = timed(lambda: reference_encoder(base)(train), 3)
     if any((a != b).any() for a, b in zip(ids, expected, strict=True)):
         raise RuntimeError("the fast encoder and tokenizers disagree")

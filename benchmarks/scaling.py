@@ -194,9 +194,8 @@ def change(arguments: argparse.Namespace) -> dict[str, Any]:
         finally:
             file.write_bytes(before)
     found |= {name: statistics.median(seconds) for name, seconds in turns.items()} | {"turns": turns}
-    found["change beyond start-up, of the first time"] = (found["one file changed"] - found["start-up"]) / found[
-        "first"
-    ]
+    beyond = found["one file changed"] - found["start-up"]
+    found["beyond start-up, of the first time"] = beyond / found["first"]
     return found
 
 
