@@ -25,7 +25,6 @@ class Vocabulary:
     """Tokens by the hashes of their strings, V entries; where a string comes twice the first is found."""
 
     def __init__(self, strings: Sequence[str]) -> None:
-        self.size = len(strings)
         hashed = _Hashed(strings)
         whole = hashed.of(hashed.starts, hashed.lengths)
         by_length = np.argsort(hashed.lengths, kind="stable")

@@ -6,7 +6,7 @@ tokenizer do, and their sums over all parts.
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from importlib.metadata import version
@@ -138,13 +138,13 @@ def read_statistics(
             progress(done, total)
 
     results.complete(_write_part, tasks, run, advance)
-    level: Mapping[str, Sequence[str]] = dict.fromkeys(tasks, ())
-    for level in _levels(list(tasks)):
+    levels = list(_levels(list(tasks)))
+    for level in levels:
         sums = {key: [*map(results.place, parts)] for key, parts in level.items() if parts}
         results.complete(_write_sum, sums, run)
         in_use.update(level)
-    tops = tuple(map(results.place, level))
-    counts = result_key(STATISTICS, "counts", list(level), max_types)
+    tops = tuple(map(results.place, levels[-1]))
+    counts = result_key(STATISTICS, "counts", list(levels[-1]), max_types)
     results.complete(_write_counts, {counts: (tops, max_types)})
     results.keep_only(in_use | {counts})
     return CorpusStatistics(tuple(map(results.place, tasks)), tops, results.place(counts))

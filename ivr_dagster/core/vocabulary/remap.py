@@ -17,6 +17,7 @@ import numpy as np
 import yaml
 from tokenizers import Tokenizer
 
+from ivr_dagster.core.content_hash import content_hash
 from ivr_dagster.core.errors import InputError
 from ivr_dagster.core.tokenizer.agreement import encode_to_themselves
 from ivr_dagster.core.tokenizer.bpe import ByteLevelBPE
@@ -99,7 +100,7 @@ def rules_as_yaml(rules: RemapRules) -> str:
         lines.append("  frequencies:\n" if rule.frequencies else "  frequencies: {}\n")
         lines += [f"    {_scalar(key)}: {count}\n" for key, count in rule.frequencies.items()]
     head, *body = lines
-    text = f"{head}{_SEAL}{_text_digest(''.join(lines))}\n{''.join(body)}"
+    text = f"{head}{_SEAL}{content_hash(''.join(lines))}\n{''.join(body)}"
     _last_written.clear()
     _last_written[text] = replace(rules, edited=False)
     return text
@@ -113,15 +114,11 @@ def _scalar(string: str) -> str:
     return str(yaml.safe_dump(string, default_style='"', allow_unicode=True, width=1 << 30)).strip()
 
 
-def _text_digest(text: str) -> str:
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-
-
 def is_as_written(text: str) -> bool:
     """Whether a text is, to the letter, what :func:`rules_as_yaml` made."""
     head, seal, rest = text.partition("\n" + _SEAL)
     digest, _, body = rest.partition("\n")
-    return bool(seal) and digest == _text_digest(f"{head}\n{body}")
+    return bool(seal) and digest == content_hash(f"{head}\n{body}")
 
 
 def is_edited(path: Path) -> bool:
