@@ -40,7 +40,7 @@ LAUNCHED = "training/.launched"
 DAGSTER_HOME = ".dagster"
 PRESENCE_FILE, SERVING_FILE = ".ivr.lock", ".ivr-ui.lock"
 EXPERIMENTS = "experiments"
-SHARD_RESULTS = ".shards"
+SHARD_RESULTS, LOCKS = ".shards", ".locks"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -102,6 +102,11 @@ class ArtifactPaths:
     def presence(self) -> Path:
         """The lock that tells of a command at work here."""
         return self.root / PRESENCE_FILE
+
+    @property
+    def locks(self) -> Path:
+        """The folder of the locks of artifacts."""
+        return self.root / LOCKS
 
     @property
     def serving(self) -> Path:

@@ -10,7 +10,7 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -20,7 +20,7 @@ import click
 
 from ivr_dagster.artifact_paths import ArtifactPaths
 from ivr_dagster.core.atomic import replacing
-from ivr_dagster.core.errors import InputError
+from ivr_dagster.core.errors import InputError, shortage
 from ivr_dagster.core.presence import present
 from ivr_dagster.settings import (
     CHOICES,
@@ -31,7 +31,7 @@ from ivr_dagster.settings import (
     read_settings_file,
     remember_settings,
 )
-from ivr_dagster.stages import STAGES, TUNING, run_together
+from ivr_dagster.stages import STAGES, TUNING, run_together, stage_of
 
 if TYPE_CHECKING:
     from ivr_dagster.materialize import StageResult, Workbench
@@ -48,6 +48,8 @@ STAGE_OPTIONS: dict[str, tuple[str, ...]] = {
         "cleaned_corpora_dir",
         "text_key",
         "encoding",
+        "encoding_errors",
+        "on_bad_input",
         "normalization",
         "heldout_fraction",
         "heldout_floor",
@@ -226,11 +228,26 @@ class Request:
     def settings_file(self) -> Path:
         return self.config or ArtifactPaths(self.artifacts_dir).settings_file
 
-    def workbench(self, given: dict[str, Any], *, remember: bool = True, observe: bool = True) -> "Workbench":
+    def workbench(
+        self,
+        given: dict[str, Any],
+        *,
+        remember: bool = True,
+        observe: bool = True,
+        makes: Callable[["Workbench"], Iterable[str]] | None = None,
+        title: str = "",
+    ) -> "Workbench":
         """The assets under the settings, options included, once sources were looked at.
 
-        Options are remembered, and the daemon keeps its hands off until this process ends, unless it is to look only
+        Options are remembered, and the daemon keeps its hands off until the command ends, unless it is to look only
         (`remember` or `observe` false).
+
+        Args:
+            given: options by key.
+            remember: whether they are written into the settings file.
+            observe: whether sources are looked at.
+            makes: the assets that the command is to make; until it ends nobody else does.
+            title: the command, for those who find them held.
         """
         settings = load_settings(self.artifacts_dir, config=self.config, options=given)
         if remember and observe:
@@ -239,6 +256,8 @@ class Request:
         from ivr_dagster.materialize import Workbench
 
         workbench = Workbench(settings, self.artifacts_dir)
+        if makes is not None:
+            self._until_the_end.enter_context(workbench.holding(makes(workbench), f"ivr {title}"))
         if observe:
             workbench.observe_sources()
         if remember and given:
@@ -246,6 +265,10 @@ class Request:
             remember_settings(self.settings_file, given)
             self._remembered = True
         return workbench
+
+    def close(self) -> None:
+        """Give back what was held for the command."""
+        self._until_the_end.close()
 
     def forget(self) -> None:
         """Take back the options that were remembered: what they asked for was at fault."""
@@ -326,7 +349,8 @@ def cli(
     """
     if experiment:
         artifacts_dir = _experiment_folder(artifacts_dir, experiment, config)
-    context.obj = Request(artifacts_dir, config, log_level.upper(), as_json)
+    context.obj = request = Request(artifacts_dir, config, log_level.upper(), as_json)
+    context.call_on_close(request.close)
 
 
 def _experiment_folder(artifacts_dir: Path, name: str, config: Path | None) -> Path:
@@ -385,7 +409,7 @@ def _stage_command(stage: str) -> None:
         if dry_run:
             _show_plan(request, request.workbench(given, remember=False, observe=False))
             return
-        workbench = request.workbench(given)
+        workbench = request.workbench(given, makes=lambda bench: bench.stage_assets(stage), title=stage)
         failed = workbench.failed_blocking_checks(before_stage=stage)
         if failed:
             raise InputError(f"{stage} was asked for, but a blocking check has failed before it: {failed}")
@@ -415,7 +439,8 @@ for _stage in STAGES:
 @click.pass_obj
 def tune(request: Request, /, **options: Any) -> None:
     """Search for better training settings; a search that was stopped goes on."""
-    workbench = request.workbench({key: value for key, value in options.items() if value is not None})
+    given = {key: value for key, value in options.items() if value is not None}
+    workbench = request.workbench(given, makes=lambda _: TUNING, title="tune")
     failed = workbench.failed_blocking_checks(before_stage="train")
     if failed:
         raise InputError(f"tune was asked for, but a blocking check has failed before it: {failed}")
@@ -442,15 +467,19 @@ def run(request: Request, /, sample: bool, until: str | None, dry_run: bool, **o
     )
     if sample:
         _refuse_other_sources(request)
-    workbench = request.workbench(given, remember=not dry_run)
+    stages = list(STAGES)
+    stages = stages[: stages.index(until) + 1 if until else None]
     if dry_run:
+        workbench = request.workbench(given, remember=False)
         _show_states(request, [state for state in workbench.states() if state.stale])
         return
-    stages = list(STAGES)
+    workbench = request.workbench(
+        given, makes=lambda bench: [name for stage in stages for name in bench.stage_assets(stage)], title="run"
+    )
     from ivr_dagster.materialize import together
 
     done: dict[str, StageResult] = {}
-    for group in run_together(stages[: stages.index(until) + 1 if until else None]):
+    for group in run_together(stages):
         made: list[StageResult] = []
         while stale := [
             name for name in workbench.stale_by_themselves(group) if not any(name in result.figures for result in made)
@@ -517,15 +546,23 @@ def experiments(request: Request) -> None:
 
 
 @cli.command()
+@click.option(
+    "--verify",
+    is_flag=True,
+    help="Also read every artifact and hold it against its manifest; the exit code is 1 where one is damaged.",
+)
 @click.pass_obj
-def status(request: Request) -> None:
+def status(request: Request, /, verify: bool) -> None:
     """Show every asset, fresh or stale, with its key figures."""
     workbench = request.workbench({}, observe=False)
     try:
         workbench.observe_sources()
     except InputError as error:
         _complain(f"the sources cannot be looked at, what follows is as they were last: {error}", debug=False)
-    _show_states(request, workbench.states(), workbench.failed_checks())
+    found = workbench.damaged() if verify else None
+    _show_states(request, workbench.states(), workbench.failed_checks(), found)
+    if found and any(found.values()):
+        raise SystemExit(FAILED)
 
 
 @cli.command()
@@ -647,19 +684,31 @@ def _show_tuning(request: Request, workbench: "Workbench", result: "StageResult"
     tuning_table(study, folder.sft_config, f"ivr --artifacts-dir {request.artifacts_dir}")
 
 
-def _show_states(request: Request, states: list[Any], failed_checks: Sequence[str] = ()) -> None:
+def _show_states(
+    request: Request,
+    states: list[Any],
+    failed_checks: Sequence[str] = (),
+    damaged: Mapping[str, Sequence[str]] | None = None,
+) -> None:
     if request.as_json:
         rows = [
             {"asset": s.name, "stage": s.stage, "fresh": not s.stale, "stale": s.stale, "figures": s.figures,
              "materialized": s.materialized.isoformat() if s.materialized else None} for s in states
         ]  # fmt: skip
-        click.echo(json.dumps({"assets": rows, "failed_checks": list(failed_checks)}))
+        verified = {} if damaged is None else {"damaged": damaged}
+        click.echo(json.dumps({"assets": rows, "failed_checks": list(failed_checks), **verified}))
         return
     from ivr_dagster.terminal import states_table
 
     states_table(states, lambda state: _key_figures(state.name, state.figures))
     if failed_checks:
         click.echo(f"checks that did not pass: {', '.join(failed_checks)}")
+    for name, faults in (damaged or {}).items():
+        for fault in faults:
+            click.echo(f"{name}: {fault}; `ivr {stage_of(name)}` makes it again")
+    if damaged is not None:
+        whole = sum(not faults for faults in damaged.values())
+        click.echo(f"{whole} of {len(damaged)} artifacts are as they were written")
 
 
 def _show_run(request: Request, workbench: "Workbench", done: dict[str, "StageResult"]) -> None:
@@ -736,6 +785,8 @@ def main() -> None:
             _complain("stopped; what was finished stays, the same command goes on from there", debug)
         elif name == "StageFailed":
             _complain(str(error), debug)
+        elif (short := shortage(error)) is not None:
+            _complain(short, debug)
         else:
             _complain(f"{name}: {error} (--log-level DEBUG shows where)", debug)
         raise SystemExit(FAILED) from None

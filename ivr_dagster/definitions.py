@@ -30,6 +30,7 @@ from ivr_dagster.assets import (
 )
 from ivr_dagster.assets.brought import brought_asset
 from ivr_dagster.automation import automatic_assets, automation
+from ivr_dagster.executor import executor_of
 from ivr_dagster.io_managers import io_managers
 from ivr_dagster.io_managers.artifacts import SETTINGS_KEY
 from ivr_dagster.resources.accelerator import accelerator_resource
@@ -91,9 +92,7 @@ def build_definitions(
         schedules=automatic["schedules"],
         sensors=[*automatic["sensors"], tell_of_failed_runs],
         loggers=loggers,
-        # a run is a process; one more for each step costs seconds that most steps don't take, and two steps at a time
-        # would share the cores that one of them can fill
-        executor=dg.in_process_executor,
+        executor=executor_of(places),
         resources={
             "settings": checked_at_launch(shared, settings),
             "base": base_model_resource,

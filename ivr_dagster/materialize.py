@@ -20,16 +20,18 @@ from dagster._core.storage.runs.sqlite import SqliteRunStorage
 
 from ivr_dagster.artifact_paths import ArtifactPaths
 from ivr_dagster.assets.vocabulary import plan_from_settings, table_in_force
-from ivr_dagster.core.atomic import recover
 from ivr_dagster.core.errors import InputError
+from ivr_dagster.core.locks import Busy
+from ivr_dagster.core.manifest import damage, read_manifest
 from ivr_dagster.core.vocabulary.selection import Plan
 from ivr_dagster.dead_runs import PROCESS_TAG, fail_dead_runs, free_slots_of_ended_runs, lives, process_mark
 from ivr_dagster.definitions import build_definitions
+from ivr_dagster.executor import at_work
 from ivr_dagster.resources.base_model import BaseModel
 from ivr_dagster.resources.settings import with_defaults
 from ivr_dagster.settings import Settings
 from ivr_dagster.sources import observe, source_names
-from ivr_dagster.stages import STAGES, stage_assets
+from ivr_dagster.stages import STAGES, TUNING, stage_assets
 from ivr_dagster.staleness import AT_WORK, Staleness, latest_evaluation, observed_version
 
 # under which an instance remembers the artifacts folder that it belongs to
@@ -128,8 +130,7 @@ class Workbench:
         self.instance = instance or open_instance(self.paths)
         self._job = self._definitions.resolve_implicit_global_asset_job_def()
         self._graph = self._definitions.resolve_asset_graph()
-        for asset in (name for stage in STAGES for name in self.stage_assets(stage)):
-            recover(self.paths[asset])
+        self._held: frozenset[str] = frozenset()
 
     def stage_assets(self, stage: str) -> list[str]:
         """Assets that a stage makes under these settings, in order; what a person brings is not among them."""
@@ -164,7 +165,7 @@ class Workbench:
 
     def states(self) -> list[AssetState]:
         """Every asset, fresh or stale, in pipeline order."""
-        staleness = Staleness(self.instance, self._graph, self.paths)
+        staleness = Staleness(self.instance, self._graph, self.paths, damaged=True)
         found = []
         for stage in STAGES:
             for name in self.stage_assets(stage):
@@ -186,7 +187,7 @@ class Workbench:
 
         What is stale only because something above it is may turn out not to be once that is made.
         """
-        staleness = Staleness(self.instance, self._graph, self.paths)
+        staleness = Staleness(self.instance, self._graph, self.paths, damaged=True)
         wave: list[str] = []
         for name in (name for stage in stages for name in self.stage_assets(stage)):
             key = dg.AssetKey(name)
@@ -228,10 +229,52 @@ class Workbench:
         loaded = map(self.load, names)
         return plan_from_settings(self.settings, self.paths, *loaded, in_force=in_force, progress=progress)
 
+    @contextmanager
+    def holding(self, assets: Iterable[str], who: str) -> Iterator[None]:
+        """Have assets, and what they are made of, to this process while the block runs: nobody else writes them.
+
+        Args:
+            assets: to be made.
+            who: what others are told.
+
+        Raises:
+            InputError: somebody else is at work on one of them.
+        """
+        names = frozenset(assets)
+        self.refuse_while_made({dg.AssetKey(name) for name in names})
+        try:
+            with at_work(self.paths, self._graph, names, f"{who} (process {os.getpid()})"):
+                self._held |= names
+                try:
+                    yield
+                finally:
+                    self._held -= names
+        except Busy as busy:
+            raise InputError(
+                f"{who} was asked for, and {busy.holder} is at work on {busy.name}",
+                where=self.paths.root,
+                remedy="Wait until it has ended, or stop it.",
+            ) from None
+
+    def damaged(self) -> dict[str, list[str]]:
+        """What of each artifact that is there is not as it was written, all bytes read; by asset.
+
+        One without a manifest, made by an earlier version, is told so.
+        """
+        found: dict[str, list[str]] = {}
+        for name in (name for stage in (*STAGES.values(), TUNING) for name in stage):
+            if self.makes(name) and self.paths[name].exists():
+                place = self.paths[name]
+                manifest = read_manifest(place)
+                unknown = [] if manifest and manifest.files else [f"{place} has no manifest that tells what it holds"]
+                edited = name == "remap_rules" and not unknown  # people may change it
+                found[name] = unknown or ([] if edited else damage(place, thoroughly=True))
+        return found
+
     def run(
         self, assets: Iterable[str], *, log_level: str = "WARNING", tags: Mapping[str, str] | None = None
     ) -> StageResult:
-        """Materialize assets in this process, with their checks.
+        """Materialize assets in this process, with their checks, once they are held.
 
         Raises:
             InputError: of a step, as it was raised; or another run is making one of these assets.
@@ -241,7 +284,9 @@ class Workbench:
         keys = [dg.AssetKey(name) for name in assets]
         if not keys:
             return StageResult()
-        self.refuse_while_made(set(keys))
+        if not self._held.issuperset(assets := [key.to_user_string() for key in keys]):
+            with self.holding(assets, ", ".join(assets)):
+                return self.run(assets, log_level=log_level, tags=tags)
         free_slots_of_ended_runs(self.instance)
         tags = dict(tags or {}) | {PROCESS_TAG: process_mark(os.getpid())}
         config = {"loggers": {"console": {"config": {"log_level": log_level}}}}

@@ -36,6 +36,11 @@ def stage_assets(stage: str, *, vanilla: bool, vanilla_compute: bool) -> list[st
     return [name for name in STAGES[stage] if name not in left_out]
 
 
+def stage_of(asset: str) -> str:
+    """The command that makes an asset."""
+    return next((stage for stage, names in STAGES.items() if asset in names), "tune" if asset in TUNING else "run")
+
+
 def run_together(stages: Iterable[str]) -> list[list[str]]:
     """The stages, in order, those that one run makes in one list."""
     return [

@@ -17,6 +17,7 @@ from dagster._core.definitions.data_version import CODE_VERSION_TAG, DATA_VERSIO
 from ivr_dagster.artifact_paths import ArtifactPaths
 from ivr_dagster.core.content_hash import content_hash
 from ivr_dagster.core.errors import InputError
+from ivr_dagster.core.manifest import damage
 from ivr_dagster.core.vocabulary.remap import is_edited, read_rules
 from ivr_dagster.io_managers.provenance import config_hash_of
 from ivr_dagster.settings import version_parts
@@ -47,6 +48,7 @@ class Staleness:
         *,
         text_alone: bool = True,
         tried: bool = False,
+        damaged: bool = False,
     ) -> None:
         """
         Args:
@@ -56,9 +58,11 @@ class Staleness:
             text_alone: whether new text makes what is trained stale by itself. If not, only another vocabulary, base
                 model or setting does, and then all is trained on the new text.
             tried: whether what a run with settings of its own made, typed into the launchpad, may stay.
+            damaged: whether artifacts are looked at, which takes longer, and are stale where they are not as they were
+                written.
         """
         self._instance, self._graph, self._places, self._text_alone = instance, graph, places, text_alone
-        self._tried = tried
+        self._tried, self._damaged = tried, damaged
         self._records: dict[dg.AssetKey, dg.EventLogRecord | None] = {}
         self._reasons: dict[dg.AssetKey, str] = {}
         self._trials: dict[dg.AssetKey, bool] = {}
@@ -83,6 +87,8 @@ class Staleness:
         name = key.to_user_string()
         if not self._places[name].exists():
             return "artifact missing"
+        if self._damaged and name != "remap_rules" and damage(self._places[name]):
+            return "artifact damaged"
         if _tags(event).get(CODE_VERSION_TAG) != self._graph.get(key).code_version:
             return "settings or code changed"
         if not self._tried and self._of_one_run(key, event):

@@ -12,7 +12,7 @@ import yaml
 
 from ivr_dagster.artifact_paths import RELATIVE_PATHS
 from ivr_dagster.core.errors import InputError
-from ivr_dagster.io_managers.artifacts import MARKER
+from ivr_dagster.core.manifest import MANIFEST
 from ivr_dagster.materialize import Workbench
 from ivr_dagster.sample.corpus import write_sample_corpus
 from ivr_dagster.settings import BROUGHT, load_settings
@@ -53,7 +53,7 @@ def copied(folder: Path, asset: str, to: Path) -> Path:
     place = folder / "artifacts" / RELATIVE_PATHS[asset]
     if place.is_dir():
         shutil.copytree(place, to)
-        (to / MARKER).unlink()
+        (to / MANIFEST).unlink()
     else:
         shutil.copyfile(place, to)
     return to

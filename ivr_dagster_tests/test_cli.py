@@ -17,7 +17,8 @@ from dagster._core.definitions.asset_checks.asset_check_evaluation import (
 )
 from small_pipeline import SMALL, TINY
 
-from ivr_dagster.artifact_paths import RELATIVE_PATHS
+from ivr_dagster.artifact_paths import RELATIVE_PATHS, ArtifactPaths
+from ivr_dagster.core.locks import holding
 from ivr_dagster.materialize import instance_at
 
 IVR = Path(sys.executable).with_name("ivr")
@@ -119,3 +120,42 @@ def test_training_on_several_processes_is_asked_for_by_accelerates_file(folder: 
     figures = json.loads(done.stdout)["assets"]["sft_checkpoint"]
     assert (figures["processes"], figures["device"], figures["steps"]) == (2, "cpu", before["steps"])
     assert figures["tokens"] == before["tokens"]
+
+
+def test_a_damaged_artifact_is_found_refused_and_made_again(folder: Path, ivr: Ivr) -> None:
+    tokenizer, report = (folder / RELATIVE_PATHS[name] for name in ("remapped_tokenizer", "evaluation_report"))
+    file = tokenizer / "tokenizer.json"
+    before, found = file.read_bytes(), (report / "report.md").stat()
+    file.write_bytes(before[:-9])
+    (report / "report.md").write_bytes(b"\0" * found.st_size)
+    os.utime(report / "report.md", ns=(found.st_atime_ns, found.st_mtime_ns))  # as a failing disk leaves it
+
+    verified = ivr("--json", "status", "--verify")
+    assert verified.returncode == 1
+    told = json.loads(verified.stdout)["damaged"]
+    assert len(told) > 15
+    assert {name: faults for name, faults in told.items() if faults} == {
+        "remapped_tokenizer": [f"{file} has {len(before) - 9:,} bytes, {len(before):,} were written"],
+        "evaluation_report": [f"{report / 'report.md'} holds other bytes than were written"],
+    }
+    refused = ivr("train")
+    assert refused.returncode == 2
+    (line,) = refused.stderr.strip().splitlines()
+    assert f"remapped_tokenizer is not as it was written: {file} has" in line
+    assert line.endswith("Materialize remapped_tokenizer again: `ivr remap`.")
+    mended = ivr("--json", "run")
+    assert mended.returncode == 0, mended.stderr
+    assert json.loads(mended.stdout)["materialized"] == ["remapped_tokenizer"]  # of the same bytes: nothing follows
+    assert file.read_bytes() == before
+
+
+def test_another_command_at_work_on_the_same_artifacts_is_told_of(folder: Path, ivr: Ivr) -> None:
+    settings = (folder / "ivr.yaml").read_bytes()
+    locks = ArtifactPaths(folder).locks
+    with holding(locks, writes=["replacement_candidates"], reads=["token_stats"], who="ivr select (process 7)"):
+        for command in (["analyze"], ["run", "--max-candidates", "3"]):
+            refused = ivr(*command)
+            assert refused.returncode == 2
+            assert f"ivr {command[0]} was asked for, and ivr select (process 7) is at work on" in refused.stderr
+        assert ivr("distill-tokenizer").returncode == 0  # nothing in common
+    assert (folder / "ivr.yaml").read_bytes() == settings

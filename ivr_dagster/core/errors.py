@@ -4,7 +4,46 @@ Everything that is the fault of the request or the input is an :class:`InputErro
 into one line on standard error and exit code 2. Anything else that goes wrong is a bug or a failed run (exit code 1).
 """
 
+import errno
+from collections.abc import Iterator
 from pathlib import Path
+
+_AGAIN = "what is done stays, the same command goes on from there"
+# what a machine runs short of or does not allow, and what to do about it
+_SHORTAGES: dict[int, tuple[str, str]] = {
+    errno.ENOSPC: ("no space is left on the disk", f"Free some; {_AGAIN}."),
+    errno.EDQUOT: ("the disk quota is used up", f"Free some space; {_AGAIN}."),
+    errno.EFBIG: ("a file may not grow so large", f"Raise the limit (ulimit -f); {_AGAIN}."),
+    errno.EROFS: ("the file system is read-only", "Have it mounted for writing, or name another --artifacts-dir."),
+    errno.EACCES: ("permission is denied", "Give this user the right to it, or name another folder."),
+    errno.EPERM: ("permission is denied", "Give this user the right to it, or name another folder."),
+    errno.EMFILE: ("too many files are open", f"Raise the limit (ulimit -n); {_AGAIN}."),
+    errno.ENOMEM: (
+        "there is not enough memory",
+        f"Stop other programs, raise the limit (ulimit -v, the container's), or take a larger machine; {_AGAIN}.",
+    ),
+    errno.EIO: ("the disk cannot be read or written", "Have it checked, then the artifacts: `ivr status --verify`."),
+}
+# how libraries that are no Python tell of the same
+_SAID: dict[str, int] = {
+    "no space left on device": errno.ENOSPC,
+    "database or disk is full": errno.ENOSPC,
+    "disk quota exceeded": errno.EDQUOT,
+    "file too large": errno.EFBIG,
+    "read-only file system": errno.EROFS,
+    "readonly database": errno.EROFS,
+    "permission denied": errno.EACCES,
+    "unable to open database file": errno.EACCES,
+    "too many open files": errno.EMFILE,
+    "cannot allocate memory": errno.ENOMEM,
+    "can't allocate memory": errno.ENOMEM,
+    "not enough memory": errno.ENOMEM,
+    "out of memory": errno.ENOMEM,
+    "malloc of size": errno.ENOMEM,
+    "realloc of size": errno.ENOMEM,
+    "can't start new thread": errno.ENOMEM,
+    "disk i/o error": errno.EIO,
+}
 
 
 class InputError(Exception):
@@ -38,3 +77,36 @@ class WorkerLost(Exception):
 
 def _rebuild(kind: type[InputError], message: str, where: str | Path | None, remedy: str | None) -> InputError:
     return kind(message, where=where, remedy=remedy)
+
+
+def shortage(error: BaseException) -> str | None:
+    """What the machine ran short of or did not allow, where that is what an error comes from: a sentence with a remedy.
+
+    None where it comes from something else.
+    """
+    for each in _with_causes(error):
+        number, place = getattr(each, "errno", None), ""
+        if isinstance(each, MemoryError):
+            number = errno.ENOMEM
+        elif isinstance(each, OSError) and number in _SHORTAGES:
+            place = str(each.filename or "")
+        else:
+            said = str(each).lower()
+            number = next((known for text, known in _SAID.items() if text in said), None)
+        if number in _SHORTAGES:
+            what, remedy = _SHORTAGES[number]
+            return f"{place}: {what}. {remedy}" if place else f"{what} ({_first_line(each)}). {remedy}"
+    return None
+
+
+def _with_causes(error: BaseException) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    found: BaseException | None = error
+    while found is not None and id(found) not in seen:
+        seen.add(id(found))
+        yield found
+        found = found.__cause__ or found.__context__
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

@@ -1,11 +1,11 @@
-"""What all IO managers share: where an artifact lies, and that it is complete or absent.
+"""What all IO managers share: where an artifact lies, that it is complete or absent, and that it is as it was written.
 
 Dagster knows an artifact by its asset key; `ArtifactPaths` knows its place. Writing goes to a temporary name beside
-it and is renamed whole.
+it and is renamed whole, with a manifest. Reading refuses what is not as its manifest says.
 """
 
-import json
 from abc import abstractmethod
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -16,12 +16,21 @@ from ivr_dagster.artifact_paths import ArtifactPaths
 from ivr_dagster.core.allocator import give_back_freed_memory
 from ivr_dagster.core.atomic import publish, recover, replacing, sweep
 from ivr_dagster.core.errors import InputError
-from ivr_dagster.io_managers.provenance import provenance, reset_peak_memory
+from ivr_dagster.core.manifest import (
+    MANIFEST,
+    Manifest,
+    damage,
+    read_manifest,
+    stamps_of,
+    visible_files,
+    write_manifest,
+)
+from ivr_dagster.io_managers.provenance import code_revision, provenance, reset_peak_memory
+from ivr_dagster.settings import fingerprint
+from ivr_dagster.stages import stage_of
 
 T = TypeVar("T")
 
-# beside the content of every folder artifact: who wrote it. A folder without it is somebody else's and never replaced
-MARKER = ".ivr.json"
 # asset metadata that names the settings an asset depends on
 SETTINGS_KEY = "ivr/settings"
 
@@ -30,11 +39,11 @@ def refuse_foreign(place: Path) -> None:
     """See that a folder about to be filled or replaced is not somebody else's.
 
     Raises:
-        InputError: it holds files and no marker of ours, or is a file.
+        InputError: it holds files and no manifest of ours, or is a file.
     """
     if place.is_file():
         raise InputError("a folder is to be written here, found a file", where=place, remedy="Choose another place.")
-    if place.is_dir() and any(place.iterdir()) and not (place / MARKER).is_file():
+    if place.is_dir() and any(place.iterdir()) and not (place / MANIFEST).is_file():
         raise InputError(
             "this folder holds files that ivr_dagster did not write, it is not touched",
             where=place,
@@ -43,13 +52,34 @@ def refuse_foreign(place: Path) -> None:
 
 
 def mark_folder(folder: Path, asset: str, run_id: str) -> None:
-    """Mark a folder as an artifact made by this run."""
+    """Mark a folder that fills up in its place as an artifact made by this run; what it holds is not known yet."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / MARKER).write_text(json.dumps({"asset": asset, "run_id": run_id}) + "\n", encoding="utf-8")
+    write_manifest(Manifest(asset, run_id), folder, folder=True)
+
+
+def refuse_damaged(asset: str, place: Path) -> None:
+    """See that an artifact is as it was written.
+
+    Raises:
+        InputError: it is not; the message names the file and what makes the artifact again.
+    """
+    faults = damage(place)
+    if faults:
+        more = f", and {len(faults) - 1} more" if len(faults) > 1 else ""
+        raise InputError(
+            f"{asset} is not as it was written: {faults[0]}{more}",
+            remedy=f"Materialize {asset} again: `ivr {stage_of(asset)}`.",
+        )
 
 
 class ArtifactIOManager(dg.UPathIOManager, Generic[T]):
-    """Reads and writes one kind of artifact at its place below the artifacts folder."""
+    """Reads and writes one kind of artifact at its place below the artifacts folder.
+
+    Attributes:
+        editable: whether people may change it by hand.
+    """
+
+    editable = False
 
     def __init__(self, paths: ArtifactPaths) -> None:
         super().__init__(base_path=UPath(paths.root))
@@ -97,6 +127,20 @@ class ArtifactIOManager(dg.UPathIOManager, Generic[T]):
         sweep(place.parent)
         with replacing(place) as staged:
             self.write(obj, staged)
+            known = read_manifest(place)
+            before = stamps_of(place.parent, [place], known.files if known else None) if place.exists() else {}
+            found = stamps_of(staged.parent, [staged])[staged.name]
+            write_manifest(
+                Manifest(
+                    context.asset_key.to_user_string(),
+                    context.run_id,
+                    _made_of(context),
+                    files={place.name: found},
+                    before=before,
+                ),
+                place,
+                folder=False,
+            )
 
     def load_from_path(self, context: dg.InputContext, path: UPath) -> T:
         """Read an artifact that must be there.
@@ -113,6 +157,8 @@ class ArtifactIOManager(dg.UPathIOManager, Generic[T]):
             raise InputError(
                 f"{asset} was asked for and is not there", where=place, remedy=f"Materialize {asset} first."
             )
+        if not self.editable and asset not in self._paths.brought:
+            refuse_damaged(asset, place)
         return self.read(place)
 
 
@@ -124,6 +170,10 @@ class FolderIOManager(ArtifactIOManager[T]):
 
     handle: type[Any]
 
+    def files(self, folder: Path) -> Iterable[Path]:
+        """The files that an artifact consists of; others in its folder are for those who make it."""
+        return visible_files(folder)
+
     def dump_to_path(self, context: dg.OutputContext, obj: T, path: UPath) -> None:
         """Give the staged folder its place, in one rename.
 
@@ -133,7 +183,15 @@ class FolderIOManager(ArtifactIOManager[T]):
         self._refuse_brought(context)
         staged, place = Path(obj.path), Path(str(path))  # type: ignore[attr-defined]
         refuse_foreign(place)
-        mark_folder(staged, context.asset_key.to_user_string(), context.run_id)
+        known = read_manifest(place)
+        manifest = Manifest(
+            context.asset_key.to_user_string(),
+            context.run_id,
+            _made_of(context),
+            files=stamps_of(staged, self.files(staged), known.files if known else None),
+            whole=staged != place,
+        )
+        write_manifest(manifest, staged, folder=True)
         if staged == place:
             return  # a training folder, which fills up in its place and is whole once `final_model` is there
         publish(staged, place)
@@ -147,3 +205,18 @@ class FolderIOManager(ArtifactIOManager[T]):
         """A handle of the folder."""
         value: T = self.handle(path)
         return value
+
+
+def _made_of(context: dg.OutputContext) -> dict[str, Any]:
+    """Code, settings and inputs of what is being written, for its manifest."""
+    step: Any = context.step_context
+    values = context.resources.settings.values_of((context.definition_metadata or {}).get(SETTINGS_KEY, ()))
+    parents = step.job_def.asset_layer.asset_graph.get(context.asset_key).parent_keys
+    known = {key.to_user_string(): step.maybe_fetch_and_get_input_asset_version_info(key) for key in parents}
+    return {
+        "made_by": code_revision(),
+        "config_hash": fingerprint(values),
+        "upstream": {
+            name: info.data_version.value for name, info in sorted(known.items()) if info and info.data_version
+        },
+    }

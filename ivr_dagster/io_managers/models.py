@@ -1,6 +1,10 @@
 """Models: folders that AutoModelForCausalLM loads, and training folders around them."""
 
-from ivr_dagster.core.handles import ModelFolder, TrainedModel, TuningFolder
+from collections.abc import Iterable
+from pathlib import Path
+
+from ivr_dagster.core.handles import HISTORY, ModelFolder, TrainedModel, TuningFolder
+from ivr_dagster.core.manifest import visible_files
 from ivr_dagster.io_managers.artifacts import FolderIOManager
 
 
@@ -15,8 +19,17 @@ class TrainedModelIOManager(FolderIOManager[TrainedModel]):
 
     handle = TrainedModel
 
+    def files(self, folder: Path) -> Iterable[Path]:
+        """The final model and how it came about; checkpoints are marked complete themselves, and deleted."""
+        yield from visible_files(TrainedModel(folder).final_model.path)
+        yield from (file for file in [folder / HISTORY] if file.exists())
+
 
 class TuningIOManager(FolderIOManager[TuningFolder]):
     """`tuning_study`: the study fills up in place, trial by trial."""
 
     handle = TuningFolder
+
+    def files(self, folder: Path) -> Iterable[Path]:
+        """What the search found; the study itself goes on."""
+        return (file for file in visible_files(folder) if file.parent == folder and file.suffix != ".db")

@@ -12,6 +12,8 @@ from ivr_dagster.io_managers.artifacts import ArtifactIOManager
 class RulesIOManager(ArtifactIOManager[RemapRules]):
     """`remap_rules`, which people may edit: what is read is checked for its shape."""
 
+    editable = True
+
     def write(self, value: RemapRules, path: Path) -> None:
         """YAML with a header that says how to edit it."""
         path.write_text(rules_as_yaml(value), encoding="utf-8")

@@ -15,11 +15,11 @@ from ivr_dagster.core.atomic import staging_path
 from ivr_dagster.core.corpus.cleaned import CleanedCorpus
 from ivr_dagster.core.errors import InputError
 from ivr_dagster.core.handles import ModelFolder, ReportFolder, TokenizerFolder, TrainedModel, TrainingBlocks
+from ivr_dagster.core.manifest import MANIFEST, place_of_manifest
 from ivr_dagster.core.tokens.sequences import TokenSequences
 from ivr_dagster.core.vocabulary.remap import RemapRules
 from ivr_dagster.definitions import build_definitions
 from ivr_dagster.io_managers import io_managers
-from ivr_dagster.io_managers.artifacts import MARKER
 from ivr_dagster.settings import Settings
 from ivr_dagster.sources import source_names
 
@@ -59,7 +59,7 @@ def test_a_staged_folder_gets_its_place_and_comes_back_as_its_handle(
 
 def test_a_folder_says_which_asset_and_run_made_it(paths: ArtifactPaths, materialize: Materialize) -> None:
     materialize("evaluation_report", "report_io", lambda: ReportFolder(staged(paths["evaluation_report"], "x")))
-    marker = json.loads((paths["evaluation_report"] / MARKER).read_text())
+    marker = json.loads((paths["evaluation_report"] / MANIFEST).read_text())
     assert marker["asset"] == "evaluation_report"
     assert len(marker["run_id"]) == 36
 
@@ -75,7 +75,7 @@ def test_a_training_folder_that_filled_up_in_its_place_stays_there(
     materialize("sft_checkpoint", "trained_model_io", lambda: TrainedModel(place))
     assert load("sft_checkpoint", "trained_model_io").path == place
     assert (place / "checkpoint-5").is_dir()
-    assert json.loads((place / MARKER).read_text())["run_id"] != "an earlier run"
+    assert json.loads((place / MANIFEST).read_text())["run_id"] != "an earlier run"
 
 
 def test_a_foreign_folder_is_not_replaced(paths: ArtifactPaths, materialize: Materialize) -> None:
@@ -183,7 +183,8 @@ def test_what_killed_writers_left_is_swept_by_the_next(
     (leftover / "half").mkdir(parents=True)
     make = {"markdown_io": lambda: "# x", "report_io": lambda: ReportFolder(staged(place, "x"))}[io_manager]
     materialize(asset, io_manager, make)
-    assert [path.name for path in place.parent.iterdir()] == [place.name]
+    names = {path.name for path in place.parent.iterdir()}
+    assert names - {place_of_manifest(place, folder=False).name} == {place.name}
 
 
 def test_a_write_that_fails_leaves_the_old_file(paths: ArtifactPaths, materialize: Materialize, load: Load) -> None:
@@ -191,7 +192,8 @@ def test_a_write_that_fails_leaves_the_old_file(paths: ArtifactPaths, materializ
     with pytest.raises(UnicodeEncodeError):
         materialize("selection_log", "markdown_io", lambda: "new \ud800")
     assert load("selection_log", "markdown_io") == "old"
-    assert [path.name for path in paths["selection_log"].parent.iterdir()] == [paths["selection_log"].name]
+    manifest = place_of_manifest(paths["selection_log"], folder=False)
+    assert set(manifest.parent.iterdir()) == {paths["selection_log"], manifest}
 
 
 def test_every_asset_has_a_place_and_an_io_manager_there_is(tmp_path: Path) -> None:
