@@ -9,19 +9,21 @@ import difflib
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from ivr_dagster.artifact_paths import ArtifactPaths
 from ivr_dagster.core.embedding.initialize import STRATEGIES
 from ivr_dagster.core.errors import InputError
+from ivr_dagster.core.faults import shown
+from ivr_dagster.core.yaml_files import read_settings_yaml
 
 ENVIRONMENT_PREFIX = "IVR_"
+LISTED = "`ivr STAGE --help` and the launchpad list the settings."
 # environment variables with the prefix that are no keys of the settings file
 ENVIRONMENT_ONLY = {
     "IVR_ARTIFACTS_DIR",
@@ -35,6 +37,8 @@ ENVIRONMENT_ONLY = {
 CHOICES: dict[str, tuple[str, ...]] = {
     "preset": ("none", "sample", "laptop", "gpu"),
     "normalization": ("NFC", "NFKC", "none"),
+    "encoding_errors": ("strict", "replace"),
+    "on_bad_input": ("fail", "skip"),
     "merge_scope": ("within", "across"),
     "init_strategy": tuple(STRATEGIES),
     "rebuild": ("everything", "tokenizer_side", "nothing"),
@@ -117,6 +121,11 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 
+# 64-bit integers are what databases, arrays and columns hold; random generators of numpy take 32 bits
+MOST_NUMBER, MOST_SEED = 2**63 - 1, 2**32 - 1
+# thirty years: what is added to a time of day must not leave the calendar
+MOST_SECONDS = 1e9
+
 # how the names of settings end that name a file or folder
 _PLACES = ("_dir", "_path", "_address", "accelerate_config")
 # settings that name places to write to: an experiment writes below its own folder
@@ -142,7 +151,7 @@ NOT_FOR_ONE_RUN = (
 class Settings(BaseModel):
     """Everything that can be set. Empty strings and zeros mean what the description says."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     preset: str = Field(
         "none",
@@ -166,6 +175,16 @@ class Settings(BaseModel):
         "text", description="Key of the text in JSON documents; dots lead into nested objects (`meta.body`)."
     )
     encoding: str = Field("utf-8", description="Encoding of the raw files.")
+    encoding_errors: str = Field(
+        "strict",
+        description="What becomes of bytes that are not of the encoding: strict: the file is at fault; replace: each "
+        "becomes the replacement character U+FFFD.",
+    )
+    on_bad_input: str = Field(
+        "fail",
+        description="What becomes of raw files that are damaged or not of the encoding, and of JSON records that are "
+        "no documents: fail: nothing is done until they are mended; skip: they are left out and counted.",
+    )
     normalization: str = Field("NFC", description="Unicode normalisation: NFC, NFKC or none.")
     heldout_fraction: float = Field(
         0.05, gt=0, lt=0.9, description="Share of documents kept for evaluation, chosen by a hash of the document."
@@ -173,7 +192,8 @@ class Settings(BaseModel):
     text_split_bytes: int = Field(
         16_384,
         ge=0,
-        description="Longer .txt files are cut into documents of about this many bytes at blank lines. 0: never.",
+        description="Longer .txt files, and texts of many megabytes in JSON, are cut into documents of about this many "
+        "bytes at blank lines. 0: never.",
     )
 
     max_texts: int = Field(
@@ -355,7 +375,9 @@ class Settings(BaseModel):
         description="Text of a trial: about so many bytes of the train split, read once; a fifth as much more to "
         "validate on.",
     )
-    tune_seconds: float = Field(0, ge=0, description="Start no further trial after so many seconds. 0: no limit.")
+    tune_seconds: float = Field(
+        0, ge=0, le=MOST_SECONDS, description="Start no further trial after so many seconds. 0: no limit."
+    )
     tune_new_tokens: bool = Field(
         False,
         description="Also try a half and a quarter of the new tokens. Short trials favour few: their rows must be "
@@ -401,7 +423,10 @@ class Settings(BaseModel):
         "however little. `ivr run` always trains on new text.",
     )
     quiet_seconds: float = Field(
-        10.0, ge=0, description="A changed corpus or model is taken up once it has kept still for so many seconds."
+        10.0,
+        ge=0,
+        le=MOST_SECONDS,
+        description="A changed corpus or model is taken up once it has kept still for so many seconds.",
     )
 
     engine: str = Field(
@@ -420,6 +445,7 @@ class Settings(BaseModel):
     seed: int = Field(
         42,
         ge=0,
+        le=MOST_SEED,
         description="Seed of random rows, continuations and the search for training settings; training has its own in "
         "sft_config.yaml.",
     )
@@ -429,6 +455,23 @@ class Settings(BaseModel):
     def _room_for_a_document(cls, value: int) -> int:
         if 0 < value < 256:
             raise ValueError("give 0 (never cut) or at least 256 bytes")
+        return value
+
+    @field_validator("*")
+    @classmethod
+    def _can_be_stored(cls, value: Any) -> Any:
+        if isinstance(value, int) and abs(value) > MOST_NUMBER:
+            raise ValueError(f"at most {MOST_NUMBER:,} is possible")
+        if isinstance(value, str) and any(character < " " or "\ud800" <= character <= "\udfff" for character in value):
+            raise ValueError("a text on one line is wanted, without control characters or bytes that are no UTF-8")
+        return value
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _truth_is_no_number(cls, value: Any, info: Any) -> Any:
+        number = cls.model_fields[info.field_name].annotation in (int, float) and info.field_name not in WORDS
+        if isinstance(value, bool) and number:
+            raise ValueError("a number is wanted")
         return value
 
     @field_validator(*WORDS, mode="before")
@@ -443,7 +486,7 @@ class Settings(BaseModel):
     @classmethod
     def _known_choice(cls, value: str, info: Any) -> str:
         if value not in CHOICES[info.field_name]:
-            raise ValueError(f"{value!r} is none of {', '.join(CHOICES[info.field_name])}")
+            raise ValueError(f"{shown(value)} is none of {', '.join(CHOICES[info.field_name])}")
         return value
 
     def fingerprint(self, *keys: str) -> str:
@@ -566,7 +609,7 @@ def settings_for_one_run(current: Settings, given: Mapping[str, Any]) -> Setting
 
 def _validated(values: dict[str, Any], sources: Mapping[str, str]) -> Settings:
     try:
-        return Settings(**values)
+        settings = Settings(**values)
     except ValidationError as error:
         faults = []
         for fault in error.errors():
@@ -574,48 +617,46 @@ def _validated(values: dict[str, Any], sources: Mapping[str, str]) -> Settings:
             place = sources.get(key, key)
             if fault["type"] == "extra_forbidden":
                 near = difflib.get_close_matches(key, Settings.model_fields, n=1)
-                faults.append(f"{place}: unknown setting {key!r}" + (f" (did you mean {near[0]!r})" if near else ""))
+                hint = f" (did you mean {near[0]!r})" if near else ""
+                faults.append(f"{place}: unknown setting {shown(key)}{hint}")
             else:
                 message = fault["msg"].removeprefix("Value error, ")
                 if key in WORDS:
                     message += f" (or {', '.join(WORDS[key])})"
-                faults.append(f"{place}: {key} is {fault['input']!r}: {message[:1].lower()}{message[1:]}")
-        raise InputError("; ".join(faults), remedy="`ivr STAGE --help` and the launchpad list the settings.") from error
+                faults.append(f"{place}: {key} is {shown(fault['input'])}: {message[:1].lower()}{message[1:]}")
+        raise InputError("; ".join(faults), remedy=LISTED) from error
+    if faults := [
+        f"{sources.get(keys[0], keys[0])}: {fault}"
+        for keys, fault in _contradictions(settings)
+        if sources.keys() & keys
+    ]:
+        raise InputError("; ".join(faults), remedy=LISTED)
+    return settings
+
+
+def _contradictions(settings: Settings) -> Iterator[tuple[tuple[str, ...], str]]:
+    """What cannot be had together: the settings, and what is wrong with them."""
+    if 0 < settings.max_token_len < settings.min_token_len:
+        yield (
+            ("max_token_len", "min_token_len"),
+            f"max_token_len is {settings.max_token_len} and min_token_len {settings.min_token_len}: no token is as "
+            "short and as long",
+        )
 
 
 def read_settings_file(file: Path) -> tuple[dict[str, Any], dict[str, int]]:
     """The settings of a YAML file and the line of each key.
 
     Raises:
-        InputError: no YAML, no mapping, or a key that is no string.
+        InputError: as of yaml_files.read_settings_yaml.
     """
-    stored = file.read_bytes()  # the YAML reader decodes: text that is no UTF-8 is a fault like any other
-    try:
-        content = yaml.safe_load(stored)
-        root: Any = yaml.compose(stored, Loader=yaml.SafeLoader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        problem = getattr(error, "problem", None) or " ".join(str(error).split())
-        raise InputError(
-            f"the settings file is no YAML: {problem}", where=f"{file}:{mark.line + 1}" if mark else file
-        ) from error
-    if content is None:
-        return {}, {}
-    if not isinstance(content, dict):
-        raise InputError("a mapping of settings was expected", where=file, remedy="Write `key: value` lines.")
-    for key, _ in root.value:
-        if key.tag != "tag:yaml.org,2002:str":
-            raise InputError(
-                f"the name of a setting was expected, found {key.value!r}",
-                where=f"{file}:{key.start_mark.line + 1}",
-                remedy="Write `key: value` lines.",
-            )
-    return content, {key.value: key.start_mark.line + 1 for key, _ in root.value}
+    return read_settings_yaml(file, "the settings file", "Write `key: value` lines, each key once", version="1.1")
 
 
 def remember_settings(file: Path, given: Mapping[str, Any]) -> None:
     """Write what was given into the settings file, keeping what else stands there, comments too."""
     from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
 
     from ivr_dagster.core.atomic import replacing
 
@@ -626,7 +667,13 @@ def remember_settings(file: Path, given: Mapping[str, Any]) -> None:
     if not given:
         return
     editor = YAML()
-    content = editor.load(file.read_text(encoding="utf-8")) if file.is_file() else None
+    try:
+        content = editor.load(file.read_text(encoding="utf-8-sig")) if file.is_file() else None
+    except YAMLError as error:  # this reader is of YAML 1.2, the other of 1.1
+        problem = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise InputError(
+            f"the settings file cannot be written to ({problem})", where=file, remedy="Write `key: value` lines."
+        ) from error
     if content is None:
         content = editor.map()
         content.yaml_set_start_comment(

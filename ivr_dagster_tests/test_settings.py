@@ -104,11 +104,15 @@ def test_an_unknown_key_is_named_with_its_place_and_the_nearest_known_one(tmp_pa
         ("text_split_bytes", 100, "at least 256 bytes"),
         ("vanilla", "perhaps", "valid boolean"),
         ("text_key", 5, "valid string"),
+        ("seed", 2**32, "less than or equal to 4294967295"),
+        ("seed", True, "a number is wanted"),
+        ("max_texts", 2**63, "at most 9,223,372,036,854,775,807 is possible"),
+        ("quiet_seconds", 1e10, "less than or equal to"),
         *((key, "nonsense", f"'nonsense' is none of {', '.join(choices)}") for key, choices in CHOICES.items()),
     ],
 )
 def test_a_value_out_of_bounds_is_named_with_its_key_and_place(tmp_path: Path, key: str, value: Any, why: str) -> None:
-    fault = fault_of(tmp_path, f"seed: 1\n{key}: {value}\n")
+    fault = fault_of(tmp_path, f"# mine\n{key}: {value}\n")
     assert f"{tmp_path / 'ivr.yaml'}:2: {key} is {value!r}: " in fault
     assert why in fault
     assert f"--{key.replace('_', '-')}: {key} is {value!r}" in fault_of(tmp_path, **{key: value})
@@ -173,6 +177,32 @@ def test_all_faults_are_reported_together_each_with_its_place(tmp_path: Path) ->
         assert part in fault
 
 
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ("tune_seconds: .inf", "tune_seconds is inf: input should be a finite number"),
+        ("heldout_fraction: .nan", "heldout_fraction is nan: input should be a finite number"),
+        (r'raw_corpora_dir: "a\0b"', r"raw_corpora_dir is 'a\x00b': a text on one line is wanted"),
+        (r'text_key: "\ud800"', r"text_key is '\ud800': a text on one line is wanted"),
+        ("seed: 0x" + "f" * 9000, "seed is a whole number of 36,000 bits: "),
+        ("seed: " + "x" * 9000, "xxx...xxx"),
+        ("max_token_len: 3\nmin_token_len: 4", "max_token_len is 3 and min_token_len 4: no token is as short and"),
+    ],
+)
+def test_what_no_setting_can_be_is_refused_in_a_short_line(tmp_path: Path, written: str, said: str) -> None:
+    fault = fault_of(tmp_path, written)
+    assert f"{tmp_path / 'ivr.yaml'}:1: " in fault
+    assert said in fault
+    assert len(fault) < 600
+
+
+def test_all_keys_at_fault_are_told_together_with_their_lines(tmp_path: Path) -> None:
+    file = tmp_path / "ivr.yaml"
+    fault = fault_of(tmp_path, "seed: 1\nseed: 2\nvanilla: true\nvanilla: false\n")
+    assert f"{file}:2: the key 'seed' is given twice" in fault
+    assert f"{file}:4: the key 'vanilla' is given twice" in fault
+
+
 def test_a_fault_that_a_better_source_overrides_is_none(tmp_path: Path) -> None:
     assert load(tmp_path, "seed: nonsense", seed=5).seed == 5
 
@@ -180,9 +210,19 @@ def test_a_fault_that_a_better_source_overrides_is_none(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "place", "message"),
     [
-        (b"seed: 1\nx: [\n", ":3", "the settings file is no YAML"),
-        (b"seed: 1\n\tx: 1\n", ":2", "the settings file is no YAML"),
-        ("seed: 1 # \u00e9\n".encode("latin-1"), "", "the settings file is no YAML"),
+        (b"seed: 1\nx: [\n", ":3", "the settings file cannot be read as YAML"),
+        (b"seed: 1\n\tx: 1\n", ":2", "the settings file cannot be read as YAML"),
+        ("seed: 1 # \u00e9\n".encode("latin-1"), ":1", "(byte 0xe9 at offset 10 is not UTF-8)"),
+        (b"seed: 1\nx: \x07\n", ":2", "it holds the character U+0007"),
+        (b"x: [1,\n" * 400, "", "it is nested too deeply"),
+        (b"a: 1\n" * 60_000, "", "it has more than 262,144 bytes"),
+        (b"seed: 1\nseed: 2\n", ":2", "the key 'seed' is given twice, first in line 1"),
+        (b"seed: 1\nx: {a: 1, a: 2}\n", ":2", "the key 'a' is given twice"),
+        (b"seed: &n 1\nmax_texts: *n\n", ":1", "is used again by an alias"),
+        (b"seed: 2024-13-01\n", ":1", "'seed' has a value that cannot be read: '2024-13-01'"),
+        (b"seed: !!python/object/apply:os.abort []\n", ":1", "could not determine a constructor for the tag"),
+        (b"seed: " + b"9" * 5000, ":1", "'seed' has a value that cannot be read: '999"),
+        (b"seed: 1\n? [a]\n: 2\n", ":2", "the name of a setting was expected, found a sequence"),
         (b"- seed\n", "", "a mapping of settings was expected"),
         (b"seed\n", "", "a mapping of settings was expected"),
         (b"seed: 1\n5: 2\n", ":2", "the name of a setting was expected, found '5'"),

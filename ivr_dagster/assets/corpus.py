@@ -98,9 +98,16 @@ def retention_corpus(settings: SettingsResource) -> dg.DataVersion:
     kinds={"parquet", "text"},
     owners=OWNERS,
     io_manager_key="documents_io",
-    code_version="1",
+    code_version="2",
     metadata=depends_on_settings(
-        "preset", "text_key", "encoding", "normalization", "heldout_fraction", "text_split_bytes"
+        "preset",
+        "text_key",
+        "encoding",
+        "encoding_errors",
+        "on_bad_input",
+        "normalization",
+        "heldout_fraction",
+        "text_split_bytes",
     )
     | columns(
         document_id=("string", "Hash of the document's text; decides on which side of the split it stands"),
@@ -128,11 +135,18 @@ def cleaned_corpus(
                 normalization=settings.normalization,
                 heldout_fraction=settings.heldout_fraction,
                 text_split_bytes=settings.text_split_bytes,
+                encoding_errors=settings.encoding_errors,
+                on_bad_input=settings.on_bad_input,
             ),
             results=settings.places.shard_results("cleaned_corpus"),
             kept=settings.places.known_files,
             run=settings.map_shards,
             progress=track(context.log, "cleaning", "bytes"),
+        )
+    if counts.skipped_files or counts.skipped_records:
+        context.log.warning(
+            f"left out as on_bad_input says: {counts.skipped_files} files and {counts.skipped_records} records; with "
+            "on_bad_input fail you are told which"
         )
     corpus, seconds = CleanedCorpus(folder), time.monotonic() - started
     return dg.MaterializeResult(

@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ivr_dagster.core.arrow_columns import number_column, string_column
+from ivr_dagster.core.arrow_columns import MOST_BYTES, number_column, string_column
 from ivr_dagster.core.atomic import link, remove, replacing, staging_path
 from ivr_dagster.core.corpus.cleaning import clean, is_empty
 from ivr_dagster.core.corpus.documents import TEXT_SPLIT_BYTES, hash_content, ignored_files, read_documents
@@ -42,7 +42,7 @@ SCHEMA = pa.schema(
 )
 HELDOUT_FRACTION = 0.05
 # raised when the same files and settings come out otherwise than before; with it what Unicode says of characters
-CLEANING = (1, unicodedata.unidata_version)
+CLEANING = (2, unicodedata.unidata_version)
 
 _ROW_GROUP_BYTES = 8 << 20
 _ROW_GROUP_ROWS = 1 << 16  # bounds what many tiny documents take as Python objects
@@ -68,6 +68,8 @@ class CorpusCounts:
         dropped_duplicates: documents whose clean text had occurred before.
         control_characters_dropped: characters, with lone surrogates and byte order marks.
         normalized_documents: documents that Unicode normalisation changed.
+        skipped_files: damaged files and files not of the encoding, left out where the settings say so.
+        skipped_records: JSON records that are no documents, left out likewise.
     """
 
     files: int
@@ -82,6 +84,8 @@ class CorpusCounts:
     dropped_duplicates: int
     control_characters_dropped: int
     normalized_documents: int
+    skipped_files: int = 0
+    skipped_records: int = 0
 
     def as_dict(self) -> dict[str, int]:
         """The counts by name, in the order above."""
@@ -187,6 +191,8 @@ class CleaningSettings:
     normalization: str = "NFC"
     heldout_fraction: float = HELDOUT_FRACTION
     text_split_bytes: int = TEXT_SPLIT_BYTES
+    encoding_errors: str = "strict"
+    on_bad_input: str = "fail"
 
 
 def write_cleaned_corpus(
@@ -208,9 +214,9 @@ def write_cleaned_corpus(
     Args:
         raw_root: the user's folder.
         target: the folder for the result, made where missing.
-        settings: `text_key`, `encoding` and `text_split_bytes` as of documents.read_documents, `normalization`
-            "NFC", "NFKC" or "none", `heldout_fraction` the share of documents to hold out, 0 to 1; see
-            splits.is_heldout.
+        settings: `text_key`, `encoding`, `encoding_errors` and `text_split_bytes` as of documents.read_documents,
+            `normalization` "NFC", "NFKC" or "none", `heldout_fraction` the share of documents to hold out, 0 to 1 (see
+            splits.is_heldout), `on_bad_input` "fail", or "skip" to leave bad files and records out.
         results: what is kept of shards, so that only those that changed are read; nothing is if not given.
         kept: hashes of raw files, so that only those that changed are read for theirs.
         run: what cleans shards, here or in other processes.
@@ -286,6 +292,10 @@ def _write_shard(task: tuple[Path, list[CorpusFile], CleaningSettings], target: 
     """The documents of some files, cleaned, on both sides of the split, duplicates included, and counts of them."""
     raw_root, files, settings = task
     counts: Counter[str] = Counter()
+
+    def skip(kind: str, _: InputError) -> None:
+        counts[f"skipped_{kind}s"] += 1
+
     with _SplitWriter(target / "train") as train, _SplitWriter(target / "heldout") as heldout:
         for file in files:
             for document in read_documents(
@@ -293,7 +303,9 @@ def _write_shard(task: tuple[Path, list[CorpusFile], CleaningSettings], target: 
                 raw_root,
                 text_key=settings.text_key,
                 encoding=settings.encoding,
+                encoding_errors=settings.encoding_errors,
                 text_split_bytes=settings.text_split_bytes,
+                on_skip=skip if settings.on_bad_input == "skip" else None,
             ):
                 counts["documents_read"] += 1
                 text, effects = clean(document.text, normalization=settings.normalization)
@@ -391,17 +403,22 @@ def _refuse_foreign_files(target: Path) -> None:
 
 
 def _refuse_empty_splits(counts: CorpusCounts, raw_root: Path, heldout_fraction: float) -> None:
+    skipped = (
+        f"; {counts.skipped_files} files and {counts.skipped_records} records were skipped"
+        if counts.skipped_files or counts.skipped_records
+        else ""
+    )
     if not counts.train_documents:
         raise InputError(
             f"no document is left for training: of {counts.documents_read} read, {counts.dropped_empty} were empty, "
             f"{counts.dropped_duplicates} duplicates and {counts.heldout_documents} held out (a share of "
-            f"{heldout_fraction})",
+            f"{heldout_fraction})" + skipped,
             where=raw_root,
             remedy="Add documents, or lower --heldout-fraction" if counts.heldout_documents else "Add documents",
         )
     if not counts.heldout_documents:
         raise InputError(
-            f"no document was held out: a share of {heldout_fraction} of {counts.train_documents}",
+            f"no document was held out: a share of {heldout_fraction} of {counts.train_documents}" + skipped,
             where=raw_root,
             remedy="Raise --heldout-fraction or add documents",
         )
@@ -431,6 +448,14 @@ class _SplitWriter:
 
     def add(self, row_id: str, text: str, source: str) -> None:
         size = len(text.encode())
+        if size > MOST_BYTES:  # normalisation may have made it longer
+            raise InputError(
+                f"the text has {size:,} bytes once cleaned, {MOST_BYTES:,} are the most that one document can have",
+                where=source,
+                remedy="Have long texts cut into documents with --text-split-bytes, or cut this one up",
+            )
+        if self._group_bytes + size > MOST_BYTES:
+            self._write_group()
         self._rows.append((row_id, text, source, size))
         self.documents += 1
         self.bytes += size

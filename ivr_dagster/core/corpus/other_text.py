@@ -49,7 +49,14 @@ def other_texts(
 
 
 def read_other_documents(
-    root: Path, *, text_key: str, encoding: str, text_split_bytes: int, setting: str = "retention_corpora_dir"
+    root: Path,
+    *,
+    text_key: str,
+    encoding: str,
+    text_split_bytes: int,
+    encoding_errors: str = "strict",
+    on_bad_input: str = "fail",
+    setting: str = "retention_corpora_dir",
 ) -> Iterator[str]:
     """The documents of a person's folder of text, named by a `setting`, read and cut as the raw corpus is,
     so that a document of both is the same document.
@@ -58,7 +65,15 @@ def read_other_documents(
         InputError: no corpus file there; a file that cannot be read (see `corpus.documents`).
     """
     for path in other_files(root, setting):
-        documents = read_documents(path, root, text_key=text_key, encoding=encoding, text_split_bytes=text_split_bytes)
+        documents = read_documents(
+            path,
+            root,
+            text_key=text_key,
+            encoding=encoding,
+            encoding_errors=encoding_errors,
+            text_split_bytes=text_split_bytes,
+            on_skip=(lambda *_: None) if on_bad_input == "skip" else None,
+        )
         yield from (document.text for document in documents)
 
 
@@ -71,8 +86,9 @@ def other_files(root: Path, setting: str) -> list[Path]:
     try:
         return corpus_files(root)
     except InputError as error:
+        found = f"{error.where}: {error.message}" if error.where not in (None, root) else error.message
         raise InputError(
-            f"{setting} names a folder without text that can be read",
+            f"{setting} names a folder without text that can be read ({found})",
             where=root,
             remedy=f"Put .txt, .jsonl or .json files there, or name another folder with --{setting.replace('_', '-')}.",
         ) from error

@@ -6,12 +6,15 @@ processors starts one process whatever is asked for, and leaves it to chance whi
 
 import difflib
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ivr_dagster.core.errors import InputError
+from ivr_dagster.core.faults import shown, told_together
+from ivr_dagster.core.yaml_files import read_settings_yaml
 
 # accelerate's default, and torch's
 PORT = 29_500
@@ -39,6 +42,14 @@ _FIXED: dict[str, tuple[tuple[Any, ...], str]] = {
     "tpu_env": ((None, []), "TPUs are not supported"),
     "main_training_function": ((None, "main"), "the training is ours"),
 }
+# of whole numbers the least and the greatest; nobody has more processes than Linux has process ids
+_WHOLE = {
+    "num_processes": (1, 1 << 22),
+    "num_machines": (1, 1 << 22),
+    "machine_rank": (0, 1 << 22),
+    "main_process_port": (1, 65_535),
+}
+_ADDRESS = re.compile(r"[\w.:%\[\]-]{1,255}")  # a name, IPv4 or IPv6
 _IGNORED = ("debug", "same_network")
 
 
@@ -130,8 +141,9 @@ def read_accelerate_config(path: Path) -> Launch:
         InputError: the file cannot be read, or asks for what is unknown, contradictory or cannot be had. All faults
             are named together.
     """
-    values = _read_yaml(path)
-    faults = [fault for key, value in values.items() if (fault := _fault(key, value))]
+    remedy = "Write it with `accelerate config --config_file FILE`, or one `name: value` a line"
+    values, lines = read_settings_yaml(path, "the launch settings", remedy)
+    faults = [(lines.get(key), fault) for key, value in values.items() if (fault := _fault(key, value))]
     if faults:
         _refuse(path, faults)
     number = {key: values.get(key) or usual for key, usual in (("num_processes", 1), ("num_machines", 1))}
@@ -140,15 +152,20 @@ def read_accelerate_config(path: Path) -> Launch:
     kind = values.get("distributed_type")
     on_processors = bool(values.get("use_cpu")) or kind == "MULTI_CPU"
     if processes % machines:
-        faults.append(f"num_processes {processes} cannot be divided among num_machines {machines}")
+        faults.append(
+            (lines.get("num_processes"), f"num_processes {processes} cannot be divided among num_machines {machines}")
+        )
     if not 0 <= rank < machines:
-        faults.append(f"machine_rank is {rank}, machines are numbered from 0 to {machines - 1}")
+        fault = f"machine_rank is {rank}, machines are numbered from 0 to {machines - 1}"
+        faults.append((lines.get("machine_rank"), fault))
     if machines > 1 and not address:
-        faults.append(f"num_machines is {machines}, and main_process_ip, the address of the first, is missing")
+        fault = f"num_machines is {machines}, and main_process_ip, the address of the first, is missing"
+        faults.append((lines.get("num_machines"), fault))
     if kind == "NO" and processes > 1:
-        faults.append(f"distributed_type is NO, which is one process, and num_processes {processes}")
+        fault = f"distributed_type is NO, which is one process, and num_processes {processes}"
+        faults.append((lines.get("distributed_type"), fault))
     if values.get("use_cpu") and kind == "MULTI_GPU":
-        faults.append("use_cpu is true and distributed_type MULTI_GPU")
+        faults.append((lines.get("use_cpu"), "use_cpu is true and distributed_type MULTI_GPU"))
     if faults:
         _refuse(path, faults)
     return Launch(
@@ -165,51 +182,39 @@ def read_accelerate_config(path: Path) -> Launch:
 
 def _fault(key: str, value: Any) -> str:
     """What is wrong with one entry of the file, empty where nothing is."""
-    least = {"num_processes": 1, "num_machines": 1, "machine_rank": 0, "main_process_port": 1}
-    if key in least:
-        whole = isinstance(value, int) and not isinstance(value, bool) and value >= least[key]
-        return "" if whole or value is None else f"{key} is {value!r}, a whole number from {least[key]} is wanted"
-    if key == "main_process_ip":
+    if key in _WHOLE:
+        least, most = _WHOLE[key]
+        whole = isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
         return (
-            "" if value is None or (isinstance(value, str) and value) else f"{key} is {value!r}, an address is wanted"
+            ""
+            if whole or value is None
+            else f"{key} is {shown(value)}, a whole number from {least} is wanted"
+            + (f", {most:,} at most" if isinstance(value, int) and value > most else "")
         )
+    if key == "main_process_ip":
+        address = isinstance(value, str) and _ADDRESS.fullmatch(value)
+        return "" if value is None or address else f"{key} is {shown(value)}, an address is wanted"
     if key == "use_cpu":
-        return "" if isinstance(value, bool | None) else f"{key} is {value!r}, true or false is wanted"
+        return "" if isinstance(value, bool | None) else f"{key} is {shown(value)}, true or false is wanted"
     if key == "mixed_precision":
         # YAML 1.1, which accelerate writes, has `no` in quotes; without them it is false to some readers
-        return "" if value in (None, *_PRECISIONS) else f"{key} is {value!r}, one of {', '.join(_PRECISIONS)} is wanted"
+        known = value in (None, *_PRECISIONS)
+        return "" if known else f"{key} is {shown(value)}, one of {', '.join(_PRECISIONS)} is wanted"
     if key in _FIXED:
         usual, why = _FIXED[key]
-        return "" if value in usual else f"{key} cannot be {value!r}: {why}"
+        return "" if value in usual else f"{key} cannot be {shown(value)}: {why}"
     if key in _IGNORED:
         return ""
-    near = difflib.get_close_matches(key, [*least, "main_process_ip", "use_cpu", "mixed_precision", *_FIXED], 1)
-    return f"{key} is no key of it" + (f", did you mean {near[0]}?" if near else "")
+    near = difflib.get_close_matches(key, [*_WHOLE, "main_process_ip", "use_cpu", "mixed_precision", *_FIXED], 1)
+    name = key if key.isidentifier() and len(key) < 80 else shown(key)
+    return f"{name} is no key of it" + (f", did you mean {near[0]}?" if near else "")
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
-    remedy = "Write it with `accelerate config --config_file FILE`, or one `name: value` a line"
-    try:
-        # YAML 1.2: an unquoted `no` is a word, as accelerate's questions have it
-        values = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, YAMLError) as error:
-        raise InputError(
-            f"the launch settings cannot be read ({' '.join(str(error).split())})", where=path, remedy=remedy
-        ) from error
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise InputError(f"the launch settings are a {type(values).__name__}", where=path, remedy=remedy)
-    return {str(key): value for key, value in values.items()}
-
-
-def _refuse(path: Path, faults: list[str]) -> None:
-    raise InputError(
-        "; ".join(faults),
-        where=path,
-        remedy="The keys are accelerate's: num_processes (of all machines together), num_machines, main_process_ip and "
-        "so on",
+def _refuse(path: Path, faults: list[tuple[int | None, str]]) -> None:
+    """Raise one error that names all the faults, each with its line."""
+    remedy = (
+        "The keys are accelerate's: num_processes (of all machines together), num_machines, main_process_ip and so on"
+    )
+    raise told_together(
+        [InputError(fault, where=f"{path}:{line}" if line else path, remedy=remedy) for line, fault in faults]
     )

@@ -11,11 +11,14 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from enum import Enum
+from functools import cache
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from ivr_dagster.core.embedding.new_rows import RowRates
 from ivr_dagster.core.errors import InputError
+from ivr_dagster.core.faults import shown
+from ivr_dagster.core.yaml_files import read_settings_yaml
 
 DEFAULTS = Path(__file__).with_name("sft_config.yaml")
 
@@ -121,6 +124,10 @@ _AT_LEAST = {
     "data_seed": 0,
     "dataloader_num_workers": 0,
 }
+# what 64 bits hold; random generators of numpy take 32
+MOST_NUMBER, MOST_SEED = 2**63 - 1, 2**32 - 1
+_LONGEST_NAME = 80
+_SEEDS = ("seed", "data_seed")
 _BELOW_ONE = ("warmup_ratio", "embedding_phase", "adam_beta1", "adam_beta2", "label_smoothing_factor")
 # a share below 1, a number of steps from 1 on
 _STEPS_OR_SHARE = ("logging_steps", "save_steps", "eval_steps", "warmup_steps")
@@ -212,12 +219,13 @@ def read_sft_config(path: Path | None = None, *, vanilla: bool = False, **overri
     for_vanilla = values.pop(VANILLA, None) or {}
     if not isinstance(for_vanilla, dict):
         faults.append(
-            (lines.get(VANILLA), f"{VANILLA} is {for_vanilla!r}, settings of the vanilla baseline are wanted")
+            (lines.get(VANILLA), f"{VANILLA} is {shown(for_vanilla)}, settings of the vanilla baseline are wanted")
         )
         for_vanilla = {}
     arguments = _translated(_read_yaml(DEFAULTS)[0], {}, faults, notes)
     arguments |= _translated(values, lines, faults, notes)
     # looked at in every run, so that a fault in it does not show only after the first training
+    for_vanilla = {str(key): value for key, value in for_vanilla.items()}
     baseline = _translated(for_vanilla, dict.fromkeys(for_vanilla, lines.get(VANILLA, 1)), faults, notes)
     arguments |= baseline if vanilla else {}
     arguments |= _translated(given, {}, faults, notes)
@@ -286,7 +294,9 @@ def _translated(
             result |= {"optim": "adafactor"} if value else {}
         elif name not in hints:
             near = difflib.get_close_matches(key, [*hints, *RENAMED, *DROPPED], 1)
-            faults.append((lines.get(key), f"{key} is no setting" + (f", did you mean {near[0]}?" if near else "")))
+            faults.append(
+                (lines.get(key), f"{_name(key)} is no setting" + (f", did you mean {near[0]}?" if near else ""))
+            )
         elif fault := _fault_of_value(key, name, value, hints[name]):
             faults.append((lines.get(key), fault))
         elif name in result:
@@ -296,6 +306,12 @@ def _translated(
     return result
 
 
+def _name(key: str) -> str:
+    """A name as it was written where it is a name at all."""
+    return key if key.isidentifier() and len(key) <= _LONGEST_NAME else shown(key)
+
+
+@cache  # to resolve the annotations takes a tenth of a second
 def _argument_types() -> dict[str, Any]:
     """Name → type of every setting that TrainingArguments takes, and `logging_dir`, which we take in its stead."""
     from transformers import TrainingArguments
@@ -307,24 +323,33 @@ def _argument_types() -> dict[str, Any]:
     return result | {"logging_dir": str | None, "fsdp": result["fsdp"] | bool}
 
 
+@cache
+def _validator(name: str) -> Any:
+    from pydantic import ConfigDict, TypeAdapter
+
+    return TypeAdapter(_argument_types()[name], config=ConfigDict(arbitrary_types_allowed=True))
+
+
 def _fault_of_value(key: str, name: str, value: Any, hint: Any) -> str | None:
     """What is wrong with a setting's value, or None."""
-    from pydantic import ConfigDict, TypeAdapter, ValidationError
+    from pydantic import ValidationError
 
     try:
-        TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value, strict=True)
+        _validator(name).validate_python(value, strict=True)
     except ValidationError:
         kinds = [str(getattr(kind, "__name__", kind)) for kind in get_args(hint) or (hint,)]
         wanted = " or ".join("none" if kind == "NoneType" else kind for kind in kinds)
-        return f"{key} is {value!r}, {wanted} is wanted"
+        return f"{key} is {shown(value)}, {wanted} is wanted"
     choices = _choices(name, hint)
     if choices and value is not None and value not in choices:
         near = difflib.get_close_matches(str(value), choices, 1)
-        return f"{key} is {value!r}, one of {', '.join(near or choices)} is wanted"
+        return f"{key} is {shown(value)}, one of {', '.join(near or choices)} is wanted"
     if value in _UNSUPPORTED.get(name, ()):
         return f"{key} cannot be {value!r}: {_RESUMING}"
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
+    if isinstance(value, int) and abs(value) > (most := MOST_SEED if name in _SEEDS else MOST_NUMBER):
+        return f"{key} is {shown(value)}, {most:,} at most is possible"
     if not math.isfinite(value):
         return f"{key} is {value}, a finite number is wanted"
     if name in _ABOVE_ZERO and value <= 0:
@@ -355,36 +380,9 @@ def _choices(name: str, hint: Any) -> list[str]:
 
 
 def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
-    """A YAML file's settings and the line, from 1, that each stands on.
-
-    YAML 1.2, so 5e-5 is a number (in 1.1, which PyYAML reads, it is a string).
-    """
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import MarkedYAMLError
-
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"the training settings cannot be read ({error})", where=path, remedy=f"Start from a copy of {DEFAULTS}"
-        ) from error
-    try:
-        values = YAML(typ="safe", pure=True).load(text)
-        marked = YAML().load(text)
-    except MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise InputError(
-            f"this is no YAML ({error.problem})",
-            where=f"{path}:{line}",
-            remedy="Write one `name: value` a line, each name once",
-        ) from error
-    if values is None:
-        return {}, {}
-    if not isinstance(values, dict):
-        raise InputError(
-            f"the training settings are a {type(values).__name__}", where=path, remedy="Write one `name: value` a line"
-        )
-    return {str(key): value for key, value in values.items()}, {str(key): marked.lc.key(key)[0] + 1 for key in values}
+    """A YAML file's settings and the line, from 1, that each stands on."""
+    remedy = f"Write one `name: value` a line, each name once, or start from a copy of {DEFAULTS}"
+    return read_settings_yaml(path, "the training settings", remedy)
 
 
 def _refuse(source: Path, faults: list[tuple[int | None, str]]) -> None:

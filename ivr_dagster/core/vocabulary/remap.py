@@ -19,6 +19,7 @@ from tokenizers import Tokenizer
 
 from ivr_dagster.core.content_hash import content_hash
 from ivr_dagster.core.errors import InputError
+from ivr_dagster.core.faults import shown, told_together
 from ivr_dagster.core.tokenizer.agreement import encode_to_themselves
 from ivr_dagster.core.tokenizer.bpe import ByteLevelBPE
 from ivr_dagster.core.tokenizer.cuts import cut_behind_runs, cut_pattern, find_exceptions, run_cuts
@@ -29,6 +30,7 @@ from ivr_dagster.core.tokens.byte_level import CHARACTER_TO_BYTE, is_byte_level,
 from ivr_dagster.core.tokens.counts import PretokenCounts
 from ivr_dagster.core.vocabulary.phrases import pattern_with
 from ivr_dagster.core.vocabulary.sacrifice import protected_ids
+from ivr_dagster.core.yaml_files import CONSTRUCTION_ERRORS, no_yaml, read_text_file, tricks
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class RemapRule:
             no token for.
         frequencies: occurrences on the train split: `sacrificed` under the base tokenizer, `new` once all new tokens
             are in use, `saving` in tokens when it was chosen. For people; nothing is computed from them.
+        line: where it begins in the file that it was read from, from 1; None where it was computed.
     """
 
     id: int
@@ -50,6 +53,7 @@ class RemapRule:
     new_token: str
     constituents: tuple[str, ...]
     frequencies: dict[str, int] = field(default_factory=dict)
+    line: int | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,9 @@ HEADER = """\
 # text and rules: the process that computes rules goes on with them, and parsing takes a second
 _last_written: dict[str, RemapRules] = {}
 _SEAL = "written: "
+_MEND = "Mend these rules, or delete the file and run `ivr remap`."
+_GREATEST_ID = 2**31 - 1
+_CONSTRUCTION_ERRORS: tuple[type[Exception], ...] = (yaml.YAMLError, *CONSTRUCTION_ERRORS)
 # what YAML takes for a string without quotes: a word that is none of those it reads as something else
 _PLAIN = re.compile(r"(?!(?i:y|yes|n|no|on|off|true|false|null)$)[^\W\d_]\w*")
 
@@ -134,18 +141,14 @@ def read_rules(path: Path) -> RemapRules:
     """The rules of a file; text that this process wrote last is not parsed again.
 
     Raises:
-        InputError: it is not UTF-8, or as of :func:`rules_from_yaml`.
+        InputError: it cannot be read, is not UTF-8, or as of :func:`rules_from_yaml`.
     """
     text = _read_text(path)
     return _last_written[text] if text in _last_written else rules_from_yaml(text, path)
 
 
 def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        message = f"the remap rules are not UTF-8: byte {error.object[error.start]:#04x} at offset {error.start}"
-        raise InputError(message, where=path, remedy="Save the file as UTF-8, or delete it.") from error
+    return read_text_file(path, "the remap rules", _MEND)
 
 
 @lru_cache(maxsize=2)  # several assets and checks of a run read the same file
@@ -153,57 +156,68 @@ def rules_from_yaml(text: str, where: Path | str = "remap_rules.yaml") -> RemapR
     """Rules out of their YAML form; their shape is checked here, their sense by :func:`check_rules`.
 
     Raises:
-        InputError: no YAML, or a rule without id, sacrificed_token, new_token or constituents of the right type.
+        InputError: no YAML, an alias, a key twice, or a rule without id, sacrificed_token, new_token or constituents
+            of the right type. All faults of a kind are told together.
     """
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(text)
-        root: Any = loader.get_single_node()  # nodes know their lines
-        content = None if root is None else loader.construct_document(root)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f"{where}:{mark.line + 1}" if mark else str(where)
-        problem = getattr(error, "problem", None) or " ".join(str(error).split())
-        raise InputError(
-            f"the remap rules are no YAML: {problem}", where=place, remedy="Mend or delete the file."
-        ) from error
-    if not isinstance(content, dict) or not isinstance(content.get("rules"), list):
-        raise InputError("a list under the key `rules` was expected", where=where, remedy="Mend or delete the file.")
-    nodes = {key.value: value for key, value in root.value}["rules"].value
+        reader = loader(text)
+        root: Any = reader.get_single_node()  # nodes know their lines
+    except (yaml.YAMLError, RecursionError) as error:
+        raise no_yaml(error, text, where, "the remap rules", _MEND) from error
+    if root is not None and (faults := [_fault(where, line, fault) for line, fault in sorted(tricks(root))]):
+        raise told_together(faults)
+    nodes = {key.value: value for key, value in root.value} if root is not None and root.id == "mapping" else {}
+    if "rules" not in nodes or nodes["rules"].id != "sequence":
+        raise InputError("a list under the key `rules` was expected", where=where, remedy=_MEND)
     rules, faults = [], []
-    for row, node in zip(content["rules"], nodes, strict=True):
-        fault = _shape_fault(row)
-        if fault:
-            faults.append(f"{where}:{node.start_mark.line + 1}: {fault}")
+    for node in nodes["rules"].value:
+        line = node.start_mark.line + 1
+        try:
+            row = reader.construct_document(node)
+        except _CONSTRUCTION_ERRORS as error:
+            why = " ".join(str(getattr(error, "problem", None) or error).split())
+            faults.append(_fault(where, line, f"the rule holds a value that cannot be read ({why})"))
+            continue
+        if fault := _shape_fault(row):
+            faults.append(_fault(where, line, fault))
             continue
         frequencies = {str(key): int(value) for key, value in (row.get("frequencies") or {}).items()}
-        rules.append(
-            RemapRule(row["id"], row["sacrificed_token"], row["new_token"], tuple(row["constituents"]), frequencies)
-        )
+        parts = tuple(row["constituents"])
+        rules.append(RemapRule(row["id"], row["sacrificed_token"], row["new_token"], parts, frequencies, line))
     if faults:
-        raise InputError("; ".join(faults), remedy="Mend these rules or delete the file.")
+        raise told_together(faults)
     found = RemapRules(tuple(rules))
-    return replace(found, edited=content.get("computed") != found.digest())
+    computed = nodes["computed"].value if "computed" in nodes else None
+    return replace(found, edited=computed != found.digest())
+
+
+def _fault(where: Path | str, line: int | None, message: str) -> InputError:
+    return InputError(message, where=f"{where}:{line}" if line else where, remedy=_MEND)
 
 
 def _shape_fault(row: Any) -> str | None:
     if not isinstance(row, dict):
-        return f"a rule is a mapping, found {row!r}"
-    if not isinstance(row.get("id"), int) or isinstance(row.get("id"), bool):
-        return f"`id` must be a whole number, found {row.get('id')!r}"
+        return f"a rule is a mapping, found {shown(row)}"
+    given = row.get("id")
+    if not isinstance(given, int) or isinstance(given, bool):
+        return f"`id` must be a whole number, found {shown(given)}"
+    if not 0 <= given <= _GREATEST_ID:
+        return f"`id` must be from 0 to {_GREATEST_ID:,}, found {shown(given)}"
     for key in ("sacrificed_token", "new_token"):
         if not isinstance(row.get(key), str) or not row[key]:
-            return f"rule for id {row['id']}: `{key}` must be a string (quote it), found {row.get(key)!r}"
+            return f"rule for id {given}: `{key}` must be a string (quote it), found {shown(row.get(key))}"
     parts = row.get("constituents")
     if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):
-        return f"rule for id {row['id']}: `constituents` must be a list of strings, found {parts!r}"
+        return f"rule for id {given}: `constituents` must be a list of strings, found {shown(parts)}"
     frequencies = row.get("frequencies") or {}
     if not isinstance(frequencies, dict) or not all(isinstance(value, int) for value in frequencies.values()):
-        return f"rule for id {row['id']}: `frequencies` must hold whole numbers, found {frequencies!r}"
+        return f"rule for id {given}: `frequencies` must hold whole numbers, found {shown(frequencies)}"
     return None
 
 
 def check_rules(rules: RemapRules, bpe: ByteLevelBPE, where: Path | str = "remap_rules.yaml") -> None:
-    """Whether the rules fit the base vocabulary; all faults are reported together.
+    """Whether the rules fit the base vocabulary; all faults are reported together, each with its line.
 
     Raises:
         InputError: an id twice, unknown or protected; a sacrificed token that is not the id's; a new token that
@@ -212,36 +226,39 @@ def check_rules(rules: RemapRules, bpe: ByteLevelBPE, where: Path | str = "remap
     """
     protected = protected_ids(bpe)
     missing = CHARACTER_TO_BYTE.keys() - bpe.ids.keys()  # bytes without a token have no constituents
-    ids: set[int] = set()
-    strings: set[str] = set()
-    faults: list[str] = []
+    ids: dict[int, RemapRule] = {}
+    strings: dict[str, RemapRule] = {}
+    faults: list[InputError] = []
     for rule in rules:
+        new, told = shown(rule.new_token), []
         if rule.id in ids:
-            faults.append(f"id {rule.id} is given away twice")
+            told.append(f"id {rule.id} is given away twice{_first(ids[rule.id])}")
         elif not 0 <= rule.id < bpe.size:
-            faults.append(f"id {rule.id} is not in the vocabulary of {bpe.size:,}")
+            told.append(f"id {rule.id} is not in the vocabulary of {bpe.size:,}")
         elif rule.id in protected:
-            faults.append(
-                f"id {rule.id} ({bpe.strings[rule.id]!r}) is protected: bytes, special tokens and digits stay"
-            )
+            told.append(f"id {rule.id} ({bpe.strings[rule.id]!r}) is protected: bytes, special tokens and digits stay")
         elif bpe.strings[rule.id] != rule.sacrificed_token:
-            faults.append(f"id {rule.id} is {bpe.strings[rule.id]!r}, not {rule.sacrificed_token!r}")
+            told.append(f"id {rule.id} is {bpe.strings[rule.id]!r}, not {shown(rule.sacrificed_token)}")
         if rule.new_token in strings:
-            faults.append(f"new token {rule.new_token!r} is given twice")
+            told.append(f"new token {new} is given twice{_first(strings[rule.new_token])}")
         elif rule.new_token in bpe.ids:
-            faults.append(f"new token {rule.new_token!r} exists already with id {bpe.ids[rule.new_token]}")
+            told.append(f"new token {new} exists already with id {bpe.ids[rule.new_token]}")
         elif not is_byte_level(rule.new_token):
-            faults.append(f"new token {rule.new_token!r} is not in the byte-level alphabet (a space is Ġ)")
+            told.append(f"new token {new} is not in the byte-level alphabet (a space is Ġ)")
         unknown = [part for part in rule.constituents if part not in bpe.ids]
         if unknown:
-            faults.append(f"new token {rule.new_token!r}: constituent {unknown[0]!r} is no token of the base")
+            told.append(f"new token {new}: constituent {shown(unknown[0])} is no token of the base")
         elif "".join(rule.constituents) != rule.new_token and (rule.constituents or rule.new_token not in missing):
-            faults.append(f"new token {rule.new_token!r}: constituents make up {''.join(rule.constituents)!r}")
-        ids.add(rule.id)
-        strings.add(rule.new_token)
+            told.append(f"new token {new}: constituents make up {shown(''.join(rule.constituents))}")
+        faults += [_fault(where, rule.line, fault) for fault in told]
+        ids.setdefault(rule.id, rule)
+        strings.setdefault(rule.new_token, rule)
     if faults:
-        shown = "; ".join(faults[:10]) + (f"; and {len(faults) - 10} more" if len(faults) > 10 else "")
-        raise InputError(shown, where=where, remedy="Mend these rules, or delete the file and run `ivr remap`.")
+        raise told_together(faults)
+
+
+def _first(rule: RemapRule) -> str:
+    return f", first in line {rule.line}" if rule.line else ""
 
 
 def remapped_strings(bpe: ByteLevelBPE, rules: RemapRules) -> list[str]:

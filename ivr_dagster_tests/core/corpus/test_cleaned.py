@@ -41,6 +41,35 @@ def parts(target: Path) -> dict[str, bytes]:
     }
 
 
+def test_what_is_skipped_is_counted_and_the_rest_is_there(raw: Path, tmp_path: Path) -> None:
+    write_cleaned_corpus(raw, tmp_path / "good")
+    (raw / "bad.txt").write_bytes(b"\xff")
+    (raw / "few.jsonl").write_text('5\n{"body": "x"}\n')
+    counts = write_cleaned_corpus(raw, tmp_path / "rest", CleaningSettings(on_bad_input="skip"))
+    assert (counts.skipped_files, counts.skipped_records, counts.files) == (1, 2, 5)
+    assert CleanedCorpus(tmp_path / "rest").digest() == CleanedCorpus(tmp_path / "good").digest()
+    replaced = write_cleaned_corpus(
+        raw, tmp_path / "more", CleaningSettings(on_bad_input="skip", encoding_errors="replace")
+    )
+    assert (replaced.skipped_files, replaced.documents_read) == (0, counts.documents_read + 1)
+
+
+def test_texts_that_do_not_fit_one_column_together_are_written_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cleaned, "MOST_BYTES", 1000)
+    (tmp_path / "raw").mkdir()
+    lines = [json.dumps(f"{number} " + "x" * 600) for number in range(9)]
+    (tmp_path / "raw" / "a.jsonl").write_text("\n".join(lines))
+    counts = write_cleaned_corpus(tmp_path / "raw", tmp_path / "out", CleaningSettings(heldout_fraction=0.3))
+    assert counts.train_documents + counts.heldout_documents == 9
+    (tmp_path / "raw" / "b.jsonl").write_text(json.dumps("\ufdfa" * 300))  # one that NFKC makes 18 of
+    with pytest.raises(InputError, match=r"b\.jsonl:1: the text has .* bytes once cleaned"):
+        write_cleaned_corpus(
+            tmp_path / "raw", tmp_path / "out", CleaningSettings(heldout_fraction=0.3, normalization="NFKC")
+        )
+
+
 def test_every_document_is_clean_unique_counted_and_on_its_side(raw: Path, tmp_path: Path) -> None:
     counts = write_cleaned_corpus(raw, tmp_path / "out", CleaningSettings(heldout_fraction=0.2))
     corpus = CleanedCorpus(tmp_path / "out")

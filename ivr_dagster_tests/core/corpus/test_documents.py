@@ -3,20 +3,24 @@
 import gzip
 import json
 import os
+import socket
+import subprocess
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ivr_dagster.core.corpus import documents
+from ivr_dagster.core.corpus import documents, long_lines
 from ivr_dagster.core.corpus.documents import (
     Document,
     corpus_files,
+    hash_content,
     ignored_files,
     read_documents,
 )
 from ivr_dagster.core.corpus.shards import fingerprint_corpus
+from ivr_dagster.core.corpus.text_pieces import cut_text
 from ivr_dagster.core.errors import InputError
 
 
@@ -98,9 +102,50 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest
     def refuse(*_: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr(documents, "open_regular", refuse)
     for attempt in (lambda: read(path), lambda: fingerprint_corpus(tmp_path)):
         with pytest.raises(InputError, match=r"a\.txt: cannot be read \(Permission denied\)"):
+            attempt()
+
+
+def test_a_folder_that_many_links_lead_to_is_read_once(tmp_path: Path) -> None:
+    for number in range(12):  # with every name of every folder there would be 12! and more
+        write(tmp_path / str(number) / "x.txt", f"{number}")
+        for other in range(12):
+            if other != number:
+                (tmp_path / str(number) / f"to{other}").symlink_to(tmp_path / str(other))
+    assert len(corpus_files(tmp_path)) == 12
+
+
+def test_folders_may_be_nested_deeper_than_python_calls(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    folder = root / "/".join("d" * 1200)
+    subprocess.run(["mkdir", "-p", folder], check=True)
+    (folder / "x.txt").write_text("deep")
+    try:
+        assert corpus_files(root) == [folder / "x.txt"]
+    finally:
+        subprocess.run(["rm", "-rf", root], check=True)  # pytest's own way calls itself as deep
+
+
+def test_pipes_sockets_and_devices_with_names_of_corpus_files_are_refused_together(tmp_path: Path) -> None:
+    write(tmp_path / "a.txt", "a")
+    os.mkfifo(tmp_path / "b.txt")
+    os.mkfifo(tmp_path / "no corpus file")
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind(os.path.relpath(tmp_path / "c.jsonl"))
+    (tmp_path / "d.txt").symlink_to(tmp_path / "d.txt")
+    with pytest.raises(InputError) as error:
+        corpus_files(tmp_path)
+    assert f"{tmp_path / 'b.txt'}: it is a named pipe, not a file" in str(error.value)
+    assert f"{tmp_path / 'c.jsonl'}: it is a socket" in str(error.value)
+    assert f"{tmp_path / 'd.txt'}: the link leads nowhere" in str(error.value)
+
+
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.txt")
+    for attempt in (lambda: read(tmp_path / "a.txt"), lambda: hash_content(tmp_path / "a.txt")):
+        with pytest.raises(InputError, match=r"a\.txt: cannot be read \(it is a named pipe, not a file\)"):
             attempt()
 
 
@@ -179,7 +224,126 @@ def test_json_nested_too_deeply_is_told(tmp_path: Path, name: str) -> None:
         read(write(tmp_path / name, "[" * 100_000))
 
 
+def test_bad_records_of_a_file_are_told_together(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", '"one"\n{"body": "x"}\n"two"\n{"text": 5}\n[\n')
+    with pytest.raises(InputError, match=r"a\.jsonl:2: .*; .*a\.jsonl:4: .*; .*a\.jsonl:5: invalid JSON"):
+        read(path)
+    path = write(tmp_path / "b.json", '[{"body": "x"},\n\n5]')
+    with pytest.raises(InputError, match=r"b\.json:1: .*; .*b\.json:3: "):
+        read(path)
+    many = write(tmp_path / "c.jsonl", "5\n" * 1000)
+    with pytest.raises(InputError, match=r"c\.jsonl:20: [^;]*; and 1 more"):
+        read(many)
+
+
+def test_an_empty_json_file_is_told_to_be_empty(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"a\.json:2: the file is empty"):
+        read(write(tmp_path / "a.json", " \n"))
+
+
+def test_what_json_names_is_shown_in_short(tmp_path: Path) -> None:
+    with pytest.raises(InputError) as error:
+        read(write(tmp_path / "a.jsonl", json.dumps({"k" * 100_000: "x", "\n": "y"})), text_key="t" * 100_000)
+    assert len(str(error.value)) < 800
+    deep = '{"a":' * 900 + "1" + "}" * 900
+    with pytest.raises(InputError, match=r"'text' is missing; the keys with text are \(none\)"):
+        read(write(tmp_path / "b.jsonl", deep))
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.jsonl.gz"])
+def test_a_very_long_text_is_cut_as_a_text_file_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(documents, "MOST_WHOLE_BYTES", 5000)
+    monkeypatch.setattr(documents, "_CHUNK_BYTES", 700)
+    monkeypatch.setattr(documents, "_LONG_LINE", 3000)
+    monkeypatch.setattr(long_lines, "LONG_STRING", 100)
+    long = "한국어 text \n\nwith 😀 paragraphs. " * 300
+    value = [{"n": [1], "text": long}, {"text": "한" * 1666}]
+    content = json.dumps(value) if name == "a.json" else "\n".join(json.dumps(each) for each in value)
+    found = read(write(tmp_path / name, content), text_split_bytes=1000)
+    expected = [(piece, f"{name}:1") for _, piece in cut_text([long], 1000)]
+    last = f"{name}:{1 if name == 'a.json' else 2}"
+    assert found == [*expected, ("한" * 1666, last)]
+    assert read(tmp_path / name, text_split_bytes=0) == [(long, f"{name}:1"), ("한" * 1666, last)]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.txt"])
+def test_a_text_that_no_arrow_string_holds_is_refused_where_it_may_not_be_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(documents, "MOST_BYTES", 1000)
+    path = write(tmp_path / name, "x" * 1001 if name == "a.txt" else json.dumps("한" * 334, ensure_ascii=False))
+    with pytest.raises(InputError, match=rf"{name}:1: the text has more than 1,000 bytes.*--text-split-bytes"):
+        read(path, text_split_bytes=0)
+
+
+def test_a_line_without_end_is_refused_before_it_fills_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(documents, "_CHUNK_BYTES", 100)
+    monkeypatch.setattr(documents, "_LONG_LINE", 300)
+    monkeypatch.setattr(long_lines, "MOST_BESIDE", 1000)
+    path = write(tmp_path / "a.jsonl", '"fine"\n' + "\0" * 5000)
+    read_so_far: list[int] = []
+    with pytest.raises(InputError, match=r"a\.jsonl:2: the line is too long \(beside strings"):
+        list(read_documents(path, tmp_path, on_read=read_so_far.append))
+    assert sum(read_so_far) < 2000
+
+
+def test_a_json_file_too_large_to_be_read_whole_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(documents, "MOST_JSON", 1000)
+    with pytest.raises(InputError, match=r"a\.json: .*more than 1,000 characters.*\.jsonl"):
+        read(write(tmp_path / "a.json", json.dumps(["x" * 1000])))
+
+
+# what is skipped
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "left", "skipped"),
+    [
+        ("a.jsonl", b'"one"\n{"body": 1}\n[\n"two"', ["one", "two"], ["record a.jsonl:2", "record a.jsonl:3"]),
+        ("a.json", b'["one", 5, "two"]', ["one", "two"], ["record a.json:1"]),
+        ("a.json", b'["one", ', [], ["file a.json:1"]),
+        ("a.txt", b"fine \xff", [], ["file a.txt"]),
+        ("a.jsonl", b'"one"\n"\xff"\n', [], ["file a.jsonl"]),
+        ("a.jsonl.gz", None, [], ["file a.jsonl.gz"]),
+    ],
+)
+def test_bad_records_and_files_may_be_skipped(
+    tmp_path: Path, name: str, content: bytes | None, left: list[str], skipped: list[str]
+) -> None:
+    path = write(tmp_path / name, content or b'"text"\n' * 1000)
+    if content is None:
+        path.write_bytes(path.read_bytes()[:-9])
+    told: list[str] = []
+    found = read(path, on_skip=lambda kind, error: told.append(f"{kind} {Path(str(error.where)).name}"))
+    assert ([text for text, _ in found], told) == (left, skipped)
+
+
+def test_an_unknown_encoding_is_never_skipped(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="unknown text encoding"):
+        read(write(tmp_path / "a.txt", "x"), encoding="klingon", on_skip=lambda *_: None)
+
+
 # text and bytes
+
+
+def test_bytes_outside_the_encoding_may_be_replaced(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.txt", b"a\xffb\xed\x95")
+    assert read(path, encoding_errors="replace") == [("a\ufffdb\ufffd", "a.txt:1")]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32"])
+def test_a_byte_order_mark_of_another_encoding_is_told(tmp_path: Path, encoding: str) -> None:
+    with pytest.raises(InputError, match=f"byte order mark of {encoding}: name that with --encoding"):
+        read(write(tmp_path / "a.txt", "한국어".encode(encoding)))
+
+
+def test_what_unpacks_to_far_more_than_text_does_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(documents, "GZIP_BORNE_BYTES", 1 << 20)
+    bomb = write(tmp_path / "a.txt.gz", b"\0" * (8 << 20))
+    with pytest.raises(InputError, match=r"a\.txt\.gz: .*unpacks to more than .* bytes, over 200 times.*gunzip"):
+        read(bomb)
+    text = write(tmp_path / "b.txt.gz", "".join(f"{n} a line of a log\n" for n in range(200_000)))
+    assert len(read(text)) > 1
 
 
 def test_a_short_text_is_one_document_and_a_long_one_several(tmp_path: Path) -> None:

@@ -137,9 +137,15 @@ def test_settings_without_effect_are_accepted_with_a_note(tmp_path: Path) -> Non
         ("vanilla: 3", ":1: vanilla is 3, settings of the vanilla baseline are wanted"),
         ("seed: 1\nvanilla:\n  learnig_rate: 1.0", ":2: learnig_rate is no setting, did you mean learning_rate"),
         ("warmup_ratio: 0.1\nwarmup_steps: 5", ":2: warmup_steps says the same as another setting"),
-        ("seed: 1\nseed: 2", ":2: this is no YAML"),
-        ("seed: [1", ":1: this is no YAML"),
-        ("- seed", "sft_config.yaml: the training settings are a list"),
+        ("seed: 1\nseed: 2", ":2: the key 'seed' is given twice, first in line 1"),
+        ("seed: [1", ":1: the training settings cannot be read as YAML"),
+        ("- seed", "sft_config.yaml: a mapping of settings was expected, found a list"),
+        ("seed: &a 1\ndata_seed: *a", ":1: what stands at &a is used again by an alias"),
+        ("seed: 0x" + "f" * 9000, ":1: seed is a whole number of 36,000 bits, 4,294,967,295 at most is possible"),
+        ("max_steps: 9223372036854775808", ":1: max_steps is 9223372036854775808, 9,223,372,036,854,775,807 at most"),
+        ("learning_rate: .nan", ":1: learning_rate is nan, a finite number is wanted"),
+        ("5: 1", ":1: the name of a setting was expected, found '5'"),
+        ("vanilla: {5: 1}", ":1: '5' is no setting"),
     ],
 )
 def test_a_faulty_setting_is_refused_with_its_line_and_value(tmp_path: Path, text: str, message: str) -> None:
@@ -163,7 +169,7 @@ def test_a_file_that_cannot_be_read_is_refused_by_name(tmp_path: Path, content: 
     path = tmp_path / "mine.yaml"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(InputError, match=r"mine\.yaml: the training settings cannot be read"):
+    with pytest.raises(InputError, match=r"mine\.yaml(:1)?: the training settings cannot be read"):
         read_sft_config(path)
 
 

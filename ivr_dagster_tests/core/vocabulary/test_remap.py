@@ -143,9 +143,9 @@ def test_the_digest_is_of_ids_and_strings_alone() -> None:
 @pytest.mark.parametrize(
     ("text", "where", "message"),
     [
-        ("rules:\n- id: 1\n  x: [\n", "edited.yaml:4", "the remap rules are no YAML"),
-        ("rules:\n\t- id: 1\n", "edited.yaml:2", "the remap rules are no YAML"),
-        ("rules: \x01\n", "edited.yaml", "the remap rules are no YAML"),
+        ("rules:\n- id: 1\n  x: [\n", "edited.yaml:4", "the remap rules cannot be read as YAML"),
+        ("rules:\n\t- id: 1\n", "edited.yaml:2", "the remap rules cannot be read as YAML"),
+        ("rules: \x01\n", "edited.yaml:1", "the remap rules cannot be read as YAML"),
         ("- id: 1\n", "edited.yaml", "a list under the key `rules` was expected"),
         ("rules: 5\n", "edited.yaml", "a list under the key `rules` was expected"),
         ("", "edited.yaml", "a list under the key `rules` was expected"),
@@ -198,9 +198,33 @@ def test_all_rules_of_the_wrong_shape_are_reported_together() -> None:
         rules_from_yaml(f"rules:\n- 17\n{GOOD}- 18\n", "edited.yaml")
 
 
-def test_of_two_lists_of_rules_the_last_counts_as_yaml_has_it() -> None:
-    found = rules_from_yaml(f"rules:\n- 17\nrules:\n{GOOD}{GOOD}")
-    assert [rule.id for rule in found] == [1, 1]
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (f"rules:\n{GOOD}rules:\n{GOOD}", "edited.yaml:3: the key 'rules' is given twice, first in line 1"),
+        ("rules:\n- {id: 1, id: 2, new_token: b}\n", "edited.yaml:2: the key 'id' is given twice"),
+        (f"rules:\n- &a {GOOD[2:]}- *a\n", "edited.yaml:2: what stands at an anchor is used again by an alias"),
+        ("rules: " + "[" * 900, "edited.yaml"),
+        ("rules:\n- {id: 2024-99-99}\n", "edited.yaml:2: the rule holds a value that cannot be read (month must be"),
+        ("rules:\n- {id: !!python/object/apply:os.abort []}\n", "edited.yaml:2: the rule holds a value that cannot"),
+        ("rules:\n- {id: 0x" + "f" * 9000 + "}\n", "2: `id` must be from 0 to 2,147,483,647, found a whole number of"),
+    ],
+)
+def test_what_yaml_has_and_rules_do_not_is_refused(text: str, told: str) -> None:
+    with pytest.raises(InputError) as error:
+        rules_from_yaml(text, "edited.yaml")
+    assert told in str(error.value)
+    assert len(str(error.value)) < 600
+
+
+def test_faults_of_rules_from_a_file_are_told_with_their_lines(bpe: ByteLevelBPE) -> None:
+    text = f"rules:\n{GOOD}- {{id: 500, sacrificed_token: x, new_token: qxz, constituents: [q, x, z]}}\n{GOOD}"
+    with pytest.raises(InputError) as error:
+        check_rules(rules_from_yaml(text), bpe, "edited.yaml")
+    assert (
+        f"edited.yaml:3: id 500 is {bpe.strings[500]!r}, not 'x'; edited.yaml:4: id 1 is given away twice, first in line 2"
+        in str(error.value)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -280,9 +304,9 @@ def test_only_a_byte_that_the_base_lacks_has_no_constituents(bpe: ByteLevelBPE, 
 def test_all_faults_are_reported_together_and_many_are_counted(bpe: ByteLevelBPE) -> None:
     rules = [rule_for(bpe, "qxz", "q"), replace(rule_for(bpe, "Ġthe"), id=9_999, constituents=("Ġthe",))]
     assert len(faults_of(bpe, *rules)) == 3
-    many = faults_of(bpe, *(replace(rule_for(bpe, f"qx{'z' * n}"), id=1_000 + n) for n in range(1, 16)))
-    assert many[0].startswith("id 1001 ") and many[9].startswith("id 1010 ")
-    assert many[10:] == ["and 5 more"]
+    many = faults_of(bpe, *(replace(rule_for(bpe, f"qx{'z' * n}"), id=1_000 + n) for n in range(1, 26)))
+    assert many[0].startswith("id 1001 ") and many[19].startswith("id 1020 ")
+    assert many[20:] == ["and 5 more"]
 
 
 def test_a_real_selection_makes_rules_that_fit(rules: RemapRules, gpt2_bpe: ByteLevelBPE) -> None:
@@ -528,7 +552,7 @@ def test_a_file_of_rules_names_its_tokens_in_plain_unicode() -> None:
 def test_rules_that_are_not_utf8_are_named_with_byte_and_offset(tmp_path: Path) -> None:
     file = tmp_path / "remap_rules.yaml"
     file.write_bytes(b"rules:\n- new_token: \xff\n")
-    with pytest.raises(InputError, match=r"remap_rules\.yaml: .*byte 0xff at offset 20"):
+    with pytest.raises(InputError, match=r"remap_rules\.yaml:2: .*byte 0xff at offset 20"):
         read_rules(file)
 
 
