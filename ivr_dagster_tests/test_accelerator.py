@@ -38,3 +38,8 @@ def test_a_device_that_is_not_there_is_named_with_those_that_are() -> None:
     missing = "mps" if not torch.backends.mps.is_available() else "cuda"
     with pytest.raises(InputError, match=f"no {missing} device here, found .*cpu"):
         Accelerator(missing).resolved_device()
+
+
+def test_arithmetic_that_the_device_does_not_train_in_is_refused() -> None:
+    with pytest.raises(InputError, match="float16 was asked for, and the CPU"):
+        Accelerator("cpu", "float16").resolved_dtype()

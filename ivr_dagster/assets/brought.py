@@ -12,6 +12,7 @@ from ivr_dagster.assets import kinds
 from ivr_dagster.core.content_hash import content_hash, hash_files
 from ivr_dagster.core.errors import InputError
 from ivr_dagster.core.handles import TokenizerFolder
+from ivr_dagster.core.model_files import model_files
 from ivr_dagster.core.vocabulary.remap import read_rules
 from ivr_dagster.resources.base_model import MODEL_FILES, TOKENIZER_FILES
 from ivr_dagster.settings import BROUGHT
@@ -29,8 +30,7 @@ def _tokenizer_version(place: Path) -> str:
 
 
 def _model_version(place: Path) -> str:
-    if not (place / "config.json").is_file():
-        raise InputError("no model there: config.json is missing", where=place, remedy="Give a model's folder.")
+    model_files(place)
     return _hash_of(place, MODEL_FILES)
 
 

@@ -303,6 +303,12 @@ def _fine_tuned(
         if "bits_per_byte" in entry:
             context.log.info(f"{place_in_run}: validation {entry['bits_per_byte']:.4f} bits per byte")
             return
+        if "micro_batch" in entry:
+            context.log.warning(
+                f"out of memory; {place_in_run}: going on with {entry['micro_batch']:.0f} blocks at a time, "
+                f"{entry['accumulated']:.0f} times a step. The batch stays as it is, and so do losses up to rounding"
+            )
+            return
         advance(entry["step"], entry["max_steps"])
         context.log.info(
             f"{place_in_run}: loss {entry['loss']:.4f} nats/token, {_as_text(entry, text_bytes)}, "
@@ -468,6 +474,8 @@ def _figures(result: "SftResult") -> dict[str, dg.MetadataValue | float | int | 
         "seconds": round(result.seconds, 2),
         "resumed_from_step": result.resumed_from or 0,
         "best_step": result.best_step,
+        "micro_batch": result.micro_batch,
+        "gradient_accumulation_steps": result.accumulated,
         "training loss": inline_png(
             curves(steps, {"loss": losses}, x="step", y="loss, nats per token"), "training loss"
         ),

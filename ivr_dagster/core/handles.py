@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 
 from ivr_dagster.core.atomic import replacing
 from ivr_dagster.core.errors import InputError
+from ivr_dagster.core.model_files import CONFIG, first_words, model_files, read_config
 from ivr_dagster.core.tokenizer.bpe import ByteLevelBPE, read_bpe
 from ivr_dagster.core.tokens.tokenizer_file import FileAsItIs, read_known
 
@@ -26,7 +27,10 @@ if TYPE_CHECKING:
 
 @lru_cache(maxsize=2)
 def _read_bpe(file: FileAsItIs) -> ByteLevelBPE:
-    return read_bpe(read_known(file))
+    try:
+        return read_bpe(read_known(file))
+    except InputError as error:
+        raise InputError(error.message, where=error.where or file.path, remedy=error.remedy) from error
 
 
 @dataclass(frozen=True)
@@ -60,11 +64,22 @@ class TokenizerFolder:
         return FileAsItIs.of(file)
 
     def load(self) -> "PreTrainedTokenizerFast":
-        """The tokenizer as transformers has it: special tokens, chat template, padding side."""
+        """The tokenizer as transformers has it: special tokens, chat template, padding side.
+
+        Raises:
+            InputError: there is none, or its settings cannot be read or ask for code of its own.
+        """
         from transformers import AutoTokenizer
 
         self.backend()  # a clearer error than transformers' where there is none
-        loaded: Any = AutoTokenizer.from_pretrained(self.path, local_files_only=True, trust_remote_code=False)
+        try:
+            loaded: Any = AutoTokenizer.from_pretrained(self.path, local_files_only=True, trust_remote_code=False)
+        except Exception as error:  # whatever a class makes of settings that make no sense
+            raise InputError(
+                f"the tokenizer cannot be loaded ({first_words(error)})",
+                where=self.path / "tokenizer_config.json",
+                remedy="Give a folder that save_pretrained wrote; code that comes with a tokenizer is never run.",
+            ) from error
         tokenizer: PreTrainedTokenizerFast = loaded
         return tokenizer
 
@@ -91,10 +106,18 @@ class ModelFolder:
     path: Path
 
     def context(self) -> int | None:
-        """Tokens that the model reads at once, None where its configuration does not say."""
+        """Tokens that the model reads at once, None where its configuration does not say.
+
+        Raises:
+            InputError: the configuration is none that transformers knows.
+        """
         from transformers import AutoConfig
 
-        config = AutoConfig.from_pretrained(self.path, local_files_only=True, trust_remote_code=False)
+        read_config(self.path)
+        try:
+            config = AutoConfig.from_pretrained(self.path, local_files_only=True, trust_remote_code=False)
+        except Exception as error:  # whatever a class makes of settings that make no sense
+            raise self._unknown(error) from error
         return getattr(config, "max_position_embeddings", None)
 
     def tokens_at_once(self) -> int:
@@ -105,27 +128,43 @@ class ModelFolder:
         """The model on the CPU, in the dtype it is stored in unless told otherwise.
 
         Raises:
-            InputError: no model there, weights in another format than safetensors, or code of its own.
+            InputError: no model there, weights in another format than safetensors, damaged, or not all that the model
+                has, or code of its own.
         """
         from transformers import AutoModelForCausalLM
 
-        if not (self.path / "config.json").is_file():
-            raise InputError(
-                "no model there: config.json is missing",
-                where=self.path,
-                remedy="Materialize it, or give a model's folder.",
+        model_files(self.path)
+        try:
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                self.path,
+                dtype=dtype,
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+                output_loading_info=True,
             )
-        if not list(self.path.glob("*.safetensors")):
+        except MemoryError:
+            raise
+        except Exception as error:  # whatever a class makes of weights that do not fit it
+            raise self._unknown(error) from error
+        model: PreTrainedModel = loaded[0]
+        missing = sorted(loaded[1]["missing_keys"])
+        if missing:  # transformers would go on with random numbers in their place
             raise InputError(
-                "the model's weights are not in safetensors format",
+                f"the weights lack {len(missing):,} tensors that the model has, {missing[0]} is the first",
                 where=self.path,
-                remedy="Convert them once where you trust them: load with transformers, then save_pretrained(folder).",
+                remedy="Fetch the model anew; all its files have to be of one making.",
             )
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            self.path, dtype=dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True
-        )
         model.eval()
         return model
+
+    def _unknown(self, error: Exception) -> InputError:
+        return InputError(
+            f"no causal language model that transformers can load ({first_words(error)})",
+            where=self.path / CONFIG,
+            remedy="Give a folder that save_pretrained wrote, of a class that is part of transformers; code that comes "
+            "with a model is never run.",
+        )
 
 
 @dataclass(frozen=True)

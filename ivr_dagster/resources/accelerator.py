@@ -53,7 +53,17 @@ class Accelerator:
         return self.device
 
     def resolved_dtype(self) -> str:
-        """float32, bfloat16 or float16: the arithmetic of training, its weights stay in float32."""
+        """float32, bfloat16 or float16: the arithmetic of training, its weights stay in float32.
+
+        Raises:
+            InputError: the device does not train in the arithmetic asked for.
+        """
+        if self.dtype == "float16" and self.found_device() == "cpu":
+            raise InputError(
+                "float16 was asked for, and the CPU does not train in it",
+                where="dtype",
+                remedy="Set --dtype auto, bfloat16 or float32.",
+            )
         if self.dtype != "auto":
             return self.dtype
         import torch

@@ -9,6 +9,7 @@ import dagster as dg
 from ivr_dagster.core.content_hash import hash_files
 from ivr_dagster.core.errors import InputError
 from ivr_dagster.core.handles import ModelFolder, TokenizerFolder
+from ivr_dagster.core.model_files import CONFIG, check_folder, read_config
 from ivr_dagster.sample import SAMPLE_MODEL
 
 TOKENIZER_FILES = [
@@ -37,18 +38,25 @@ class BaseModel:
 
     def tokenizer(self) -> TokenizerFolder:
         """The tokenizer's folder; weights are neither needed nor fetched."""
-        return TokenizerFolder(self._folder(TOKENIZER_FILES))
+        return TokenizerFolder(self._folder([*TOKENIZER_FILES, CONFIG]))
 
     def model(self) -> ModelFolder:
         """The model's folder with weights and tokenizer."""
         return ModelFolder(self._folder(MODEL_FILES))
 
     def version(self) -> str:
-        """A local folder's content hash, or the commit on the hub (as far as the local cache knows it)."""
-        folder = self._folder(TOKENIZER_FILES)
+        """A local folder's content hash, or the commit on the hub (as far as the local cache knows it).
+
+        Raises:
+            InputError: there is no such model, or it can be told from its files' beginnings that it is of no use.
+        """
+        folder = self._folder([*TOKENIZER_FILES, CONFIG])
         if self.local_folder() is not None:
+            check_folder(folder)
             files = {file for pattern in MODEL_FILES for file in folder.glob(pattern) if file.is_file()}
             return hash_files(folder, files)
+        if (folder / CONFIG).is_file():
+            read_config(folder)
         return folder.name  # the cache names a snapshot's folder after its commit
 
     def local_folder(self) -> Path | None:
@@ -62,6 +70,12 @@ class BaseModel:
         folder = Path(self.model_name).expanduser()
         if folder.is_dir():
             return folder.resolve()
+        if folder.is_file():
+            raise InputError(
+                f"a model's folder was asked for, {self.model_name!r} is a file",
+                where="model_name",
+                remedy="Give the folder that holds config.json, the safetensors files and the tokenizer.",
+            )
         if folder.is_absolute() or self.model_name.startswith((".", "~")) or self.model_name.count("/") > 1:
             raise InputError(
                 f"no such folder {self.model_name!r}",
@@ -79,6 +93,7 @@ class BaseModel:
             HFValidationError,
             LocalEntryNotFoundError,
             RepositoryNotFoundError,
+            RevisionNotFoundError,
         )
 
         revision = self.revision or None
@@ -89,6 +104,12 @@ class BaseModel:
                 f"{self.model_name!r} is neither a folder nor a model on the hub",
                 where="model_name",
                 remedy="Check --model-name; private models need a token in HF_TOKEN.",
+            ) from error
+        except RevisionNotFoundError as error:
+            raise InputError(
+                f"{self.model_name} has no revision {self.revision!r}",
+                where="revision",
+                remedy="Give a commit, tag or branch that the hub shows, or leave it empty.",
             ) from error
         except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
             raise InputError(

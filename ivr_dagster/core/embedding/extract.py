@@ -7,7 +7,6 @@ Which tensors of the files these are is asked of the model class, built on the m
 names and shapes and no memory. So a model is adapted in the memory of its embedding.
 """
 
-import json
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ivr_dagster.core.errors import InputError
+from ivr_dagster.core.model_files import CONFIG, INDEX, first_words, model_files, read_header
 
 if TYPE_CHECKING:
     import torch
@@ -22,11 +22,9 @@ if TYPE_CHECKING:
 
 Embeddings = dict[str, "torch.Tensor"]
 
-CONFIG = "config.json"
 # what a model's folder holds beside weights and tokenizer
 CONFIG_FILES = (CONFIG, "generation_config.json")
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
+_FLOATING = ("F64", "F32", "F16", "BF16")
 
 
 @dataclass(frozen=True)
@@ -104,9 +102,13 @@ def read_embeddings(folder: Path) -> Embeddings:
     can be given back by the system at any time.
 
     Raises:
-        InputError: as of :func:`read_layout`.
+        InputError: as of :func:`read_layout`; or a row holds what is no finite number.
     """
-    return {name: _read_tensor(places[0]).clone() for name, places in read_layout(folder).places.items()}
+    places = {name: stored[0] for name, stored in read_layout(folder).places.items()}
+    tensors = {name: _read_tensor(place).clone() for name, place in places.items()}
+    for name, rows in tensors.items():
+        _check_finite(rows, places[name])
+    return tensors
 
 
 def write_model(
@@ -187,9 +189,9 @@ def _skeleton(folder: Path) -> "PreTrainedModel":
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         with torch.device("meta"):
             model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # a class may fail in any way on a configuration that makes no sense
         raise InputError(
-            f"no causal language model that transformers knows ({' '.join(str(error).split())})",
+            f"no causal language model that transformers knows ({first_words(error)})",
             where=folder / CONFIG,
             remedy="Give a model whose class is part of transformers; code that comes with a model is never run.",
         ) from error
@@ -203,55 +205,8 @@ def _name_of(model: "PreTrainedModel", wanted: Any) -> str:
 
 def _checkpoint(folder: Path) -> tuple[tuple[Path, ...], dict[str, Path]]:
     """The files that transformers loads, and the file of every key in them."""
-    if not (folder / CONFIG).is_file():
-        raise InputError(
-            f"no model there: {CONFIG} is missing", where=folder, remedy="Materialize it, or give a model's folder."
-        )
-    if (folder / SINGLE).is_file():
-        files = [folder / SINGLE]
-    elif (folder / INDEX).is_file():
-        files = [folder / name for name in _shards(folder / INDEX)]
-    else:
-        raise InputError(
-            "the model's weights are not in safetensors format",
-            where=folder,
-            remedy="Convert them once where you trust them: load with transformers, then save_pretrained(folder).",
-        )
-    return tuple(files), {key: file for file in files for key in _header(file)[0]}
-
-
-def _shards(index: Path) -> list[str]:
-    """Names of the files an index lists, sorted."""
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise InputError("this is no index of safetensors files", where=index, remedy="Fetch it anew.") from error
-    for name in names:
-        if Path(name).name != name:
-            raise InputError(f"the index names a file outside its folder: {name!r}", where=index)
-        if not (index.parent / name).is_file():
-            raise InputError(f"the index names {name}, which is not there", where=index, remedy="Fetch it anew.")
-    return names
-
-
-def _header(file: Path) -> tuple[dict[str, Any], int]:
-    """Dtype, shape and offsets by key, and where offsets count from.
-
-    The format: eight bytes of length, little-endian, so many bytes of JSON, the tensors one after the other
-    (https://huggingface.co/docs/safetensors).
-    """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(file, framework="pt"):  # checks that header and size of the file belong together
-            pass
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"damaged: {error}", where=file, remedy="Fetch it anew.") from error
-    with file.open("rb") as stream:
-        size = int.from_bytes(stream.read(8), "little")
-        header: dict[str, Any] = json.loads(stream.read(size))
-    header.pop("__metadata__", None)
-    return header, 8 + size
+    files = model_files(folder)
+    return files, {key: file for file in files for key in read_header(file)[0]}
 
 
 def _stored_under(parameter: str, prefix: str, held: Mapping[str, Path]) -> TensorPlace | None:
@@ -263,13 +218,27 @@ def _stored_under(parameter: str, prefix: str, held: Mapping[str, Path]) -> Tens
 
 
 def _check_tensor(place: TensorPlace, shape: list[int]) -> None:
-    entry = _header(place.file)[0][place.key]
-    if entry["shape"] != shape or not entry["dtype"].startswith(("F", "BF")):
+    entry = read_header(place.file)[0][place.key]
+    if entry["shape"] != shape or entry["dtype"] not in _FLOATING:
         raise InputError(
             f"{place.key} is {entry['dtype']} {entry['shape']}, expected a floating point {shape}",
             where=place.file,
             remedy="Give a model whose weights fit its config.json and whose embeddings are not quantised.",
         )
+
+
+def _check_finite(rows: "torch.Tensor", place: TensorPlace) -> None:
+    """A row that is no number would make one of every probability, whichever token it belongs to."""
+    if all(bound.isfinite() for bound in rows.aminmax()):
+        return
+    faulty = (~rows.isfinite().view(len(rows), -1).all(dim=1)).nonzero().flatten().tolist()
+    values = rows[faulty[0]].flatten()
+    raise InputError(
+        f"{place.key} holds {values[~values.isfinite()][0].item()} in row {faulty[0]}"
+        + (f" and no finite numbers in {len(faulty) - 1:,} more" if len(faulty) > 1 else ""),
+        where=place.file,
+        remedy="Fetch the model anew, or take another checkpoint of it.",
+    )
 
 
 def _read_tensor(place: TensorPlace) -> "torch.Tensor":
@@ -300,7 +269,7 @@ def _overwrite(place: TensorPlace, rows: "torch.Tensor") -> None:
         )
     del there
     content: Any = rows.contiguous().view(torch.uint8).numpy()
-    header, start = _header(place.file)
+    header, start = read_header(place.file)
     with place.file.open("r+b") as stream:
         stream.seek(start + header[place.key]["data_offsets"][0])
         stream.write(memoryview(content).cast("B"))

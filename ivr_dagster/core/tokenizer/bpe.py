@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -103,22 +104,36 @@ def read_bpe(tokenizer: Tokenizer) -> ByteLevelBPE:
     """
     spec = json.loads(tokenizer.to_str())
     model = spec["model"]
-    if model["type"] != "BPE":
-        raise InputError(
-            f"a byte-level BPE tokenizer was asked for, found a {model['type']} model",
-            remedy="Take a base model with a byte-level BPE tokenizer (GPT-2, Llama 3, Qwen, SmolLM2 and the like).",
-        )
-    if model.get("byte_fallback"):
-        raise InputError(
-            "a byte-level BPE tokenizer was asked for, found a BPE over characters with byte fallback (SentencePiece)",
-            remedy="Take a base model with a byte-level BPE tokenizer (GPT-2, Llama 3, Qwen, SmolLM2 and the like).",
-        )
+    _check_kind(model["type"], bool(model.get("byte_fallback")))
     strings = strings_by_id(tokenizer)
     pairs = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]]
     ids = model["vocab"]
     merges = tuple((ids[left], ids[right], ids[left + right]) for left, right in pairs)
     added = frozenset(token["id"] for token in spec["added_tokens"])
     return ByteLevelBPE(tuple(strings), merges, added, bool(model.get("ignore_merges")))
+
+
+def check_byte_level(tokenizer: Tokenizer) -> None:
+    """See, without reading its vocabulary, that a tokenizer's model may be a byte-level BPE.
+
+    Raises:
+        InputError: it is of another kind.
+    """
+    model: Any = tokenizer.model
+    _check_kind(type(model).__name__, bool(getattr(model, "byte_fallback", False)))
+
+
+def _check_kind(kind: str, byte_fallback: bool) -> None:
+    found = ""
+    if kind != "BPE":
+        found = f"a {kind} model"
+    elif byte_fallback:
+        found = "a BPE over characters with byte fallback (SentencePiece)"
+    if found:
+        raise InputError(
+            f"a byte-level BPE tokenizer was asked for, found {found}",
+            remedy="Take a base model with a byte-level BPE tokenizer (GPT-2, Llama 3, Qwen, SmolLM2 and the like).",
+        )
 
 
 def strings_by_id(tokenizer: Tokenizer) -> list[str]:

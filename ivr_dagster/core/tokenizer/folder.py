@@ -9,7 +9,10 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 from ivr_dagster.core.errors import InputError
-from ivr_dagster.core.tokens.pretokens import specification
+from ivr_dagster.core.model_files import CONFIG, first_words, read_config, rows_of
+from ivr_dagster.core.tokenizer.bpe import check_byte_level, strings_by_id
+from ivr_dagster.core.tokens.pretokens import read_pretokenization, specification
+from ivr_dagster.core.tokens.tokenizer_file import read_tokenizer
 
 KEPT_FILES = ("chat_template.jinja",)
 # all that AutoTokenizer reads where there is a `tokenizer.json`
@@ -43,7 +46,8 @@ def write_original_tokenizer(source: Path, target: Path) -> None:
     GPT-2's own is told by its files, which spares the seconds that transformers takes to be imported.
 
     Raises:
-        InputError: transformers finds no fast tokenizer in `source`.
+        InputError: transformers finds no fast tokenizer in `source`; it is no byte-level BPE, or not the tokenizer of
+            the model that is described beside it.
     """
     target.mkdir(parents=True, exist_ok=True)
     tokenizer = _gpt2_tokenizer(source)
@@ -52,27 +56,70 @@ def write_original_tokenizer(source: Path, target: Path) -> None:
         _write_config(GPT2_SETTINGS | {"model_max_length": config["model_max_length"]}, target)
     else:
         tokenizer = _write_by_transformers(source, target)
+    _check(tokenizer, source)
     write_tokenizer(tokenizer, target, target)
 
 
 def _write_by_transformers(source: Path, target: Path) -> Tokenizer:
     from transformers import AutoTokenizer
 
+    remedy = "Give a folder with tokenizer.json and tokenizer_config.json, or with vocab.json and merges.txt."
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # tokenizers raises nothing narrower, and a class may fail in any way on odd settings
+        if (source / "tokenizer.json").is_file():
+            read_tokenizer(source / "tokenizer.json")  # where this is at fault, it says so more clearly
         raise InputError(
-            f"no tokenizer can be loaded ({error})",
+            f"no tokenizer can be loaded ({first_words(error)})",
             where=source,
-            remedy="Give a folder with tokenizer.json and tokenizer_config.json, or with vocab.json and merges.txt.",
+            remedy=remedy,
         ) from error
     if not tokenizer.is_fast:
         raise InputError(
             "the tokenizer has no fast form (tokenizer.json)", where=source, remedy="Convert it with transformers."
         )
+    # beside a model's config.json AutoTokenizer makes an empty tokenizer out of nothing
+    if not any((source / name).is_file() for name in ("tokenizer.json", *tokenizer.vocab_files_names.values())):
+        raise InputError("no tokenizer can be loaded (no file of one is there)", where=source, remedy=remedy)
     tokenizer.save_pretrained(target)
     backend: Tokenizer = tokenizer.backend_tokenizer
     return backend
+
+
+def _check(tokenizer: Tokenizer, source: Path) -> None:
+    """See that it is a byte-level BPE and of the model beside it; what is at fault is the file in `source`."""
+    file = source / "tokenizer.json"
+    size = tokenizer.get_vocab_size(with_added_tokens=True)
+    try:
+        check_byte_level(tokenizer)
+        read_pretokenization(tokenizer)
+        if any(tokenizer.id_to_token(token) is None for token in range(size)):
+            strings_by_id(tokenizer)  # names the hole
+    except InputError as error:
+        raise InputError(error.message, where=file if file.is_file() else source, remedy=error.remedy) from error
+    if (source / CONFIG).is_file():
+        _check_belongs(size, read_config(source), source)
+
+
+def _check_belongs(size: int, config: Mapping[str, Any], source: Path) -> None:
+    """See that a tokenizer of so many ids may be that of a model, whose matrices may be padded beyond it."""
+    rows, remedy = rows_of(config), "Give the model and the tokenizer that belong together."
+    if rows is None:
+        return
+    if size > rows or 2 * size <= rows:
+        raise InputError(
+            f"the tokenizer has {size:,} tokens, the model {rows:,} embedding rows (vocab_size in {CONFIG})",
+            where=source,
+            remedy=remedy,
+        )
+    for name in ("eos_token_id", "bos_token_id"):
+        told = config.get(name)
+        # beyond the model's own rows it is a default that nobody set
+        lost = [token for token in (told if isinstance(told, list) else [told]) if token in range(size, rows)]
+        if lost:
+            raise InputError(
+                f"{name} is {lost[0]} in {CONFIG}, and the tokenizer has {size:,} tokens", where=source, remedy=remedy
+            )
 
 
 def _gpt2_tokenizer(source: Path) -> Tokenizer | None:
@@ -86,26 +133,12 @@ def _gpt2_tokenizer(source: Path) -> Tokenizer | None:
         return None
     try:
         spec, config = map(_read_json, files)
-        model = _read_json(source / "config.json") if (source / "config.json").is_file() else {}
-    except ValueError:  # let transformers say what is wrong
+        model = _read_json(source / CONFIG) if (source / CONFIG).is_file() else {}
+        if not _is_gpt2s(spec, config, model):
+            return None
+        tokenizer = Tokenizer.from_file(str(files[0]))
+    except Exception:  # noqa: BLE001 (files of any form, and tokenizers raises nothing narrower; transformers tells)
         return None
-    added = spec.get("added_tokens", [])
-    kind = config.pop("tokenizer_class", GPT2_CLASSES[0] if model else None)
-    length = config.pop("model_max_length", None)
-    of_its_class = (
-        kind in GPT2_CLASSES
-        and model.get("model_type", "gpt2") == "gpt2"
-        and model.get("tokenizer_class", kind) == kind
-        and isinstance(length, int)
-        and config.items() <= GPT2_SETTINGS.items()
-        and [(token["content"], token["special"]) for token in added] == [("<|endoftext|>", True)]
-        and not any(added[0][flag] for flag in ("single_word", "lstrip", "rstrip"))
-        and not any(spec.get(part) for part in ("normalizer", "truncation", "padding"))
-        and not any(value for key, value in spec["model"].items() if key not in ("type", "vocab", "merges"))
-    )
-    if not of_its_class:
-        return None
-    tokenizer = Tokenizer.from_file(str(files[0]))
     parts = [tokenizer.pre_tokenizer, tokenizer.decoder, tokenizer.post_processor]
     own = [pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()]
     if not isinstance(tokenizer.model, models.BPE) or [*map(specification, parts[:2])] != [*map(specification, own)]:
@@ -116,6 +149,24 @@ def _gpt2_tokenizer(source: Path) -> Tokenizer | None:
         return None
     tokenizer.model.continuing_subword_prefix = tokenizer.model.end_of_word_suffix = ""
     return tokenizer
+
+
+def _is_gpt2s(spec: Mapping[str, Any], config: Mapping[str, Any], model: Mapping[str, Any]) -> bool:
+    """Whether a `tokenizer.json` says nothing else than GPT-2's class does, but for vocabulary and merges."""
+    added = spec.get("added_tokens", [])
+    kind = config.get("tokenizer_class", GPT2_CLASSES[0] if model else None)
+    rest = {key: value for key, value in config.items() if key not in ("tokenizer_class", "model_max_length")}
+    return (
+        kind in GPT2_CLASSES
+        and model.get("model_type", "gpt2") == "gpt2"
+        and model.get("tokenizer_class", kind) == kind
+        and isinstance(config.get("model_max_length"), int)
+        and rest.items() <= GPT2_SETTINGS.items()
+        and [(token["content"], token["special"]) for token in added] == [("<|endoftext|>", True)]
+        and not any(added[0][flag] for flag in ("single_word", "lstrip", "rstrip"))
+        and not any(spec.get(part) for part in ("normalizer", "truncation", "padding"))
+        and not any(value for key, value in spec["model"].items() if key not in ("type", "vocab", "merges"))
+    )
 
 
 def _read_json(file: Path) -> dict[str, Any]:

@@ -6,6 +6,9 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
+from ivr_dagster.core.errors import InputError
+from ivr_dagster.core.model_files import first_words
+
 
 @dataclass(frozen=True)
 class FileAsItIs:
@@ -22,11 +25,23 @@ class FileAsItIs:
 
 
 def read_tokenizer(file: Path) -> Tokenizer:
-    """The tokenizer of a file, the same object while the file stays as it is; not to be changed."""
+    """The tokenizer of a file, the same object while the file stays as it is; not to be changed.
+
+    Raises:
+        InputError: it is none.
+        OSError: there is none.
+    """
     return read_known(FileAsItIs.of(file))
 
 
 @lru_cache(maxsize=4)
 def read_known(file: FileAsItIs) -> Tokenizer:
     """As :func:`read_tokenizer`, of a file that was looked at already."""
-    return Tokenizer.from_file(str(file.path))
+    try:
+        return Tokenizer.from_file(str(file.path))
+    except Exception as error:  # tokenizers raises nothing narrower
+        raise InputError(
+            f"this is no tokenizer that tokenizers can read ({first_words(error)})",
+            where=file.path,
+            remedy="Fetch it anew, or give a folder that save_pretrained wrote.",
+        ) from error

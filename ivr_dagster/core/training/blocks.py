@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ivr_dagster.core.atomic import remove, replacing, staging_path
 from ivr_dagster.core.errors import InputError
+from ivr_dagster.core.model_files import first_words
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -177,18 +178,37 @@ def read_blocks(path: Path) -> "Dataset":
     """Open the blocks that :func:`write_blocks` left, memory-mapped; its rows are numpy ids `[block_size]`.
 
     Raises:
-        InputError: there are no blocks at `path`.
+        InputError: there are no blocks at `path`, or not one, or of several lengths.
     """
-    from datasets import load_from_disk
+    from datasets import Dataset, load_from_disk
 
     remedy = "Give the folder that the stage train packed, training/blocks"
     try:
         dataset = load_from_disk(path)
-    except (FileNotFoundError, ValueError) as error:
-        raise InputError(f"no training blocks can be read here ({error})", where=path, remedy=remedy) from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"no training blocks can be read here ({first_words(error)})", where=path, remedy=remedy
+        ) from error
+    if not isinstance(dataset, Dataset):
+        raise InputError(f"one dataset was asked for, found those of {', '.join(dataset)}", where=path, remedy=remedy)
     if COLUMN not in (dataset.column_names or ()):
         raise InputError(f"the dataset has the columns {dataset.column_names}, not {COLUMN}", where=path, remedy=remedy)
+    if getattr(dataset.features[COLUMN], "length", -1) < 2:
+        raise InputError(
+            f"blocks of one length were asked for, found {COLUMN} of type {dataset.features[COLUMN]}",
+            where=path,
+            remedy=remedy,
+        )
+    if not len(dataset):
+        raise InputError("there is not one block", where=path, remedy=remedy)
     return dataset.with_format("numpy")
+
+
+def largest_id(dataset: "Dataset") -> int:
+    """The largest id in blocks that :func:`read_blocks` opened; read through once, where they lie."""
+    import pyarrow.compute as pc
+
+    return max(int(pc.max(chunk.flatten()).as_py()) for chunk in dataset.data.column(COLUMN).chunks if len(chunk))
 
 
 def _batches(blocks: Iterator[NDArray[np.int32]]) -> Iterator[NDArray[np.int32]]:

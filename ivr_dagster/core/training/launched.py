@@ -14,7 +14,7 @@ from ivr_dagster.core.atomic import remove, replacing
 from ivr_dagster.core.errors import InputError
 from ivr_dagster.core.presence import anybody, present
 from ivr_dagster.core.training.launch import Launch
-from ivr_dagster.core.training.sft import SftResult, TrainingDiverged, Validation
+from ivr_dagster.core.training.sft import OutOfMemory, SftResult, TrainingDiverged, Validation
 from ivr_dagster.core.training.sft_config import SftConfig
 
 _REQUEST, _FAILURE, _LOCK = "request.json", "failure", ".lock"
@@ -95,7 +95,7 @@ class LaunchFolder:
     def failure(self) -> Exception | None:
         """Why it failed, None where no process told: a fault of the input before one of the run, a process that was
         killed before those that missed it."""
-        kinds = (InputError.__name__, TrainingDiverged.__name__, Killed.__name__)
+        kinds = [kind.__name__ for kind in (InputError, TrainingDiverged, OutOfMemory, Killed)]
         told = {file: json.loads(file.read_text(encoding="utf-8")) for file in self.path.glob(f"{_FAILURE}-*.json")}
         for kind in kinds:
             for _, each in sorted(told.items()):
@@ -147,7 +147,8 @@ def _requested(launched: Path) -> list[LaunchFolder]:
 def _as_error(kind: str, told: Mapping[str, str]) -> Exception:
     if kind == InputError.__name__:
         return InputError(told["message"], where=told["where"], remedy=told["remedy"])
-    return (TrainingDiverged if kind == TrainingDiverged.__name__ else Killed)(told["message"])
+    failures = {failure.__name__: failure for failure in (TrainingDiverged, OutOfMemory, Killed)}
+    return failures[kind](told["message"])
 
 
 def result_as_json(result: SftResult) -> str:

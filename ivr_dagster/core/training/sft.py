@@ -5,13 +5,14 @@ Its settings are read by `sft_config`, its data packed by `blocks`, its steps ma
 several processes that torch's launcher started, it is one run of all of them.
 """
 
+import gc
 import math
 import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,9 @@ import numpy as np
 from ivr_dagster.core.atomic import replacing
 from ivr_dagster.core.embedding.new_rows import embedding_parameters
 from ivr_dagster.core.errors import InputError
-from ivr_dagster.core.training.blocks import COLUMN, read_blocks
+from ivr_dagster.core.handles import ModelFolder
+from ivr_dagster.core.model_files import first_words
+from ivr_dagster.core.training.blocks import COLUMN, largest_id, read_blocks
 from ivr_dagster.core.training.checkpoints import discard_useless, mark_complete, newest_complete, step_of
 from ivr_dagster.core.training.flops import Compute, compute_of
 from ivr_dagster.core.training.row_trainer import BITS_PER_BYTE, collate, trainer_class
@@ -30,13 +33,21 @@ if TYPE_CHECKING:
     import torch
     from transformers import TrainerCallback, TrainerState, TrainingArguments
 
-__all__ = ["SftConfig", "SftResult", "TrainingDiverged", "fine_tune", "read_sft_config"]
+__all__ = ["OutOfMemory", "SftConfig", "SftResult", "TrainingDiverged", "fine_tune", "read_sft_config"]
 
 _PRECISIONS = {"float32": {}, "bfloat16": {"bf16": True}, "float16": {"fp16": True}}
+# a loss so many times what guessing costs, ln V nats a token, has exploded, and twice of where it began
+_GUESSES, _BEGINNINGS = 10, 2
+# what libraries say, in a RuntimeError, where memory does not suffice
+_NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "_ALLOC_FAILED")
 
 
 class TrainingDiverged(RuntimeError):
-    """The loss, or the gradient, is no longer a finite number."""
+    """The loss has exploded, or it, the gradient or a weight is no longer a finite number."""
+
+
+class OutOfMemory(RuntimeError):
+    """The device has too little memory, even for one block at a time."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +67,8 @@ class SftResult:
         loss_history: (step, mean loss in nats per token of the steps since the entry before), the whole run.
         validation: (step, bits per byte of the validation blocks), the whole run; empty without such blocks.
         best_step: the step whose weights the final model has; the last one unless `load_best_model_at_end` is set.
+        micro_batch: blocks that this process read at a time; fewer than the settings say where memory did not suffice.
+        accumulated: micro-batches whose gradients made a step.
     """
 
     final_model: Path
@@ -70,6 +83,8 @@ class SftResult:
     loss_history: list[tuple[int, float]]
     validation: list[tuple[int, float]]
     best_step: int
+    micro_batch: int
+    accumulated: int
 
 
 @dataclass(frozen=True)
@@ -113,6 +128,9 @@ def fine_tune(
     dropout leaves out; all are given the same arguments, and the first of them writes and calls `on_log`. What some
     number of processes left, another number goes on from.
 
+    Where memory does not suffice, the run goes on from its newest checkpoint with smaller micro-batches, as many more
+    of them a step: the same batches, and the same losses up to rounding and to what dropout leaves out.
+
     Args:
         model_dir: a folder for `AutoModelForCausalLM.from_pretrained`; loaded offline, without remote code.
         blocks: the folder that :func:`~ivr_dagster.core.training.blocks.write_blocks` wrote.
@@ -127,8 +145,9 @@ def fine_tune(
             learn at the kept ones' rate, and there is no phase of embeddings only.
         validation: blocks to measure bits per byte on, as often as `eval_strategy` and `eval_steps` say.
         on_log: called every `logging_steps` steps with step, max_steps, loss (nats per token), learning_rate,
-            tokens_per_second, flops_per_second, mfu where it is known, and seconds_left; and after every validation
-            with step, max_steps and bits_per_byte.
+            tokens_per_second, flops_per_second, mfu where it is known, and seconds_left; after every validation
+            with step, max_steps and bits_per_byte; and where it goes on with smaller micro-batches, with step,
+            max_steps, micro_batch (blocks) and accumulated (micro-batches a step).
         final_dir: where the final model goes, `output_dir/final_model` by default. It appears whole, in the dtype
             of the model in `model_dir`.
         keep_model: whether it is written at all; not where only the figures are wanted.
@@ -136,14 +155,65 @@ def fine_tune(
     Raises:
         InputError: a folder that holds no model, tokenizer or blocks; blocks longer than the model's context; a
             device that is not there; settings that contradict each other.
-        TrainingDiverged: the loss is no number any more. No checkpoint holds that state.
+        TrainingDiverged: the loss is no number any more, or has exploded. No checkpoint holds that state.
+        OutOfMemory: the device's memory does not suffice for one block at a time, or, of several processes, for the
+            blocks of one.
     """
+    started = time.monotonic()
+    processes = int(os.environ.get("WORLD_SIZE", "1"))  # torch's launcher tells each process so
+    config, smaller = config.shared_by(processes), False
+    while True:
+        try:
+            result = _run(
+                model_dir,
+                blocks,
+                output_dir,
+                config,
+                tokenizer_dir=tokenizer_dir,
+                fingerprint=fingerprint,
+                device=device,
+                dtype=dtype,
+                new_tokens=new_tokens,
+                validation=validation,
+                on_log=on_log,
+                final_dir=final_dir or output_dir / "final_model",
+                keep_model=keep_model,
+                smaller=smaller,
+            )
+        except Exception as error:
+            if not _is_of_memory(error):
+                raise
+            fewer = _in_smaller_pieces(config, validated=validation is not None) if processes == 1 else None
+            if fewer is None:
+                raise _out_of_memory(error, config, device, blocks, processes) from error
+            config, smaller = fewer, True
+        else:
+            return replace(result, seconds=time.monotonic() - started)
+        _free_memory()  # here, where the error no longer holds on to the model
+
+
+def _run(
+    model_dir: Path,
+    blocks: Path,
+    output_dir: Path,
+    config: SftConfig,
+    *,
+    tokenizer_dir: Path,
+    fingerprint: str,
+    device: str,
+    dtype: str,
+    new_tokens: Mapping[int, str] | None,
+    validation: Validation | None,
+    on_log: Callable[[dict[str, float]], None] | None,
+    final_dir: Path,
+    keep_model: bool,
+    smaller: bool,
+) -> SftResult:
+    """What :func:`fine_tune` does, under settings of this process; `smaller`: micro-batches were too large before."""
     from transformers import PrinterCallback, TrainerState, set_seed
     from transformers.integrations.integration_utils import TensorBoardCallback
 
     started = time.monotonic()
-    final_dir = final_dir or output_dir / "final_model"
-    config = config.shared_by(int(os.environ.get("WORLD_SIZE", "1")))  # torch's launcher tells each process so
     arguments = _training_arguments(config, output_dir, device, dtype, validated=validation is not None)
     dataset = read_blocks(blocks)
     with _quiet_libraries(), ExitStack() as stack:
@@ -151,6 +221,7 @@ def fine_tune(
         set_seed(arguments.seed)
         model, stored_dtype = _load_model(model_dir)
         _check_fit(model, tokenizer, len(dataset[0][COLUMN]), model_dir)
+        _check_ids(model, largest_id(dataset), blocks)
         use_cache = model.config.use_cache
         compute = compute_of(model, len(dataset[0][COLUMN]), arguments)
 
@@ -174,27 +245,27 @@ def fine_tune(
         else:
             limit, arguments.save_total_limit = arguments.save_total_limit, None
             phase = config.embedding_phase if new_tokens else 0.0
-            callbacks: list[TrainerCallback] = [
-                _run_callback(run, limit, patience, compute, on_log),
-                _phase_callback(phase),
-            ]
+            keeper = _run_callback(run, limit, patience, compute, on_log, config.source, smaller)
+            callbacks: list[TrainerCallback] = [keeper, _phase_callback(phase)]
             reporters = list(arguments.report_to or ())
             arguments.report_to = [name for name in reporters if name != "tensorboard"]
             if "tensorboard" in reporters and arguments.process_index == 0:
                 tensorboard: Any = TensorBoardCallback
                 callbacks.append(tensorboard(stack.enter_context(_writer(logging_dir, resumed_from))))
-            trainer = trainer_class()(
-                model=model,
-                args=arguments,
-                train_dataset=dataset,
-                eval_dataset=None if validation is None else read_blocks(validation.blocks),
-                data_collator=collate,
-                callbacks=callbacks,
-            )
-            trainer.rates, trainer.new_tokens = config.rates, new_tokens or {}
-            trainer.bytes_per_token = 1.0 if validation is None else validation.bytes_per_token
-            trainer.remove_callback(PrinterCallback)
-            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+            # a checkpoint was made under these settings: what fails then is something else
+            with _settings_at_fault(config.source, unless=lambda: checkpoint is not None or keeper.began > 0):
+                trainer = trainer_class()(
+                    model=model,
+                    args=arguments,
+                    train_dataset=dataset,
+                    eval_dataset=None if validation is None else read_blocks(validation.blocks),
+                    data_collator=collate,
+                    callbacks=callbacks,
+                )
+                trainer.rates, trainer.new_tokens = config.rates, new_tokens or {}
+                trainer.bytes_per_token = 1.0 if validation is None else validation.bytes_per_token
+                trainer.remove_callback(PrinterCallback)
+                trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
             state = trainer.state
         training_seconds = time.monotonic() - training_began
 
@@ -220,7 +291,73 @@ def fine_tune(
         loss_history=history,
         validation=_history(state, BITS_PER_BYTE),
         best_step=_best_step(state) if arguments.load_best_model_at_end else state.global_step,
+        micro_batch=arguments.per_device_train_batch_size,
+        accumulated=arguments.gradient_accumulation_steps,
     )
+
+
+def _is_of_memory(error: Exception) -> bool:
+    """Whether too little memory, of the device or of this machine, is what went wrong."""
+    import torch
+
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
+
+
+def _in_smaller_pieces(config: SftConfig, *, validated: bool) -> SftConfig | None:
+    """The same steps with micro-batches of half the blocks, or of the next share that goes into a step's without rest.
+
+    None where they are of one block, or must not change: where a last, smaller batch is left out.
+    """
+    batch = config.arguments["per_device_train_batch_size"]
+    read = config.arguments.get("per_device_eval_batch_size", 8) if validated else 1  # Trainer's default
+    pieces = next((n for n in range(2, batch + 1) if batch % n == 0), 1)
+    if (pieces == 1 and read == 1) or config.arguments.get("dataloader_drop_last"):
+        return None
+    changed = {
+        "per_device_train_batch_size": batch // pieces,
+        "gradient_accumulation_steps": config.arguments.get("gradient_accumulation_steps", 1) * pieces,
+        "per_device_eval_batch_size": min(read, batch // pieces),
+    }
+    return replace(config, arguments={**config.arguments, **changed})
+
+
+def _out_of_memory(error: Exception, config: SftConfig, device: str, blocks: Path, processes: int) -> OutOfMemory:
+    batch = config.arguments["per_device_train_batch_size"]
+    smaller = f"a smaller per_device_train_batch_size than {batch}, with more gradient_accumulation_steps, "
+    return OutOfMemory(
+        f"{config.source}: out of memory on {device} with {batch} block{'s' * (batch > 1)} of "
+        f"{len(read_blocks(blocks)[0][COLUMN]):,} tokens at a time"
+        f"{f' in each of {processes} processes' if processes > 1 else ''} ({first_words(error)}): take "
+        f"{smaller if batch > 1 else ''}a smaller --block-size, gradient_checkpointing: true, --dtype bfloat16 where "
+        "the device computes with it, or a device with more memory. What checkpoints hold is not lost"
+    )
+
+
+def _free_memory() -> None:
+    import torch
+
+    gc.collect()  # a Trainer refers to itself
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    elif torch.backends.mps.is_available():
+        torch.mps.empty_cache()
+
+
+@contextmanager
+def _settings_at_fault(source: Path, *, unless: Callable[[], bool] = lambda: False) -> Iterator[None]:
+    """What libraries say of settings before the first step, told as a fault of these."""
+    try:
+        yield
+    except (ValueError, TypeError, ImportError, AttributeError, RuntimeError) as error:
+        if _is_of_memory(error) or isinstance(error, TrainingDiverged) or unless():
+            raise
+        raise InputError(
+            f"the training settings contradict each other or this machine ({first_words(error)})",
+            where=source,
+            remedy="Change or delete the settings it names",
+        ) from error
 
 
 def _training_arguments(
@@ -265,14 +402,8 @@ def _training_arguments(
     if not validated:
         ours |= {"eval_strategy": "no", "load_best_model_at_end": False}
     chosen = {"use_cpu": device == "cpu", "dataloader_pin_memory": device == "cuda", **precision}
-    try:
+    with _settings_at_fault(config.source):
         arguments = TrainingArguments(**{**chosen, **config.arguments, **ours})
-    except (ValueError, TypeError, ImportError) as error:
-        raise InputError(
-            f"the training settings contradict each other or this machine ({error})",
-            where=config.source,
-            remedy="Change or delete the settings it names",
-        ) from error
     if arguments.fp16 and arguments.device.type == "cpu":
         raise InputError("float16 does not train on the CPU", where=config.source, remedy="Take bfloat16 or float32")
     return arguments
@@ -280,24 +411,7 @@ def _training_arguments(
 
 def _load_model(folder: Path) -> "tuple[Any, torch.dtype]":
     """A causal LM in float32, and the dtype it is stored in."""
-    from transformers import AutoModelForCausalLM
-
-    if not (folder / "config.json").is_file():
-        raise InputError(
-            "this folder holds no model (no config.json)",
-            where=folder,
-            remedy="Give a folder that save_pretrained wrote",
-        )
-    try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype="auto", local_files_only=True, trust_remote_code=False, use_safetensors=True
-        )
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"no causal language model can be loaded ({error})",
-            where=folder,
-            remedy="Give a folder that save_pretrained wrote",
-        ) from error
+    model: Any = ModelFolder(folder).load()
     # transformers knows the loss by the class name, not by GPT2LMHeadModel's: there Trainer would count a label too
     # many in every block and scale loss and gradient down by it
     model.loss_type = "ForCausalLM"
@@ -313,8 +427,8 @@ def _load_tokenizer(folder: Path) -> Any:
     remedy = "Give a folder with tokenizer.json and tokenizer_config.json"
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise InputError(f"no tokenizer can be loaded ({error})", where=folder, remedy=remedy) from error
+    except Exception as error:  # whatever a class makes of settings that make no sense
+        raise InputError(f"no tokenizer can be loaded ({first_words(error)})", where=folder, remedy=remedy) from error
     # beside a model's config.json AutoTokenizer makes an empty tokenizer out of nothing
     if not any((folder / name).is_file() for name in ("tokenizer.json", *tokenizer.vocab_files_names.values())):
         raise InputError("this folder holds no tokenizer", where=folder, remedy=remedy)
@@ -346,6 +460,16 @@ def _check_fit(model: Any, tokenizer: Any, block_size: int, model_dir: Path) -> 
         )
 
 
+def _check_ids(model: Any, largest: int, blocks: Path) -> None:
+    rows = model.get_input_embeddings().weight.shape[0]
+    if largest >= rows:
+        raise InputError(
+            f"the blocks hold the id {largest:,}, the model has {rows:,} embedding rows",
+            where=blocks,
+            remedy="Give the model and the blocks of the same run",
+        )
+
+
 def _phase_callback(share: float) -> "TrainerCallback":
     """Keeps everything but the embeddings as it is for the first `share` of all steps."""
     from transformers import TrainerCallback
@@ -369,13 +493,34 @@ def _run_callback(
     patience: int,
     compute: Compute,
     on_log: Callable[[dict[str, float]], None] | None,
-) -> "TrainerCallback":
+    settings: Path,
+    smaller: bool,
+) -> Any:
     """What we add to Trainer's loop: progress, the end of a run, marked checkpoints."""
     from accelerate import PartialState
     from transformers import TrainerCallback, TrainerControl, set_seed
     from transformers.trainer_utils import rotate_checkpoints
 
+    def diverged(what: str, args: "TrainingArguments", state: "TrainerState") -> TrainingDiverged:
+        kept = newest_complete(Path(str(args.output_dir)), run)
+        return TrainingDiverged(
+            f"{settings}: {what} at step {state.global_step} of {state.max_steps} (looked at every "
+            f"{state.logging_steps} steps): take a lower learning_rate or a longer warmup, which begins anew; "
+            + (
+                f"{kept.name} is kept, and with the settings as they are training goes on from it"
+                if kept
+                else "there is no checkpoint from before it"
+            )
+        )
+
+    def see_that_weights_are_finite(args: "TrainingArguments", state: "TrainerState", model: Any) -> None:
+        for name, parameter in model.named_parameters():
+            if not parameter.isfinite().all():
+                raise diverged(f"{name} holds what is no finite number", args, state)
+
     class RunCallback(TrainerCallback):
+        began = 0.0
+
         def on_train_begin(
             self, args: "TrainingArguments", state: "TrainerState", control: TrainerControl, **kwargs: Any
         ) -> None:
@@ -387,6 +532,17 @@ def _run_callback(
             if args.world_size > 1:
                 # else all processes would leave out the same places of their blocks; which blocks is settled by now
                 set_seed(args.seed + args.process_index)
+            model = kwargs["model"]
+            self.guessing = math.log(getattr(model, "module", model).get_input_embeddings().weight.shape[0])
+            if smaller and on_log is not None and state.is_world_process_zero:
+                on_log(
+                    {
+                        "step": state.global_step,
+                        "max_steps": state.max_steps,
+                        "micro_batch": args.per_device_train_batch_size,
+                        "accumulated": args.gradient_accumulation_steps,
+                    }
+                )
 
         def on_step_end(
             self, args: "TrainingArguments", state: "TrainerState", control: TrainerControl, **kwargs: Any
@@ -406,10 +562,10 @@ def _run_callback(
             # the loss scaler of float16 meets infinite gradients as a matter of course, and skips those steps
             for name in ("loss",) if args.fp16 else ("loss", "grad_norm"):
                 if not math.isfinite(logs.get(name, 0.0)):
-                    raise TrainingDiverged(
-                        f"the {name} is {logs[name]} at step {state.global_step} of {state.max_steps}"
-                        f" (logged every {state.logging_steps} steps): take a lower learning_rate or a longer warmup"
-                    )
+                    raise diverged(f"the {name} is {logs[name]}", args, state)
+            beginning = _history(state, "loss")[0][1]
+            if logs["loss"] > max(_GUESSES * self.guessing, _BEGINNINGS * beginning):
+                raise diverged(f"the loss has exploded to {logs['loss']:,.4g} nats per token", args, state)
             if on_log is None or not state.is_world_process_zero:
                 return
             seconds, steps = time.monotonic() - self.began, state.global_step - self.first_step
@@ -429,21 +585,30 @@ def _run_callback(
         def on_evaluate(
             self, args: "TrainingArguments", state: "TrainerState", control: TrainerControl, **kwargs: Any
         ) -> None:
+            bits = _history(state, BITS_PER_BYTE)[-1][1]
+            if not math.isfinite(bits):
+                raise diverged(f"the validation is {bits} bits per byte", args, state)
             # from the state's own history, which a resumed run has too
             control.should_training_stop |= _gets_no_better(state, patience)
             if on_log is not None and state.is_world_process_zero:
-                bits = _history(state, BITS_PER_BYTE)[-1][1]
                 on_log({"step": state.global_step, "max_steps": state.max_steps, "bits_per_byte": bits})
 
         def on_save(
             self, args: "TrainingArguments", state: "TrainerState", control: TrainerControl, **kwargs: Any
         ) -> None:
+            # a last update can spoil what the loss was still good for
+            see_that_weights_are_finite(args, state, kwargs["model"])
             # every process writes its own generator states
             PartialState().wait_for_everyone()
             if args.should_save:
                 mark_complete(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}", run)
                 # here and not in Trainer, which would remove the last whole checkpoint before this one is marked
                 rotate_checkpoints(str(args.output_dir), save_total_limit, state.best_model_checkpoint)
+
+        def on_train_end(
+            self, args: "TrainingArguments", state: "TrainerState", control: TrainerControl, **kwargs: Any
+        ) -> None:
+            see_that_weights_are_finite(args, state, kwargs["model"])
 
     return RunCallback()
 

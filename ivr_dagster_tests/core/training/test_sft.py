@@ -286,7 +286,7 @@ def test_tensorboards_files_go_where_they_are_asked_to(
         ({"dtype": "int8"}, "the dtype 'int8' is none of float32, bfloat16, float16"),
         ({"dtype": "float16"}, "float16 does not train on the CPU"),
         ({"settings": {"fp16": True, "bf16": True}}, r"sft_config.yaml: .*At most one of fp16 and bf16"),
-        ({"model_dir": Path("no/model")}, "no/model: this folder holds no model"),
+        ({"model_dir": Path("no/model")}, "no/model: no model there"),
         ({"blocks": Path("no/blocks")}, "no/blocks: no training blocks"),
         ({"tokenizer_dir": Path("no/tokenizer")}, "no/tokenizer: no tokenizer can be loaded"),
     ],
@@ -319,7 +319,7 @@ def test_folders_that_do_not_belong_together_are_refused(tiny: Path, tmp_path: P
         train(tiny, tmp_path, model_dir=tmp_path / "small")
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
-    with pytest.raises(InputError, match="broken: no causal language model can be loaded"):
+    with pytest.raises(InputError, match="broken: the model's weights are not in safetensors format, found none"):
         train(tiny, tmp_path, model_dir=tmp_path / "broken")
     with pytest.raises(InputError, match="broken: this folder holds no tokenizer"):
         fine_tune(
