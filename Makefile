@@ -1,5 +1,6 @@
 # make run    the whole pipeline on the embedded sample, offline but for the package registry
 # make test   all tests; make test-ui those that drive a real browser; make lint; make bench; make ui
+# make test-faults   runs killed hundreds of times, starved, fed with damaged files: about an hour
 PYTHON ?= python3
 ARTIFACTS ?= artifacts
 VENV := .venv
@@ -7,7 +8,7 @@ BIN := $(VENV)/bin
 PORT ?= 3000
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-ui browser postgres lint format bench ui clean
+.PHONY: help run test test-faults test-ui browser postgres lint format bench ui clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -28,7 +29,10 @@ ui: $(VENV)/.installed
 	$(BIN)/ivr --artifacts-dir $(ARTIFACTS) ui --port $(PORT)
 
 test: $(VENV)/.installed-dev
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not browser" -n 2 --dist loadfile
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not browser and not slow" -n 2 --dist loadfile
+
+test-faults: $(VENV)/.installed-dev
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 IVR_FUZZ_CASES=10000 IVR_KILLS=200 $(BIN)/python -m pytest ivr_dagster_tests/faults -s
 
 # Debian's chromium where we may install it, else the browser that playwright brings
 browser: $(VENV)/.installed-dev
@@ -42,13 +46,14 @@ postgres:
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then apt-get update -qq && apt-get install -y -qq postgresql; fi
 
 test-ui: browser postgres
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m browser
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "browser and not slow"
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python .ci/audit.py
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .

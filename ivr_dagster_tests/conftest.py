@@ -1,5 +1,6 @@
 """What several stems are tested with: GPT-2's tokenizer, text that every Python carries, small vocabularies."""
 
+import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,6 +12,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from ivr_dagster.core.atomic import remove
+from ivr_dagster.core.presence import alone
 from ivr_dagster.core.tokenizer.bpe import ByteLevelBPE, read_bpe
 from ivr_dagster.core.tokenizer.unigram import distill
 from ivr_dagster.core.tokens.counts import PretokenCounts, count_pretokens
@@ -94,27 +97,38 @@ def topics_counts(topics: list[str], gpt2: Tokenizer) -> PretokenCounts:
 
 
 @pytest.fixture(scope="session")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[str, dict[str, Any]]]]:
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, dict[str, Any]]]:
     """A small corpus taken through every stage, and figures by asset. It is copied, never changed."""
     from small_pipeline import build, prepare
 
-    root = tmp_path_factory.mktemp("built") / "root"
-    root.mkdir()
-    with _without_dagster_home():
+    def make(root: Path) -> dict[str, dict[str, Any]]:
         prepare(root)
-        yield root, build(root)
+        return build(root)
+
+    return _made_once(tmp_path_factory, "built", make)
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Fewer documents and a tiny model taken through every stage. It is copied, never changed."""
     from small_pipeline import build_tiny
 
-    root = tmp_path_factory.mktemp("tiny") / "root"
-    root.mkdir()
-    with _without_dagster_home():
-        build_tiny(root)
-        yield root
+    return _made_once(tmp_path_factory, "tiny", build_tiny)[0]
+
+
+def _made_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], Any]) -> tuple[Path, Any]:
+    """A folder filled by `make`, and what that returned: once for all processes that tests run in side by side."""
+    place = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        place = place.parent
+    root, returned = place / name / "root", place / name / "returned.json"
+    with alone(place / f"{name}.lock", seconds=600) as only, _without_dagster_home():
+        assert only
+        if not returned.exists():
+            remove(root.parent)  # of a worker that did not come to its end
+            root.mkdir(parents=True)
+            returned.write_text(json.dumps(make(root)))
+    return root, json.loads(returned.read_text())
 
 
 @contextmanager

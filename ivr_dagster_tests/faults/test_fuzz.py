@@ -1,0 +1,397 @@
+"""Random and mutated files, settings and rules: whatever comes in, what comes out is a result or an `InputError`.
+
+`IVR_FUZZ_CASES` says how many cases are tried in all, a few hundred if it is not set.
+"""
+
+import gzip
+import json
+import os
+import tempfile
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+
+from ivr_dagster.core.corpus import documents, long_lines
+from ivr_dagster.core.corpus.cleaning import clean
+from ivr_dagster.core.corpus.documents import corpus_files, read_documents
+from ivr_dagster.core.errors import InputError
+from ivr_dagster.core.tokenizer.bpe import ByteLevelBPE, read_bpe
+from ivr_dagster.core.training.launch import read_accelerate_config
+from ivr_dagster.core.training.sft_config import DEFAULTS, read_sft_config
+from ivr_dagster.core.vocabulary.remap import RemapRule, RemapRules, check_rules, read_rules, rules_as_yaml
+from ivr_dagster.settings import CHOICES, Settings, load_settings, remember_settings
+
+# no setting: taken out of the environment, which the settings are read from
+CASES = int(os.environ.pop("IVR_FUZZ_CASES", "400"))
+SHARES = {"documents": 0.4, "settings": 0.2, "environment": 0.1, "sft_config": 0.05, "launch": 0.1, "rules": 0.15}
+# of the processor. A case takes milliseconds; what takes this long would not end with larger input (and what waits for
+# something is ended by pytest)
+PATIENCE_SECONDS = 20.0
+
+pytestmark = pytest.mark.timeout(300 + CASES // 5)
+
+tried: Counter[str] = Counter()
+Fuzzed = Callable[..., Any]
+
+
+def fuzzing(what: str) -> Callable[[Fuzzed], Fuzzed]:
+    """As many cases as are this test's share, the same in every run unless there are many."""
+    return settings(
+        max_examples=max(1, round(CASES * SHARES[what])),
+        derandomize=True,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
+
+
+@contextmanager
+def only_input_errors(what: str, place: Path) -> Iterator[None]:
+    """The block ends soon, with an `InputError` on one line or none, and writes nothing."""
+    tried[what] += 1
+    before = {path: path.read_bytes() for path in place.rglob("*") if path.is_file()}
+    started = time.process_time()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of codecs and escapes that are going out of use
+            yield
+    except InputError as error:
+        assert str(error).strip()
+        assert len(str(error)) < 20_000
+    assert time.process_time() - started < PATIENCE_SECONDS
+    assert {path: path.read_bytes() for path in place.rglob("*") if path.is_file()} == before
+
+
+@pytest.fixture(scope="module", autouse=True)
+def limits_that_small_files_reach() -> Iterator[None]:
+    """So that long lines and texts are among the cases."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(documents, "_CHUNK_BYTES", 64)
+        patch.setattr(documents, "_LONG_LINE", 200)
+        patch.setattr(documents, "MOST_WHOLE_BYTES", 300)
+        patch.setattr(documents, "MOST_JSON", 3000)
+        patch.setattr(documents, "GZIP_BORNE_BYTES", 4000)
+        patch.setattr(long_lines, "LONG_STRING", 50)
+        patch.setattr(long_lines, "MOST_BESIDE", 2000)
+        yield
+
+
+@st.composite
+def mutated(draw: st.DrawFn, valid: st.SearchStrategy[bytes], pieces: list[bytes]) -> bytes:
+    """Bytes of something valid with some of them cut out, doubled or replaced, or left as they are."""
+    content = draw(valid)
+    for _ in range(draw(st.integers(0, 3))):
+        begin = draw(st.integers(0, len(content)))
+        end = min(len(content), begin + draw(st.integers(0, 12)))
+        put = draw(st.sampled_from(pieces) | st.binary(max_size=4) | st.just(content[begin:end] * 2))
+        content = content[:begin] + put + content[end:]
+    return content
+
+
+# corpora
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=40),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["text", "meta", "a.b", ""]), inner),
+    max_leaves=6,
+)
+LONG_TEXT = st.tuples(st.text(min_size=1, max_size=20), st.integers(1, 60)).map(lambda each: each[0] * each[1])
+RECORDS = st.lists(JSON | LONG_TEXT | LONG_TEXT.map(lambda text: {"text": text, "n": 1}), max_size=4)
+LINES = st.tuples(RECORDS, st.booleans()).map(
+    lambda each: "\n".join(json.dumps(record, ensure_ascii=each[1]) for record in each[0])
+)
+ENCODINGS = ["utf-8", "utf-16", "utf-16-le", "utf-32", "cp949", "latin-1", "utf-7", "shift_jis", "hz", "iso2022_kr"]
+ODD_ENCODINGS = ["unicode_escape", "raw_unicode_escape", "punycode", "idna", "undefined", "hex", "utf-8-sig", "mbcs"]
+
+
+@st.composite
+def corpus_bytes(draw: st.DrawFn) -> bytes:
+    text = draw(LINES | RECORDS.map(json.dumps) | st.text(max_size=300) | st.integers(1, 3000).map(lambda n: "[" * n))
+    valid = text.encode(draw(st.sampled_from(ENCODINGS[:7])), "replace" if draw(st.booleans()) else "ignore")
+    pieces = [
+        b"\xef\xbb\xbf",
+        b"\xff\xfe",
+        b"\0" * 40,
+        b"\r\n",
+        b'"',
+        b"\\ud83d",
+        b"\\",
+        b"{",
+        b"\xed\xa0\x80",
+        b"9" * 5000,
+    ]
+    return draw(mutated(st.just(valid), pieces) | st.binary(max_size=200))
+
+
+@fuzzing("documents")
+@given(
+    content=corpus_bytes(),
+    suffix=st.sampled_from([".txt", ".jsonl", ".json"]),
+    packed=st.sampled_from(["", "plain", "damaged", "bomb"]),
+    encoding=st.sampled_from(ENCODINGS) | st.sampled_from(ODD_ENCODINGS) | st.text(max_size=12),
+    errors=st.sampled_from(CHOICES["encoding_errors"]),
+    text_key=st.sampled_from(["text", "a.b", "meta.text", ""]) | st.text(max_size=8),
+    split=st.sampled_from([0, 256, 300, 255, -1, 16_384]),
+    skip=st.booleans(),
+    damage=st.integers(0, 100),
+)
+def test_any_file_is_read_or_refused(
+    content: bytes,
+    suffix: str,
+    packed: str,
+    encoding: str,
+    errors: str,
+    text_key: str,
+    split: int,
+    skip: bool,
+    damage: int,
+) -> None:
+    if packed:
+        content = gzip.compress(content * 500 if packed == "bomb" else content, mtime=0)
+        place = damage % len(content)
+        content = content[:place] + b"\x55" + content[place + 1 :] if packed == "damaged" else content
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / f"a{suffix}{'.gz' if packed else ''}"
+        file.write_bytes(content)
+        with only_input_errors("documents", Path(folder)):
+            (path,) = corpus_files(Path(folder))
+            for document in read_documents(
+                path,
+                Path(folder),
+                text_key=text_key,
+                encoding=encoding,
+                encoding_errors=errors,
+                text_split_bytes=split,
+                on_skip=(lambda *_: None) if skip else None,
+            ):
+                text, _ = clean(document.text)
+                text.encode()
+                document.source.encode()
+
+
+# settings
+
+SCALARS = st.sampled_from(
+    [
+        "1",
+        "-1",
+        "0.5",
+        "1e400",
+        ".inf",
+        "-.INF",
+        ".nan",
+        "~",
+        "null",
+        "true",
+        "off",
+        "2024-13-01",
+        "2024-01-01",
+        "1:59:59",
+        "0x" + "f" * 5000,
+        "9" * 5000,
+        "0o17",
+        "0b1",
+        "1_000",
+        "=",
+        "<<",
+        "!!int x",
+        "!!float ''",
+        "!!timestamp x",
+        "!!bool q",
+        "!!binary '&&&'",
+        "!!set {a}",
+        "!!omap [a: 1]",
+        "!!pairs [a: 1]",
+        "!!python/object:os.abort {}",
+        "&a [*a]",
+        "*a",
+        "&b 1",
+        '"\\ud800"',
+        '"\\0"',
+        "'",
+        '"',
+        "{",
+        "[1, 2]",
+        "{a: 1}",
+        "? x",
+        "|",
+        ">",
+        "%",
+        "@",
+        "\u2028",
+        "!<tag:yaml.org,2002:int> q",
+        "!!null x",
+        "!!str 5",
+        "!x y",
+        "\x85",
+        "\ufeff",
+        "-",
+        "- 1",
+        "a: b",
+        "#",
+    ]
+) | st.text(max_size=12)
+KEYS = st.sampled_from(
+    [*Settings.model_fields, "seed", "max_candidate", "<<", "5", "? [a]", "yes", "", "self", "__init__"]
+)
+
+
+def yaml_of(keys: st.SearchStrategy[str]) -> st.SearchStrategy[bytes]:
+    """YAML, or what looks like it, out of some of these keys."""
+    entries = st.lists(st.tuples(keys, SCALARS), max_size=5)
+    valid = entries.map(
+        lambda each: "".join(f"{key}: {value}\n" for key, value in each).encode("utf-8", "surrogatepass")
+    )
+    laughs = b"".join(b"l%d: &l%d [*l%d, *l%d]\n" % (n, n, n - 1, n - 1) for n in range(2, 20))
+    pieces = [b"\t", b"---\n", b"...\n", b": ", b"&a ", b"*a", b"[", b"{", b"\0", b"\xff", b"\xef\xbb\xbf", b"[" * 2000]
+    pieces += [b"l1: &l1 x\n" + laughs, b"- ", b"!!", b"%YAML 1.1\n---\n", b"<<: *a\n", b"\r", b"  ", b"? "]
+    return mutated(valid, pieces) | st.binary(max_size=60)
+
+
+@fuzzing("settings")
+@given(content=yaml_of(KEYS))
+def test_any_settings_file_is_read_or_refused(content: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder) / "artifacts"
+        place.mkdir()
+        (place / "ivr.yaml").write_bytes(content)
+        with only_input_errors("settings", place):
+            found = load_settings(place, environ={})
+            json.dumps(found.model_dump(), allow_nan=False).encode()
+            found.paths(place)
+            copy = Path(folder) / "copy.yaml"
+            copy.write_bytes(content)
+            remember_settings(copy, {"seed": 7, "raw_corpora_dir": "x"})
+            assert load_settings(place, config=copy, environ={}).seed == 7
+
+
+@fuzzing("environment")
+@given(st.dictionaries(KEYS.map(str.upper) | st.text(max_size=6), SCALARS | st.text(max_size=40), max_size=4))
+def test_any_environment_is_read_or_refused(values: dict[str, str]) -> None:
+    with tempfile.TemporaryDirectory() as folder, only_input_errors("environment", Path(folder)):
+        found = load_settings(Path(folder), environ={f"IVR_{name}": value for name, value in values.items()})
+        json.dumps(found.model_dump(), allow_nan=False).encode()
+        found.paths(Path(folder))
+
+
+TRAINING_KEYS = [line.split(":")[0] for line in DEFAULTS.read_text().splitlines() if not line.startswith("#")]
+MORE_KEYS = [
+    "warmup_steps",
+    "max_steps",
+    "vanilla",
+    "adafactor",
+    "no_cuda",
+    "output_dir",
+    "optim_args",
+    "fsdp",
+    "logging_dir",
+]
+
+
+@fuzzing("sft_config")
+@given(content=yaml_of(st.sampled_from([*TRAINING_KEYS, *MORE_KEYS, "sed", "5", "? [a]"])), vanilla=st.booleans())
+def test_any_training_settings_are_read_or_refused(content: bytes, vanilla: bool) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "sft_config.yaml"
+        file.write_bytes(content)
+        with only_input_errors("sft_config", Path(folder)):
+            config = read_sft_config(file, vanilla=vanilla)
+            config.digest()
+            config.shared_by(2)
+
+
+LAUNCH_KEYS = ["num_processes", "num_machines", "machine_rank", "main_process_ip", "main_process_port", "use_cpu"]
+LAUNCH_KEYS += ["mixed_precision", "distributed_type", "debug", "gpu_ids", "fsdp_config", "x"]
+
+
+@fuzzing("launch")
+@given(content=yaml_of(st.sampled_from(LAUNCH_KEYS)))
+def test_any_launch_settings_are_read_or_refused(content: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "accelerate_config.yaml"
+        file.write_bytes(content)
+        with only_input_errors("launch", Path(folder)):
+            launch = read_accelerate_config(file)
+            launch.torchrun("name", "module")
+            launch.environment({})
+
+
+# rules
+
+
+@pytest.fixture(scope="module")
+def bpe(tiny_bpe: Tokenizer) -> ByteLevelBPE:
+    """256 bytes and 300 tokens."""
+    return read_bpe(tiny_bpe)
+
+
+STRINGS = st.sampled_from(["a", "Ġthe", "qxz", "12", "", " ", "Ġ", "<|endoftext|>"]) | st.text(max_size=6)
+RULE = st.builds(
+    RemapRule,
+    id=st.integers(-2, 600),
+    sacrificed_token=STRINGS,
+    new_token=STRINGS,
+    constituents=st.lists(STRINGS, max_size=3).map(tuple),
+    frequencies=st.just({}) | st.just({"new": 7}),
+)
+# what YAML may hold; a lone surrogate is written as an escape by hand
+PLAIN = st.lists(RULE, max_size=4).filter(
+    lambda rules: all(
+        string.encode("utf-8", "ignore").decode() == string
+        for rule in rules
+        for string in (rule.sacrificed_token, rule.new_token, *rule.constituents)
+    )
+)
+BY_HAND = st.lists(
+    st.tuples(SCALARS, SCALARS, SCALARS, SCALARS).map(
+        lambda each: "- id: {}\n  sacrificed_token: {}\n  new_token: {}\n  constituents: {}\n".format(*each)
+    ),
+    max_size=3,
+).map(lambda rules: ("rules:\n" + "".join(rules)).encode("utf-8", "surrogatepass"))
+
+
+@fuzzing("rules")
+@given(
+    content=mutated(
+        PLAIN.map(lambda rules: rules_as_yaml(RemapRules(tuple(rules))).encode()) | BY_HAND,
+        [
+            b"\t",
+            b"rules:\n",
+            b"- ",
+            b"- 17\n",
+            b"id: ",
+            b"&a ",
+            b"*a",
+            b"[",
+            b"\0",
+            b"\xff",
+            b"!!int ",
+            b"9" * 5000,
+            b"<<: ",
+        ],
+    )
+)
+def test_any_rules_are_read_or_refused(content: bytes, bpe: ByteLevelBPE) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "remap_rules.yaml"
+        file.write_bytes(content)
+        with only_input_errors("rules", Path(folder)):
+            rules = read_rules(file)
+            rules.digest()
+            check_rules(rules, bpe, file)
+
+
+def test_so_many_cases_were_tried() -> None:
+    told = ", ".join(f"{count:,} {what}" for what, count in sorted(tried.items()))
+    print(f"{sum(tried.values()):,} cases: {told}")  # noqa: T201
+    if tried.keys() == SHARES.keys():  # all tests ran in this process
+        assert sum(tried.values()) >= 0.9 * CASES

@@ -1,0 +1,504 @@
+"""Training that diverges, runs out of memory, or is asked for what does not go together."""
+
+import gc
+import json
+import math
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from ivr_dagster.assets.training import _figures
+from ivr_dagster.cli import main
+from ivr_dagster.core.errors import InputError
+from ivr_dagster.core.training.blocks import write_blocks
+from ivr_dagster.core.training.checkpoints import MARKER
+from ivr_dagster.core.training.launched import LaunchFolder
+from ivr_dagster.core.training.sft import (
+    OutOfMemory,
+    SftResult,
+    TrainingDiverged,
+    Validation,
+    fine_tune,
+    read_sft_config,
+)
+
+END, BLOCK = 256, 16
+# 50 blocks, 8 a step: 7 steps an epoch, the last of 2 blocks; checkpoints fall inside epochs
+SETTINGS: dict[str, Any] = {
+    "num_train_epochs": 2,
+    "per_device_train_batch_size": 8,
+    "learning_rate": 1e-2,
+    "logging_steps": 1,
+    "save_steps": 3,
+    "report_to": "none",
+}
+Log = list[dict[str, float]]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Models this small are slower on several threads, and much slower beside other work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    gc.freeze()  # what other tests left is looked through whenever memory is freed
+    yield
+    gc.unfreeze()
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`model/` (GPT-2, one layer, no dropout), `tokenizer/` (bytes), `blocks/` (50) and `validation/`."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("given")
+    torch.manual_seed(1)
+    config = GPT2Config(vocab_size=257, n_positions=32, n_embd=16, n_layer=1, n_head=2)
+    config.bos_token_id = config.eos_token_id = END
+    config.attn_pdrop = config.embd_pdrop = config.resid_pdrop = 0.0
+    GPT2LMHeadModel(config).save_pretrained(folder / "model")
+    alphabet = {character: number for number, character in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(models.BPE(alphabet | {"<|endoftext|>": END}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>").save_pretrained(folder / "tokenizer")
+    ids = np.random.default_rng(2)
+    for name, documents in (("blocks", 20), ("validation", 6)):
+        texts = (ids.integers(0, 256, 39) for _ in range(documents))
+        write_blocks(texts, folder / name, block_size=BLOCK, eos_id=END, vocab_size=257)
+    return folder
+
+
+def train(given: Path, output_dir: Path, log: Log | None = None, **arguments: Any) -> SftResult:
+    settings = {**SETTINGS, **arguments.pop("settings", {})}
+    arguments = {"model_dir": given / "model", "blocks": given / "blocks", "fingerprint": "a", **arguments}
+    config = read_sft_config(None, **settings)
+    on_log = None if log is None else log.append
+    return fine_tune(
+        output_dir=output_dir, config=config, tokenizer_dir=given / "tokenizer", on_log=on_log, **arguments
+    )
+
+
+def complete(output_dir: Path) -> list[int]:
+    return sorted(int(marker.parent.name.split("-")[1]) for marker in output_dir.glob(f"checkpoint-*/{MARKER}"))
+
+
+@pytest.fixture
+def memory_for(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int]]:
+    """`memory_for(blocks, error, from_step)`: a model that does not fit with more blocks; the batches it was given."""
+    from transformers import GPT2LMHeadModel
+
+    forward = GPT2LMHeadModel.forward
+
+    def only(blocks: int, error: Exception | None = None, calls_before: int = 0) -> list[int]:
+        seen: list[int] = []
+
+        @wraps(forward)  # Trainer asks for its parameters
+        def checked(self: Any, input_ids: Any = None, **others: Any) -> Any:
+            seen.append(len(input_ids))
+            if len(input_ids) > blocks and len(seen) > calls_before:
+                raise error or torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+            return forward(self, input_ids, **others)
+
+        monkeypatch.setattr(GPT2LMHeadModel, "forward", checked)
+        return seen
+
+    return only
+
+
+@pytest.fixture(scope="module")
+def plain(given: Path, tmp_path_factory: pytest.TempPathFactory) -> SftResult:
+    return train(given, tmp_path_factory.mktemp("plain"))
+
+
+class TestTooLittleMemory:
+    """Micro-batches become smaller, batches do not."""
+
+    def test_the_losses_are_those_of_the_same_batches_at_once(
+        self, given: Path, tmp_path: Path, plain: SftResult, memory_for: Callable[..., list[int]]
+    ) -> None:
+        memory_for(3)
+        log: Log = []
+        result = train(given, tmp_path, log)
+        assert (result.micro_batch, result.accumulated) == (2, 4)
+        assert (plain.micro_batch, plain.accumulated) == (8, 1)
+        assert (result.steps, result.tokens) == (plain.steps, plain.tokens)
+        assert [step for step, _ in result.loss_history] == [step for step, _ in plain.loss_history]
+        assert result.loss_history == [(step, pytest.approx(loss, abs=1e-5)) for step, loss in plain.loss_history]
+        told = [entry for entry in log if "micro_batch" in entry]
+        assert told == [{"step": 0, "max_steps": 14, "micro_batch": m, "accumulated": 8 / m} for m in (4, 2)]
+
+    def test_a_run_goes_on_from_its_newest_checkpoint(
+        self, given: Path, tmp_path: Path, plain: SftResult, memory_for: Callable[..., list[int]]
+    ) -> None:
+        seen = memory_for(4, calls_before=8)  # the ninth step
+        log: Log = []
+        result = train(given, tmp_path, log)
+        assert (result.resumed_from, result.micro_batch, result.accumulated) == (6, 4, 2)
+        assert [entry["step"] for entry in log if "micro_batch" in entry] == [6]
+        # six of eight and a rest in the first epoch, one of eight and the one too many; then the seventh step anew
+        assert seen == [8] * 6 + [2, 8, 8] + [2] + [4] * 12 + [2]
+        assert result.loss_history == [(step, pytest.approx(loss, abs=1e-5)) for step, loss in plain.loss_history]
+        assert result.tokens == plain.tokens
+
+    def test_batches_that_cannot_be_halved_are_divided_without_rest(
+        self, given: Path, tmp_path: Path, memory_for: Callable[..., list[int]]
+    ) -> None:
+        settings = {"per_device_train_batch_size": 9, "gradient_accumulation_steps": 2, "max_steps": 3}
+        whole = train(given, tmp_path / "whole", settings=settings)
+        memory_for(4)
+        result = train(given, tmp_path / "parts", settings=settings)
+        assert (result.micro_batch, result.accumulated) == (3, 6)
+        assert result.loss_history == [(step, pytest.approx(loss, abs=1e-5)) for step, loss in whole.loss_history]
+
+    def test_validation_reads_no_more_blocks_at_once_than_training(
+        self, given: Path, tmp_path: Path, memory_for: Callable[..., list[int]]
+    ) -> None:
+        arguments: dict[str, Any] = {
+            "validation": Validation(given / "validation", 1.0),
+            "settings": {"eval_strategy": "steps", "eval_steps": 3, "per_device_train_batch_size": 2, "max_steps": 6},
+        }
+        whole = train(given, tmp_path / "whole", **arguments)
+        seen = memory_for(2)  # validation alone is too large, 8 blocks by default
+        result = train(given, tmp_path / "parts", **arguments)
+        assert max(seen[seen.index(8) + 1 :]) == 1
+        assert result.validation == [(step, pytest.approx(bits, abs=1e-5)) for step, bits in whole.validation]
+
+    def test_where_one_block_is_too_much_the_settings_to_change_are_named(
+        self, given: Path, tmp_path: Path, memory_for: Callable[..., list[int]]
+    ) -> None:
+        seen = memory_for(0, calls_before=4)
+        with pytest.raises(OutOfMemory) as error:
+            train(given, tmp_path)
+        assert seen == [8] * 5 + [4, 2, 1]
+        for part in (
+            "sft_config.yaml",
+            "on cpu with 1 block of 16 tokens at a time",
+            "Tried to allocate 20.00 MiB",
+            "--block-size",
+            "gradient_checkpointing: true",
+            "--dtype bfloat16",
+        ):
+            assert part in str(error.value)
+        assert complete(tmp_path) == [3]  # and the next run goes on from it
+        assert not (tmp_path / "final_model").exists()
+
+    @pytest.mark.parametrize("why", ["several processes", "left-out rests"])
+    def test_where_micro_batches_must_stay_a_smaller_one_is_asked_for(
+        self, why: str, given: Path, tmp_path: Path, memory_for: Callable[..., list[int]], monkeypatch: Any
+    ) -> None:
+        memory_for(4)
+        settings: dict[str, Any] = {"max_steps": 2}
+        if why == "left-out rests":  # smaller pieces would leave out others
+            settings["dataloader_drop_last"] = True
+            size = "8"
+        else:
+            monkeypatch.setattr("ivr_dagster.core.training.sft._run", out_of_memory)
+            monkeypatch.setenv("WORLD_SIZE", "2")
+            size = "4"
+        with pytest.raises(OutOfMemory, match=f"a smaller per_device_train_batch_size than {size}, with more"):
+            train(given, tmp_path, settings=settings)
+
+    @pytest.mark.parametrize(
+        "error",
+        [
+            RuntimeError(
+                "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried "
+                "to allocate 99 bytes. Error code 12 (Cannot allocate memory)"
+            ),
+            RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 99 bytes."),
+            MemoryError(),
+        ],
+        ids=["of the CPU", "of the CPU on Windows", "of Python"],
+    )
+    def test_whichever_allocator_tells_of_it(
+        self, error: Exception, given: Path, tmp_path: Path, memory_for: Callable[..., list[int]]
+    ) -> None:
+        memory_for(4, error)
+        assert train(given, tmp_path, settings={"max_steps": 1}).micro_batch == 4
+
+    def test_another_error_is_left_as_it_is(
+        self, given: Path, tmp_path: Path, memory_for: Callable[..., list[int]]
+    ) -> None:
+        memory_for(0, RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+        with pytest.raises(RuntimeError, match="mat1 and mat2"):
+            train(given, tmp_path)
+
+    def test_it_stands_in_the_metadata(self, plain: SftResult) -> None:
+        figures = _figures(plain)
+        assert (figures["micro_batch"], figures["gradient_accumulation_steps"]) == (8, 1)
+
+    def test_processes_tell_it_as_what_it_is(self, tmp_path: Path) -> None:
+        LaunchFolder(tmp_path).tell(1, OutOfMemory("4 blocks at a time are too many"))
+        failure = LaunchFolder(tmp_path).failure()
+        assert isinstance(failure, OutOfMemory)
+        assert str(failure) == "4 blocks at a time are too many"
+
+
+def out_of_memory(*_: Any, **__: Any) -> Any:
+    raise torch.OutOfMemoryError("CUDA out of memory.")
+
+
+class TestDivergence:
+    """It is told by its step; no checkpoint holds it."""
+
+    def finite(self, output_dir: Path) -> bool:
+        from safetensors.torch import load_file
+
+        return all(
+            bool(tensor.isfinite().all())
+            for step in complete(output_dir)
+            for tensor in load_file(output_dir / f"checkpoint-{step}" / "model.safetensors").values()
+        )
+
+    def test_a_loss_that_becomes_no_number_leaves_the_checkpoint_before_it_and_the_next_run_goes_on(
+        self, given: Path, tmp_path: Path, plain: SftResult, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from transformers import GPT2LMHeadModel
+
+        forward, calls = GPT2LMHeadModel.forward, []
+
+        @wraps(forward)
+        def spoilt(self: Any, *given: Any, **others: Any) -> Any:
+            output: Any = forward(self, *given, **others)
+            calls.append(1)
+            if len(calls) == 5:
+                output.loss = output.loss * math.nan
+            return output
+
+        with monkeypatch.context() as patch, pytest.raises(TrainingDiverged) as error:
+            patch.setattr(GPT2LMHeadModel, "forward", spoilt)
+            train(given, tmp_path)
+        for part in ("sft_config.yaml: the loss is nan at step 5 of 14", "lower learning_rate", "checkpoint-3 is kept"):
+            assert part in str(error.value)
+        assert complete(tmp_path) == [3]
+        assert self.finite(tmp_path)
+        assert not (tmp_path / "final_model").exists()
+        result = train(given, tmp_path)
+        assert result.resumed_from == 3
+        assert result.loss_history == plain.loss_history
+        weights = [(each.final_model / "model.safetensors").read_bytes() for each in (result, plain)]
+        assert weights[0] == weights[1]
+
+    def test_mended_settings_begin_anew(self, given: Path, tmp_path: Path) -> None:
+        wild = {"learning_rate": 1e4, "max_grad_norm": 0, "lr_scheduler_type": "constant", "warmup_steps": 0}
+        with pytest.raises(TrainingDiverged) as error:
+            train(given, tmp_path, settings=wild)
+        what = r"the (loss|grad_norm) (is (nan|inf)|has exploded to [\d.e+,]+ nats per token) at step \d+ of 14"
+        assert re.search(what, str(error.value))
+        assert self.finite(tmp_path)
+        result = train(given, tmp_path, fingerprint="mended")
+        assert result.resumed_from is None
+        assert result.steps == 14
+
+    def test_a_loss_that_explodes_is_stopped_before_it_is_no_number(
+        self, given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from transformers import GPT2LMHeadModel
+
+        forward, calls = GPT2LMHeadModel.forward, []
+
+        @wraps(forward)
+        def growing(self: Any, *given: Any, **others: Any) -> Any:
+            output: Any = forward(self, *given, **others)
+            calls.append(1)
+            output.loss = output.loss * 2.0 ** len(calls)
+            return output
+
+        monkeypatch.setattr(GPT2LMHeadModel, "forward", growing)
+        # ten times ln 257 is 55.5; the loss begins at twice 5.5
+        with pytest.raises(TrainingDiverged, match=r"the loss has exploded to \d\d\.\d+ nats per token at step 4 of"):
+            train(given, tmp_path, settings={"learning_rate": 1e-9})
+        assert complete(tmp_path) == [3]
+
+    def test_an_update_that_spoils_the_weights_reaches_no_checkpoint(
+        self, given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from accelerate.optimizer import AcceleratedOptimizer
+
+        step, steps = AcceleratedOptimizer.step, []
+
+        def spoilt(self: Any, *given: Any, **others: Any) -> Any:
+            done = step(self, *given, **others)
+            steps.append(1)
+            if len(steps) == 6:
+                self.param_groups[0]["params"][0].data[:1] = math.inf
+            return done
+
+        monkeypatch.setattr(AcceleratedOptimizer, "step", spoilt)
+        with pytest.raises(TrainingDiverged, match=r"\.weight holds what is no finite number at step 6 of 14.*t-3 is"):
+            train(given, tmp_path)
+        assert complete(tmp_path) == [3]
+
+    def test_a_validation_that_is_no_number_reaches_no_checkpoint(
+        self, given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("ivr_dagster.core.training.row_trainer.math.log", lambda *_: math.nan)
+        validation = Validation(given / "validation", 1.0)
+        settings = {"eval_strategy": "steps", "eval_steps": 3}
+        with pytest.raises(TrainingDiverged, match=r"the validation is nan bits per byte at step 3 of 14"):
+            train(given, tmp_path, validation=validation, settings=settings)
+        assert complete(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"optim": "adamw_bnb_8bit"}, "bitsandbytes"),
+        ({"report_to": "wandb"}, "wandb to be installed"),
+        ({"lr_scheduler_kwargs": {"nonsense": 1}}, "'nonsense'"),
+        ({"lr_scheduler_type": "warmup_stable_decay"}, "'num_decay_steps'"),
+        ({"use_liger_kernel": True}, "liger-kernel"),
+        ({"dataloader_persistent_workers": True}, "persistent_workers option needs num_workers > 0"),
+        ({"dataloader_prefetch_factor": 2}, "dataloader_num_workers > 0"),
+        ({"bf16": True, "fp16": True}, "At most one of fp16 and bf16"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_settings_that_contradict_each_other_or_this_machine_are_told_by_their_file(
+    settings: dict[str, Any], says: str, given: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError) as error:
+        train(given, tmp_path, settings=settings)
+    assert "the training settings contradict each other or this machine (" in str(error.value)
+    assert says in str(error.value)
+    assert str(error.value.where).endswith("sft_config.yaml")
+    assert "\n" not in str(error.value)
+
+
+@pytest.fixture(scope="module")
+def root(given: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What is brought, and a folder for artifacts."""
+    root = tmp_path_factory.mktemp("brought")
+    (root / "raw").mkdir()
+    (root / "raw" / "one.txt").write_text("one document")
+    (root / "rules.yaml").write_text("rules: []\n")
+    shutil.copytree(given / "model", root / "model")
+    shutil.copytree(given / "tokenizer", root / "model", dirs_exist_ok=True)
+    shutil.copytree(given / "blocks", root / "blocks" / "remapped")
+    (root / "artifacts").mkdir()
+    settings = {
+        "model_name": str(root / "model"),
+        "train_model_name": str(root / "model"),
+        "tokenizer_path": str(root / "model"),
+        "dataset_path": str(root / "blocks"),
+        "remap_rules_path": str(root / "rules.yaml"),
+        "raw_corpora_dir": str(root / "raw"),
+        "config_path": str(root / "sft_config.yaml"),
+        "vanilla": False,
+        "vanilla_compute": False,
+        "dtype": "float32",
+    }
+    (root / "artifacts" / "ivr.yaml").write_text(yaml.safe_dump(settings))
+    return root
+
+
+class TestCommandLine:
+    """`ivr train` on a model, a tokenizer, rules and blocks that were brought."""
+
+    @pytest.fixture
+    def ivr(
+        self, root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> Callable[..., tuple[int, list[str], str]]:
+        """`ivr(training settings, options)`: exit code, lines on standard error, and standard output."""
+        for name in [name for name in os.environ if name.startswith(("IVR_", "DAGSTER_HOME"))]:
+            monkeypatch.delenv(name)
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        monkeypatch.setenv("DAGSTER_HOME", str(root / "home"))
+
+        def run(changed: dict[str, Any], device: str = "cpu") -> tuple[int, list[str], str]:
+            (root / "sft_config.yaml").write_text(yaml.safe_dump(SETTINGS | changed))
+            command = ["ivr", "--artifacts-dir", str(root / "artifacts"), "--json", "train", "--device", device]
+            monkeypatch.setattr("sys.argv", command)
+            capsys.readouterr()
+            with pytest.raises(SystemExit) as ended:
+                main()
+            said = capsys.readouterr()
+            return int(str(ended.value.code)), said.err.splitlines(), said.out
+
+        return run
+
+    def test_divergence_is_a_failure_told_in_a_line_and_the_next_run_is_well(
+        self, ivr: Callable[..., tuple[int, list[str], str]], root: Path
+    ) -> None:
+        place = root / "artifacts" / "training" / "sft_checkpoint"
+        wild = {"learning_rate": 1e4, "max_grad_norm": 0, "lr_scheduler_type": "constant", "warmup_ratio": 0}
+        code, said, out = ivr(wild)
+        assert (code, out) == (1, "")
+        assert "Traceback" not in "".join(said)
+        for part in (str(root / "sft_config.yaml"), " at step ", " of 14", "take a lower learning_rate"):
+            assert part in said[-1]
+        assert not (place / "final_model").exists()
+        code, said, out = ivr({})
+        assert code == 0, said
+        figures = json.loads(out)["assets"]["sft_checkpoint"]
+        assert (figures["micro_batch"], figures["gradient_accumulation_steps"]) == (8, 1)
+
+    def test_too_little_memory_is_told_in_log_and_figures_and_fails_only_in_the_end(
+        self, ivr: Callable[..., tuple[int, list[str], str]], memory_for: Callable[..., list[int]]
+    ) -> None:
+        memory_for(4)
+        code, said, out = ivr({"seed": 7})
+        assert code == 0, said
+        assert any("going on with 4 blocks at a time, 2 times a step" in line for line in said)
+        figures = json.loads(out)["assets"]["sft_checkpoint"]
+        assert (figures["micro_batch"], figures["gradient_accumulation_steps"]) == (4, 2)
+
+    def test_no_memory_at_all_is_a_failure(
+        self, ivr: Callable[..., tuple[int, list[str], str]], memory_for: Callable[..., list[int]]
+    ) -> None:
+        memory_for(0)
+        code, said, out = ivr({"per_device_train_batch_size": 1})
+        assert (code, out) == (1, "")
+        assert "Traceback" not in "".join(said)
+
+    def test_a_device_that_is_not_there_is_the_requests_fault(
+        self, ivr: Callable[..., tuple[int, list[str], str]], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+        code, said, _ = ivr({}, "cuda")
+        assert code == 2
+        assert said == ["ivr: device: no cuda device here, found cpu. Set --device auto."]
+
+
+class TestBlocks:
+    """What training is given in place of blocks that fit the model."""
+
+    def refused(self, given: Path, tmp_path: Path, blocks: Path) -> str:
+        with pytest.raises(InputError) as error:
+            train(given, tmp_path / "run", blocks=blocks)
+        assert error.value.where == blocks
+        return str(error.value)
+
+    def test_ids_that_the_model_has_no_row_for_are_told(self, given: Path, tmp_path: Path) -> None:
+        write_blocks(iter([np.full(40, 300)]), tmp_path / "blocks", block_size=BLOCK, eos_id=END, vocab_size=400)
+        said = self.refused(given, tmp_path, tmp_path / "blocks")
+        assert "the blocks hold the id 300, the model has 257 embedding rows" in said
+
+    def test_rows_of_several_lengths_are_no_blocks(self, given: Path, tmp_path: Path) -> None:
+        from datasets import Dataset
+
+        Dataset.from_dict({"input_ids": [[1, 2, 3], [4, 5]]}).save_to_disk(tmp_path / "blocks")
+        assert "blocks of one length were asked for" in self.refused(given, tmp_path, tmp_path / "blocks")
+
+    @pytest.mark.parametrize("name", ["data-00000-of-00001.arrow", "state.json", "dataset_info.json"])
+    def test_a_file_that_is_cut_short_is_told(self, name: str, given: Path, tmp_path: Path) -> None:
+        blocks = Path(shutil.copytree(given / "blocks", tmp_path / "blocks"))
+        (blocks / name).write_bytes((blocks / name).read_bytes()[:40])
+        assert "no training blocks can be read here (" in self.refused(given, tmp_path, blocks)
+
+    def test_text_for_less_than_a_block_is_told_with_its_numbers(self, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match=r"15 tokens in 2 documents, fewer than one block of 16.*smaller --bl"):
+            write_blocks(
+                (np.arange(n) for n in (6, 7)), tmp_path / "blocks", block_size=BLOCK, eos_id=END, vocab_size=257
+            )
