@@ -12,7 +12,10 @@ A map, in reading order. The work itself, without Dagster, is in `core`, and fol
 - `core.evaluation`: bits per byte with their intervals, new and kept tokens, speed, the report, the model card.
 - `core.shard_results`, `core.known_files`: what is kept of each shard of the corpus and of each file, so that only what
   changed is worked on again.
-- `core.handles`: artifacts that are folders; `core.atomic`, `core.content_hash`, `core.errors`: what all stems need.
+- `core.handles`: artifacts that are folders; `core.model_files`: whether one holds a model that can be adapted.
+- `core.atomic`, `core.manifest`, `core.locks`, `core.presence`: what is written is whole, is told from what is not, and
+  has one writer at a time.
+- `core.content_hash`, `core.errors`, `core.faults`, `core.yaml_files`, `core.regular_files`: what all stems need.
 
 Around it, from the ground up:
 
@@ -25,6 +28,7 @@ Around it, from the ground up:
 - `assets`: one thin module a stem. `asset_checks`: what must hold, beside the assets it is about.
 - `sources`: what everything starts from, and noticing that it changed. `staleness`: what is stale, and why.
   `dead_runs`: runs whose process is gone.
+- `executor`: a run waits until nobody else works on its artifacts.
 - `automation`, `alerts`: jobs, schedule, sensors. `definitions`: all of it as the one object that Dagster loads.
 - `materialize`: the same assets driven without the UI. `experiments`: folders of them beside each other.
 - `terminal`, `ui`: what a person sees. `cli`: `ivr`.

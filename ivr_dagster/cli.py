@@ -783,7 +783,7 @@ def main() -> None:
         name = type(error).__name__
         if name == "Interrupted":
             _complain("stopped; what was finished stays, the same command goes on from there", debug)
-        elif name == "StageFailed":
+        elif name in ("StageFailed", "TrainingDiverged", "OutOfMemory"):
             _complain(str(error), debug)
         elif (short := shortage(error)) is not None:
             _complain(short, debug)

@@ -15,7 +15,7 @@ from ivr_dagster.core.allocator import keep_freed_memory
 from ivr_dagster.core.errors import InputError
 from ivr_dagster.core.parent import end_with
 from ivr_dagster.core.training.launched import LaunchFolder, Training, result_as_json
-from ivr_dagster.core.training.sft import SftResult, TrainingDiverged, fine_tune
+from ivr_dagster.core.training.sft import OutOfMemory, SftResult, TrainingDiverged, fine_tune
 
 
 def train(training: Training, **reported: Any) -> SftResult:
@@ -39,7 +39,7 @@ def main() -> int:
                 pipes.report_custom_message({"result": result_as_json(result)})
         else:
             train(request.training)
-    except (InputError, TrainingDiverged) as error:
+    except (InputError, TrainingDiverged, OutOfMemory) as error:
         folder.tell(process, error)
         return 1
     except Exception as error:

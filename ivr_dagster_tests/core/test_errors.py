@@ -19,7 +19,7 @@ def raised(error: BaseException, cause: BaseException | None = None) -> BaseExce
 @pytest.mark.parametrize(
     ("error", "says"),
     [
-        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/a/b.parquet"), "/a/b.parquet: no space is left on the disk."),
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/a/b.csv"), "/a/b.csv: no space is left on the disk."),
         (PermissionError(errno.EACCES, os.strerror(errno.EACCES), "/a"), "/a: permission is denied."),
         (OSError(errno.EROFS, os.strerror(errno.EROFS), "/a"), "/a: the file system is read-only."),
         (OSError("[Errno 28] Error writing bytes to file. Detail: No space left on device"), "no space is left on the"),

@@ -405,7 +405,10 @@ def _command(
         descriptor = os.open(name, (os.O_RDONLY if number == 0 else os.O_WRONLY) | os.O_APPEND)
         os.dup2(descriptor, number)
         os.close(descriptor)
-    sys.stdout, sys.stderr = (os.fdopen(n, "w", encoding="utf-8", buffering=1, closefd=False) for n in (1, 2))
+    for name, number, errors in (("stdout", 1, "strict"), ("stderr", 2, "backslashreplace")):
+        setattr(sys, name, open(number, "w", encoding="utf-8", errors=errors, buffering=1, closefd=False))  # noqa: SIM115
+    # as in a console script; the fork server's own locks would outlive those who are killed
+    multiprocessing.set_start_method("fork", force=True)
     os.environ.clear()
     os.environ.update(environment)
     if happening is not None or operations is not None:
@@ -713,11 +716,13 @@ class Pipeline:
         command.wait()
         return command
 
-    def reference(self, settings: Mapping[str, Any], start: Path | None = None, name: str = "first") -> Reference:
+    def reference(
+        self, settings: Mapping[str, Any], start: Path | None = None, name: str = "first", *, until: str = "evaluate"
+    ) -> Reference:
         """Run undisturbed, and remember what came of it below `root`."""
         artifacts = self.folder(settings, start)
         operations = artifacts.parent / "operations"
-        command = self.start(artifacts, operations=operations)
+        command = self.start(artifacts, "run", "--until", until, operations=operations)
         begun: dict[str, float] = {START_UP: command.started}
         passing: Contents = {}
         while command.code is None:
@@ -730,7 +735,7 @@ class Pipeline:
             time.sleep(0.004)
         ended = time.monotonic()
         assert command.code == 0, command.said[-3_000:]
-        assert self.states(artifacts) == {}
+        assert self.states(artifacts) == {} or until != "evaluate"
         ends = [*list(begun.values())[1:], ended]
         seconds = {step: end - start for (step, start), end in zip(begun.items(), ends, strict=True)}
         kept = self.root / name

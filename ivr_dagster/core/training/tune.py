@@ -19,7 +19,7 @@ from ivr_dagster.core.atomic import remove, replacing
 from ivr_dagster.core.content_hash import content_hash
 from ivr_dagster.core.errors import InputError
 from ivr_dagster.core.training.blocks import read_blocks
-from ivr_dagster.core.training.sft import TrainingDiverged, Validation, fine_tune
+from ivr_dagster.core.training.sft import OutOfMemory, TrainingDiverged, Validation, fine_tune
 from ivr_dagster.core.training.sft_config import SftConfig, read_sft_config, sft_config_with
 from ivr_dagster.core.training.study import (
     COMPLETE,
@@ -270,10 +270,8 @@ def _run_trial(
             on_log=on_log,
             keep_model=False,
         )
-    except TrainingDiverged as error:
+    except (TrainingDiverged, OutOfMemory) as error:
         raise GivenUp(str(error)) from error
-    except torch.OutOfMemoryError as error:
-        raise GivenUp("it does not fit into the device's memory") from error
     finally:
         remove(place)
         gc.collect()  # a Trainer refers to itself

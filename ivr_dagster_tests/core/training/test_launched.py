@@ -269,7 +269,7 @@ def test_a_fault_that_a_process_finds_is_told_with_its_place_and_remedy(
     assert member.main() == 1
     failure = folder.failure()
     assert isinstance(failure, InputError)
-    assert (failure.where, "holds no model" in failure.message) == (str(tmp_path), True)
+    assert (failure.where, "no model there" in failure.message) == (str(tmp_path), True)
     assert failure.remedy
 
 
