@@ -236,6 +236,7 @@ class Request:
         observe: bool = True,
         makes: Callable[["Workbench"], Iterable[str]] | None = None,
         title: str = "",
+        check: Callable[["Workbench"], None] = lambda bench: None,
     ) -> "Workbench":
         """The assets under the settings, options included, once sources were looked at.
 
@@ -248,6 +249,7 @@ class Request:
             observe: whether sources are looked at.
             makes: the assets that the command is to make; until it ends nobody else does.
             title: the command, for those who find them held.
+            check: called before options are remembered; raises where they are at fault.
         """
         settings = load_settings(self.artifacts_dir, config=self.config, options=given)
         if remember and observe:
@@ -260,6 +262,7 @@ class Request:
             self._until_the_end.enter_context(workbench.holding(makes(workbench), f"ivr {title}"))
         if observe:
             workbench.observe_sources()
+        check(workbench)
         if remember and given:
             self._file_before = self.settings_file.read_bytes() if self.settings_file.is_file() else None
             remember_settings(self.settings_file, given)
@@ -409,7 +412,12 @@ def _stage_command(stage: str) -> None:
         if dry_run:
             _show_plan(request, request.workbench(given, remember=False, observe=False))
             return
-        workbench = request.workbench(given, makes=lambda bench: bench.stage_assets(stage), title=stage)
+        workbench = request.workbench(
+            given,
+            makes=lambda bench: bench.stage_assets(stage),
+            title=stage,
+            check=lambda bench: bench.check_training_settings() if stage == "train" else None,
+        )
         failed = workbench.failed_blocking_checks(before_stage=stage)
         if failed:
             raise InputError(f"{stage} was asked for, but a blocking check has failed before it: {failed}")
@@ -440,7 +448,9 @@ for _stage in STAGES:
 def tune(request: Request, /, **options: Any) -> None:
     """Search for better training settings; a search that was stopped goes on."""
     given = {key: value for key, value in options.items() if value is not None}
-    workbench = request.workbench(given, makes=lambda _: TUNING, title="tune")
+    workbench = request.workbench(
+        given, makes=lambda _: TUNING, title="tune", check=lambda bench: bench.check_training_settings()
+    )
     failed = workbench.failed_blocking_checks(before_stage="train")
     if failed:
         raise InputError(f"tune was asked for, but a blocking check has failed before it: {failed}")
@@ -474,7 +484,10 @@ def run(request: Request, /, sample: bool, until: str | None, dry_run: bool, **o
         _show_states(request, [state for state in workbench.states() if state.stale])
         return
     workbench = request.workbench(
-        given, makes=lambda bench: [name for stage in stages for name in bench.stage_assets(stage)], title="run"
+        given,
+        makes=lambda bench: [name for stage in stages for name in bench.stage_assets(stage)],
+        title="run",
+        check=lambda bench: bench.check_training_settings() if "train" in stages and _trains(bench) else None,
     )
     from ivr_dagster.materialize import together
 
@@ -602,6 +615,10 @@ def ui(request: Request, /, port: int, **options: Any) -> None:
     load_settings(request.artifacts_dir, config=request.config, options=given)
     remember_settings(request.settings_file, given)
     raise SystemExit(serve(request.artifacts_dir, request.config, port))
+
+
+def _trains(workbench: "Workbench") -> bool:
+    return any(state.stale for state in workbench.states() if state.stage == "train")
 
 
 def _refuse_other_sources(request: Request) -> None:
@@ -796,7 +813,11 @@ def main() -> None:
 def _complain(message: str, debug: bool) -> None:
     if debug:
         traceback.print_exc()
-    click.echo(f"ivr: {' '.join(message.split())}", err=True)
+    line = " ".join(message.split())
+    # a file's name may hold what a terminal obeys
+    click.echo(
+        "ivr: " + "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in line), err=True
+    )
 
 
 if __name__ == "__main__":

@@ -200,6 +200,17 @@ class Workbench:
                 wave.append(name)
         return wave
 
+    def check_training_settings(self) -> None:
+        """See that training could begin as far as its settings go, before anything else is made.
+
+        Raises:
+            InputError: training or launch settings are at fault.
+        """
+        from ivr_dagster.core.training.sft_config import read_sft_config
+
+        read_sft_config(self.shared.sft_config_file())
+        self.shared.launch()
+
     def data_version(self, name: str) -> str | None:
         """The data version that an asset, or a source, has now."""
         return Staleness(self.instance, self._graph, self.paths).version(dg.AssetKey(name))

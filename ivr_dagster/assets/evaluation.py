@@ -325,6 +325,8 @@ def _retention_text(
                 root,
                 text_key=settings.text_key,
                 encoding=settings.encoding,
+                encoding_errors=settings.encoding_errors,
+                on_bad_input=settings.on_bad_input,
                 text_split_bytes=settings.text_split_bytes,
             ),
         )

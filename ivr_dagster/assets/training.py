@@ -57,6 +57,8 @@ DIVIDED_BY = ("heldout_fraction", "normalization", "text_split_bytes", "text_key
         "vanilla",
         "text_key",
         "encoding",
+        "encoding_errors",
+        "on_bad_input",
         "normalization",
     ),
 )
@@ -423,6 +425,8 @@ def _general_texts(settings: SettingsResource, corpus: CleanedCorpus, size: int)
             folder,
             text_key=settings.text_key,
             encoding=settings.encoding,
+            encoding_errors=settings.encoding_errors,
+            on_bad_input=settings.on_bad_input,
             text_split_bytes=settings.text_split_bytes,
             setting="general_corpora_dir",
         )

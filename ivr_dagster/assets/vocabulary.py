@@ -249,14 +249,13 @@ def remap_rules(
     """
     bpe = original_tokenizer.bpe()
     place = settings.places["remap_rules"]
-    rules = edited_rules(settings.places)
-    if rules is None:
-        rules = rules_from_table(replacement_candidates)
-    else:
+    edited = edited_rules(settings.places)
+    rules = rules_from_table(replacement_candidates) if edited is None else edited
+    check_rules(rules, bpe, place)
+    if edited is not None:
         context.log.warning(
             f"{place} was edited by hand and is honoured as it stands; delete it to compute the rules anew"
         )
-    check_rules(rules, bpe, place)
     return dg.MaterializeResult(
         value=rules,
         data_version=dg.DataVersion(rules.digest()),

@@ -100,7 +100,9 @@ class SettingsResource(dg.ConfigurableResource, Settings):  # type: ignore[type-
         values = {key: getattr(self, key) for key in sorted(keys) if key not in (SFT_CONFIG, ARITHMETIC)}
         if SFT_CONFIG in keys:
             file = self.sft_config_file()
-            values[SFT_CONFIG] = content_hash(file.read_text(encoding="utf-8"))[:8] if file.is_file() else "missing"
+            values[SFT_CONFIG] = (
+                content_hash(file.read_text(encoding="utf-8", errors="replace"))[:8] if file.is_file() else "missing"
+            )
         if ARITHMETIC in keys and (decided := self.launch_arithmetic()):
             values[ARITHMETIC] = decided
         return values

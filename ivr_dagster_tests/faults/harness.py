@@ -609,14 +609,14 @@ class Reference:
         folder: its artifacts, to be copied.
         contents: their hashes.
         seconds: by asset, in order, how long its step took, until the next began; `start-up` comes first.
-        passing: checkpoints that were there for a while.
+        passing: checkpoints that were there for a while, each by itself.
         operations: names of its file operations, in order, each once.
     """
 
     folder: Path
     contents: Contents
     seconds: dict[str, float]
-    passing: Contents = field(default_factory=dict)
+    passing: list[Contents] = field(default_factory=list)
     operations: list[str] = field(default_factory=list)
 
     def moment(self, place: str, rng: random.Random) -> tuple[str, float]:
@@ -724,14 +724,17 @@ class Pipeline:
         operations = artifacts.parent / "operations"
         command = self.start(artifacts, "run", "--until", until, operations=operations)
         begun: dict[str, float] = {START_UP: command.started}
-        passing: Contents = {}
+        passing: dict[tuple[str, int], Contents] = {}
         while command.code is None:
             for step in command.steps():
                 begun.setdefault(step, time.monotonic())
             for marker in artifacts.glob("training/*/checkpoint-*/complete.json"):
-                unit = marker.parent.relative_to(artifacts).as_posix()
-                if unit not in passing:
-                    passing |= _one_folder(artifacts, unit)
+                with contextlib.suppress(FileNotFoundError):  # removed while it is looked at
+                    version = marker.parent.relative_to(artifacts).as_posix(), marker.stat().st_mtime_ns
+                    if version not in passing:
+                        hashes = _one_folder(artifacts, version[0])
+                        marker.stat()  # still whole
+                        passing[version] = hashes
             time.sleep(0.004)
         ended = time.monotonic()
         assert command.code == 0, command.said[-3_000:]
@@ -741,7 +744,11 @@ class Pipeline:
         kept = self.root / name
         shutil.copytree(artifacts, kept)
         found = Reference(
-            kept, contents(artifacts), seconds, passing, list(dict.fromkeys(operations.read_text().splitlines()))
+            kept,
+            contents(artifacts),
+            seconds,
+            [*passing.values()],
+            list(dict.fromkeys(operations.read_text().splitlines())),
         )
         self.discard(artifacts)
         return found
@@ -759,13 +766,9 @@ class Pipeline:
 
 
 def _one_folder(artifacts: Path, unit: str) -> Contents:
-    try:
-        files = sorted(file for file in (artifacts / unit).iterdir() if file.is_file())
-        names = {file.relative_to(artifacts).as_posix(): file for file in files}
-        hashes = {name: _digest(file) for name, file in names.items() if not VOLATILE.match(name)}
-    except FileNotFoundError:  # it was removed while it was looked at
-        return {}
-    return {unit: hashes}
+    files = sorted(file for file in (artifacts / unit).iterdir() if file.is_file())
+    names = {file.relative_to(artifacts).as_posix(): file for file in files}
+    return {unit: {name: _digest(file) for name, file in names.items() if not VOLATILE.match(name)}}
 
 
 def nothing_is(wrong: Sequence[str]) -> None:

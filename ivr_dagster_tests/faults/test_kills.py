@@ -77,9 +77,8 @@ class Cycle:
             return False
         self.killed.append(told)
         old = self.old.contents if self.old else None
-        found = broken(
-            self.artifacts, old, self.goal.contents, [each.passing for each in (self.old, self.goal) if each]
-        )
+        passing = [version for each in (self.old, self.goal) if each for version in each.passing]
+        found = broken(self.artifacts, old, self.goal.contents, passing)
         found += [f"still lives: {each}" for each in left_over]
         with self.tally.lock:
             self.tally.kills[place] += 1

@@ -93,8 +93,8 @@ def told_clearly(command: Command, *words: str) -> list[str]:
 
 def goes_on(pipeline: Pipeline, artifacts: Path, first: Reference, later: Reference) -> list[str]:
     """What is wrong with a folder after a run that failed, and after the next."""
-    passing = (first.passing, later.passing)
-    wrong = [f"then: {line}" for line in broken(artifacts, first.contents, later.contents, passing)]
+    found = broken(artifacts, first.contents, later.contents, first.passing + later.passing)
+    wrong = [f"then: {line}" for line in found]
     command = pipeline.run(artifacts, level="WARNING")
     if command.code != 0:
         return [*wrong, f"the next run ended with {command.code}: {command.said[-2_000:]}"]

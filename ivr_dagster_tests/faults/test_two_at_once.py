@@ -119,7 +119,7 @@ def test_a_command_beside_a_run_of_dagster_itself_leaves_whole_artifacts(
     codes = ours.wait(), theirs.wait()
     assert codes[0] in (0, 2), ours.said[-2_000:]
     assert "Traceback" not in ours.said
-    wrong = broken(artifacts, first.contents, later.contents, (first.passing, later.passing))
+    wrong = broken(artifacts, first.contents, later.contents, first.passing + later.passing)
     last = pipeline.run(artifacts)
     assert last.code == 0, last.said[-2_000:]
     wrong += differences(contents(artifacts), later.contents) + leftovers(artifacts)

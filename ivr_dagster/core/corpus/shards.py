@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ivr_dagster.core.corpus.documents import corpus_files, hash_content
+from ivr_dagster.core.errors import InputError
 from ivr_dagster.core.known_files import KnownFile, KnownFiles
 
 # Bytes. A shard is about 1/256 of the corpus, so that a change of one part in a hundred stays one; a smaller one would
@@ -49,7 +50,11 @@ def read_corpus_files(root: Path, kept: KnownFiles | None = None) -> list[Corpus
     known = kept.read() if kept else {}
 
     def look_at(path: Path) -> tuple[CorpusFile, KnownFile]:
-        found = path.stat()
+        try:
+            found = path.stat()
+        except OSError as error:
+            message = f"the file was there and cannot be found any more ({error.strerror})"
+            raise InputError(message, where=path, remedy="Run again once the corpus keeps still") from error
         said = (found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_dev)
         before = known.get(str(path))
         content = before.content if before and before.said == said else hash_content(path)

@@ -120,7 +120,7 @@ def test_any_edit_of_ids_or_strings_is_noticed_and_of_frequencies_and_comments_n
         edited = text.replace(old, new)
         assert edited != text
         assert rules_from_yaml(edited).edited
-    for old, new in [("saving: 9", "saving: 10"), ("rules:", "# mine\nrules:"), ("id: 700", "id: 0x2bc")]:
+    for old, new in [("saving: 9", "saving: 10"), ("\nrules:", "\n# mine\nrules:"), ("id: 700", "id: 0x2bc")]:
         same = text.replace(old, new)
         assert same != text
         assert not rules_from_yaml(same).edited
