@@ -743,13 +743,8 @@ class Pipeline:
         seconds = {step: end - start for (step, start), end in zip(begun.items(), ends, strict=True)}
         kept = self.root / name
         shutil.copytree(artifacts, kept)
-        found = Reference(
-            kept,
-            contents(artifacts),
-            seconds,
-            [*passing.values()],
-            list(dict.fromkeys(operations.read_text().splitlines())),
-        )
+        done = list(dict.fromkeys(operations.read_text().splitlines()))
+        found = Reference(kept, contents(artifacts), seconds, [*passing.values()], done)
         self.discard(artifacts)
         return found
 

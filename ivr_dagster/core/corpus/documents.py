@@ -108,7 +108,10 @@ def hash_content(path: Path) -> bytes:
     """
     try:
         with open_regular(path) as file:
-            return hashlib.file_digest(file, "blake2b").digest()
+            digest = hashlib.blake2b()
+            while block := file.read(_CHUNK_BYTES):  # of many small files file_digest fills a buffer each
+                digest.update(block)
+            return digest.digest()
     except OSError as error:
         raise _unreadable(path, error) from error
 
@@ -231,11 +234,13 @@ def _visible_files(root: Path) -> list[Path]:
                 continue
             path = folder / entry.name
             try:
-                if entry.is_symlink() and (path.is_dir() or _kind(entry.name)):
+                # the folder's own listing tells of all but links: nothing is asked of the disk for each file
+                seen: os.DirEntry[str] | Path = path if entry.is_symlink() else entry
+                if seen is path and (path.is_dir() or _kind(entry.name)):
                     _check_link(path, real_root)
-                if path.is_dir():
+                if seen.is_dir():
                     folders.append(path)
-                elif path.is_file():
+                elif seen.is_file():
                     found.append(path)
                 elif _kind(entry.name):
                     raise InputError(

@@ -18,6 +18,8 @@ SHARDS = 256
 LEAST_SHARD, MOST_SHARD = 1 << 18, 1 << 26
 # of the coarsest clock of a file system in use (FAT's, two seconds), in nanoseconds
 GRAIN_NS = 2_000_000_000
+# files that a thread looks at before others take over: of many small ones, handing over is most of the work
+_AT_ONCE = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +62,14 @@ def read_corpus_files(root: Path, kept: KnownFiles | None = None) -> list[Corpus
         content = before.content if before and before.said == said else hash_content(path)
         return CorpusFile(path, path.relative_to(root).as_posix(), found.st_size, content), KnownFile(said, content)
 
+    def look_at_some(paths: Sequence[Path]) -> list[tuple[CorpusFile, KnownFile]]:
+        return [look_at(path) for path in paths]
+
     begun = time.time_ns()
+    paths = corpus_files(root)
+    some = [paths[first : first + _AT_ONCE] for first in range(0, len(paths), _AT_ONCE)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashing lets other threads run
-        looked_at = list(pool.map(look_at, corpus_files(root)))
+        looked_at = [each for found in pool.map(look_at_some, some) for each in found]
     if kept:
         still = {str(file.path): each for file, each in looked_at if max(each.said[1:3]) < begun - GRAIN_NS}
         others = {path: each for path, each in known.items() if not path.startswith(f"{root}{os.sep}")}
