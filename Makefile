@@ -32,7 +32,8 @@ test: $(VENV)/.installed-dev
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not browser and not slow" -n 2 --dist loadfile
 
 test-faults: $(VENV)/.installed-dev
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 IVR_FUZZ_CASES=10000 IVR_KILLS=200 $(BIN)/python -m pytest ivr_dagster_tests/faults -s
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 IVR_FUZZ_CASES=10000 IVR_KILLS=200 \
+	IVR_FAULTS_SEED=$$(date +%s) $(BIN)/python -m pytest ivr_dagster_tests/faults -s
 
 # Debian's chromium where we may install it, else the browser that playwright brings
 browser: $(VENV)/.installed-dev

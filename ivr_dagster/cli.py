@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ import click
 
 from ivr_dagster.artifact_paths import ArtifactPaths
 from ivr_dagster.core.atomic import replacing
-from ivr_dagster.core.errors import InputError, shortage
+from ivr_dagster.core.errors import InputError, memory_was_short, shortage
 from ivr_dagster.core.presence import present
 from ivr_dagster.settings import (
     CHOICES,
@@ -780,6 +781,16 @@ def main() -> None:
         "DEBUG" in (argument.upper() for argument in arguments)
         or os.environ.get("IVR_LOG_LEVEL", "").upper() == "DEBUG"
     )
+    # Dagster puts its own in their place while a step runs, and cannot give them back where the disk is full
+    streams = [os.dup(number) for number in (1, 2)]
+    try:
+        _run_command(arguments, debug, streams)
+    finally:
+        for stream in streams:
+            os.close(stream)
+
+
+def _run_command(arguments: list[str], debug: bool, streams: Sequence[int]) -> None:
     try:
         cli.main(args=arguments, prog_name="ivr", standalone_mode=False)
     except click.exceptions.Exit as error:
@@ -791,6 +802,9 @@ def main() -> None:
         _complain(error.format_message(), debug)
         raise SystemExit(AT_FAULT) from None
     except InputError as error:
+        if memory_was_short(error):
+            _complain(str(shortage(error)), debug)
+            raise SystemExit(FAILED) from None
         _complain(str(error), debug)
         raise SystemExit(AT_FAULT) from None
     except (KeyboardInterrupt, click.Abort):
@@ -798,16 +812,23 @@ def main() -> None:
         raise SystemExit(FAILED) from None
     except Exception as error:  # noqa: BLE001 (the last line before the person at the terminal)
         name = type(error).__name__
+        for number, stream in zip((1, 2), streams, strict=True):
+            os.dup2(stream, number)
         if name == "Interrupted":
             _complain("stopped; what was finished stays, the same command goes on from there", debug)
         elif name in ("StageFailed", "TrainingDiverged", "OutOfMemory"):
             _complain(str(error), debug)
-        elif (short := shortage(error)) is not None:
+        elif (short := shortage(error, _artifacts_dir(arguments))) is not None:
             _complain(short, debug)
         else:
             _complain(f"{name}: {error} (--log-level DEBUG shows where)", debug)
         raise SystemExit(FAILED) from None
     raise SystemExit(DONE)
+
+
+def _artifacts_dir(arguments: Sequence[str]) -> Path:
+    given = dict(pairwise(arguments)).get("--artifacts-dir")
+    return Path(given or os.environ.get("IVR_ARTIFACTS_DIR") or "artifacts").expanduser().resolve()
 
 
 def _complain(message: str, debug: bool) -> None:

@@ -5,6 +5,8 @@ into one line on standard error and exit code 2. Anything else that goes wrong i
 """
 
 import errno
+import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,7 +24,10 @@ _SHORTAGES: dict[int, tuple[str, str]] = {
         "there is not enough memory",
         f"Stop other programs, raise the limit (ulimit -v, the container's), or take a larger machine; {_AGAIN}.",
     ),
-    errno.EIO: ("the disk cannot be read or written", "Have it checked, then the artifacts: `ivr status --verify`."),
+    errno.EIO: (
+        "the disk cannot be read or written, or there is too little memory for it",
+        f"Look which; {_AGAIN}. `ivr status --verify` reads all artifacts.",
+    ),
 }
 # how libraries that are no Python tell of the same
 _SAID: dict[str, int] = {
@@ -42,8 +47,13 @@ _SAID: dict[str, int] = {
     "malloc of size": errno.ENOMEM,
     "realloc of size": errno.ENOMEM,
     "can't start new thread": errno.ENOMEM,
+    "failed to launch worker thread": errno.ENOMEM,
     "disk i/o error": errno.EIO,
 }
+
+
+# a disk with less is full, whatever is said of it
+_FULL_BYTES = 1 << 20
 
 
 class InputError(Exception):
@@ -79,10 +89,14 @@ def _rebuild(kind: type[InputError], message: str, where: str | Path | None, rem
     return kind(message, where=where, remedy=remedy)
 
 
-def shortage(error: BaseException) -> str | None:
+def shortage(error: BaseException, folder: Path | None = None) -> str | None:
     """What the machine ran short of or did not allow, where that is what an error comes from: a sentence with a remedy.
 
     None where it comes from something else.
+
+    Args:
+        error: with its causes.
+        folder: what was worked on: libraries that do not say where they failed did so there, and often not why.
     """
     for each in _with_causes(error):
         number, place = getattr(each, "errno", None), ""
@@ -91,12 +105,37 @@ def shortage(error: BaseException) -> str | None:
         elif isinstance(each, OSError) and number in _SHORTAGES:
             place = str(each.filename or "")
         else:
-            said = str(each).lower()
-            number = next((known for text, known in _SAID.items() if text in said), None)
+            number = _said(each)
+            if number is not None and folder is not None and folder.is_dir():
+                number = _what_it_is(number, folder)
+                place = "" if number == errno.ENOMEM else str(folder)
         if number in _SHORTAGES:
             what, remedy = _SHORTAGES[number]
             return f"{place}: {what}. {remedy}" if place else f"{what} ({_first_line(each)}). {remedy}"
     return None
+
+
+def memory_was_short(error: BaseException) -> bool:
+    """Whether an error comes from too little memory, whatever was made of it."""
+    return any(
+        isinstance(each, MemoryError)
+        or (not isinstance(each, InputError) and _said(each) == errno.ENOMEM)
+        or getattr(each, "errno", None) == errno.ENOMEM
+        for each in _with_causes(error)
+    )
+
+
+def _what_it_is(number: int, folder: Path) -> int:
+    if number in (errno.EIO, errno.EACCES, errno.EROFS) and shutil.disk_usage(folder).free < _FULL_BYTES:
+        return errno.ENOSPC
+    if number == errno.EROFS and not os.statvfs(folder).f_flag & os.ST_RDONLY:
+        return errno.EACCES
+    return number
+
+
+def _said(error: BaseException) -> int | None:
+    said = str(error).lower()
+    return next((known for text, known in _SAID.items() if text in said), None)
 
 
 def _with_causes(error: BaseException) -> Iterator[BaseException]:

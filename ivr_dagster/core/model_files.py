@@ -168,6 +168,13 @@ def read_header(file: Path) -> tuple[dict[str, Any], int]:
     from safetensors import SafetensorError, safe_open
 
     try:
+        with file.open("rb"):  # safetensors takes one that may not be read for one that is not there
+            pass
+    except OSError as error:
+        raise InputError(
+            f"cannot be read ({error.strerror})", where=file, remedy="Give this user the right to it."
+        ) from error
+    try:
         with safe_open(file, framework="numpy"):  # checks that header and size of the file belong together
             pass
     except (SafetensorError, OSError) as error:

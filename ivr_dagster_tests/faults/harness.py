@@ -38,7 +38,8 @@ from ivr_dagster.stages import STAGES
 
 # no settings: taken out of the environment, which the settings are read from
 KILLS = int(os.environ.pop("IVR_KILLS", "200"))
-SEED = int(os.environ.pop("IVR_FAULTS_SEED", "0")) or random.SystemRandom().randrange(1 << 32)
+FUZZ_CASES = int(os.environ.pop("IVR_FUZZ_CASES", "400"))
+SEED = int(os.environ.pop("IVR_FAULTS_SEED", "20261128"))
 
 STAGE_OF = {asset: stage for stage, assets in STAGES.items() for asset in assets}
 # before the first step: imports, looking at sources, finding out what is stale

@@ -5,7 +5,6 @@
 
 import gzip
 import json
-import os
 import tempfile
 import time
 import warnings
@@ -20,6 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
+from faults.harness import FUZZ_CASES as CASES
 from ivr_dagster.core.corpus import documents, long_lines
 from ivr_dagster.core.corpus.cleaning import clean
 from ivr_dagster.core.corpus.documents import corpus_files, read_documents
@@ -30,8 +30,6 @@ from ivr_dagster.core.training.sft_config import DEFAULTS, read_sft_config
 from ivr_dagster.core.vocabulary.remap import RemapRule, RemapRules, check_rules, read_rules, rules_as_yaml
 from ivr_dagster.settings import CHOICES, Settings, load_settings, remember_settings
 
-# no setting: taken out of the environment, which the settings are read from
-CASES = int(os.environ.pop("IVR_FUZZ_CASES", "400"))
 SHARES = {"documents": 0.4, "settings": 0.2, "environment": 0.1, "sft_config": 0.05, "launch": 0.1, "rules": 0.15}
 # of the processor. A case takes milliseconds; what takes this long would not end with larger input (and what waits for
 # something is ended by pytest)

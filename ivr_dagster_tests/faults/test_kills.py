@@ -162,7 +162,7 @@ def worth_a_kill(event: str) -> bool:
 def test_killed_at_any_moment_a_few_times_nothing_is_lost(pipeline: Pipeline, first: Reference) -> None:
     rng = random.Random(SEED)
     tally, started = Tally(), time.monotonic()
-    at_random(Cycle(pipeline, first, None, tally, "short"), ["init", "select", "train", "evaluate"], rng)
+    at_random(Cycle(pipeline, first, None, tally, "short"), ["select", "train"], rng)
     tally.seconds = time.monotonic() - started
     print(f"\nseed {SEED}\n{tally.table()}")  # noqa: T201
     assert not tally.violations, f"seed {SEED}\n{told(tally)}"
