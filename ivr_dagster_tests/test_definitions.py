@@ -54,8 +54,8 @@ CHECKS = {
 DEPENDENTS: dict[str, tuple[object, set[str]]] = {
     "text_key": ("body", {"cleaned_corpus", "training_blocks"}),
     "encoding": ("latin-1", {"cleaned_corpus", "training_blocks"}),
-    "encoding_errors": ("replace", {"cleaned_corpus"}),
-    "on_bad_input": ("skip", {"cleaned_corpus"}),
+    "encoding_errors": ("replace", {"cleaned_corpus", "training_blocks"}),
+    "on_bad_input": ("skip", {"cleaned_corpus", "training_blocks"}),
     "normalization": ("none", {"cleaned_corpus", "training_blocks"}),
     "heldout_fraction": (0.1, {"cleaned_corpus"}),
     "text_split_bytes": (0, {"cleaned_corpus", "training_blocks"}),

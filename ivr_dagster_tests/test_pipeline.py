@@ -34,8 +34,8 @@ def finished(built: tuple[Path, dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def contents(artifacts: Path) -> dict[Path, bytes]:
-    """Every file but those of the Dagster instance."""
-    files = (file for file in artifacts.rglob("*") if file.is_file() and ".dagster" not in file.parts)
+    """Every file but those of the Dagster instance and the locks."""
+    files = (file for file in artifacts.rglob("*") if file.is_file() and not {".dagster", ".locks"} & {*file.parts})
     return {file: file.read_bytes() for file in files}
 
 
