@@ -34,8 +34,9 @@ def finished(built: tuple[Path, dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def contents(artifacts: Path) -> dict[Path, bytes]:
-    """Every file but those of the Dagster instance and the locks."""
-    files = (file for file in artifacts.rglob("*") if file.is_file() and not {".dagster", ".locks"} & {*file.parts})
+    """Every file but what lies in hidden folders and files at the top: Dagster's instance, locks, what is kept."""
+    visible = (place for place in artifacts.iterdir() if not place.name.startswith("."))
+    files = (file for place in visible for file in [place, *place.rglob("*")] if file.is_file())
     return {file: file.read_bytes() for file in files}
 
 
