@@ -106,7 +106,7 @@ class ArtifactIOManager(dg.UPathIOManager, Generic[T]):
 
     @abstractmethod
     def write(self, value: T, path: Path) -> None:
-        """Write `value` to `path`, which does not exist."""
+        """Write `value` to `path`, an empty file."""
 
     @abstractmethod
     def read(self, path: Path) -> T:
@@ -126,6 +126,7 @@ class ArtifactIOManager(dg.UPathIOManager, Generic[T]):
             )
         sweep(place.parent)
         with replacing(place) as staged:
+            staged.touch()  # libraries that are no Python hardly say what they may not write
             self.write(obj, staged)
             known = read_manifest(place)
             before = stamps_of(place.parent, [place], known.files if known else None) if place.exists() else {}
@@ -159,6 +160,8 @@ class ArtifactIOManager(dg.UPathIOManager, Generic[T]):
             )
         if not self.editable and asset not in self._paths.brought:
             refuse_damaged(asset, place)
+        if place.is_file():
+            place.open("rb").close()  # nor what they may not read
         return self.read(place)
 
 
