@@ -14,7 +14,7 @@ from dagster._core.errors import raise_execution_interrupts
 
 from ivr_dagster.artifact_paths import RELATIVE_PATHS, ArtifactPaths
 from ivr_dagster.core.atomic import recover, sweep
-from ivr_dagster.core.locks import Busy, holding
+from ivr_dagster.core.locks import Busy, holding, refuse
 
 SECONDS_BETWEEN_TRIES = 1.0
 SECONDS_BETWEEN_LINES = 60.0
@@ -28,7 +28,7 @@ def at_work(
     who: str,
     *,
     reads: Collection[str] = (),
-    wait: Callable[[Busy], None] | None = None,
+    wait: Callable[[Busy], None] = refuse,
 ) -> Iterator[None]:
     """Make assets while the block runs: nobody else reads or writes them, or writes what they are made of.
 
@@ -46,14 +46,8 @@ def at_work(
         Busy: somebody else is at work on them, and `wait` is not given.
     """
     parents = {parent.to_user_string() for name in makes for parent in graph.get(dg.AssetKey(name)).parent_keys}
-    held = holding(
-        places.locks,
-        writes=makes,
-        reads={*parents, *reads} & RELATIVE_PATHS.keys(),
-        who=who,
-        **({"wait": wait} if wait else {}),
-    )
-    with held:
+    known = {*parents, *reads} & RELATIVE_PATHS.keys()
+    with holding(places.locks, writes=makes, reads=known, who=who, wait=wait):
         for place in (places[name] for name in makes):
             recover(place)
             for folder in (place.parent, place):

@@ -20,7 +20,7 @@ from ivr_dagster.artifact_paths import ArtifactPaths
 from ivr_dagster.core.embedding.initialize import STRATEGIES
 from ivr_dagster.core.errors import InputError
 from ivr_dagster.core.faults import shown
-from ivr_dagster.core.yaml_files import read_settings_yaml
+from ivr_dagster.core.yaml_files import MOST_NUMBER, MOST_SEED, read_settings_yaml
 
 ENVIRONMENT_PREFIX = "IVR_"
 LISTED = "`ivr STAGE --help` and the launchpad list the settings."
@@ -121,8 +121,6 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 
-# 64-bit integers are what databases, arrays and columns hold; random generators of numpy take 32 bits
-MOST_NUMBER, MOST_SEED = 2**63 - 1, 2**32 - 1
 # thirty years: what is added to a time of day must not leave the calendar
 MOST_SECONDS = 1e9
 

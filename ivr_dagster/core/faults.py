@@ -8,6 +8,8 @@ from ivr_dagster.core.errors import InputError
 # more would not be read, and the first ones are what is mended first
 MOST_TOLD = 20
 _LONGEST_NUMBER_BITS = 128
+# of a library's message, which can list all models there are
+_MOST_CHARACTERS = 200
 
 
 class _Short(reprlib.Repr):
@@ -27,6 +29,12 @@ _SHORT = _Short()
 def shown(value: object) -> str:
     """A value as Python writes it, on one line, shortened where it is long or deep."""
     return " ".join(_SHORT.repr(value).split("\n"))
+
+
+def first_words(error: BaseException) -> str:
+    """A library's message on one line, cut where it becomes long."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= _MOST_CHARACTERS else text[:_MOST_CHARACTERS].rsplit(" ", 1)[0] + " …"
 
 
 def told_together(faults: Sequence[InputError]) -> InputError:

@@ -11,7 +11,8 @@ from tokenizers import Tokenizer
 
 from ivr_dagster.core.atomic import replacing
 from ivr_dagster.core.errors import InputError
-from ivr_dagster.core.model_files import CONFIG, first_words, model_files, read_config
+from ivr_dagster.core.faults import first_words
+from ivr_dagster.core.model_files import CONFIG, model_files, read_config
 from ivr_dagster.core.tokenizer.bpe import ByteLevelBPE, read_bpe
 from ivr_dagster.core.tokens.tokenizer_file import FileAsItIs, read_known
 

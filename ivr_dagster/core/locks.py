@@ -27,7 +27,8 @@ class Busy(Exception):
         super().__init__(f"{holder} is at work on {name}")
 
 
-def _refuse(busy: Busy) -> None:
+def refuse(busy: Busy) -> None:
+    """Not wait for somebody else."""
     raise busy
 
 
@@ -38,7 +39,7 @@ def holding(
     writes: Collection[str],
     reads: Collection[str] = (),
     who: str,
-    wait: Callable[[Busy], None] = _refuse,
+    wait: Callable[[Busy], None] = refuse,
 ) -> Iterator[None]:
     """Have artifacts to oneself while the block runs, or with other readers alone.
 

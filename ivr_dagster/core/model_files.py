@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ivr_dagster.core.errors import InputError
+from ivr_dagster.core.faults import first_words
 
 CONFIG = "config.json"
 SINGLE = "model.safetensors"
@@ -34,14 +35,6 @@ _ENCODERS = frozenset({
 })  # fmt: skip
 _OTHER_MODEL = "Take a decoder-only language model (GPT-2, Llama, Qwen, SmolLM2 and the like)."
 _CONVERT = "AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER)"
-# of a library's message, which can list all models there are
-_MOST_CHARACTERS = 200
-
-
-def first_words(error: BaseException) -> str:
-    """A library's message on one line, cut where it becomes long."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= _MOST_CHARACTERS else text[:_MOST_CHARACTERS].rsplit(" ", 1)[0] + " …"
 
 
 def check_folder(folder: Path) -> None:

@@ -16,6 +16,8 @@ from ivr_dagster.core.regular_files import open_regular
 
 # our own settings files have some 5 KB; a quarter of a megabyte is a second or two of reading
 MOST_BYTES = 1 << 18
+# 64-bit integers are what databases, arrays and columns hold; random generators of numpy take 32 bits
+MOST_NUMBER, MOST_SEED = 2**63 - 1, 2**32 - 1
 # what int(), float(), date() and so on raise inside of the constructors, and values nested too deeply
 CONSTRUCTION_ERRORS: tuple[type[Exception], ...] = (
     ValueError,

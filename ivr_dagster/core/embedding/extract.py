@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ivr_dagster.core.errors import InputError
-from ivr_dagster.core.model_files import CONFIG, INDEX, first_words, model_files, read_header
+from ivr_dagster.core.faults import first_words
+from ivr_dagster.core.model_files import CONFIG, INDEX, model_files, read_header
 
 if TYPE_CHECKING:
     import torch

@@ -9,7 +9,8 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 from ivr_dagster.core.errors import InputError
-from ivr_dagster.core.model_files import CONFIG, first_words, read_config, rows_of
+from ivr_dagster.core.faults import first_words
+from ivr_dagster.core.model_files import CONFIG, read_config, rows_of
 from ivr_dagster.core.tokenizer.bpe import check_byte_level, strings_by_id
 from ivr_dagster.core.tokens.pretokens import read_pretokenization, specification
 from ivr_dagster.core.tokens.tokenizer_file import read_tokenizer

@@ -7,7 +7,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from ivr_dagster.core.errors import InputError
-from ivr_dagster.core.model_files import first_words
+from ivr_dagster.core.faults import first_words
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ivr_dagster.core.atomic import remove, replacing, staging_path
 from ivr_dagster.core.errors import InputError
-from ivr_dagster.core.model_files import first_words
+from ivr_dagster.core.faults import first_words
 
 if TYPE_CHECKING:
     from datasets import Dataset

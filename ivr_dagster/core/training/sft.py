@@ -21,8 +21,8 @@ import numpy as np
 from ivr_dagster.core.atomic import replacing
 from ivr_dagster.core.embedding.new_rows import embedding_parameters
 from ivr_dagster.core.errors import InputError
+from ivr_dagster.core.faults import first_words
 from ivr_dagster.core.handles import ModelFolder
-from ivr_dagster.core.model_files import first_words
 from ivr_dagster.core.training.blocks import COLUMN, largest_id, read_blocks
 from ivr_dagster.core.training.checkpoints import discard_useless, mark_complete, newest_complete, step_of
 from ivr_dagster.core.training.flops import Compute, compute_of

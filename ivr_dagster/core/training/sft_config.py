@@ -18,7 +18,7 @@ from typing import Any, get_args, get_type_hints
 from ivr_dagster.core.embedding.new_rows import RowRates
 from ivr_dagster.core.errors import InputError
 from ivr_dagster.core.faults import shown
-from ivr_dagster.core.yaml_files import read_settings_yaml
+from ivr_dagster.core.yaml_files import MOST_NUMBER, MOST_SEED, read_settings_yaml
 
 DEFAULTS = Path(__file__).with_name("sft_config.yaml")
 
@@ -124,8 +124,6 @@ _AT_LEAST = {
     "data_seed": 0,
     "dataloader_num_workers": 0,
 }
-# what 64 bits hold; random generators of numpy take 32
-MOST_NUMBER, MOST_SEED = 2**63 - 1, 2**32 - 1
 _LONGEST_NAME = 80
 _SEEDS = ("seed", "data_seed")
 _BELOW_ONE = ("warmup_ratio", "embedding_phase", "adam_beta1", "adam_beta2", "label_smoothing_factor")
