@@ -278,8 +278,7 @@ class Workbench:
                 place = self.paths[name]
                 manifest = read_manifest(place)
                 unknown = [] if manifest and manifest.files else [f"{place} has no manifest that tells what it holds"]
-                edited = name == "remap_rules" and not unknown  # people may change it
-                found[name] = unknown or ([] if edited else damage(place, thoroughly=True))
+                found[name] = unknown or damage(place, thoroughly=True)
         return found
 
     def run(

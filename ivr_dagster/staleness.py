@@ -87,7 +87,7 @@ class Staleness:
         name = key.to_user_string()
         if not self._places[name].exists():
             return "artifact missing"
-        if self._damaged and name != "remap_rules" and damage(self._places[name]):
+        if self._damaged and damage(self._places[name]):
             return "artifact damaged"
         if _tags(event).get(CODE_VERSION_TAG) != self._graph.get(key).code_version:
             return "settings or code changed"

@@ -51,6 +51,7 @@ class Manifest:
             of ivr_dagster wrote, nor of a folder that is being filled.
         before: of a file: what it held before this was written.
         whole: whether `files` are all files of the artifact.
+        editable: whether people may change it, which is no damage then.
     """
 
     asset: str
@@ -59,6 +60,7 @@ class Manifest:
     files: Mapping[str, Stamp] = field(default_factory=dict)
     before: Mapping[str, Stamp] = field(default_factory=dict)
     whole: bool = True
+    editable: bool = False
 
 
 def place_of_manifest(artifact: Path, *, folder: bool) -> Path:
@@ -116,14 +118,16 @@ def stamps_of(root: Path, files: Iterable[Path], known: Mapping[str, Stamp] | No
 
 
 def damage(artifact: Path, *, thoroughly: bool = False) -> list[str]:
-    """What of an artifact is not as its manifest says, a sentence each; nothing where it is, or has no manifest.
+    """What of an artifact is not as its manifest says, a sentence each.
+
+    Nothing where it is, where people may change it, and where it has no manifest.
 
     Args:
         artifact: a file or a folder that is there.
         thoroughly: read all bytes; else only those of files whose time of change is another one.
     """
     manifest = read_manifest(artifact)
-    if manifest is None or not manifest.files:
+    if manifest is None or manifest.editable or not manifest.files:
         return []
     root = artifact if artifact.is_dir() else artifact.parent
     with ThreadPoolExecutor(os.cpu_count()) as pool:

@@ -138,6 +138,7 @@ class ArtifactIOManager(dg.UPathIOManager, Generic[T]):
                     _made_of(context),
                     files={place.name: found},
                     before=before,
+                    editable=self.editable,
                 ),
                 place,
                 folder=False,
@@ -158,7 +159,7 @@ class ArtifactIOManager(dg.UPathIOManager, Generic[T]):
             raise InputError(
                 f"{asset} was asked for and is not there", where=place, remedy=f"Materialize {asset} first."
             )
-        if not self.editable and asset not in self._paths.brought:
+        if asset not in self._paths.brought:
             refuse_damaged(asset, place)
         if place.is_file():
             place.open("rb").close()  # nor what they may not read

@@ -89,6 +89,17 @@ def test_of_a_file_what_it_held_before_is_whole_too(tmp_path: Path) -> None:
     assert len(damage(place)) == 1
 
 
+def test_a_change_of_what_people_may_change_is_no_damage(tmp_path: Path) -> None:
+    place = tmp_path / "rules.yaml"
+    place.write_text("computed")
+    files = stamps_of(tmp_path, [place])
+    for editable, faults in ((True, 0), (False, 1)):
+        place.write_text("computed")
+        write_manifest(Manifest("x", "run", files=files, editable=editable), place, folder=False)
+        place.write_text("edited by hand")
+        assert len(damage(place, thoroughly=True)) == faults
+
+
 def test_without_a_manifest_or_with_half_of_one_nothing_is_known(folder: Path) -> None:
     for text in ("", "{", "[]", '{"asset": "x"}', '{"asset": "x", "run_id": "r", "files": {"a.txt": 3}}'):
         (folder / MANIFEST).write_text(text)
