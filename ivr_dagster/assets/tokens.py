@@ -160,7 +160,7 @@ def token_sequences(
                 context.log.warning("token_stats was not made of these sequences, all text is encoded by `tokenizers`")
                 continue
             with settings.staged("token_sequences") as folder:
-                statistics.write_sequences(folder)
+                version = statistics.write_sequences(folder)
             tokens, seconds = statistics.totals["tokens"], time.monotonic() - started
             break
     else:
@@ -171,7 +171,7 @@ def token_sequences(
         )
     return dg.MaterializeResult(
         value=TokenSequences(folder),
-        data_version=dg.DataVersion(content_hash(folder)),
+        data_version=dg.DataVersion(version),
         metadata={"tokens": tokens, "seconds": round(seconds, 2), "tokens_per_second": round(tokens / seconds)},
     )
 

@@ -3,6 +3,7 @@
 What belongs here: exact encoders for a byte-level BPE, and the Parquet layout of what they yield.
 """
 
+import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,6 +19,7 @@ import pyarrow.parquet as pq
 from tokenizers import Tokenizer
 
 from ivr_dagster.core.arrow_columns import number_column, string_column
+from ivr_dagster.core.content_hash import content_hash
 from ivr_dagster.core.tokens.counts import encode_types
 from ivr_dagster.core.tokens.pretokens import read_pretokenization
 
@@ -212,6 +214,7 @@ class SequencesWriter:
         self._schema = pa.schema({"document_id": pa.string(), "ids": ids})
         self._writer = pq.ParquetWriter(file, self._schema, compression="zstd")
         self.frequencies = np.zeros(size, dtype=np.int64)
+        self._written = [hashlib.blake2b(digest_size=16) for _ in ("document ids", "lengths", "ids")]
 
     def __enter__(self) -> Self:
         return self
@@ -224,6 +227,13 @@ class SequencesWriter:
         columns = [string_column(document_ids), ids]
         self._writer.write_table(pa.Table.from_arrays(columns, schema=self._schema))
         self.frequencies += np.bincount(every, minlength=len(self.frequencies))
+        names = "".join(f"{document_id}\n" for document_id in document_ids).encode()
+        for digest, content in zip(self._written, (names, np.diff(offsets), every), strict=True):
+            digest.update(content)
+
+    def digest(self) -> str:
+        """A hash of the documents' ids and sequences written so far, in whatever row groups they were."""
+        return content_hash(" ".join(digest.hexdigest() for digest in self._written))
 
     def __exit__(self, *_: object) -> None:
         self._writer.close()

@@ -5,6 +5,7 @@ tokenizer do, and their sums over all parts.
 """
 
 import json
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -34,9 +35,11 @@ from ivr_dagster.core.tokens.sequences import (
 from ivr_dagster.core.tokens.tokenizer_file import read_tokenizer
 
 # the number is raised when the same part and tokenizer come out otherwise than before; libraries may have it so too
-STATISTICS = (2, *(version(name) for name in ("gigatoken", "polars", "regex", "tokenizers")))
+STATISTICS = (3, *(version(name) for name in ("gigatoken", "polars", "regex", "tokenizers")))
 # rows of counts that are added up at once, and that can be read by themselves
 MERGED_ROWS, GROUP_ROWS = 2_000_000, 50_000
+# hashes and their counts, which are numbers, that are added up at once
+SUMMED_HASHES = 8_000_000
 # Results that are added up into one, until there are few: of a corpus that changed in one place, only the sums that it
 # is part of are made anew
 SUMMED, MOST_SUMS = 8, 16
@@ -82,10 +85,11 @@ class CorpusStatistics:
         totals = self.totals
         return PretokenCounts(types, counts, summary["added"], totals["bytes"], totals["texts"]), summary["types"]
 
-    def write_sequences(self, target: Path) -> None:
-        """The parts' id sequences as the parts of one folder; see :class:`TokenSequences`."""
+    def write_sequences(self, target: Path) -> str:
+        """The parts' id sequences as the parts of one folder, see :class:`TokenSequences`; a hash of what they hold."""
         for number, place in enumerate(self.places):
             link(place / _SEQUENCES, target / f"part-{number:05d}.parquet")
+        return content_hash(" ".join(_summary_of(place)["sequences"] for place in self.places))
 
 
 def read_statistics(
@@ -210,7 +214,10 @@ def _write_part(task: _PartTask, target: Path) -> None:
     used = np.flatnonzero(sequences.frequencies)
     pl.DataFrame({"token_id": used, "frequency": sequences.frequencies[used]}).write_parquet(target / _FREQUENCIES)
     (target / _SUMMARY).write_text(
-        json.dumps({"totals": totals, "added": added, "rows": len(counts_by_hash)}), encoding="utf-8"
+        json.dumps(
+            {"totals": totals, "added": added, "rows": len(counts_by_hash), "sequences": sequences.digest()}
+        ),
+        encoding="utf-8",
     )
 
 
@@ -226,17 +233,46 @@ def _summary_of(place: Path) -> dict[str, Any]:
     return content
 
 
-def _merged(places: Sequence[Path]) -> Iterator[pl.DataFrame]:
-    """`hash`, `pretoken` and `count` of all that these results hold, some of the types at a time, by hash.
+def _lots(places: Sequence[Path], columns: Sequence[str], most: int) -> Iterator[pl.DataFrame]:
+    """Counts of several results, a range of hashes at a time, about `most` rows.
 
     Memory does not grow with the types: files are sorted by hash, so that of each only what is wanted is read.
     """
-    lots = -(-sum(_summary_of(place)["rows"] for place in places) // MERGED_ROWS)
-    scans = [pl.scan_parquet(place / _PRETOKENS) for place in places]
+    lots = -(-sum(_summary_of(place)["rows"] for place in places) // most)
+    scans = [pl.scan_parquet(place / _PRETOKENS).select(columns) for place in places]
     for lot in range(lots):
         ours = pl.col("hash").is_between(lot * 2**64 // lots, (lot + 1) * 2**64 // lots - 1)
-        rows = pl.concat([scan.filter(ours).collect() for scan in scans])
+        yield pl.concat(pl.collect_all([scan.filter(ours) if lots > 1 else scan for scan in scans]))
+
+
+def _merged(places: Sequence[Path]) -> Iterator[pl.DataFrame]:
+    """`hash`, `pretoken` and `count` of all that these results hold, some of the types at a time, by hash."""
+    for rows in _lots(places, ("hash", "pretoken", "count"), MERGED_ROWS):
         yield rows.group_by("hash", "pretoken").agg(pl.col("count").sum()).sort("hash", "pretoken")
+
+
+def _most_frequent(places: Sequence[Path], most: int) -> tuple[pl.DataFrame, int]:
+    """Counts of the `most` most frequent types, in no order and some more, and how many types there are, by hash.
+
+    Most types are rare and their text is not looked at: by the sums of hashes, which are those of types but where two
+    share one, so that no type of a hash occurs more often than the hash.
+    """
+    kept, types, least = pl.DataFrame(schema={"hash": pl.UInt64, "count": pl.Int64}), 0, 0
+    for rows in _lots(places, ("hash", "count"), SUMMED_HASHES):
+        sums = rows.group_by("hash").agg(pl.col("count").sum())
+        types += len(sums)
+        kept = pl.concat([kept, sums])
+        if len(kept) > most:
+            least = kept["count"].top_k(most)[-1]
+            kept = kept.filter(pl.col("count") >= least)
+    hashes = kept.select("hash")
+    found = [sum_of([])]
+    for rows in _lots(places, ("hash", "pretoken", "count"), MERGED_ROWS):
+        found.append(sum_of([rows.join(hashes, on="hash", how="semi").drop("hash")]))
+    counts = pl.concat(found)
+    if types > most > (counts["count"] >= least).sum():  # two share a hash that is the last
+        return pl.concat([each.drop("hash") for each in _merged(places)]), types
+    return counts, types
 
 
 def _added_up(places: Sequence[Path], name: str) -> Counter[str]:
@@ -265,11 +301,9 @@ def _write_sum(places: Sequence[Path], target: Path) -> None:
 def _write_counts(task: tuple[Sequence[Path], int], target: Path) -> None:
     """The types that are kept, the most frequent first, and how many there are."""
     places, most = task
-    found, types = sum_of([]), 0
-    for lot in _merged(places):
-        types += len(lot)
-        found = pl.concat([found, lot.drop("hash")]).sort(["count", "pretoken"], descending=[True, False])
-        found = found.head(most) if most else found
+    found, types = _most_frequent(places, most or sys.maxsize)
+    found = found.sort(["count", "pretoken"], descending=[True, False])
+    found = found.head(most) if most else found
     found.write_parquet(target / _PRETOKENS)
     summary = {"added": _added_up(places, "added"), "types": types}
     (target / _SUMMARY).write_text(json.dumps(summary), encoding="utf-8")

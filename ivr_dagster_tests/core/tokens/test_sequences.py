@@ -149,6 +149,28 @@ def write(target: Path, documents: list[tuple[str, str]], encode: Encoder, token
     return file.frequencies
 
 
+def digest_of(target: Path, documents: list[tuple[str, list[int]]], at_once: int, size: int = 300) -> str:
+    with SequencesWriter(target, size) as file:
+        for n in range(0, len(documents), at_once):
+            ids, sequences = zip(*documents[n : n + at_once], strict=True)
+            file.write(list(ids), [np.array(sequence, id_dtype(size)) for sequence in sequences])
+    return file.digest()
+
+
+def test_a_digest_is_of_documents_and_ids_not_of_row_groups(tmp_path: Path) -> None:
+    documents = [("a", [1, 2]), ("b", [3]), ("c", []), ("d", [4, 5, 6])]
+    digest = digest_of(tmp_path / "x", documents, 4)
+    assert digest == digest_of(tmp_path / "x", documents, 3) == digest_of(tmp_path / "x", documents, 1)
+    others = [
+        [("a", [1]), ("b", [2, 3]), *documents[2:]],
+        [("a", [1, 2]), ("bc", [3]), ("", []), documents[3]],
+        [documents[1], documents[0], *documents[2:]],
+        [*documents[:3], ("d", [4, 5, 7])],
+        documents[:3],
+    ]
+    assert len({digest, *(digest_of(tmp_path / "x", other, 2) for other in others)}) == 1 + len(others)
+
+
 def test_sequences_come_back_from_parquet_in_order_and_dtype(
     tmp_path: Path, gpt2: Tokenizer, gpt2_fast: Encoder, topics: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,9 +2,12 @@
 
 import hashlib
 import json
+import zlib
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -92,6 +95,7 @@ def test_the_most_frequent_types_are_kept_however_counts_are_added_up(
     found = read(corpus, tokenizer, tmp_path)
     whole, types = found.pretoken_counts()
     monkeypatch.setattr(statistics, "MERGED_ROWS", 1_000)
+    monkeypatch.setattr(statistics, "SUMMED_HASHES", 1_500)
     counts, all_types = read(corpus, tokenizer, tmp_path, max_types=50).pretoken_counts()
     assert all_types == types == len(whole.types)
     assert counts.types == whole.types[:50]
@@ -174,6 +178,35 @@ def test_progress_tells_all_documents(corpus: CleanedCorpus, tokenizer: Path, tm
     assert told[-1] == (corpus.count("train"), corpus.count("train"))
 
 
+TYPES = st.dictionaries(st.text("ab", max_size=4), st.integers(1, 9), max_size=12)
+
+
+@given(parts=st.lists(TYPES, min_size=1, max_size=3), most=st.integers(1, 12), hashes=st.integers(1, 40))
+def test_types_that_share_a_hash_are_counted_apart(
+    parts: list[dict[str, int]], most: int, hashes: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("collisions")
+
+    def hash_of(pretoken: str) -> int:
+        return zlib.crc32(pretoken.encode()) % hashes * (2**64 // hashes)
+
+    places = []
+    for number, counts in enumerate(parts):
+        places.append(folder / str(number))
+        places[-1].mkdir()
+        rows = sorted((hash_of(pretoken), pretoken, count) for pretoken, count in counts.items())
+        schema = {"hash": pl.UInt64, "pretoken": pl.String, "count": pl.Int64}
+        pl.DataFrame(rows, schema=schema, orient="row").write_parquet(places[-1] / "pretokens.parquet")
+        (places[-1] / "summary.json").write_text(json.dumps({"rows": len(rows), "added": {}}))
+    total = Counter()
+    for counts in parts:
+        total.update(counts)
+    (folder / "counts").mkdir()
+    statistics._write_counts((places, most), folder / "counts")
+    found = pl.read_parquet(folder / "counts" / "pretokens.parquet").rows()
+    assert found == sorted(total.items(), key=lambda each: (-each[1], each[0]))[:most]
+
+
 # if it changes, raise `statistics.STATISTICS`, or what is kept of parts would be taken for the new
 DIGEST = "2801c2be4b5754fefa69f5d0428df88f"
 
@@ -189,7 +222,7 @@ def test_what_counting_gives_is_what_it_gave(tmp_path: Path, gpt2: Tokenizer) ->
     found.write_sequences(tmp_path / "sequences")
     ids = [ids.tolist() for ids in TokenSequences(tmp_path / "sequences")]
     digest = content_hash(json.dumps([counts.types, counts.counts.tolist(), counts.added, ids]))
-    assert (statistics.STATISTICS[0], digest) == (2, DIGEST)
+    assert (statistics.STATISTICS[0], digest) == (3, DIGEST)
 
 
 KEYS = st.lists(st.integers(0, 2**128 - 1).map(lambda n: f"{n:032x}"), min_size=2, max_size=200, unique=True)
