@@ -1,8 +1,8 @@
 """What corpora and models larger than those at hand take: a small cost model, and how near it comes.
 
-    python -m benchmarks.cost_model SMALL MIDDLE LARGE
+    python -m benchmarks.cost_model NAME
 
-names three results of `benchmarks.scaling run`. For each stage, seconds are a start and a rate a byte, by the two
+names a result of `benchmarks.scaling run` on three corpora. For each stage, seconds are a start and a rate a byte, by the two
 smaller runs; the largest one is predicted by them and compared. Then the tables of docs/scaling.md: time, disk and
 money of 1 GB, 100 GB and 10 TB. What is assumed and not measured stands at the top of this file.
 """
@@ -70,9 +70,8 @@ def span(seconds: float) -> str:
     return f"{seconds:,.0f} s"
 
 
-def tables(runs: list[dict[str, Any]], bytes_per_token: float) -> str:
+def tables(runs: list[dict[str, Any]], cores: int, bytes_per_token: float) -> str:
     """Markdown."""
-    cores = runs[0]["machine"]["cores"]
     large = runs[2]
     lines = ["| stage | start, s | MB a second | predicted, s | measured, s | |", "|---|---:|---:|---:|---:|---:|"]
     for stages in [(stage,) for stage in STAGES] + [CORPUS_SIDE, STAGES]:
@@ -108,11 +107,11 @@ def tables(runs: list[dict[str, Any]], bytes_per_token: float) -> str:
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs=3, help="names of results, the smallest first")
+    parser.add_argument("name", help="of the result")
     parser.add_argument("--bytes-per-token", type=float, default=3.74, help="of the new vocabulary on the corpus")
     arguments = parser.parse_args()
-    files = [RESULTS / f"scaling-{name}.json" for name in arguments.runs]
-    print(tables([json.loads(file.read_text(encoding="utf-8")) for file in files], arguments.bytes_per_token))
+    result = json.loads((RESULTS / f"scaling-{arguments.name}.json").read_text(encoding="utf-8"))
+    print(tables(result["runs"], result["machine"]["cores"], arguments.bytes_per_token))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
 """The tokenizer side as a corpus grows: wall-clock and memory of whole commands, and what a change costs.
 
     python -m benchmarks.scaling make --source DIR --copies 10 --files 100 --target DIR
-    python -m benchmarks.scaling run --raw DIR --artifacts DIR --name NAME
+    python -m benchmarks.scaling run --raw DIR DIR DIR --artifacts DIR --name NAME
     python -m benchmarks.scaling change --raw DIR --artifacts DIR --name NAME
     python -m benchmarks.scaling engines --raw DIR --artifacts DIR --name NAME
 
 `make` writes distinct text, so many times a corpus. `run` executes each stage's command as people do, and then all as
-one, and watches the memory of all processes. `change` has init and analyze made at first, after a change of one file,
+one, and watches the memory of all processes; init and analyze several times, corpora taking turns. `change` has init and analyze made at first, after a change of one file,
 with nothing changed and of a few words, and changes the file back. `engines` works on the corpus by the cores of this
 machine and on a Ray cluster of three nodes, here too, and holds what they write against each other. Results go to
 benchmarks/results/scaling-NAME.json.
@@ -132,30 +132,51 @@ def command(artifacts: Path, *arguments: str) -> dict[str, Any]:
     }
 
 
-def options_of(arguments: argparse.Namespace) -> dict[str, list[str]]:
+def options_of(arguments: argparse.Namespace, raw: Path) -> dict[str, list[str]]:
     """Options of each stage's command."""
     engine = ["--engine", arguments.engine, "--ray-address", arguments.ray_address]
     return {
-        "init": ["--model-name", arguments.model, "--raw-corpora-dir", str(arguments.raw), *engine],
+        "init": ["--model-name", arguments.model, "--raw-corpora-dir", str(raw), *engine],
         "analyze": engine,
         "select": ["--max-candidates", str(arguments.new_tokens)],
     }
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Every stage's command on an empty artifacts folder, then all of them as one."""
-    options = options_of(arguments)
-    stages = {}
-    shutil.rmtree(arguments.artifacts, ignore_errors=True)
-    for stage in STAGES:
-        stages[stage] = command(arguments.artifacts, stage, *options.get(stage, []))
-        told = stages[stage]
-        print(f"{stage}: {told['seconds']:.1f} s, {told['peak_memory_bytes'] / 1e6:,.0f} MB", flush=True)
-    disk = sum(file.stat().st_blocks * 512 for file in _different(arguments.artifacts))
-    shutil.rmtree(arguments.artifacts)
-    every = command(arguments.artifacts, "run", "--until", "remap", *options["init"], *options["select"])
-    print(f"init … remap: {every['seconds']:.1f} s, {every['peak_memory_bytes'] / 1e6:,.0f} MB", flush=True)
-    return {"stages": stages, "run": every, "disk_bytes": disk}
+    """Every stage's command on an empty artifacts folder, then all of them as one.
+
+    Init and analyze, which grow with the text, so many times, corpora taking turns: how fast a machine is may differ
+    from one minute to the next. Of their seconds medians, of memory the most.
+    """
+    runs: dict[Path, dict[str, Any]] = {raw: {**size_of(raw), "stages": {}} for raw in arguments.raw}
+    for turn in range(arguments.turns):
+        for raw, told in runs.items():
+            options = options_of(arguments, raw)
+            shutil.rmtree(arguments.artifacts, ignore_errors=True)
+            for stage in CORPUS_SIDE if turn else STAGES:
+                found = command(arguments.artifacts, stage, *options.get(stage, []))
+                known = told["stages"].setdefault(stage, {"turns": [], "peak_memory_bytes": 0})
+                known["turns"].append(found["seconds"])
+                known["seconds"] = statistics.median(known["turns"])
+                known["peak_memory_bytes"] = max(known["peak_memory_bytes"], found["peak_memory_bytes"])
+                print(f"{raw.name} {stage}: {_told(found)}", flush=True)
+            if not turn:
+                told["disk_bytes"] = sum(file.stat().st_blocks * 512 for file in _different(arguments.artifacts))
+                shutil.rmtree(arguments.artifacts)
+                every = command(arguments.artifacts, "run", "--until", "remap", *options["init"], *options["select"])
+                told["run"] = {key: every[key] for key in ("seconds", "peak_memory_bytes")}
+                print(f"{raw.name} init … remap: {_told(every)}", flush=True)
+    return {"runs": sorted(runs.values(), key=lambda told: told["raw_bytes"])}
+
+
+def size_of(raw: Path) -> dict[str, int]:
+    """Bytes and files of a corpus."""
+    files = corpus_files(raw)
+    return {"raw_bytes": sum(file.stat().st_size for file in files), "files": len(files)}
+
+
+def _told(found: dict[str, Any]) -> str:
+    return f"{found['seconds']:.1f} s, {found['peak_memory_bytes'] / 1e6:,.0f} MB"
 
 
 def _different(folder: Path) -> Iterator[Path]:
@@ -169,13 +190,14 @@ def change(arguments: argparse.Namespace) -> dict[str, Any]:
 
     The last is their start-up: what they take whatever the corpus. Medians of so many turns as are asked for.
     """
-    files = corpus_files(arguments.raw)
+    (raw,) = arguments.raw
+    files = corpus_files(raw)
     file = files[len(files) // 2]
     before = file.read_bytes()
-    init = options_of(arguments)["init"]
+    init = options_of(arguments, raw)["init"]
     shutil.rmtree(arguments.artifacts, ignore_errors=True)
     first = [command(arguments.artifacts, "init", *init), command(arguments.artifacts, "analyze")]
-    found: dict[str, Any] = {"files": len(files), "first": sum(told["seconds"] for told in first)}
+    found: dict[str, Any] = {**size_of(raw), "first": sum(told["seconds"] for told in first)}
     with tempfile.TemporaryDirectory() as folder:
         few, few_artifacts = Path(folder) / "raw", Path(folder) / "artifacts"
         few.mkdir()
@@ -204,6 +226,7 @@ def engines(arguments: argparse.Namespace) -> dict[str, Any]:
     import ray
     from ray.cluster_utils import Cluster
 
+    (raw,) = arguments.raw
     shutil.rmtree(arguments.artifacts, ignore_errors=True)
     started = time.perf_counter()
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
@@ -215,7 +238,7 @@ def engines(arguments: argparse.Namespace) -> dict[str, Any]:
     for name, engine in (("local", map_local), ("ray", map_on_ray), ("ray, workers started", map_on_ray)):
         folder = arguments.artifacts / name
         started = time.perf_counter()
-        write_cleaned_corpus(arguments.raw, folder / "cleaned", results=ShardResults(folder / "shards"), run=engine)
+        write_cleaned_corpus(raw, folder / "cleaned", results=ShardResults(folder / "shards"), run=engine)
         corpus, results = CleanedCorpus(folder / "cleaned"), ShardResults(folder / "statistics")
         counted = read_statistics(corpus, Path(arguments.model) / "tokenizer.json", results, run=engine)
         counts, _ = counted.pretoken_counts()
@@ -226,7 +249,7 @@ def engines(arguments: argparse.Namespace) -> dict[str, Any]:
         print(name, round(seconds[name], 1), flush=True)
     ray.shutdown()
     cluster.shutdown()
-    return {"seconds": seconds, "alike": len(set(map(tuple, hashes.values()))) == 1}
+    return {**size_of(raw), "seconds": seconds, "alike": len(set(map(tuple, hashes.values()))) == 1}
 
 
 def main() -> None:
@@ -237,11 +260,11 @@ def main() -> None:
     parser.add_argument("--target", type=Path, help="folder to make")
     parser.add_argument("--copies", type=int, default=10, help="how often, each time with other words")
     parser.add_argument("--files", type=int, default=100, help="files in all")
-    parser.add_argument("--raw", type=Path, help="corpus to run on")
+    parser.add_argument("--raw", type=Path, nargs="+", help="corpus to work on, of `run` any number")
     parser.add_argument("--artifacts", type=Path, help="artifacts folder; `run` empties it")
     parser.add_argument("--model", default=str(SAMPLE_MODEL), help="base model or tokenizer")
     parser.add_argument("--new-tokens", type=int, default=4_000, help="how many ids to give away")
-    parser.add_argument("--turns", type=int, default=3, help="of `change`")
+    parser.add_argument("--turns", type=int, default=3, help="of `run` and `change`")
     parser.add_argument("--engine", default="local", choices=["local", "ray"])
     parser.add_argument("--ray-address", default="")
     parser.add_argument("--name", help="of the file in benchmarks/results")
@@ -250,8 +273,6 @@ def main() -> None:
         make(arguments.source, arguments.target, arguments.copies, arguments.files)
         return
     result = {
-        "raw_bytes": sum(file.stat().st_size for file in corpus_files(arguments.raw)),
-        "files": len(corpus_files(arguments.raw)),
         **{"run": run, "change": change, "engines": engines}[arguments.what](arguments),
         "machine": machine(),
         "versions": {name: version(name) for name in ("dagster", "gigatoken", "polars", "pyarrow", "tokenizers")}
