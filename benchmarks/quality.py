@@ -41,7 +41,7 @@ from ivr_dagster.core.handles import ModelFolder, TokenizerFolder
 from ivr_dagster.core.tokenizer.bpe import read_bpe, strings_by_id
 from ivr_dagster.core.tokens.sequences import reference_encoder
 from ivr_dagster.core.training.blocks import write_blocks, write_validation_blocks
-from ivr_dagster.core.training.sft import Validation, fine_tune
+from ivr_dagster.core.training.sft import Training, Validation, fine_tune
 from ivr_dagster.core.training.sft_config import read_sft_config
 from ivr_dagster.core.vocabulary.remap import read_rules
 
@@ -284,18 +284,18 @@ def curves(
                     sft, vanilla=name == "vanilla", seed=seed, max_steps=steps, save_steps=10**6, logging_steps=1
                 )
                 clock = Clock(name)
-                trained = fine_tune(
+                training = Training(
                     bench.model.path if name == "vanilla" else adapted,
                     blocks,
                     Path(folder) / f"{name}-{seed}",
                     config,
-                    tokenizer_dir=bench.tokenizers[tokenizer].path,
+                    bench.tokenizers[tokenizer].path,
                     fingerprint="",
                     dtype=bench.dtype,
                     new_tokens=bench.new_tokens if name == "adapted" else None,
                     validation=validation,
-                    on_log=clock,
                 )
+                trained = fine_tune(training, on_log=clock)
                 model = ModelFolder(trained.final_model).load("float32")
                 score = bench.score(model, tokenizer)
                 other = bench.score(model, tokenizer, bench.retention).bpb if bench.retention else None

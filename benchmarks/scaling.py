@@ -6,10 +6,10 @@
     python -m benchmarks.scaling engines --raw DIR --artifacts DIR --name NAME
 
 `make` writes distinct text, so many times a corpus. `run` executes each stage's command as people do, and then all as
-one, and watches the memory of all processes; init and analyze several times, corpora taking turns. `change` has init and analyze made at first, after a change of one file,
-with nothing changed and of a few words, and changes the file back. `engines` works on the corpus by the cores of this
-machine and on a Ray cluster of three nodes, here too, and holds what they write against each other. Results go to
-benchmarks/results/scaling-NAME.json.
+one, and watches the memory of all processes; init and analyze several times, corpora taking turns. `change` has init
+and analyze made at first, after a change of one file, with nothing changed and of a few words, and changes the file
+back. `engines` works on the corpus by the cores of this machine and on a Ray cluster of three nodes, here too, and
+holds what they write against each other. Results go to benchmarks/results/scaling-NAME.json.
 """
 
 import argparse

@@ -22,7 +22,7 @@ from typing import Any
 from benchmarks.__main__ import RESULTS, machine
 from ivr_dagster.core.corpus.cleaned import CleanedCorpus
 from ivr_dagster.core.handles import TrainingBlocks
-from ivr_dagster.core.training.sft import fine_tune
+from ivr_dagster.core.training.sft import Training, fine_tune
 from ivr_dagster.core.training.sft_config import read_sft_config
 from ivr_dagster.materialize import Workbench
 from ivr_dagster.resources.accelerator import Accelerator
@@ -40,18 +40,18 @@ def ours(artifacts: Path, steps: int, dtype: str) -> dict[str, Any]:
     blocks = TrainingBlocks(bench.paths["training_blocks"])
     with tempfile.TemporaryDirectory() as scratch:
         cpu = time.process_time()
-        result = fine_tune(
+        training = Training(
             bench.paths["initialized_model"],
             blocks.path / "remapped",
             Path(scratch),
             config,
-            tokenizer_dir=bench.paths["remapped_tokenizer"],
+            bench.paths["remapped_tokenizer"],
             fingerprint="benchmark",
             device=device,
             dtype=dtype,
             new_tokens={rule.id: rule.new_token for rule in bench.load("remap_rules")},
-            keep_model=False,
         )
+        result = fine_tune(training, keep_model=False)
         cpu = time.process_time() - cpu
     seconds = result.tokens / result.tokens_per_second
     size = result.tokens * (blocks.bytes_per_token("remapped") or 0.0)

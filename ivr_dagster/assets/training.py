@@ -274,8 +274,7 @@ def _fine_tuned(
     max_steps: int | None = None,
     made_of: str | None = None,
 ) -> dg.MaterializeResult[TrainedModel]:
-    from ivr_dagster.core.training.launched import Training
-    from ivr_dagster.core.training.sft import Validation, fine_tune
+    from ivr_dagster.core.training.sft import Training, Validation, fine_tune
     from ivr_dagster.core.training.sft_config import read_sft_config
     from ivr_dagster.resources.launcher import accelerator_for, train_on_several
 
@@ -333,7 +332,7 @@ def _fine_tuned(
     if launch.processes > 1:
         result = train_on_several(context, settings.places.launched, training, launch, on_log)
     else:
-        result = fine_tune(**vars(training), on_log=on_log)
+        result = fine_tune(training, on_log=on_log)
     trained = TrainedModel(place)
     trained.write_history(result.steps, result.tokens, result.loss_history, result.validation)
     return dg.MaterializeResult(

@@ -14,15 +14,15 @@ from dagster_pipes import open_dagster_pipes
 from ivr_dagster.core.allocator import keep_freed_memory
 from ivr_dagster.core.errors import InputError
 from ivr_dagster.core.parent import end_with
-from ivr_dagster.core.training.launched import LaunchFolder, Training, result_as_json
-from ivr_dagster.core.training.sft import OutOfMemory, SftResult, TrainingDiverged, fine_tune
+from ivr_dagster.core.training.launched import LaunchFolder, result_as_json
+from ivr_dagster.core.training.sft import OutOfMemory, SftResult, Training, TrainingDiverged, fine_tune
 
 
 def train(training: Training, **reported: Any) -> SftResult:
     """This process's part of it."""
     if training.device == "cpu":
         keep_freed_memory()
-    return fine_tune(**vars(training), **reported)
+    return fine_tune(training, **reported)
 
 
 def main() -> int:

@@ -19,11 +19,10 @@ from ivr_dagster.core.training.launch import Launch
 from ivr_dagster.core.training.launched import (
     ProcessesFailed,
     Request,
-    Training,
     launched_as,
     result_from_json,
 )
-from ivr_dagster.core.training.sft import SftResult
+from ivr_dagster.core.training.sft import SftResult, Training
 from ivr_dagster.processes.machine import command
 from ivr_dagster.resources.accelerator import Accelerator
 

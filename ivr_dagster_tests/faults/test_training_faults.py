@@ -25,6 +25,7 @@ from ivr_dagster.core.training.launched import LaunchFolder
 from ivr_dagster.core.training.sft import (
     OutOfMemory,
     SftResult,
+    Training,
     TrainingDiverged,
     Validation,
     fine_tune,
@@ -84,9 +85,8 @@ def train(given: Path, output_dir: Path, log: Log | None = None, **arguments: An
     arguments = {"model_dir": given / "model", "blocks": given / "blocks", "fingerprint": "a", **arguments}
     config = read_sft_config(None, **settings)
     on_log = None if log is None else log.append
-    return fine_tune(
-        output_dir=output_dir, config=config, tokenizer_dir=given / "tokenizer", on_log=on_log, **arguments
-    )
+    training = Training(output_dir=output_dir, config=config, tokenizer_dir=given / "tokenizer", **arguments)
+    return fine_tune(training, on_log=on_log)
 
 
 def complete(output_dir: Path) -> list[int]:

@@ -214,7 +214,7 @@ class SequencesWriter:
         self._schema = pa.schema({"document_id": pa.string(), "ids": ids})
         self._writer = pq.ParquetWriter(file, self._schema, compression="zstd")
         self.frequencies = np.zeros(size, dtype=np.int64)
-        self._written = [hashlib.blake2b(digest_size=16) for _ in ("document ids", "lengths", "ids")]
+        self._digests = [hashlib.blake2b(digest_size=16) for _ in ("document ids", "lengths", "ids")]
 
     def __enter__(self) -> Self:
         return self
@@ -227,13 +227,14 @@ class SequencesWriter:
         columns = [string_column(document_ids), ids]
         self._writer.write_table(pa.Table.from_arrays(columns, schema=self._schema))
         self.frequencies += np.bincount(every, minlength=len(self.frequencies))
-        names = "".join(f"{document_id}\n" for document_id in document_ids).encode()
-        for digest, content in zip(self._written, (names, np.diff(offsets), every), strict=True):
-            digest.update(content)
+        names, lengths, written = self._digests
+        names.update("".join(f"{document_id}\n" for document_id in document_ids).encode())
+        lengths.update(np.diff(offsets).data)
+        written.update(every.data)
 
     def digest(self) -> str:
         """A hash of the documents' ids and sequences written so far, in whatever row groups they were."""
-        return content_hash(" ".join(digest.hexdigest() for digest in self._written))
+        return content_hash(" ".join(digest.hexdigest() for digest in self._digests))
 
     def __exit__(self, *_: object) -> None:
         self._writer.close()

@@ -214,9 +214,7 @@ def _write_part(task: _PartTask, target: Path) -> None:
     used = np.flatnonzero(sequences.frequencies)
     pl.DataFrame({"token_id": used, "frequency": sequences.frequencies[used]}).write_parquet(target / _FREQUENCIES)
     (target / _SUMMARY).write_text(
-        json.dumps(
-            {"totals": totals, "added": added, "rows": len(counts_by_hash), "sequences": sequences.digest()}
-        ),
+        json.dumps({"totals": totals, "added": added, "rows": len(counts_by_hash), "sequences": sequences.digest()}),
         encoding="utf-8",
     )
 

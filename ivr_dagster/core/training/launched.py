@@ -14,8 +14,7 @@ from ivr_dagster.core.atomic import remove, replacing
 from ivr_dagster.core.errors import InputError
 from ivr_dagster.core.presence import anybody, present
 from ivr_dagster.core.training.launch import Launch
-from ivr_dagster.core.training.sft import OutOfMemory, SftResult, TrainingDiverged, Validation
-from ivr_dagster.core.training.sft_config import SftConfig
+from ivr_dagster.core.training.sft import OutOfMemory, SftResult, Training, TrainingDiverged
 
 _REQUEST, _FAILURE, _LOCK = "request.json", "failure", ".lock"
 
@@ -26,22 +25,6 @@ class ProcessesFailed(RuntimeError):
 
 class Killed(ProcessesFailed):
     """A process was ended by a signal."""
-
-
-@dataclass(frozen=True)
-class Training:
-    """The arguments of :func:`~ivr_dagster.core.training.sft.fine_tune`, under its names."""
-
-    model_dir: Path
-    blocks: Path
-    output_dir: Path
-    config: SftConfig
-    tokenizer_dir: Path
-    fingerprint: str
-    device: str = "cpu"
-    dtype: str = "float32"
-    new_tokens: Mapping[int, str] | None = None
-    validation: Validation | None = None
 
 
 @dataclass(frozen=True)

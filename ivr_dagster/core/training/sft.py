@@ -20,7 +20,7 @@ import numpy as np
 
 from ivr_dagster.core.atomic import replacing
 from ivr_dagster.core.embedding.new_rows import embedding_parameters
-from ivr_dagster.core.errors import InputError
+from ivr_dagster.core.errors import InputError, memory_was_short
 from ivr_dagster.core.faults import first_words
 from ivr_dagster.core.handles import ModelFolder
 from ivr_dagster.core.training.blocks import COLUMN, largest_id, read_blocks
@@ -33,13 +33,11 @@ if TYPE_CHECKING:
     import torch
     from transformers import TrainerCallback, TrainerState, TrainingArguments
 
-__all__ = ["OutOfMemory", "SftConfig", "SftResult", "TrainingDiverged", "fine_tune", "read_sft_config"]
+__all__ = ["OutOfMemory", "SftConfig", "SftResult", "Training", "TrainingDiverged", "fine_tune", "read_sft_config"]
 
 _PRECISIONS = {"float32": {}, "bfloat16": {"bf16": True}, "float16": {"fp16": True}}
 # a loss so many times what guessing costs, ln V nats a token, has exploded, and twice of where it began
 _GUESSES, _BEGINNINGS = 10, 2
-# what libraries say, in a RuntimeError, where memory does not suffice
-_NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "_ALLOC_FAILED")
 
 
 class TrainingDiverged(RuntimeError):
@@ -100,18 +98,40 @@ class Validation:
     bytes_per_token: float
 
 
+@dataclass(frozen=True)
+class Training:
+    """What a run is made of and where it goes.
+
+    Attributes:
+        model_dir: a folder for `AutoModelForCausalLM.from_pretrained`; loaded offline, without remote code.
+        blocks: the folder that :func:`~ivr_dagster.core.training.blocks.write_blocks` wrote.
+        output_dir: the run's folder; made if it is not there.
+        config: the settings.
+        tokenizer_dir: a folder for `AutoTokenizer.from_pretrained`, kept with the final model.
+        fingerprint: a string that differs when the model, the blocks or the settings do.
+        device: cpu, cuda or mps. Which of several GPUs is the launcher's or CUDA_VISIBLE_DEVICES' choice.
+        dtype: float32, or bfloat16 or float16 for mixed precision; the weights are trained in float32 whichever it
+            is. `bf16`, `fp16` and `use_cpu` in the settings go before `dtype` and `device`.
+        new_tokens: byte-level string by id of the tokens whose rows learn at rates of their own; without them all rows
+            learn at the kept ones' rate, and there is no phase of embeddings only.
+        validation: blocks to measure bits per byte on, as often as `eval_strategy` and `eval_steps` say.
+    """
+
+    model_dir: Path
+    blocks: Path
+    output_dir: Path
+    config: SftConfig
+    tokenizer_dir: Path
+    fingerprint: str
+    device: str = "cpu"
+    dtype: str = "float32"
+    new_tokens: Mapping[int, str] | None = None
+    validation: Validation | None = None
+
+
 def fine_tune(
-    model_dir: Path,
-    blocks: Path,
-    output_dir: Path,
-    config: SftConfig,
+    training: Training,
     *,
-    tokenizer_dir: Path,
-    fingerprint: str,
-    device: str = "cpu",
-    dtype: str = "float32",
-    new_tokens: Mapping[int, str] | None = None,
-    validation: Validation | None = None,
     on_log: Callable[[dict[str, float]], None] | None = None,
     final_dir: Path | None = None,
     keep_model: bool = True,
@@ -132,18 +152,7 @@ def fine_tune(
     of them a step: the same batches, and the same losses up to rounding and to what dropout leaves out.
 
     Args:
-        model_dir: a folder for `AutoModelForCausalLM.from_pretrained`; loaded offline, without remote code.
-        blocks: the folder that :func:`~ivr_dagster.core.training.blocks.write_blocks` wrote.
-        output_dir: the run's folder; made if it is not there.
-        config: the settings.
-        tokenizer_dir: a folder for `AutoTokenizer.from_pretrained`, kept with the final model.
-        fingerprint: a string that differs when the model, the blocks or the settings do.
-        device: cpu, cuda or mps. Which of several GPUs is the launcher's or CUDA_VISIBLE_DEVICES' choice.
-        dtype: float32, or bfloat16 or float16 for mixed precision; the weights are trained in float32 whichever it
-            is. `bf16`, `fp16` and `use_cpu` in the settings go before `dtype` and `device`.
-        new_tokens: byte-level string by id of the tokens whose rows learn at rates of their own; without them all rows
-            learn at the kept ones' rate, and there is no phase of embeddings only.
-        validation: blocks to measure bits per byte on, as often as `eval_strategy` and `eval_steps` say.
+        training: which.
         on_log: called every `logging_steps` steps with step, max_steps, loss (nats per token), learning_rate,
             tokens_per_second, flops_per_second, mfu where it is known, and seconds_left; after every validation
             with step, max_steps and bits_per_byte; and where it goes on with smaller micro-batches, with step,
@@ -161,49 +170,25 @@ def fine_tune(
     """
     started = time.monotonic()
     processes = int(os.environ.get("WORLD_SIZE", "1"))  # torch's launcher tells each process so
-    config, smaller = config.shared_by(processes), False
+    training, smaller = replace(training, config=training.config.shared_by(processes)), False
     while True:
         try:
-            result = _run(
-                model_dir,
-                blocks,
-                output_dir,
-                config,
-                tokenizer_dir=tokenizer_dir,
-                fingerprint=fingerprint,
-                device=device,
-                dtype=dtype,
-                new_tokens=new_tokens,
-                validation=validation,
-                on_log=on_log,
-                final_dir=final_dir or output_dir / "final_model",
-                keep_model=keep_model,
-                smaller=smaller,
-            )
+            result = _run(training, on_log, final_dir or training.output_dir / "final_model", keep_model, smaller)
         except Exception as error:
-            if not _is_of_memory(error):
+            if not memory_was_short(error):
                 raise
-            fewer = _in_smaller_pieces(config, validated=validation is not None) if processes == 1 else None
+            validated = training.validation is not None
+            fewer = _in_smaller_pieces(training.config, validated=validated) if processes == 1 else None
             if fewer is None:
-                raise _out_of_memory(error, config, device, blocks, processes) from error
-            config, smaller = fewer, True
+                raise _out_of_memory(error, training, processes) from error
+            training, smaller = replace(training, config=fewer), True
         else:
             return replace(result, seconds=time.monotonic() - started)
         _free_memory()  # here, where the error no longer holds on to the model
 
 
 def _run(
-    model_dir: Path,
-    blocks: Path,
-    output_dir: Path,
-    config: SftConfig,
-    *,
-    tokenizer_dir: Path,
-    fingerprint: str,
-    device: str,
-    dtype: str,
-    new_tokens: Mapping[int, str] | None,
-    validation: Validation | None,
+    training: Training,
     on_log: Callable[[dict[str, float]], None] | None,
     final_dir: Path,
     keep_model: bool,
@@ -214,18 +199,19 @@ def _run(
     from transformers.integrations.integration_utils import TensorBoardCallback
 
     started = time.monotonic()
-    arguments = _training_arguments(config, output_dir, device, dtype, validated=validation is not None)
-    dataset = read_blocks(blocks)
+    config, output_dir, validation = training.config, training.output_dir, training.validation
+    arguments = _training_arguments(training)
+    dataset = read_blocks(training.blocks)
     with _quiet_libraries(), ExitStack() as stack:
-        tokenizer = _load_tokenizer(tokenizer_dir)
+        tokenizer = _load_tokenizer(training.tokenizer_dir)
         set_seed(arguments.seed)
-        model, stored_dtype = _load_model(model_dir)
-        _check_fit(model, tokenizer, len(dataset[0][COLUMN]), model_dir)
-        _check_ids(model, largest_id(dataset), blocks)
+        model, stored_dtype = _load_model(training.model_dir)
+        _check_fit(model, tokenizer, len(dataset[0][COLUMN]), training.model_dir)
+        _check_ids(model, largest_id(dataset), training.blocks)
         use_cache = model.config.use_cache
         compute = compute_of(model, len(dataset[0][COLUMN]), arguments)
 
-        run: dict[str, object] = {"fingerprint": fingerprint}
+        run: dict[str, object] = {"fingerprint": training.fingerprint}
         with arguments.main_process_first(local=False):
             discard_useless(output_dir, run)
             checkpoint = newest_complete(output_dir, run)
@@ -244,7 +230,7 @@ def _run(
             model, _ = _load_model(Path(best or checkpoint))
         else:
             limit, arguments.save_total_limit = arguments.save_total_limit, None
-            phase = config.embedding_phase if new_tokens else 0.0
+            phase = config.embedding_phase if training.new_tokens else 0.0
             keeper = _run_callback(run, limit, patience, compute, on_log, config.source, smaller)
             callbacks: list[TrainerCallback] = [keeper, _phase_callback(phase)]
             reporters = list(arguments.report_to or ())
@@ -262,7 +248,7 @@ def _run(
                     data_collator=collate,
                     callbacks=callbacks,
                 )
-                trainer.rates, trainer.new_tokens = config.rates, new_tokens or {}
+                trainer.rates, trainer.new_tokens = config.rates, training.new_tokens or {}
                 trainer.bytes_per_token = 1.0 if validation is None else validation.bytes_per_token
                 trainer.remove_callback(PrinterCallback)
                 trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
@@ -274,7 +260,7 @@ def _run(
             model.config.use_cache = use_cache
             with replacing(final_dir) as folder:
                 model.to(stored_dtype).save_pretrained(folder)
-                _copy_tokenizer(tokenizer, tokenizer_dir, folder)
+                _copy_tokenizer(tokenizer, training.tokenizer_dir, folder)
     history = _history(state, "loss")
     tokens_per_second = (int(state.num_input_tokens_seen) - tokens_before) / training_seconds
     computed = compute.figures(tokens_per_second)
@@ -296,15 +282,6 @@ def _run(
     )
 
 
-def _is_of_memory(error: Exception) -> bool:
-    """Whether too little memory, of the device or of this machine, is what went wrong."""
-    import torch
-
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
-
-
 def _in_smaller_pieces(config: SftConfig, *, validated: bool) -> SftConfig | None:
     """The same steps with micro-batches of half the blocks, or of the next share that goes into a step's without rest.
 
@@ -323,12 +300,12 @@ def _in_smaller_pieces(config: SftConfig, *, validated: bool) -> SftConfig | Non
     return replace(config, arguments={**config.arguments, **changed})
 
 
-def _out_of_memory(error: Exception, config: SftConfig, device: str, blocks: Path, processes: int) -> OutOfMemory:
-    batch = config.arguments["per_device_train_batch_size"]
+def _out_of_memory(error: Exception, training: Training, processes: int) -> OutOfMemory:
+    batch = training.config.arguments["per_device_train_batch_size"]
     smaller = f"a smaller per_device_train_batch_size than {batch}, with more gradient_accumulation_steps, "
     return OutOfMemory(
-        f"{config.source}: out of memory on {device} with {batch} block{'s' * (batch > 1)} of "
-        f"{len(read_blocks(blocks)[0][COLUMN]):,} tokens at a time"
+        f"{training.config.source}: out of memory on {training.device} with {batch} block{'s' * (batch > 1)} of "
+        f"{len(read_blocks(training.blocks)[0][COLUMN]):,} tokens at a time"
         f"{f' in each of {processes} processes' if processes > 1 else ''} ({first_words(error)}): take "
         f"{smaller if batch > 1 else ''}a smaller --block-size, gradient_checkpointing: true, --dtype bfloat16 where "
         "the device computes with it, or a device with more memory. What checkpoints hold is not lost"
@@ -351,7 +328,7 @@ def _settings_at_fault(source: Path, *, unless: Callable[[], bool] = lambda: Fal
     try:
         yield
     except (ValueError, TypeError, ImportError, AttributeError, RuntimeError) as error:
-        if _is_of_memory(error) or isinstance(error, TrainingDiverged) or unless():
+        if memory_was_short(error) or isinstance(error, TrainingDiverged) or unless():
             raise
         raise InputError(
             f"the training settings contradict each other or this machine ({first_words(error)})",
@@ -360,13 +337,12 @@ def _settings_at_fault(source: Path, *, unless: Callable[[], bool] = lambda: Fal
         ) from error
 
 
-def _training_arguments(
-    config: SftConfig, output_dir: Path, device: str, dtype: str, *, validated: bool
-) -> "TrainingArguments":
+def _training_arguments(training: Training) -> "TrainingArguments":
     """The settings, and what the run itself depends on, as Trainer takes them."""
     import torch
     from transformers import TrainingArguments
 
+    config, device, dtype = training.config, training.device, training.dtype
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if device not in available:
         raise InputError(
@@ -388,7 +364,7 @@ def _training_arguments(
         )
     precision = {} if {"bf16", "fp16"} & config.arguments.keys() else _PRECISIONS[dtype]
     ours: dict[str, Any] = {
-        "output_dir": str(output_dir),
+        "output_dir": str(training.output_dir),
         "disable_tqdm": True,
         "logging_nan_inf_filter": False,
         "include_num_input_tokens_seen": "all",
@@ -399,7 +375,7 @@ def _training_arguments(
     }
     if config.embedding_phase:
         ours |= {"ddp_find_unused_parameters": True}
-    if not validated:
+    if training.validation is None:
         ours |= {"eval_strategy": "no", "load_best_model_at_end": False}
     chosen = {"use_cpu": device == "cpu", "dataloader_pin_memory": device == "cuda", **precision}
     with _settings_at_fault(config.source):

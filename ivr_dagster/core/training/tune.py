@@ -19,7 +19,7 @@ from ivr_dagster.core.atomic import remove, replacing
 from ivr_dagster.core.content_hash import content_hash
 from ivr_dagster.core.errors import InputError
 from ivr_dagster.core.training.blocks import read_blocks
-from ivr_dagster.core.training.sft import OutOfMemory, TrainingDiverged, Validation, fine_tune
+from ivr_dagster.core.training.sft import OutOfMemory, Training, TrainingDiverged, Validation, fine_tune
 from ivr_dagster.core.training.sft_config import SftConfig, read_sft_config, sft_config_with
 from ivr_dagster.core.training.study import (
     COMPLETE,
@@ -256,20 +256,19 @@ def _run_trial(
 
     remove(place)
     try:
-        result = fine_tune(
+        training = Training(
             given.model,
             given.blocks,
             place,
             config,
-            tokenizer_dir=given.tokenizer,
+            given.tokenizer,
             fingerprint="",
             device=device,
             dtype=dtype,
             new_tokens=given.new_tokens,
             validation=given.validation,
-            on_log=on_log,
-            keep_model=False,
         )
+        result = fine_tune(training, on_log=on_log, keep_model=False)
     except (TrainingDiverged, OutOfMemory) as error:
         raise GivenUp(str(error)) from error
     finally:

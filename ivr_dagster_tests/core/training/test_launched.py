@@ -25,8 +25,8 @@ from ivr_dagster.core.errors import InputError
 from ivr_dagster.core.tokens.byte_level import string_of
 from ivr_dagster.core.training.blocks import write_blocks
 from ivr_dagster.core.training.launch import Launch
-from ivr_dagster.core.training.launched import Killed, LaunchFolder, Request, Training, launched_as, requests
-from ivr_dagster.core.training.sft import SftResult, TrainingDiverged, Validation, fine_tune, read_sft_config
+from ivr_dagster.core.training.launched import Killed, LaunchFolder, Request, launched_as, requests
+from ivr_dagster.core.training.sft import SftResult, Training, TrainingDiverged, Validation, fine_tune, read_sft_config
 from ivr_dagster.processes import machine, member
 from ivr_dagster.resources.launcher import train_on_several
 
@@ -86,7 +86,7 @@ def training(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Training:
 
 
 def by_one(training: Training, output_dir: Path) -> SftResult:
-    return fine_tune(**vars(replace(training, output_dir=output_dir)))
+    return fine_tune(replace(training, output_dir=output_dir))
 
 
 def by_several(
@@ -214,7 +214,7 @@ def test_two_machines_go_on_from_what_one_process_left(training: Training, one: 
 
     output = tmp_path / "run"
     with pytest.raises(Stopped):
-        fine_tune(**vars(replace(training, output_dir=output)), on_log=stop)
+        fine_tune(replace(training, output_dir=output), on_log=stop)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         launch = Launch(processes=2, machines=2, port=probe.getsockname()[1])

@@ -4,6 +4,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 
 from ivr_dagster.core.errors import InputError
 from ivr_dagster.core.training.blocks import read_blocks, write_blocks
-from ivr_dagster.core.training.sft import SftResult, TrainingDiverged, fine_tune, read_sft_config
+from ivr_dagster.core.training.sft import SftResult, Training, TrainingDiverged, fine_tune, read_sft_config
 
 # 50 blocks, 4 a step: 13 steps an epoch, the last of 2 blocks; checkpoints fall inside epochs
 SETTINGS: dict[str, Any] = {
@@ -28,8 +29,16 @@ class Stopped(Exception):
     pass
 
 
-def train(tiny: Path, output_dir: Path, *, stop_at: int | None = None, **arguments: Any) -> SftResult:
-    def on_log(progress: dict[str, float]) -> None:
+def train(
+    tiny: Path,
+    output_dir: Path,
+    *,
+    stop_at: int | None = None,
+    on_log: Callable[[dict[str, float]], None] | None = None,
+    final_dir: Path | None = None,
+    **arguments: Any,
+) -> SftResult:
+    def stop(progress: dict[str, float]) -> None:
         if progress["step"] == stop_at:
             raise Stopped
 
@@ -39,11 +48,10 @@ def train(tiny: Path, output_dir: Path, *, stop_at: int | None = None, **argumen
         "tokenizer_dir": tiny / "tokenizer",
         "blocks": tiny / "blocks",
         "fingerprint": "a",
-        "on_log": on_log,
         **arguments,
     }
-    config = read_sft_config(None, **settings)
-    return fine_tune(output_dir=output_dir, config=config, **arguments)
+    training = Training(output_dir=output_dir, config=read_sft_config(None, **settings), **arguments)
+    return fine_tune(training, on_log=on_log or stop, final_dir=final_dir)
 
 
 def checkpoints(output_dir: Path) -> list[int]:
@@ -110,7 +118,7 @@ def test_a_run_killed_while_it_writes_a_checkpoint_goes_on_from_the_one_before(
     script = """
 import os, signal, sys, torch
 from pathlib import Path
-from ivr_dagster.core.training.sft import fine_tune, read_sft_config
+from ivr_dagster.core.training.sft import Training, fine_tune, read_sft_config
 
 tiny, output_dir = map(Path, sys.argv[1:3])
 torch.set_num_threads(1)
@@ -122,8 +130,8 @@ def killed(value, path, *rest, **more):
     save(value, path, *rest, **more)
 
 torch.save = killed
-fine_tune(tiny / "model", tiny / "blocks", output_dir, read_sft_config(None, **eval(sys.argv[3])),
-          tokenizer_dir=tiny / "tokenizer", fingerprint="a")
+config = read_sft_config(None, **eval(sys.argv[3]))
+fine_tune(Training(tiny / "model", tiny / "blocks", output_dir, config, tiny / "tokenizer", "a"))
 """
     done = subprocess.run([sys.executable, "-c", script, tiny, tmp_path, repr(SETTINGS)], check=False, timeout=120)
     assert done.returncode == -9
@@ -322,14 +330,7 @@ def test_folders_that_do_not_belong_together_are_refused(tiny: Path, tmp_path: P
     with pytest.raises(InputError, match="broken: the model's weights are not in safetensors format, found none"):
         train(tiny, tmp_path, model_dir=tmp_path / "broken")
     with pytest.raises(InputError, match="broken: this folder holds no tokenizer"):
-        fine_tune(
-            tiny / "model",
-            tiny / "blocks",
-            tmp_path,
-            read_sft_config(),
-            tokenizer_dir=tmp_path / "broken",
-            fingerprint="a",
-        )
+        train(tiny, tmp_path, tokenizer_dir=tmp_path / "broken")
 
 
 def test_importing_the_module_brings_no_heavy_library() -> None:

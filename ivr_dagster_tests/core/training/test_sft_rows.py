@@ -1,6 +1,7 @@
 """Rows of new tokens, the phase of embeddings, and validation."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from ivr_dagster.core.tokens.byte_level import string_of
 from ivr_dagster.core.training.blocks import read_blocks, write_blocks
-from ivr_dagster.core.training.sft import SftResult, Validation, fine_tune, read_sft_config
+from ivr_dagster.core.training.sft import SftResult, Training, Validation, fine_tune, read_sft_config
 
 BLOCK, END = 16, 256
 NEW = {7: string_of("abc"), 11: string_of("bc"), 200: string_of("가나"), 201: string_of("나")}
@@ -41,21 +42,23 @@ def validation(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Validati
     return Validation(folder, BYTES_PER_TOKEN)
 
 
-def train(tiny: Path, output_dir: Path, *, stop_at: int | None = None, **given: Any) -> SftResult:
-    def on_log(entry: dict[str, float]) -> None:
+def train(
+    tiny: Path,
+    output_dir: Path,
+    *,
+    stop_at: int | None = None,
+    on_log: Callable[[dict[str, float]], None] | None = None,
+    **given: Any,
+) -> SftResult:
+    def stop(entry: dict[str, float]) -> None:
         if entry["step"] == stop_at and "loss" in entry:
             raise Stopped
 
     settings = {**SETTINGS, **given.pop("settings", {})}
-    given = {"new_tokens": NEW, "fingerprint": "a", "on_log": on_log, **given}
-    return fine_tune(
-        tiny / "model",
-        tiny / "blocks",
-        output_dir,
-        read_sft_config(None, **settings),
-        tokenizer_dir=tiny / "tokenizer",
-        **given,
-    )
+    given = {"new_tokens": NEW, "fingerprint": "a", **given}
+    config = read_sft_config(None, **settings)
+    training = Training(tiny / "model", tiny / "blocks", output_dir, config, tiny / "tokenizer", **given)
+    return fine_tune(training, on_log=on_log or stop)
 
 
 def tensors(result: SftResult) -> dict[str, torch.Tensor]:
