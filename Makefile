@@ -1,5 +1,6 @@
 # make run    the whole pipeline on the embedded sample, offline but for the package registry
-# make test   all tests; make test-ui those that drive a real browser; make lint; make bench; make ui
+# make test   the tests; make test-ui those that drive a real browser; make lint; make bench; make ui
+# make test-slow   whole runs of the pipeline that make test leaves out: some minutes
 # make test-faults   runs killed hundreds of times, starved, fed with damaged files: about an hour
 PYTHON ?= python3
 ARTIFACTS ?= artifacts
@@ -8,7 +9,7 @@ BIN := $(VENV)/bin
 PORT ?= 3000
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-faults test-ui browser postgres lint format bench ui clean
+.PHONY: help run test test-slow test-faults test-ui browser postgres lint format bench ui clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -30,6 +31,10 @@ ui: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not browser and not slow" -n 2 --dist loadfile
+
+test-slow: $(VENV)/.installed-dev
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not browser" -n 2 --dist load \
+	--ignore ivr_dagster_tests/faults
 
 test-faults: $(VENV)/.installed-dev
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 IVR_FUZZ_CASES=10000 IVR_KILLS=200 \

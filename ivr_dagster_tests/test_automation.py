@@ -263,6 +263,7 @@ def test_a_failed_blocking_check_stops_what_follows_until_it_is_mended(daemon: D
     assert "sft_checkpoint" in made
 
 
+@pytest.mark.slow
 def test_a_changed_code_version_remakes_that_asset_and_what_follows(daemon: Daemon) -> None:
     daemon.restart(max_candidates=30)
     made = flat(daemon.settle())
@@ -333,6 +334,7 @@ def test_a_deleted_artifact_is_made_again_and_again(daemon: Daemon) -> None:
         assert daemon.tick() == []
 
 
+@pytest.mark.slow
 def test_new_text_is_a_change_for_a_training_that_failed(daemon: Daemon) -> None:
     daemon.restart(init_strategy="zeros")
     daemon.settle_until("sft_checkpoint")
@@ -364,6 +366,7 @@ def test_nothing_is_made_of_sources_that_nobody_looked_at(tmp_path: Path, tiny: 
     assert daemon.tick() == ["cleaned_corpus", "original_tokenizer"]
 
 
+@pytest.mark.slow
 def test_another_base_tokenizer_selects_anew(daemon: Daemon, tmp_path: Path) -> None:
     other = Path(shutil.copytree(daemon.settings["model_name"], tmp_path / "other"))
     write_tiny_model(other, size=900)

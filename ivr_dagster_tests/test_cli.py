@@ -107,6 +107,7 @@ def test_checks_that_did_not_pass_are_told_at_the_end(ivr: Ivr) -> None:
     assert "cleaned_corpus.heldout_floor" in json.loads(ivr("--json", "status").stdout)["failed_checks"]
 
 
+@pytest.mark.slow
 def test_training_on_several_processes_is_asked_for_by_accelerates_file(folder: Path, ivr: Ivr) -> None:
     before = json.loads((folder / "training" / "sft_checkpoint" / "history.json").read_text())
     alone = ("--no-vanilla", "--no-vanilla-compute")

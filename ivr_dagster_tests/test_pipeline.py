@@ -76,6 +76,7 @@ def test_the_report_has_every_variant_and_figure(folder: Path, finished: dict[st
     assert {"base", "sft"} == set(report["timings"])
 
 
+@pytest.mark.slow
 def test_the_same_models_evaluated_again_make_the_same_report_and_nothing_stale(
     folder: Path, finished: dict[str, dict[str, Any]]
 ) -> None:
@@ -363,6 +364,7 @@ def test_a_training_killed_with_sigkill_goes_on_from_its_last_checkpoint(
     workbench(folder).run(["training_blocks", "sft_checkpoint", *BASELINES.values()])
 
 
+@pytest.mark.slow
 def test_a_search_for_training_settings_leaves_the_best_and_everything_else_as_it_was(
     folder: Path, finished: dict[str, dict[str, Any]]
 ) -> None:

@@ -46,9 +46,9 @@ class Begun:
         return int(str(ended.value.code)), said.err.splitlines(), said.out
 
     def state(self) -> dict[str, bytes]:
-        """Settings and artifacts by file, without what is remembered of runs and of who is at work."""
+        """Settings and artifacts by file, without what is remembered of runs, of input and of who is at work."""
         files = (file for file in self.artifacts.rglob("*") if file.is_file())
-        return {str(file): file.read_bytes() for file in files if not {".dagster", ".locks"} & {*file.parts}}
+        return {str(file): file.read_bytes() for file in files if not {".dagster", ".locks", ".shards"} & {*file.parts}}
 
 
 @pytest.fixture(scope="module")

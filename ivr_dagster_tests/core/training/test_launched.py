@@ -204,6 +204,7 @@ def test_a_killed_process_ends_all_and_the_next_run_has_the_bits_of_an_undisturb
     assert dict(alone.loss_history) == pytest.approx(dict(one.loss_history), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_two_machines_go_on_from_what_one_process_left(training: Training, one: SftResult, tmp_path: Path) -> None:
     class Stopped(Exception):
         pass
@@ -309,6 +310,7 @@ def test_each_training_has_a_place_of_its_own_and_leaves_none(training: Training
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_two_trainings_at_once_each_come_to_their_own(training: Training, two: Run, tmp_path: Path) -> None:
     launched = tmp_path / "launched"
     other = replace(training, config=read_sft_config(None, **SETTINGS | {"max_steps": 3}))
