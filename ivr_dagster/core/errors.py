@@ -44,7 +44,6 @@ _SAID: dict[str, int] = {
     "can't allocate memory": errno.ENOMEM,
     "not enough memory": errno.ENOMEM,
     "out of memory": errno.ENOMEM,
-    "_alloc_failed": errno.ENOMEM,
     "malloc of size": errno.ENOMEM,
     "realloc of size": errno.ENOMEM,
     "can't start new thread": errno.ENOMEM,

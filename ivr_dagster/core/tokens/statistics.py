@@ -40,6 +40,8 @@ STATISTICS = (3, *(version(name) for name in ("gigatoken", "polars", "regex", "t
 MERGED_ROWS, GROUP_ROWS = 2_000_000, 50_000
 # hashes and their counts, which are numbers, that are added up at once
 SUMMED_HASHES = 8_000_000
+# times the types that are kept: so many hashes are held at most
+MOST_ALIKE = 8
 # Results that are added up into one, until there are few: of a corpus that changed in one place, only the sums that it
 # is part of are made anew
 SUMMED, MOST_SUMS = 8, 16
@@ -250,27 +252,45 @@ def _merged(places: Sequence[Path]) -> Iterator[pl.DataFrame]:
 
 
 def _most_frequent(places: Sequence[Path], most: int) -> tuple[pl.DataFrame, int]:
-    """Counts of the `most` most frequent types, in no order and some more, and how many types there are, by hash.
+    """Counts of the `most` most frequent types, in their order, and how many types there are.
 
-    Most types are rare and their text is not looked at: by the sums of hashes, which are those of types but where two
-    share one, so that no type of a hash occurs more often than the hash.
+    Most types are rare, and are not compared as texts: only those are whose hash occurs often enough.
+    """
+    hashes, least, types = _frequent_hashes(places, most)
+    found = _first(places, most, hashes)
+    if hashes is not None and found["count"][-1] < least:  # types that share a hash passed for a more frequent one
+        found = _first(places, most, None)
+    return found, types
+
+
+def _first(places: Sequence[Path], most: int, hashes: pl.DataFrame | None) -> pl.DataFrame:
+    """The most frequent of the types with these hashes, or of all, ties by code points."""
+    found = sum_of([])
+    for rows in _lots(places, ("hash", "pretoken", "count"), MERGED_ROWS):
+        ours = rows if hashes is None else rows.join(hashes, on="hash", how="semi")
+        lot = ours.group_by("hash", "pretoken").agg(pl.col("count").sum()).drop("hash")
+        found = pl.concat([found, lot]).sort(["count", "pretoken"], descending=[True, False]).head(most)
+    return found
+
+
+def _frequent_hashes(places: Sequence[Path], most: int) -> tuple[pl.DataFrame | None, int, int]:
+    """Hashes of types that may be among the most frequent, the least count among them, and how many hashes there are.
+
+    No type occurs more often than its hash. None where all may be, or too many occur alike to tell them apart.
     """
     kept, types, least = pl.DataFrame(schema={"hash": pl.UInt64, "count": pl.Int64}), 0, 0
     for rows in _lots(places, ("hash", "count"), SUMMED_HASHES):
         sums = rows.group_by("hash").agg(pl.col("count").sum())
         types += len(sums)
-        kept = pl.concat([kept, sums])
+        kept = pl.concat([kept, sums.filter(pl.col("count") >= least)])
         if len(kept) > most:
-            least = kept["count"].top_k(most)[-1]
+            least = int(kept["count"].top_k(most).min())  # type: ignore[arg-type]
             kept = kept.filter(pl.col("count") >= least)
-    hashes = kept.select("hash")
-    found = [sum_of([])]
-    for rows in _lots(places, ("hash", "pretoken", "count"), MERGED_ROWS):
-        found.append(sum_of([rows.join(hashes, on="hash", how="semi").drop("hash")]))
-    counts = pl.concat(found)
-    if types > most > (counts["count"] >= least).sum():  # two share a hash that is the last
-        return pl.concat([each.drop("hash") for each in _merged(places)]), types
-    return counts, types
+        if len(kept) > MOST_ALIKE * most:  # of all that occur as often as the last
+            kept, least = kept.clear(), sys.maxsize
+    if types <= most or least == sys.maxsize:
+        return None, least, types
+    return kept.select("hash"), least, types
 
 
 def _added_up(places: Sequence[Path], name: str) -> Counter[str]:
@@ -300,8 +320,6 @@ def _write_counts(task: tuple[Sequence[Path], int], target: Path) -> None:
     """The types that are kept, the most frequent first, and how many there are."""
     places, most = task
     found, types = _most_frequent(places, most or sys.maxsize)
-    found = found.sort(["count", "pretoken"], descending=[True, False])
-    found = found.head(most) if most else found
     found.write_parquet(target / _PRETOKENS)
     summary = {"added": _added_up(places, "added"), "types": types}
     (target / _SUMMARY).write_text(json.dumps(summary), encoding="utf-8")

@@ -20,7 +20,7 @@ import numpy as np
 
 from ivr_dagster.core.atomic import replacing
 from ivr_dagster.core.embedding.new_rows import embedding_parameters
-from ivr_dagster.core.errors import InputError, memory_was_short
+from ivr_dagster.core.errors import InputError
 from ivr_dagster.core.faults import first_words
 from ivr_dagster.core.handles import ModelFolder
 from ivr_dagster.core.training.blocks import COLUMN, largest_id, read_blocks
@@ -38,6 +38,8 @@ __all__ = ["OutOfMemory", "SftConfig", "SftResult", "Training", "TrainingDiverge
 _PRECISIONS = {"float32": {}, "bfloat16": {"bf16": True}, "float16": {"fp16": True}}
 # a loss so many times what guessing costs, ln V nats a token, has exploded, and twice of where it began
 _GUESSES, _BEGINNINGS = 10, 2
+# what libraries say, in a RuntimeError, of memory that a smaller batch may do with; `errors` knows of other kinds
+_NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "_ALLOC_FAILED")
 
 
 class TrainingDiverged(RuntimeError):
@@ -175,7 +177,7 @@ def fine_tune(
         try:
             result = _run(training, on_log, final_dir or training.output_dir / "final_model", keep_model, smaller)
         except Exception as error:
-            if not memory_was_short(error):
+            if not _is_of_memory(error):
                 raise
             validated = training.validation is not None
             fewer = _in_smaller_pieces(training.config, validated=validated) if processes == 1 else None
@@ -282,6 +284,15 @@ def _run(
     )
 
 
+def _is_of_memory(error: Exception) -> bool:
+    """Whether too little memory, of the device or of this machine, is what went wrong."""
+    import torch
+
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
+
+
 def _in_smaller_pieces(config: SftConfig, *, validated: bool) -> SftConfig | None:
     """The same steps with micro-batches of half the blocks, or of the next share that goes into a step's without rest.
 
@@ -328,7 +339,7 @@ def _settings_at_fault(source: Path, *, unless: Callable[[], bool] = lambda: Fal
     try:
         yield
     except (ValueError, TypeError, ImportError, AttributeError, RuntimeError) as error:
-        if memory_was_short(error) or isinstance(error, TrainingDiverged) or unless():
+        if _is_of_memory(error) or isinstance(error, TrainingDiverged) or unless():
             raise
         raise InputError(
             f"the training settings contradict each other or this machine ({first_words(error)})",

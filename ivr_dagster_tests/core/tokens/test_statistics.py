@@ -4,6 +4,7 @@ import hashlib
 import json
 import zlib
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -178,33 +179,67 @@ def test_progress_tells_all_documents(corpus: CleanedCorpus, tokenizer: Path, tm
     assert told[-1] == (corpus.count("train"), corpus.count("train"))
 
 
-TYPES = st.dictionaries(st.text("ab", max_size=4), st.integers(1, 9), max_size=12)
-
-
-@given(parts=st.lists(TYPES, min_size=1, max_size=3), most=st.integers(1, 12), hashes=st.integers(1, 40))
-def test_types_that_share_a_hash_are_counted_apart(
-    parts: list[dict[str, int]], most: int, hashes: int, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    folder = tmp_path_factory.mktemp("collisions")
-
-    def hash_of(pretoken: str) -> int:
-        return zlib.crc32(pretoken.encode()) % hashes * (2**64 // hashes)
-
+def most_frequent(
+    parts: list[dict[str, int]], most: int, rows: int, folder: Path, hash_of: Callable[[str], int]
+) -> tuple[list[tuple[str, int]], int]:
+    """What is kept of these counts, and of how many types, where so many rows are looked at at once."""
     places = []
     for number, counts in enumerate(parts):
         places.append(folder / str(number))
         places[-1].mkdir()
-        rows = sorted((hash_of(pretoken), pretoken, count) for pretoken, count in counts.items())
+        found = sorted((hash_of(pretoken), pretoken, count) for pretoken, count in counts.items())
         schema = {"hash": pl.UInt64, "pretoken": pl.String, "count": pl.Int64}
-        pl.DataFrame(rows, schema=schema, orient="row").write_parquet(places[-1] / "pretokens.parquet")
-        (places[-1] / "summary.json").write_text(json.dumps({"rows": len(rows), "added": {}}))
-    total = Counter()
+        pl.DataFrame(found, schema=schema, orient="row").write_parquet(places[-1] / "pretokens.parquet")
+        (places[-1] / "summary.json").write_text(json.dumps({"rows": len(found), "added": {}}))
+    (folder / "counts").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(statistics, "MERGED_ROWS", rows)
+        patch.setattr(statistics, "SUMMED_HASHES", rows)
+        statistics._write_counts((places, most), folder / "counts")
+    kept = pl.read_parquet(folder / "counts" / "pretokens.parquet").rows()
+    return kept, json.loads((folder / "counts" / "summary.json").read_text())["types"]
+
+
+def by_frequency(parts: list[dict[str, int]]) -> list[tuple[str, int]]:
+    total: Counter[str] = Counter()
     for counts in parts:
         total.update(counts)
-    (folder / "counts").mkdir()
-    statistics._write_counts((places, most), folder / "counts")
-    found = pl.read_parquet(folder / "counts" / "pretokens.parquet").rows()
-    assert found == sorted(total.items(), key=lambda each: (-each[1], each[0]))[:most]
+    return sorted(total.items(), key=lambda each: (-each[1], each[0]))
+
+
+TYPES = st.dictionaries(st.text("ab", max_size=4), st.integers(1, 9), max_size=12)
+
+
+@given(
+    parts=st.lists(TYPES, min_size=1, max_size=3),
+    most=st.integers(1, 12),
+    hashes=st.integers(1, 40),
+    rows=st.integers(1, 40),
+)
+def test_types_that_share_a_hash_are_counted_apart(
+    parts: list[dict[str, int]], most: int, hashes: int, rows: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    def hash_of(pretoken: str) -> int:
+        return zlib.crc32(pretoken.encode()) % hashes * (2**64 // hashes)
+
+    kept, _ = most_frequent(parts, most, rows, tmp_path_factory.mktemp("collisions"), hash_of)
+    assert kept == by_frequency(parts)[:most]
+
+
+@pytest.mark.parametrize("rows", [10_000, 1_000, 150])
+@pytest.mark.parametrize("greatest", [1, 3, 1_000_000])
+@pytest.mark.parametrize("most", [1, 60, 237, 449, 2_000])
+def test_the_most_frequent_of_many_types_are_found_in_however_many_steps(
+    most: int, greatest: int, rows: int, tmp_path: Path
+) -> None:
+    draw = np.random.default_rng(most + greatest + rows)
+    parts = [{f"type {n}": int(draw.integers(1, greatest + 1)) for n in draw.permutation(900)[:450]} for _ in range(2)]
+
+    def hash_of(pretoken: str) -> int:
+        return int.from_bytes(hashlib.blake2b(pretoken.encode(), digest_size=8).digest(), "little")
+
+    expected = by_frequency(parts)
+    assert most_frequent(parts, most, rows, tmp_path, hash_of) == (expected[:most], len(expected))
 
 
 # if it changes, raise `statistics.STATISTICS`, or what is kept of parts would be taken for the new
