@@ -488,7 +488,7 @@ def run(request: Request, /, sample: bool, until: str | None, dry_run: bool, **o
         given,
         makes=lambda bench: [name for stage in stages for name in bench.stage_assets(stage)],
         title="run",
-        check=lambda bench: bench.check_training_settings() if "train" in stages and _trains(bench) else None,
+        check=lambda bench: _check_what_comes_later(bench, stages),
     )
     from ivr_dagster.materialize import together
 
@@ -618,8 +618,12 @@ def ui(request: Request, /, port: int, **options: Any) -> None:
     raise SystemExit(serve(request.artifacts_dir, request.config, port))
 
 
-def _trains(workbench: "Workbench") -> bool:
-    return any(state.stale for state in workbench.states() if state.stage == "train")
+def _check_what_comes_later(workbench: "Workbench", stages: Sequence[str]) -> None:
+    """What a person gave for stages that begin when others have worked for long."""
+    if "remap" in stages:
+        workbench.check_remap_rules()
+    if "train" in stages and any(state.stale for state in workbench.states() if state.stage == "train"):
+        workbench.check_training_settings()
 
 
 def _refuse_other_sources(request: Request) -> None:

@@ -19,10 +19,12 @@ from dagster._core.errors import DagsterAssetCheckFailedError, DagsterExecutionI
 from dagster._core.storage.runs.sqlite import SqliteRunStorage
 
 from ivr_dagster.artifact_paths import ArtifactPaths
-from ivr_dagster.assets.vocabulary import plan_from_settings, table_in_force
+from ivr_dagster.assets.vocabulary import edited_rules, plan_from_settings, table_in_force
 from ivr_dagster.core.errors import InputError
+from ivr_dagster.core.handles import TokenizerFolder
 from ivr_dagster.core.locks import Busy
 from ivr_dagster.core.manifest import damage, read_manifest
+from ivr_dagster.core.vocabulary.remap import check_rules, read_rules
 from ivr_dagster.core.vocabulary.selection import Plan
 from ivr_dagster.dead_runs import PROCESS_TAG, fail_dead_runs, free_slots_of_ended_runs, lives, process_mark
 from ivr_dagster.definitions import build_definitions
@@ -210,6 +212,21 @@ class Workbench:
 
         read_sft_config(self.shared.sft_config_file())
         self.shared.launch()
+
+    def check_remap_rules(self) -> None:
+        """See that rules which a person brought or edited fit the base vocabulary, before anything else is made.
+
+        Raises:
+            InputError: they do not; all faults are named together.
+        """
+        place, brought = self.paths["remap_rules"], "remap_rules" in self.paths.replaced
+        rules = read_rules(place) if brought else edited_rules(self.paths)
+        if rules is None:
+            return
+        base = "original_tokenizer"
+        folder = self.paths[base] if base in self.paths.replaced else self.base.tokenizer().path
+        if (folder / "tokenizer.json").is_file():  # else it is made of other files first
+            check_rules(rules, TokenizerFolder(folder).bpe(), place)
 
     def data_version(self, name: str) -> str | None:
         """The data version that an asset, or a source, has now."""

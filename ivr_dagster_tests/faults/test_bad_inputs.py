@@ -493,3 +493,16 @@ def test_bad_settings_and_rules_are_refused_in_one_line(
     finally:
         if row.content is not None:
             place.unlink() if before is None else place.write_bytes(before)
+
+
+def test_rules_that_are_brought_are_checked_before_anything_is_made(tiny: Path, tmp_path: Path, ivr: Ivr) -> None:
+    rules, home = tmp_path / "rules.yaml", tmp_path / "artifacts"
+    one = "- id: {}\n  sacrificed_token: {}\n  new_token: {}\n  constituents: [q, x]\n"
+    rules.write_text("rules:\n" + one.format(0, "x", "qx") + one.format(99_999, "y", "qx"))
+    sources = ["--model-name", str(tiny.parent / "model"), "--raw-corpora-dir", str(tiny / "raw")]
+    code, _, err = ivr(home, "run", *sources, "--remap-rules-path", str(rules))
+    assert code == 2
+    assert len(err.splitlines()) == 1
+    for told in ("rules.yaml:2: id 0 ", "rules.yaml:6: id 99999 ", "rules.yaml:6: new token 'qx' is given twice"):
+        assert told in err
+    assert tree(home) == {}
