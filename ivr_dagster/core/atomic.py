@@ -30,13 +30,12 @@ def publish(staged: Path, path: Path) -> None:
     """
     _flush(staged)
     path.parent.mkdir(parents=True, exist_ok=True)
-    if not path.is_dir():
-        staged.replace(path)
-    else:
-        old = _old_path(path)
+    old = _old_path(path)
+    if path.is_dir():
         remove(old)
         path.replace(old)
-        staged.replace(path)
+    staged.replace(path)
+    if path.is_dir():  # kept aside now, or by a writer that was killed before its new one stood
         remove(old)
     _flush_folder(path.parent)
 

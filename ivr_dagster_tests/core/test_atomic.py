@@ -163,6 +163,7 @@ def test_after_a_kill_the_next_writer_publishes_as_ever(tmp_path: Path) -> None:
     publish_and_kill(place, before=1)
     with replacing(place) as staged:
         folder_of(staged, "newer", files=1)
+    assert ".model.old" not in names(tmp_path)
     recover(place)
     sweep(tmp_path)
     assert contents(place) == {"0.txt": "newer"}

@@ -199,6 +199,7 @@ def _run(
     """What :func:`fine_tune` does, under settings of this process; `smaller`: micro-batches were too large before."""
     from transformers import PrinterCallback, TrainerState, set_seed
     from transformers.integrations.integration_utils import TensorBoardCallback
+    from transformers.trainer_utils import rotate_checkpoints
 
     started = time.monotonic()
     config, output_dir, validation = training.config, training.output_dir, training.validation
@@ -230,6 +231,8 @@ def _run(
             # Trainer would take one step too many here where the last step lies inside an epoch
             best = state.best_model_checkpoint if arguments.load_best_model_at_end else None
             model, _ = _load_model(Path(best or checkpoint))
+            if arguments.should_save:  # stopped between writing the last one and removing those before
+                rotate_checkpoints(str(output_dir), arguments.save_total_limit, state.best_model_checkpoint)
         else:
             limit, arguments.save_total_limit = arguments.save_total_limit, None
             phase = config.embedding_phase if training.new_tokens else 0.0

@@ -175,6 +175,18 @@ def test_only_so_many_checkpoints_are_kept_and_one_is_always_whole(tiny: Path, t
     assert set(whole[whole.index(1) :]) == {1}
 
 
+def test_a_run_killed_before_it_removed_older_checkpoints_keeps_no_more_than_it_should(
+    tiny: Path, tmp_path: Path
+) -> None:
+    settings = {"max_steps": 12, "save_total_limit": 1}
+    train(tiny, tmp_path, settings=settings)
+    assert checkpoints(tmp_path) == [12]
+    for step in (5, 10):
+        shutil.copytree(tmp_path / "checkpoint-12", tmp_path / f"checkpoint-{step}")
+    assert train(tiny, tmp_path, settings=settings).resumed_from == 12
+    assert checkpoints(tmp_path) == [12]
+
+
 def test_a_pickle_put_into_a_checkpoint_is_refused_and_not_run(tiny: Path, tmp_path: Path) -> None:
     class Planted:
         def __reduce__(self) -> tuple[object, ...]:
