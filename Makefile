@@ -30,7 +30,7 @@ ui: $(VENV)/.installed
 	$(BIN)/ivr --artifacts-dir $(ARTIFACTS) ui --port $(PORT)
 
 test: $(VENV)/.installed-dev
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not browser and not slow" -n 2 --dist loadfile
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not browser and not slow" -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(VENV)/.installed-dev
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not browser" -n 2 --dist load \

@@ -31,6 +31,11 @@ settings.register_profile(
 settings.load_profile("ivr")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whole pipelines first, so that no process is left with minutes of them when the others have ended."""
+    items.sort(key=lambda item: item.path.parent != Path(__file__).parent)
+
+
 def _train_bpe(
     texts: Iterable[str],
     merges: int,
