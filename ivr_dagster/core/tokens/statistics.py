@@ -268,8 +268,11 @@ def _first(places: Sequence[Path], most: int, hashes: pl.DataFrame | None) -> pl
     found = sum_of([])
     for rows in _lots(places, ("hash", "pretoken", "count"), MERGED_ROWS):
         ours = rows if hashes is None else rows.join(hashes, on="hash", how="semi")
-        lot = ours.group_by("hash", "pretoken").agg(pl.col("count").sum()).drop("hash")
-        found = pl.concat([found, lot]).sort(["count", "pretoken"], descending=[True, False]).head(most)
+        found = (
+            pl.concat([found, sum_of([ours.drop("hash")])])
+            .sort(["count", "pretoken"], descending=[True, False])
+            .head(most)
+        )
     return found
 
 

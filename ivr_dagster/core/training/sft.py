@@ -154,7 +154,7 @@ def fine_tune(
     of them a step: the same batches, and the same losses up to rounding and to what dropout leaves out.
 
     Args:
-        training: which.
+        training: what the run is made of and where it goes.
         on_log: called every `logging_steps` steps with step, max_steps, loss (nats per token), learning_rate,
             tokens_per_second, flops_per_second, mfu where it is known, and seconds_left; after every validation
             with step, max_steps and bits_per_byte; and where it goes on with smaller micro-batches, with step,
