@@ -27,7 +27,6 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer
 
 from ivr_dagster.core.corpus.cleaned import CleanedCorpus, write_cleaned_corpus
-from ivr_dagster.core.shard_results import ShardResults
 from ivr_dagster.core.tokenizer.agreement import (
     compare_lengths,
     count_tokens,
@@ -44,6 +43,7 @@ from ivr_dagster.core.vocabulary.remap import remap_tokenizer, unreachable_token
 from ivr_dagster.core.vocabulary.selection import plan_selection, rules_from_table
 from ivr_dagster.sample import SAMPLE_MODEL
 from ivr_dagster.sample.corpus import write_sample_corpus
+from ivr_dagster.storage.shard_cache import ShardCache
 
 EXCEPTIONS = 10_000  # the default of the setting
 TURNS, TIMED_TEXTS = 5, 200
@@ -92,7 +92,7 @@ def unigram_trainer(base: Tokenizer, texts: list[str]) -> Tokenizer:
 
 def analysis(corpus: CleanedCorpus, tokenizer: Path, folder: Path) -> None:
     """The stage `analyze` without Dagster: counts, frequencies, id sequences."""
-    statistics = read_statistics(corpus, tokenizer / "tokenizer.json", ShardResults(folder / "results"))
+    statistics = read_statistics(corpus, tokenizer / "tokenizer.json", ShardCache(folder / "results"))
     base = read_tokenizer(tokenizer / "tokenizer.json")
     pretokens, _ = statistics.pretoken_counts()
     counts_table(pretokens).write_parquet(folder / "counts.parquet", compression="zstd")

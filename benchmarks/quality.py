@@ -1,6 +1,6 @@
 """What the new vocabulary costs or brings, in bits per byte, on an artifacts folder that the stage align has left.
 
-`start`: the base model under its own and the distilled tokenizer, every initialisation strategy, calibration, token
+`start`: the base model under its own and the distilled tokenizer, every initialization strategy, calibration, token
 distillation.
 `curves`: the adapted model and the vanilla baseline, fine-tuned for the same number of tokens, validated on the way;
 with `--equal-bytes` for the same text instead. Several seeds. All on the same held-out bytes with equal contexts; with
@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from ivr_dagster.artifact_paths import ArtifactPaths
+from ivr_dagster.pipeline import ArtifactPaths
 from ivr_dagster.core.corpus.cleaned import CleanedCorpus
 from ivr_dagster.core.corpus.other_text import other_texts, read_other_documents
 from ivr_dagster.core.corpus.subset import documents_within
@@ -37,8 +37,9 @@ from ivr_dagster.core.embedding.initialize import STRATEGIES, initialize_embeddi
 from ivr_dagster.core.embedding.reorder import reorder_embeddings, row_sources
 from ivr_dagster.core.embedding.token_distillation import cut_snippets, fit_new_rows
 from ivr_dagster.core.evaluation.bits_per_byte import BitsPerByte, bits_per_byte, byte_lengths, context_that_fits
-from ivr_dagster.core.handles import ModelFolder, TokenizerFolder
+from ivr_dagster.core.model.folder import ModelFolder
 from ivr_dagster.core.tokenizer.bpe import read_bpe, strings_by_id
+from ivr_dagster.core.tokenizer.folder import TokenizerFolder
 from ivr_dagster.core.tokens.sequences import reference_encoder
 from ivr_dagster.core.training.blocks import write_blocks, write_validation_blocks
 from ivr_dagster.core.training.sft import Training, Validation, fine_tune

@@ -35,14 +35,14 @@ from typing import Any
 import psutil
 
 from benchmarks.__main__ import RESULTS, machine
-from ivr_dagster.core.content_hash import content_hash
 from ivr_dagster.core.corpus.cleaned import CleanedCorpus, write_cleaned_corpus
 from ivr_dagster.core.corpus.documents import corpus_files
-from ivr_dagster.core.shard_results import ShardResults
 from ivr_dagster.core.tokens.statistics import read_statistics
 from ivr_dagster.engines.local import map_local
 from ivr_dagster.engines.ray import map_on_ray
 from ivr_dagster.sample import SAMPLE_MODEL
+from ivr_dagster.storage.content_hash import content_hash
+from ivr_dagster.storage.shard_cache import ShardCache
 
 STAGES = ("init", "analyze", "distill-tokenizer", "select", "remap")
 CORPUS_SIDE = ("init", "analyze")
@@ -118,7 +118,7 @@ class MemoryWatch(Thread):
 def command(artifacts: Path, *arguments: str) -> dict[str, Any]:
     """One `ivr` command: its seconds, peak of memory and figures."""
     started = time.perf_counter()
-    ivr = [sys.executable, "-m", "ivr_dagster.cli", "--artifacts-dir", str(artifacts), "--json", *arguments]
+    ivr = [sys.executable, "-m", "ivr_dagster.cli.app", "--artifacts-dir", str(artifacts), "--json", *arguments]
     process = subprocess.Popen(ivr, stdout=subprocess.PIPE, text=True)
     watch = MemoryWatch(process.pid)
     watch.start()
@@ -238,8 +238,8 @@ def engines(arguments: argparse.Namespace) -> dict[str, Any]:
     for name, engine in (("local", map_local), ("ray", map_on_ray), ("ray, workers started", map_on_ray)):
         folder = arguments.artifacts / name
         started = time.perf_counter()
-        write_cleaned_corpus(raw, folder / "cleaned", results=ShardResults(folder / "shards"), run=engine)
-        corpus, results = CleanedCorpus(folder / "cleaned"), ShardResults(folder / "statistics")
+        write_cleaned_corpus(raw, folder / "cleaned", results=ShardCache(folder / "shards"), run=engine)
+        corpus, results = CleanedCorpus(folder / "cleaned"), ShardCache(folder / "statistics")
         counted = read_statistics(corpus, Path(arguments.model) / "tokenizer.json", results, run=engine)
         counts, _ = counted.pretoken_counts()
         seconds[name] = time.perf_counter() - started

@@ -20,11 +20,11 @@ from statistics import median
 from typing import Any
 
 from benchmarks.__main__ import RESULTS, machine
+from ivr_dagster.cli.workbench import Workbench
 from ivr_dagster.core.corpus.cleaned import CleanedCorpus
-from ivr_dagster.core.handles import TrainingBlocks
+from ivr_dagster.core.training.folders import TrainingBlocks
 from ivr_dagster.core.training.sft import Training, fine_tune
 from ivr_dagster.core.training.sft_config import read_sft_config
-from ivr_dagster.materialize import Workbench
 from ivr_dagster.resources.accelerator import Accelerator
 from ivr_dagster.settings import load_settings
 

@@ -6,11 +6,11 @@ A map, in reading order. The work itself, without Dagster, is in `core`, and fol
 - `core.tokens`: the byte-level alphabet, pre-tokens and their counts, id sequences.
 - `core.tokenizer`: the base BPE as data, its distillation into a Unigram, how far the two agree.
 - `core.vocabulary`: which strings ask for an id, which tokens give theirs up, the rules, the remapped tokenizer.
-- `core.embedding`: rows out of the model, in their new order, new ones initialised and calibrated, and back.
+- `core.embedding`: rows out of the model, in their new order, new ones initialized and calibrated, and back.
 - `core.training`: packed blocks, training settings, fine-tuning that can be stopped and gone on with, a search for
   better settings.
 - `core.evaluation`: bits per byte with their intervals, new and kept tokens, speed, the report, the model card.
-- `core.shard_results`, `core.known_files`: what is kept of each shard of the corpus and of each file, so that only what
+- `core.shard_cache`, `core.known_files`: what is kept of each shard of the corpus and of each file, so that only what
   changed is worked on again.
 - `core.handles`: artifacts that are folders; `core.model_files`: whether one holds a model that can be adapted.
 - `core.atomic`, `core.manifest`, `core.locks`, `core.presence`: what is written is whole, is told from what is not, and

@@ -10,8 +10,7 @@ from typing import Any
 
 import dagster as dg
 
-from ivr_dagster.alerts import tell_of_failed_runs
-from ivr_dagster.artifact_paths import ArtifactPaths
+from ivr_dagster.pipeline import ArtifactPaths
 from ivr_dagster.asset_checks import corpus as corpus_checks
 from ivr_dagster.asset_checks import embedding as embedding_checks
 from ivr_dagster.asset_checks import evaluation as evaluation_checks
@@ -29,10 +28,11 @@ from ivr_dagster.assets import (
     vocabulary,
 )
 from ivr_dagster.assets.brought import brought_asset
-from ivr_dagster.automation import automatic_assets, automation
-from ivr_dagster.executor import executor_of
 from ivr_dagster.io_managers import io_managers
 from ivr_dagster.io_managers.artifacts import SETTINGS_KEY
+from ivr_dagster.orchestration.alerts import tell_of_failed_runs
+from ivr_dagster.orchestration.automation import automatic_assets, automation
+from ivr_dagster.orchestration.executor import executor_of
 from ivr_dagster.resources.accelerator import accelerator_resource
 from ivr_dagster.resources.base_model import base_model_resource
 from ivr_dagster.resources.settings import SettingsResource, checked_at_launch, with_defaults

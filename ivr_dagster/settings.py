@@ -16,11 +16,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from ivr_dagster.artifact_paths import ArtifactPaths
+from ivr_dagster.pipeline import ArtifactPaths
 from ivr_dagster.core.embedding.initialize import STRATEGIES
-from ivr_dagster.core.errors import InputError
-from ivr_dagster.core.faults import shown
-from ivr_dagster.core.yaml_files import MOST_NUMBER, MOST_SEED, read_settings_yaml
+from ivr_dagster.errors import InputError, short_repr
+from ivr_dagster.storage.yaml_files import MOST_NUMBER, MOST_SEED, read_settings_yaml
 
 ENVIRONMENT_PREFIX = "IVR_"
 LISTED = "`ivr STAGE --help` and the launchpad list the settings."
@@ -183,7 +182,7 @@ class Settings(BaseModel):
         description="What becomes of raw files that are damaged or not of the encoding, and of JSON records that are "
         "no documents: fail: nothing is done until they are mended; skip: they are left out and counted.",
     )
-    normalization: str = Field("NFC", description="Unicode normalisation: NFC, NFKC or none.")
+    normalization: str = Field("NFC", description="Unicode normalization: NFC, NFKC or none.")
     heldout_fraction: float = Field(
         0.05, gt=0, lt=0.9, description="Share of documents kept for evaluation, chosen by a hash of the document."
     )
@@ -285,7 +284,7 @@ class Settings(BaseModel):
     remap_rules_path: str = Field(
         "", description="Remap rules (YAML) that you bring; they are only read. Empty: made by the selection."
     )
-    embeddings_dir: str = Field("", description="Folder of embeddings and initialised model. Empty: the artifact.")
+    embeddings_dir: str = Field("", description="Folder of embeddings and initialized model. Empty: the artifact.")
     init_strategy: str = Field(
         "constituents",
         description="First values of new rows: "
@@ -297,13 +296,13 @@ class Settings(BaseModel):
         2_000_000,
         ge=0,
         description="Bytes of the train split that new tokens are counted in, to make each as probable as it is "
-        "frequent before training. 0: leave new rows as initialised.",
+        "frequent before training. 0: leave new rows as initialized.",
     )
     token_distillation_bytes: int = Field(
         0,
         ge=0,
         description="Fit the rows of new tokens on about so many bytes of the train split before training, all else "
-        "frozen. 0: leave them as initialised.",
+        "frozen. 0: leave them as initialized.",
     )
     token_distillation_learning_rate: float = Field(3e-3, gt=0, description="Learning rate of that fit.")
     token_distillation_hidden_weight: float = Field(
@@ -314,7 +313,7 @@ class Settings(BaseModel):
     )
 
     train_model_name: str = Field(
-        "", description="Folder of a model of yours to fine-tune; it is only read. Empty: the initialised model."
+        "", description="Folder of a model of yours to fine-tune; it is only read. Empty: the initialized model."
     )
     tokenizer_path: str = Field(
         "",
@@ -353,7 +352,7 @@ class Settings(BaseModel):
     warm_start: bool = Field(
         False,
         description="Go on from the model fine-tuned before where a rebuild kept its rules; off, every training starts "
-        "from the initialised model, and the same inputs give the same model.",
+        "from the initialized model, and the same inputs give the same model.",
     )
     vanilla: bool = Field(
         True, description="Also fine-tune the base model with its own tokenizer on the same text, for comparison."
@@ -484,7 +483,7 @@ class Settings(BaseModel):
     @classmethod
     def _known_choice(cls, value: str, info: Any) -> str:
         if value not in CHOICES[info.field_name]:
-            raise ValueError(f"{shown(value)} is none of {', '.join(CHOICES[info.field_name])}")
+            raise ValueError(f"{short_repr(value)} is none of {', '.join(CHOICES[info.field_name])}")
         return value
 
     def fingerprint(self, *keys: str) -> str:
@@ -616,12 +615,12 @@ def _validated(values: dict[str, Any], sources: Mapping[str, str]) -> Settings:
             if fault["type"] == "extra_forbidden":
                 near = difflib.get_close_matches(key, Settings.model_fields, n=1)
                 hint = f" (did you mean {near[0]!r})" if near else ""
-                faults.append(f"{place}: unknown setting {shown(key)}{hint}")
+                faults.append(f"{place}: unknown setting {short_repr(key)}{hint}")
             else:
                 message = fault["msg"].removeprefix("Value error, ")
                 if key in WORDS:
                     message += f" (or {', '.join(WORDS[key])})"
-                faults.append(f"{place}: {key} is {shown(fault['input'])}: {message[:1].lower()}{message[1:]}")
+                faults.append(f"{place}: {key} is {short_repr(fault['input'])}: {message[:1].lower()}{message[1:]}")
         raise InputError("; ".join(faults), remedy=LISTED) from error
     if faults := [
         f"{sources.get(keys[0], keys[0])}: {fault}"
@@ -656,7 +655,7 @@ def remember_settings(file: Path, given: Mapping[str, Any]) -> None:
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
-    from ivr_dagster.core.atomic import replacing
+    from ivr_dagster.storage.atomic import atomic_write
 
     # what a relative folder means depends on where one stands
     given = {
@@ -680,7 +679,7 @@ def remember_settings(file: Path, given: Mapping[str, Any]) -> None:
     if all(key in content and content[key] == value for key, value in given.items()):
         return
     content.update(given)
-    with replacing(file) as staged, staged.open("w", encoding="utf-8") as stream:
+    with atomic_write(file) as staged, staged.open("w", encoding="utf-8") as stream:
         editor.dump(content, stream)
 
 

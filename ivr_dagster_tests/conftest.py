@@ -12,12 +12,12 @@ import pytest
 from hypothesis import HealthCheck, settings
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from ivr_dagster.core.atomic import remove
-from ivr_dagster.core.presence import alone
 from ivr_dagster.core.tokenizer.bpe import ByteLevelBPE, read_bpe
 from ivr_dagster.core.tokenizer.unigram import distill
 from ivr_dagster.core.tokens.counts import PretokenCounts, count_pretokens
 from ivr_dagster.sample import SAMPLE_MODEL
+from ivr_dagster.storage.atomic import remove
+from ivr_dagster.storage.presence import alone
 
 # the same examples in every run, on however busy a machine
 settings.register_profile(

@@ -10,20 +10,20 @@ from typing import Any
 import pytest
 import yaml
 
-from ivr_dagster.artifact_paths import RELATIVE_PATHS
-from ivr_dagster.core.errors import InputError
-from ivr_dagster.core.manifest import MANIFEST
-from ivr_dagster.materialize import Workbench
+from ivr_dagster.pipeline import RELATIVE_PATHS
+from ivr_dagster.cli.workbench import Workbench
+from ivr_dagster.errors import InputError
 from ivr_dagster.sample.corpus import write_sample_corpus
 from ivr_dagster.settings import BROUGHT, load_settings
 from ivr_dagster.stages import STAGES
+from ivr_dagster.storage.manifest import MANIFEST
 
 SMALL = {"model_name": "sample", "max_candidates": 60, "train_bytes": 4_000, "block_size": 64, "exceptions": 0}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A small corpus, and every artifact up to the initialised model and the blocks."""
+    """A small corpus, and every artifact up to the initialized model and the blocks."""
     root = tmp_path_factory.mktemp("brought")
     write_sample_corpus(root / "all")
     lines = [line for file in sorted((root / "all").glob("*.jsonl")) for line in file.read_text().splitlines()]

@@ -14,8 +14,9 @@ import polars as pl
 import pytest
 import yaml
 
-from ivr_dagster import ui
-from ivr_dagster.artifact_paths import ArtifactPaths
+from ivr_dagster.pipeline import ArtifactPaths
+from ivr_dagster.cli import ui
+from ivr_dagster.cli.ui import LOCATION
 from ivr_dagster.definitions import build_definitions
 from ivr_dagster.io_managers.artifacts import SETTINGS_KEY
 from ivr_dagster.resources.accelerator import Accelerator, AcceleratorResource
@@ -23,7 +24,6 @@ from ivr_dagster.resources.base_model import BaseModel, BaseModelResource
 from ivr_dagster.resources.settings import LaunchRefused, SettingsResource
 from ivr_dagster.settings import PRESETS, Settings, load_settings
 from ivr_dagster.stages import BASELINES, STAGES, TUNING
-from ivr_dagster.ui import LOCATION
 
 REPOSITORY = Path(__file__).parents[1]
 SPECS = Path(__file__).with_name("specs.yaml")

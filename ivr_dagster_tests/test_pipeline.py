@@ -14,9 +14,9 @@ import pytest
 import yaml
 from small_pipeline import SMALL, stale, workbench
 
-from ivr_dagster.artifact_paths import RELATIVE_PATHS
-from ivr_dagster.core.errors import InputError
-from ivr_dagster.materialize import StageFailed
+from ivr_dagster.pipeline import RELATIVE_PATHS
+from ivr_dagster.cli.workbench import StageFailed
+from ivr_dagster.errors import InputError
 from ivr_dagster.sample import SAMPLE_MODEL
 from ivr_dagster.stages import BASELINES, TUNING
 
@@ -147,7 +147,7 @@ def test_a_finished_folder_is_all_that_transformers_needs(
     assert (folder / "artifacts" / place / "tokenizer.json").is_file()
 
 
-def test_the_initialised_model_has_its_configuration_from_the_base_byte_for_byte(
+def test_the_initialized_model_has_its_configuration_from_the_base_byte_for_byte(
     folder: Path, finished: dict[str, dict[str, Any]]
 ) -> None:
     for name in ("config.json", "generation_config.json"):
@@ -235,7 +235,7 @@ def test_a_failed_blocking_check_fails_the_stage_and_names_figure_and_remedy(
 
 
 def ivr(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "ivr_dagster.cli", *arguments]
+    command = [sys.executable, "-m", "ivr_dagster.cli.app", *arguments]
     clean = {key: value for key, value in os.environ.items() if key != "DAGSTER_HOME"}
     return subprocess.run(command, capture_output=True, text=True, env=clean | environment, check=False)
 
@@ -338,7 +338,7 @@ def test_a_training_killed_with_sigkill_goes_on_from_its_last_checkpoint(
     command = [
         sys.executable,
         "-m",
-        "ivr_dagster.cli",
+        "ivr_dagster.cli.app",
         "--artifacts-dir",
         str(folder / "artifacts"),
         "run",

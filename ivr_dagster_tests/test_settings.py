@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import yaml
 
-from ivr_dagster.artifact_paths import RELATIVE_PATHS
-from ivr_dagster.core.errors import InputError
+from ivr_dagster.pipeline import RELATIVE_PATHS
+from ivr_dagster.errors import InputError
 from ivr_dagster.settings import CHOICES, PRESETS, Settings, load_settings, read_settings_file, remember_settings
 
 

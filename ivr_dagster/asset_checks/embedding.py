@@ -7,8 +7,9 @@ import dagster as dg
 from ivr_dagster.asset_checks import beside, verdict
 from ivr_dagster.core.embedding.extract import read_embeddings
 from ivr_dagster.core.embedding.reorder import kept_rows_equal, row_sources
-from ivr_dagster.core.handles import ModelFolder, TokenizerFolder
+from ivr_dagster.core.model.folder import ModelFolder
 from ivr_dagster.core.tokenizer.bpe import strings_by_id
+from ivr_dagster.core.tokenizer.folder import TokenizerFolder
 
 REMEDY = (
     "Materialize the embeddings again, from original_embeddings on; the model and its tokenizers must belong together."

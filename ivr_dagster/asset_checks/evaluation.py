@@ -6,7 +6,7 @@ from typing import Any
 import dagster as dg
 
 from ivr_dagster.asset_checks import verdict
-from ivr_dagster.core.handles import ReportFolder
+from ivr_dagster.core.evaluation.folder import ReportFolder
 from ivr_dagster.resources.settings import SettingsResource
 
 

@@ -4,9 +4,9 @@ import dagster as dg
 
 from ivr_dagster.asset_checks import beside, verdict
 from ivr_dagster.core.corpus.cleaned import CleanedCorpus
-from ivr_dagster.core.handles import TokenizerFolder
 from ivr_dagster.core.tokenizer.agreement import ROUND_TRIP_BYTES, heldout_sample, measure_round_trip
-from ivr_dagster.core.tokenizer.folder import read_certificate
+from ivr_dagster.core.tokenizer.folder import TokenizerFolder
+from ivr_dagster.core.tokenizer.write import read_certificate
 from ivr_dagster.resources.settings import SettingsResource
 
 

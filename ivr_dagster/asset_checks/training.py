@@ -5,7 +5,7 @@ import math
 import dagster as dg
 
 from ivr_dagster.asset_checks import verdict
-from ivr_dagster.core.handles import TrainedModel
+from ivr_dagster.core.training.folders import TrainedModel
 
 
 @dg.asset_check(asset="sft_checkpoint", name="loss_falls")

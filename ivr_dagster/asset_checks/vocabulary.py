@@ -5,9 +5,9 @@ import dagster as dg
 from ivr_dagster.asset_checks import beside, verdict
 from ivr_dagster.asset_checks.tokenizer import round_trip_verdict
 from ivr_dagster.core.corpus.cleaned import CleanedCorpus
-from ivr_dagster.core.handles import TokenizerFolder
 from ivr_dagster.core.tokenizer.bpe import strings_by_id
-from ivr_dagster.core.tokenizer.folder import read_certificate
+from ivr_dagster.core.tokenizer.folder import TokenizerFolder
+from ivr_dagster.core.tokenizer.write import read_certificate
 from ivr_dagster.core.vocabulary.remap import RemapRules, unreachable_tokens
 from ivr_dagster.resources.settings import SettingsResource
 

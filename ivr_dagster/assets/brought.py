@@ -9,13 +9,13 @@ from pathlib import Path
 import dagster as dg
 
 from ivr_dagster.assets import kinds
-from ivr_dagster.core.content_hash import content_hash, hash_files
-from ivr_dagster.core.errors import InputError
-from ivr_dagster.core.handles import TokenizerFolder
-from ivr_dagster.core.model_files import model_files
+from ivr_dagster.core.model.files import model_files
+from ivr_dagster.core.tokenizer.folder import TokenizerFolder
 from ivr_dagster.core.vocabulary.remap import read_rules
+from ivr_dagster.errors import InputError
 from ivr_dagster.resources.base_model import MODEL_FILES, TOKENIZER_FILES
 from ivr_dagster.settings import BROUGHT
+from ivr_dagster.storage.content_hash import content_hash, hash_files
 
 
 def _tokenizer_version(place: Path) -> str:

@@ -10,7 +10,7 @@ from ivr_dagster.assets.display import columns
 from ivr_dagster.core.corpus.cleaned import CleanedCorpus, CleaningSettings, write_cleaned_corpus
 from ivr_dagster.core.corpus.other_text import other_files
 from ivr_dagster.core.corpus.shards import fingerprint_corpus
-from ivr_dagster.progress import track
+from ivr_dagster.resources.progress import track
 from ivr_dagster.resources.settings import SettingsResource
 from ivr_dagster.sample.corpus import write_sample_corpus
 
@@ -119,7 +119,7 @@ def retention_corpus(settings: SettingsResource) -> dg.DataVersion:
 def cleaned_corpus(
     context: dg.AssetExecutionContext, settings: SettingsResource
 ) -> dg.MaterializeResult[CleanedCorpus]:
-    """The documents of the raw corpus: Unicode-normalised, without control characters, empty documents
+    """The documents of the raw corpus: Unicode-normalized, without control characters, empty documents
     and exact duplicates, split into `train` and `heldout` by a hash of each document. A document keeps its side as
     others come and go; held-out text is read by evaluation only.
     """
@@ -138,7 +138,7 @@ def cleaned_corpus(
                 encoding_errors=settings.encoding_errors,
                 on_bad_input=settings.on_bad_input,
             ),
-            results=settings.places.shard_results("cleaned_corpus"),
+            results=settings.places.shard_cache("cleaned_corpus"),
             kept=settings.places.known_files,
             run=settings.map_shards,
             progress=track(context.log, "cleaning", "bytes"),

@@ -1,4 +1,4 @@
-"""Embeddings: taken out of the base model, re-ordered to the remapped tokenizer, new rows initialised, put back."""
+"""Embeddings: taken out of the base model, reordered to the remapped tokenizer, new rows initialized, put back."""
 
 import json
 import time
@@ -9,21 +9,22 @@ import dagster as dg
 
 from ivr_dagster.assets import OWNERS, depends_on_settings
 from ivr_dagster.assets.display import curves, histograms, inline_png
-from ivr_dagster.core.content_hash import content_hash
 from ivr_dagster.core.corpus.cleaned import CleanedCorpus
 from ivr_dagster.core.corpus.subset import document_sizes, ids_within, validation_ids
 from ivr_dagster.core.embedding.extract import read_embeddings, write_model
 from ivr_dagster.core.embedding.initialize import STRATEGIES, initialize_embeddings
 from ivr_dagster.core.embedding.reorder import check_new_ids, reorder_embeddings, row_sources
-from ivr_dagster.core.handles import ModelFolder, TokenizerFolder
+from ivr_dagster.core.model.folder import ModelFolder
 from ivr_dagster.core.tokenizer.bpe import strings_by_id
-from ivr_dagster.core.tokenizer.folder import write_copy
+from ivr_dagster.core.tokenizer.folder import TokenizerFolder
+from ivr_dagster.core.tokenizer.write import write_copy
 from ivr_dagster.core.tokens.sequences import reference_encoder
 from ivr_dagster.core.vocabulary.remap import RemapRules
-from ivr_dagster.progress import track
 from ivr_dagster.resources.accelerator import POOL, Accelerator, AcceleratorResource
 from ivr_dagster.resources.base_model import BaseModelResource
+from ivr_dagster.resources.progress import track
 from ivr_dagster.resources.settings import SettingsResource
+from ivr_dagster.storage.content_hash import content_hash
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -107,9 +108,9 @@ def fitted_embeddings(
     remapped_tokenizer: TokenizerFolder,
     remap_rules: RemapRules,
 ) -> dg.MaterializeResult[dict[str, Any]]:
-    """The re-ordered embeddings with the rows of new tokens initialised, calibrated and, where it is wanted, fitted.
+    """The reordered embeddings with the rows of new tokens initialized, calibrated and, where it is wanted, fitted.
 
-    Initialised from the base's rows, then calibrated: each new token becomes as probable, over a part of the train
+    Initialized from the base's rows, then calibrated: each new token becomes as probable, over a part of the train
     split, as it is frequent there. Fitted by token distillation: the frozen base model reads text with the new
     tokens' rows, which learn to stand for their constituents and to be predicted in their place. Rows of kept tokens
     stay bit for bit. Bits per byte before and after that fit are of other documents of the split.
@@ -270,7 +271,7 @@ def _calibrated(
     done = calibration.tensors is not initial
     if not done:
         context.log.warning(
-            f"new rows stay as initialised: hidden states of this model have no common direction to calibrate along "
+            f"new rows stay as initialized: hidden states of this model have no common direction to calibrate along "
             f"(one explains {calibration.explained:.0%} of a constant, {LEAST_EXPLAINED:.0%} are needed)"
         )
     return calibration.tensors, {

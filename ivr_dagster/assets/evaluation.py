@@ -12,21 +12,24 @@ import numpy as np
 
 from ivr_dagster.assets import OWNERS, depends_on_settings
 from ivr_dagster.assets.display import inline_png
-from ivr_dagster.core.content_hash import content_hash
 from ivr_dagster.core.corpus.cleaned import SPLITS, CleanedCorpus
 from ivr_dagster.core.corpus.other_text import other_texts, read_other_documents
 from ivr_dagster.core.corpus.subset import documents_within
-from ivr_dagster.core.handles import ModelFolder, ReportFolder, TokenizerFolder, TrainedModel, TrainingBlocks
+from ivr_dagster.core.evaluation.folder import ReportFolder
+from ivr_dagster.core.model.folder import ModelFolder
 from ivr_dagster.core.tokenizer.agreement import compare_lengths, measure_round_trip
 from ivr_dagster.core.tokenizer.bpe import strings_by_id
-from ivr_dagster.core.tokenizer.folder import read_certificate
+from ivr_dagster.core.tokenizer.folder import TokenizerFolder
+from ivr_dagster.core.tokenizer.write import read_certificate
 from ivr_dagster.core.tokens.sequences import reference_encoder
+from ivr_dagster.core.training.folders import TrainedModel, TrainingBlocks
 from ivr_dagster.core.vocabulary.remap import RemapRules
-from ivr_dagster.progress import track
 from ivr_dagster.resources.accelerator import POOL, AcceleratorResource
 from ivr_dagster.resources.base_model import BaseModel, BaseModelResource
+from ivr_dagster.resources.progress import track
 from ivr_dagster.resources.settings import SettingsResource
 from ivr_dagster.stages import BASELINES, baselines
+from ivr_dagster.storage.content_hash import content_hash
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -99,7 +102,7 @@ def evaluation_report_asset(wanted: Mapping[str, str]) -> dg.AssetsDefinition:
         """What the new vocabulary is worth: bits per byte of every variant on the same held-out text.
 
         Bits per byte (BPB) can be compared between tokenizers, perplexity per token cannot. Compared are the base
-        model with its own and with the distilled tokenizer, the initialised and the fine-tuned model, and vanilla
+        model with its own and with the distilled tokenizer, the initialized and the fine-tuned model, and vanilla
         baselines; every model has equally many bytes of text before a token, and differences come with intervals.
         Also what the new tokens cost, how fast text is written, and what was unlearned on text of another domain.
         `report.md` has words, tables, plots and continuations, `report.json` the figures; `final_model/README.md` of

@@ -8,19 +8,19 @@ from tokenizers import Tokenizer
 
 from ivr_dagster.assets import OWNERS, depends_on_settings, kinds
 from ivr_dagster.assets.display import markdown_table
-from ivr_dagster.core.content_hash import content_hash
 from ivr_dagster.core.corpus.cleaned import CleanedCorpus
-from ivr_dagster.core.handles import TokenizerFolder
 from ivr_dagster.core.tokenizer.agreement import Agreement, heldout_sample, measure_agreement
-from ivr_dagster.core.tokenizer.folder import write_certificate, write_original_tokenizer, write_tokenizer
+from ivr_dagster.core.tokenizer.folder import TokenizerFolder
 from ivr_dagster.core.tokenizer.scores import tokens_never_yielded
 from ivr_dagster.core.tokenizer.segments import segments_of_types
 from ivr_dagster.core.tokenizer.unigram import distill
+from ivr_dagster.core.tokenizer.write import write_certificate, write_original_tokenizer, write_tokenizer
 from ivr_dagster.core.tokens.byte_level import CHARACTER_TO_BYTE
 from ivr_dagster.core.tokens.counts import count_pretokens, counts_from_table
 from ivr_dagster.core.tokens.pretokens import read_pretokenization
 from ivr_dagster.resources.base_model import BaseModelResource
 from ivr_dagster.resources.settings import SettingsResource
+from ivr_dagster.storage.content_hash import content_hash
 
 GROUP = "tokenizer"
 SPEED_BYTES = 100_000

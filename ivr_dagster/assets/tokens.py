@@ -10,16 +10,16 @@ import polars as pl
 
 from ivr_dagster.assets import OWNERS, depends_on_settings
 from ivr_dagster.assets.display import columns, curves, inline_png, markdown_table
-from ivr_dagster.core.content_hash import content_hash
 from ivr_dagster.core.corpus.cleaned import CleanedCorpus
-from ivr_dagster.core.errors import InputError
-from ivr_dagster.core.handles import TokenizerFolder
 from ivr_dagster.core.tokenizer.bpe import strings_by_id
+from ivr_dagster.core.tokenizer.folder import TokenizerFolder
 from ivr_dagster.core.tokens.counts import counts_from_table, counts_table, frequency_table, token_frequencies
 from ivr_dagster.core.tokens.sequences import TokenSequences, ids_of_types
 from ivr_dagster.core.tokens.statistics import CorpusStatistics, read_statistics
-from ivr_dagster.progress import track
+from ivr_dagster.errors import InputError
+from ivr_dagster.resources.progress import track
 from ivr_dagster.resources.settings import SettingsResource
+from ivr_dagster.storage.content_hash import content_hash
 
 GROUP = "tokens"
 
@@ -186,7 +186,7 @@ def _statistics(
     reference: bool = False,
 ) -> Iterator[CorpusStatistics]:
     """The statistics of all parts; only the first asset that asks for them has them made."""
-    results = settings.places.shard_results("token_statistics")
+    results = settings.places.shard_cache("token_statistics")
     with results.alone():
         yield read_statistics(
             corpus,

@@ -13,19 +13,21 @@ import numpy as np
 
 from ivr_dagster.assets import OWNERS, depends_on_settings
 from ivr_dagster.assets.display import curves, inline_png
-from ivr_dagster.core.atomic import remove, replacing
-from ivr_dagster.core.content_hash import content_hash
 from ivr_dagster.core.corpus.cleaned import SPLITS, CleanedCorpus
 from ivr_dagster.core.corpus.other_text import other_texts, read_other_documents
 from ivr_dagster.core.corpus.subset import document_sizes, ids_within, validation_ids
-from ivr_dagster.core.handles import ModelFolder, TokenizerFolder, TrainedModel, TrainingBlocks
+from ivr_dagster.core.model.folder import ModelFolder
+from ivr_dagster.core.tokenizer.folder import TokenizerFolder
 from ivr_dagster.core.tokens.sequences import Encoder, TokenSequences, reference_encoder
+from ivr_dagster.core.training.folders import TrainedModel, TrainingBlocks
 from ivr_dagster.core.vocabulary.remap import RemapRules
 from ivr_dagster.io_managers.artifacts import mark_folder, refuse_foreign
-from ivr_dagster.progress import track
 from ivr_dagster.resources.accelerator import POOL, Accelerator, AcceleratorResource
 from ivr_dagster.resources.base_model import BaseModelResource
+from ivr_dagster.resources.progress import track
 from ivr_dagster.resources.settings import ARITHMETIC, SFT_CONFIG, SettingsResource
+from ivr_dagster.storage.atomic import atomic_write, remove
+from ivr_dagster.storage.content_hash import content_hash
 
 if TYPE_CHECKING:
     from ivr_dagster.core.training.blocks import BlockCounts
@@ -375,7 +377,7 @@ def _start(
         obstacle = "it was made of another base model, or of a corpus divided otherwise"
     if tokenizer is not None:
         context.log.info(f"no warm start: {obstacle}" if obstacle else "a warm start")
-    with replacing(note) as staged:
+    with atomic_write(note) as staged:
         content = {"ingredients": ingredients, "made_of": made_of, "warm": not obstacle}
         staged.write_text(json.dumps(content) + "\n", encoding="utf-8")
     if obstacle:
@@ -392,7 +394,7 @@ def _write_start(start: Path, before: Path, cold: ModelFolder, tokenizer: Tokeni
     seen = look_at(before, tokenizer.path, new)
     if seen.obstacle:
         return seen.obstacle
-    with replacing(start) as staged:
+    with atomic_write(start) as staged:
         staged.mkdir()
         return write_warm_start(before, cold.path, seen.changed, staged)
 

@@ -11,21 +11,23 @@ import polars as pl
 
 from ivr_dagster.assets import OWNERS, depends_on_settings
 from ivr_dagster.assets.display import inline_png, markdown_table
-from ivr_dagster.core.atomic import remove, replacing
-from ivr_dagster.core.content_hash import content_hash
 from ivr_dagster.core.corpus.cleaned import CleanedCorpus
 from ivr_dagster.core.corpus.subset import document_sizes, ids_within
-from ivr_dagster.core.errors import InputError
-from ivr_dagster.core.handles import ModelFolder, TokenizerFolder, TuningFolder
+from ivr_dagster.core.model.folder import ModelFolder
+from ivr_dagster.core.tokenizer.folder import TokenizerFolder
 from ivr_dagster.core.tokens.counts import counts_from_table
 from ivr_dagster.core.tokens.sequences import reference_encoder
+from ivr_dagster.core.training.folders import TuningFolder
 from ivr_dagster.core.vocabulary.remap import RemapRules
 from ivr_dagster.core.vocabulary.selection import rules_from_table
+from ivr_dagster.errors import InputError
 from ivr_dagster.io_managers.artifacts import mark_folder, refuse_foreign
-from ivr_dagster.progress import track
 from ivr_dagster.resources.accelerator import POOL, AcceleratorResource
 from ivr_dagster.resources.base_model import BaseModel, BaseModelResource
+from ivr_dagster.resources.progress import track
 from ivr_dagster.resources.settings import SFT_CONFIG, SettingsResource
+from ivr_dagster.storage.atomic import atomic_write, remove
+from ivr_dagster.storage.content_hash import content_hash
 
 if TYPE_CHECKING:
     from ivr_dagster.core.training.study import Trial
@@ -138,7 +140,7 @@ def tuning_study(
     plots = {"history.png": history_plot(tuning.trials, tuning.default)}
     plots |= {"settings.png": slice_plot(tuning.trials, tuning.best)}
     for name, png in plots.items():
-        with replacing(place / name) as staged:
+        with atomic_write(place / name) as staged:
             staged.write_bytes(png)
     folder = TuningFolder(place)
     best, default = tuning.best, tuning.default
@@ -216,7 +218,7 @@ def _with_fewer(
     rules: RemapRules,
     work: Path,
 ) -> tuple[ModelFolder, TokenizerFolder]:
-    """The initialised model and the remapped tokenizer with these rules alone."""
+    """The initialized model and the remapped tokenizer with these rules alone."""
     from ivr_dagster.core.training.fewer_new_tokens import write_model_without, write_tokenizer_with
 
     folder = work / f"model-{len(rules)}"

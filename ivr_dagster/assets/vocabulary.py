@@ -9,15 +9,14 @@ import numpy as np
 import polars as pl
 from dagster._core.definitions.data_version import CODE_VERSION_TAG
 
-from ivr_dagster.artifact_paths import ArtifactPaths
+from ivr_dagster.pipeline import ArtifactPaths
 from ivr_dagster.assets import OWNERS, depends_on_settings
 from ivr_dagster.assets.display import columns, curves, inline_png, markdown_table
-from ivr_dagster.core.content_hash import content_hash
 from ivr_dagster.core.corpus.cleaned import CleanedCorpus
-from ivr_dagster.core.handles import TokenizerFolder
 from ivr_dagster.core.tokenizer.agreement import LENGTHS_BYTES, compare_lengths, heldout_sample
-from ivr_dagster.core.tokenizer.folder import write_certificate, write_tokenizer
+from ivr_dagster.core.tokenizer.folder import TokenizerFolder
 from ivr_dagster.core.tokenizer.segments import segments_of_types
+from ivr_dagster.core.tokenizer.write import write_certificate, write_tokenizer
 from ivr_dagster.core.tokens.byte_level import text_of
 from ivr_dagster.core.tokens.counts import counts_from_table
 from ivr_dagster.core.vocabulary.candidate import Guards
@@ -32,9 +31,10 @@ from ivr_dagster.core.vocabulary.selection import (
 from ivr_dagster.io_managers.artifacts import SETTINGS_KEY
 from ivr_dagster.io_managers.provenance import config_hash_of
 from ivr_dagster.io_managers.tables import read_candidates
-from ivr_dagster.progress import track
+from ivr_dagster.resources.progress import track
 from ivr_dagster.resources.settings import SettingsResource
 from ivr_dagster.settings import Settings, fingerprint, version_parts
+from ivr_dagster.storage.content_hash import content_hash
 
 GROUP = "vocabulary"
 

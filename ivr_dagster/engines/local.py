@@ -9,9 +9,9 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
-from ivr_dagster.core.errors import WorkerLost
-from ivr_dagster.core.parent import end_with
 from ivr_dagster.engines import ONE_CORE
+from ivr_dagster.errors import WorkerLost
+from ivr_dagster.storage.parent import end_with
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

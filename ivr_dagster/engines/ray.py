@@ -10,8 +10,8 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
-from ivr_dagster.core.errors import InputError, WorkerLost
 from ivr_dagster.engines import ONE_CORE
+from ivr_dagster.errors import InputError, WorkerLost
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

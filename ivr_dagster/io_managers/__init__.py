@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from ivr_dagster.artifact_paths import ArtifactPaths
+from ivr_dagster.pipeline import ArtifactPaths
 from ivr_dagster.io_managers.artifacts import ArtifactIOManager
 from ivr_dagster.io_managers.documents import BlocksIOManager, DocumentsIOManager, ReportIOManager, SequencesIOManager
 from ivr_dagster.io_managers.models import ModelIOManager, TrainedModelIOManager, TuningIOManager

@@ -12,11 +12,14 @@ from typing import Any, Generic, TypeVar
 import dagster as dg
 from upath import UPath
 
-from ivr_dagster.artifact_paths import ArtifactPaths
-from ivr_dagster.core.allocator import give_back_freed_memory
-from ivr_dagster.core.atomic import publish, recover, replacing, sweep
-from ivr_dagster.core.errors import InputError
-from ivr_dagster.core.manifest import (
+from ivr_dagster.pipeline import ArtifactPaths
+from ivr_dagster.errors import InputError
+from ivr_dagster.io_managers.provenance import code_revision, provenance, reset_peak_memory
+from ivr_dagster.settings import fingerprint
+from ivr_dagster.stages import stage_of
+from ivr_dagster.storage.allocator import give_back_freed_memory
+from ivr_dagster.storage.atomic import atomic_write, publish, recover, sweep
+from ivr_dagster.storage.manifest import (
     MANIFEST,
     Manifest,
     damage,
@@ -25,9 +28,6 @@ from ivr_dagster.core.manifest import (
     visible_files,
     write_manifest,
 )
-from ivr_dagster.io_managers.provenance import code_revision, provenance, reset_peak_memory
-from ivr_dagster.settings import fingerprint
-from ivr_dagster.stages import stage_of
 
 T = TypeVar("T")
 
@@ -125,7 +125,7 @@ class ArtifactIOManager(dg.UPathIOManager, Generic[T]):
                 "a file is to be written here, found a folder", where=place, remedy="Name a file in it instead."
             )
         sweep(place.parent)
-        with replacing(place) as staged:
+        with atomic_write(place) as staged:
             staged.touch()  # libraries that are no Python hardly say what they may not write
             self.write(obj, staged)
             known = read_manifest(place)

@@ -1,8 +1,9 @@
 """Documents: the cleaned corpus and what streams out of it by document, as folders of Parquet and Arrow files."""
 
 from ivr_dagster.core.corpus.cleaned import CleanedCorpus
-from ivr_dagster.core.handles import ReportFolder, TrainingBlocks
+from ivr_dagster.core.evaluation.folder import ReportFolder
 from ivr_dagster.core.tokens.sequences import TokenSequences
+from ivr_dagster.core.training.folders import TrainingBlocks
 from ivr_dagster.io_managers.artifacts import FolderIOManager
 
 

@@ -3,9 +3,10 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from ivr_dagster.core.handles import HISTORY, ModelFolder, TrainedModel, TuningFolder
-from ivr_dagster.core.manifest import visible_files
+from ivr_dagster.core.model.folder import ModelFolder
+from ivr_dagster.core.training.folders import HISTORY, TrainedModel, TuningFolder
 from ivr_dagster.io_managers.artifacts import FolderIOManager
+from ivr_dagster.storage.manifest import visible_files
 
 
 class ModelIOManager(FolderIOManager[ModelFolder]):

@@ -1,6 +1,6 @@
 """Tokenizers: folders that AutoTokenizer loads."""
 
-from ivr_dagster.core.handles import TokenizerFolder
+from ivr_dagster.core.tokenizer.folder import TokenizerFolder
 from ivr_dagster.io_managers.artifacts import FolderIOManager
 
 

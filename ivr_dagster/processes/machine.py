@@ -14,8 +14,8 @@ import time
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from ivr_dagster.core.parent import end_with
 from ivr_dagster.core.training.launched import Killed, LaunchFolder, Request, requests
+from ivr_dagster.storage.parent import end_with
 
 SECONDS_BETWEEN_LOOKS = 1.0
 # how long this machine's processes may go on once the training is over where Dagster runs

@@ -11,11 +11,11 @@ from typing import Any
 
 from dagster_pipes import open_dagster_pipes
 
-from ivr_dagster.core.allocator import keep_freed_memory
-from ivr_dagster.core.errors import InputError
-from ivr_dagster.core.parent import end_with
 from ivr_dagster.core.training.launched import LaunchFolder, result_as_json
 from ivr_dagster.core.training.sft import OutOfMemory, SftResult, Training, TrainingDiverged, fine_tune
+from ivr_dagster.errors import InputError
+from ivr_dagster.storage.allocator import keep_freed_memory
+from ivr_dagster.storage.parent import end_with
 
 
 def train(training: Training, **reported: Any) -> SftResult:

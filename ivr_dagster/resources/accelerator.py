@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import dagster as dg
 
-from ivr_dagster.core.allocator import keep_freed_memory
-from ivr_dagster.core.errors import InputError
+from ivr_dagster.errors import InputError
+from ivr_dagster.storage.allocator import keep_freed_memory
 
 # one training or evaluation at a time on a device; the limit stands in dagster.yaml
 POOL = "accelerator"

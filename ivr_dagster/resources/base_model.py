@@ -6,11 +6,12 @@ from pathlib import Path
 
 import dagster as dg
 
-from ivr_dagster.core.content_hash import hash_files
-from ivr_dagster.core.errors import InputError
-from ivr_dagster.core.handles import ModelFolder, TokenizerFolder
-from ivr_dagster.core.model_files import CONFIG, check_folder, read_config
+from ivr_dagster.core.model.files import CONFIG, check_folder, read_config
+from ivr_dagster.core.model.folder import ModelFolder
+from ivr_dagster.core.tokenizer.folder import TokenizerFolder
+from ivr_dagster.errors import InputError
 from ivr_dagster.sample import SAMPLE_MODEL
+from ivr_dagster.storage.content_hash import hash_files
 
 TOKENIZER_FILES = [
     "tokenizer.json",

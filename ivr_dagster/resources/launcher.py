@@ -14,7 +14,6 @@ from typing import Any
 
 import dagster as dg
 
-from ivr_dagster.core.errors import InputError
 from ivr_dagster.core.training.launch import Launch
 from ivr_dagster.core.training.launched import (
     ProcessesFailed,
@@ -23,6 +22,7 @@ from ivr_dagster.core.training.launched import (
     result_from_json,
 )
 from ivr_dagster.core.training.sft import SftResult, Training
+from ivr_dagster.errors import InputError
 from ivr_dagster.processes.machine import command
 from ivr_dagster.resources.accelerator import Accelerator
 

@@ -11,17 +11,17 @@ from typing import Any, Literal
 import dagster as dg
 from pydantic import Field, create_model
 
-from ivr_dagster.artifact_paths import ArtifactPaths
-from ivr_dagster.core.atomic import remove, staging_path
-from ivr_dagster.core.content_hash import content_hash
-from ivr_dagster.core.errors import InputError
-from ivr_dagster.core.shard_results import Map
+from ivr_dagster.pipeline import ArtifactPaths
 from ivr_dagster.core.training.launch import Launch, read_accelerate_config
 from ivr_dagster.core.training.sft_config import DEFAULTS
 from ivr_dagster.engines.local import map_local
 from ivr_dagster.engines.ray import map_on_ray
+from ivr_dagster.errors import InputError
 from ivr_dagster.sample import SAMPLE_SFT_CONFIG
 from ivr_dagster.settings import CHOICES, Settings, settings_for_one_run
+from ivr_dagster.storage.atomic import remove, staging_path
+from ivr_dagster.storage.content_hash import content_hash
+from ivr_dagster.storage.shard_cache import Map
 
 # stands for the content of sft_config.yaml among the settings an asset depends on
 SFT_CONFIG = "sft_config"

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ivr_dagster.core.errors import InputError
+from ivr_dagster.errors import InputError
 from ivr_dagster.sample.stdlib_source import docstrings, documents_library, read_stdlib
 
 # Written in C and without effect when imported; readline, say, would set up the terminal. Missing ones are skipped.

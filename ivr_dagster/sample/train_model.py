@@ -5,7 +5,7 @@ split into training and held-out files, the training loop, the measurement and t
 made of docstrings, so docstrings are taken out: fine-tuning on it must have something to teach.
 
 The vocabulary is GPT-2's whole one, and a softmax over 50,257 tokens costs ten times the rest of so small a network.
-Training therefore normalises over the tokens that occur in the batch plus a random sample of the others, weighted to
+Training therefore normalizes over the tokens that occur in the batch plus a random sample of the others, weighted to
 stand for all of them (importance sampling: Bengio and Senécal 2008, Jean et al. 2015). Bits per byte are measured
 over the whole vocabulary.
 """
@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ivr_dagster.core.errors import InputError
+from ivr_dagster.errors import InputError
 from ivr_dagster.sample import SAMPLE_MODEL
 from ivr_dagster.sample.stdlib_source import SourceFile, read_stdlib, strip_docstrings
 
@@ -137,7 +137,7 @@ def encode_blocks(tokenizer: "Tokenizer", texts: Sequence[str], block: int, seed
 
 
 def new_model(settings: TrainingSettings, vocabulary: int = END_OF_TEXT + 1) -> "GPT2LMHeadModel":
-    """A freshly initialised GPT-2 in float32; without dropout, for no text is seen often enough to overfit."""
+    """A freshly initialized GPT-2 in float32; without dropout, for no text is seen often enough to overfit."""
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -165,7 +165,7 @@ def training_loss(
     """Mean cross entropy in nats of a batch [B, T + 1], over a sample of the vocabulary.
 
     Every token of the batch competes as itself; of the others a uniform sample does, each one raised by
-    log(others / sampled), so that the expected normaliser is that of the whole vocabulary.
+    log(others / sampled), so that the expected normalizer is that of the whole vocabulary.
     """
     import torch
     import torch.nn.functional as F
@@ -403,7 +403,7 @@ be computed in float32.
 ## Intended use
 
 A test fixture: it loads offline, runs on any processor, and behaves as a trained model does, so that tokenizer \
-transfer, embedding initialisation and fine-tuning can be shown and tested within seconds. It is no use for writing \
+transfer, embedding initialization and fine-tuning can be shown and tested within seconds. It is no use for writing \
 code or text.
 
 ## Training

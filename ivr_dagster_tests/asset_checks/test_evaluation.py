@@ -8,7 +8,7 @@ import dagster as dg
 import pytest
 
 from ivr_dagster.asset_checks.evaluation import bpb_falls_with_training, bpb_of_distilled_near_base, retention
-from ivr_dagster.core.handles import ReportFolder
+from ivr_dagster.core.evaluation.folder import ReportFolder
 from ivr_dagster.resources.settings import SettingsResource, with_defaults
 from ivr_dagster.settings import Settings
 

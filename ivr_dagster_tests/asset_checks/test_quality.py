@@ -11,7 +11,7 @@ from small_pipeline import workbench
 from ivr_dagster.asset_checks.corpus import heldout_floor
 from ivr_dagster.asset_checks.training import loss_falls
 from ivr_dagster.asset_checks.vocabulary import token_saving_floor
-from ivr_dagster.core.handles import TrainedModel
+from ivr_dagster.core.training.folders import TrainedModel
 
 
 @pytest.mark.parametrize(

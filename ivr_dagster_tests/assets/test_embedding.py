@@ -10,7 +10,7 @@ import pytest
 from ivr_dagster.assets.embedding import _Text
 from ivr_dagster.assets.training import _divided
 from ivr_dagster.core.corpus.cleaned import CleanedCorpus, write_cleaned_corpus
-from ivr_dagster.core.handles import TokenizerFolder
+from ivr_dagster.core.tokenizer.folder import TokenizerFolder
 from ivr_dagster.resources.settings import SettingsResource
 from ivr_dagster.sample import SAMPLE_MODEL
 

@@ -9,7 +9,8 @@ import pytest
 
 from ivr_dagster.assets.evaluation import _curves, _retention_text
 from ivr_dagster.core.corpus.cleaned import CleanedCorpus, CleaningSettings, write_cleaned_corpus
-from ivr_dagster.core.handles import TokenizerFolder, TrainedModel, TrainingBlocks
+from ivr_dagster.core.tokenizer.folder import TokenizerFolder
+from ivr_dagster.core.training.folders import TrainedModel, TrainingBlocks
 from ivr_dagster.resources.settings import SettingsResource
 from ivr_dagster.sample import SAMPLE_MODEL, other_text
 

@@ -11,7 +11,8 @@ import pytest
 
 from ivr_dagster.assets.training import COLD, WARM, _as_text, _divided, _general_texts, _speed, _start
 from ivr_dagster.core.corpus.cleaned import CleanedCorpus, write_cleaned_corpus
-from ivr_dagster.core.handles import ModelFolder, TokenizerFolder
+from ivr_dagster.core.model.folder import ModelFolder
+from ivr_dagster.core.tokenizer.folder import TokenizerFolder
 from ivr_dagster.resources.settings import SettingsResource
 from ivr_dagster_tests.core.training.test_warm_start import written
 

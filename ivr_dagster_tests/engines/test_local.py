@@ -9,9 +9,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ivr_dagster.core.errors import InputError, WorkerLost
 from ivr_dagster.engines import local
 from ivr_dagster.engines.local import map_local
+from ivr_dagster.errors import InputError, WorkerLost
 
 
 def square(number: int) -> tuple[int, int]:

@@ -13,13 +13,13 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from ivr_dagster.core.content_hash import content_hash
 from ivr_dagster.core.corpus.cleaned import CleanedCorpus, write_cleaned_corpus
-from ivr_dagster.core.errors import InputError, WorkerLost
-from ivr_dagster.core.shard_results import Map, ShardResults
 from ivr_dagster.core.tokens.statistics import read_statistics
 from ivr_dagster.engines import ray as engine
 from ivr_dagster.engines.ray import map_on_ray
+from ivr_dagster.errors import InputError, WorkerLost
+from ivr_dagster.storage.content_hash import content_hash
+from ivr_dagster.storage.shard_cache import Map, ShardCache
 
 
 @pytest.fixture(scope="module")
@@ -53,9 +53,9 @@ def raw(tmp_path_factory: pytest.TempPathFactory, topics: list[str]) -> Path:
 
 def corpus_side(raw: Path, folder: Path, tokenizer: Path, run: Map, **options: Any) -> dict[str, str]:
     """Hashes of everything that the corpus side writes."""
-    write_cleaned_corpus(raw, folder / "cleaned", results=ShardResults(folder / "shards"), run=run, **options)
+    write_cleaned_corpus(raw, folder / "cleaned", results=ShardCache(folder / "shards"), run=run, **options)
     corpus = CleanedCorpus(folder / "cleaned")
-    statistics = read_statistics(corpus, tokenizer, ShardResults(folder / "statistics"), run=run)
+    statistics = read_statistics(corpus, tokenizer, ShardCache(folder / "statistics"), run=run)
     (folder / "sequences").mkdir()
     statistics.write_sequences(folder / "sequences")
     counts, _ = statistics.pretoken_counts()

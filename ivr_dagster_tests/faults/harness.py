@@ -5,7 +5,7 @@ folder is whole. The hashes are taken here, by nothing of the project's own: a f
 undisturbed run left.
 
 Commands are processes of multiprocessing's fork server, which has the heavy libraries imported once: each is a process
-of its own from there on, in a session of its own, and runs `ivr_dagster.cli.main`. `as_command` starts the console
+of its own from there on, in a session of its own, and runs `ivr_dagster.cli.app.main`. `as_command` starts the console
 script itself, which is slower by the imports.
 """
 
@@ -33,7 +33,7 @@ from typing import Any, cast
 import psutil
 import yaml
 
-from ivr_dagster.artifact_paths import RELATIVE_PATHS
+from ivr_dagster.pipeline import RELATIVE_PATHS
 from ivr_dagster.stages import STAGES
 
 # no settings: taken out of the environment, which the settings are read from
@@ -48,8 +48,8 @@ PLACES = (START_UP, *STAGES)
 
 # what runs import; named here, they are imported once
 PRELOADED = [
-    "ivr_dagster.materialize",
-    "ivr_dagster.terminal",
+    "ivr_dagster.cli.workbench",
+    "ivr_dagster.cli.rendering",
     "ivr_dagster.core.training.sft",
     "ivr_dagster.core.training.row_trainer",
     "ivr_dagster.core.evaluation.plots",
@@ -422,7 +422,7 @@ def _command(
 
         dagster_main()
     else:
-        from ivr_dagster.cli import main
+        from ivr_dagster.cli.app import main
 
         main()
 

@@ -20,7 +20,7 @@ import pytest
 import yaml
 from small_pipeline import SMALL, TINY
 
-from ivr_dagster.cli import main
+from ivr_dagster.cli.app import main
 from ivr_dagster.core.corpus import documents, long_lines
 
 GOOD = "".join(json.dumps({"text": f"Document {number} of the corpus."}) + "\n" for number in range(40))

@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from ivr_dagster.cli import main
+from ivr_dagster.cli.app import main
 from ivr_dagster.core.embedding.extract import read_embeddings, write_model
-from ivr_dagster.core.errors import InputError
-from ivr_dagster.core.handles import ModelFolder, TokenizerFolder
-from ivr_dagster.core.model_files import check_folder
-from ivr_dagster.core.tokenizer.folder import write_original_tokenizer
+from ivr_dagster.core.model.files import check_folder
+from ivr_dagster.core.model.folder import ModelFolder
+from ivr_dagster.core.tokenizer.folder import TokenizerFolder
+from ivr_dagster.core.tokenizer.write import write_original_tokenizer
+from ivr_dagster.errors import InputError
 
 ROWS = 300
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -226,7 +227,7 @@ LOOKED_AT: dict[str, tuple[Callable[[Path], None], str, str, str]] = {
     "layers without end": (
         lambda f: config(f, n_layer=10**9), "config.json", "n_layer is 1,000,000,000", "of the same model",
     ),
-    "quantised": (
+    "quantized": (
         lambda f: config(f, quantization_config={"quant_method": "gptq", "bits": 4}),
         "config.json", "quantization_config: gptq", ".dequantize().save_pretrained",
     ),
@@ -432,7 +433,7 @@ ALIGNED: dict[str, tuple[Callable[[Path], None], str, str, str]] = {
     "a width that the rows have not": (
         lambda f: config(f, n_embd=32), WEIGHTS, "F32 [300, 16], expected a floating point [300, 32]", "fit its config",
     ),
-    "rows of bytes": (in_bytes, WEIGHTS, "U8 [300, 16]", "not quantised"),
+    "rows of bytes": (in_bytes, WEIGHTS, "U8 [300, 16]", "not quantized"),
     "a row that is no number": (a_row(float("nan")), WEIGHTS, "holds nan in row 17", "Fetch the model anew"),
     "a row without end": (a_row(float("-inf")), WEIGHTS, "holds -inf in row 17", "Fetch the model anew"),
     "no weights": (lambda f: (f / WEIGHTS).unlink(), "", "found none", "Give a folder with weights"),

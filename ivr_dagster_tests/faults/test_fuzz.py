@@ -23,11 +23,11 @@ from faults.harness import FUZZ_CASES as CASES
 from ivr_dagster.core.corpus import documents, long_lines
 from ivr_dagster.core.corpus.cleaning import clean
 from ivr_dagster.core.corpus.documents import corpus_files, read_documents
-from ivr_dagster.core.errors import InputError
 from ivr_dagster.core.tokenizer.bpe import ByteLevelBPE, read_bpe
 from ivr_dagster.core.training.launch import read_accelerate_config
 from ivr_dagster.core.training.sft_config import DEFAULTS, read_sft_config
 from ivr_dagster.core.vocabulary.remap import RemapRule, RemapRules, check_rules, read_rules, rules_as_yaml
+from ivr_dagster.errors import InputError
 from ivr_dagster.settings import CHOICES, Settings, load_settings, remember_settings
 
 SHARES = {"documents": 0.4, "settings": 0.2, "environment": 0.1, "sft_config": 0.05, "launch": 0.1, "rules": 0.15}

@@ -17,8 +17,7 @@ import torch
 import yaml
 
 from ivr_dagster.assets.training import _figures
-from ivr_dagster.cli import main
-from ivr_dagster.core.errors import InputError
+from ivr_dagster.cli.app import main
 from ivr_dagster.core.training.blocks import write_blocks
 from ivr_dagster.core.training.checkpoints import MARKER
 from ivr_dagster.core.training.launched import LaunchFolder
@@ -31,6 +30,7 @@ from ivr_dagster.core.training.sft import (
     fine_tune,
     read_sft_config,
 )
+from ivr_dagster.errors import InputError
 
 END, BLOCK = 256, 16
 # 50 blocks, 8 a step: 7 steps an epoch, the last of 2 blocks; checkpoints fall inside epochs

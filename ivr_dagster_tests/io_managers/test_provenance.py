@@ -10,7 +10,7 @@ import dagster as dg
 import pytest
 from small_pipeline import workbench
 
-from ivr_dagster.artifact_paths import ArtifactPaths
+from ivr_dagster.pipeline import ArtifactPaths
 from ivr_dagster.io_managers import provenance
 from ivr_dagster.io_managers.provenance import code_revision, size_of
 from ivr_dagster.settings import fingerprint

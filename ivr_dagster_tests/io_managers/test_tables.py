@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
-from ivr_dagster.artifact_paths import ArtifactPaths
+from ivr_dagster.pipeline import ArtifactPaths
 from ivr_dagster.core.tokens.counts import PretokenCounts, counts_from_table, counts_table
 
 NASTY = [

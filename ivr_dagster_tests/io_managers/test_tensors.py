@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from ivr_dagster.core.content_hash import content_hash
+from ivr_dagster.storage.content_hash import content_hash
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from ivr_dagster.artifact_paths import ArtifactPaths
-from ivr_dagster.core.errors import InputError
+from ivr_dagster.pipeline import ArtifactPaths
 from ivr_dagster.core.vocabulary.remap import RemapRule, RemapRules
+from ivr_dagster.errors import InputError
 
 RULES = RemapRules(
     (

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ivr_dagster.core.errors import InputError
+from ivr_dagster.errors import InputError
 from ivr_dagster.sample.corpus import SampleCorpus, write_sample_corpus
 
 FILES = ("docstrings.jsonl", "topics.jsonl")

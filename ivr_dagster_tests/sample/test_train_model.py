@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ivr_dagster.core.errors import InputError
+from ivr_dagster.errors import InputError
 from ivr_dagster.sample import SAMPLE_MODEL
 from ivr_dagster.sample.train_model import (
     END_OF_TEXT,
@@ -91,7 +91,7 @@ def test_loss_over_the_whole_vocabulary_is_the_models_own() -> None:
 def test_sampled_loss_comes_near_the_whole_one() -> None:
     model = new_model(TINY)
     with torch.no_grad():
-        model.lm_head.weight.mul_(20)  # at initialisation every sample would do
+        model.lm_head.weight.mul_(20)  # at initialization every sample would do
     ids = torch.randint(0, END_OF_TEXT, (2, TINY.block + 1), generator=torch.Generator().manual_seed(1))
     whole = training_loss(model, ids, 0, torch.Generator()).item()
     sampled = [training_loss(model, ids, 2048, torch.Generator().manual_seed(i)).item() for i in range(8)]

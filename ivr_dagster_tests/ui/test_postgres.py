@@ -19,7 +19,7 @@ import yaml
 from browsing import IVR, environment, serving
 from small_pipeline import SMALL, TINY
 
-from ivr_dagster.materialize import INSTANCE_FILE
+from ivr_dagster.cli.workbench import INSTANCE_FILE
 
 pytestmark = pytest.mark.browser
 

@@ -21,15 +21,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ivr_dagster.core.arrow_columns import MOST_BYTES, number_column, string_column
-from ivr_dagster.core.atomic import link, remove, replacing, staging_path
 from ivr_dagster.core.corpus.cleaning import clean, is_empty
 from ivr_dagster.core.corpus.documents import TEXT_SPLIT_BYTES, hash_content, ignored_files, read_documents
 from ivr_dagster.core.corpus.shards import CorpusFile, read_corpus_files, shards_of
 from ivr_dagster.core.corpus.splits import Split, document_id, is_heldout
-from ivr_dagster.core.errors import InputError
-from ivr_dagster.core.known_files import KnownFiles
-from ivr_dagster.core.shard_results import Map, ShardResults, result_key
+from ivr_dagster.errors import InputError
+from ivr_dagster.storage.arrow_columns import MOST_BYTES, number_column, string_column
+from ivr_dagster.storage.atomic import atomic_write, link, remove, staging_path
+from ivr_dagster.storage.file_hashes import FileHashCache
+from ivr_dagster.storage.shard_cache import Map, ShardCache, result_key
 
 SPLITS: tuple[Split, ...] = get_args(Split)
 SCHEMA = pa.schema(
@@ -67,7 +67,7 @@ class CorpusCounts:
         dropped_empty: documents without text but white space.
         dropped_duplicates: documents whose clean text had occurred before.
         control_characters_dropped: characters, with lone surrogates and byte order marks.
-        normalized_documents: documents that Unicode normalisation changed.
+        normalized_documents: documents that Unicode normalization changed.
         skipped_files: damaged files and files not of the encoding, left out where the settings say so.
         skipped_records: JSON records that are no documents, left out likewise.
     """
@@ -200,8 +200,8 @@ def write_cleaned_corpus(
     target: Path,
     settings: CleaningSettings = CleaningSettings(),
     *,
-    results: ShardResults | None = None,
-    kept: KnownFiles | None = None,
+    results: ShardCache | None = None,
+    kept: FileHashCache | None = None,
     run: Map = map,
     progress: Callable[[int, int], None] | None = None,
 ) -> CorpusCounts:
@@ -231,7 +231,7 @@ def write_cleaned_corpus(
     if results is not None:
         with results.alone():
             return _write_from_shards(raw_root, files, target, settings, results, run, progress)
-    scratch = ShardResults(staging_path(target / "shards"))
+    scratch = ShardCache(staging_path(target / "shards"))
     try:
         scratch.path.mkdir()
         return _write_from_shards(raw_root, files, target, settings, scratch, run, progress)
@@ -244,7 +244,7 @@ def _write_from_shards(
     files: Sequence[CorpusFile],
     target: Path,
     settings: CleaningSettings,
-    results: ShardResults,
+    results: ShardCache,
     run: Map,
     progress: Callable[[int, int], None] | None,
 ) -> CorpusCounts:
@@ -269,7 +269,7 @@ def _write_from_shards(
     for key in tasks:
         counts.update(json.loads((results.place(key) / _COUNTS).read_text(encoding="utf-8")))
     in_use = set(tasks)
-    with replacing(target / "train") as train, replacing(target / "heldout") as heldout:
+    with atomic_write(target / "train") as train, atomic_write(target / "heldout") as heldout:
         for split, folder in (("train", train), ("heldout", heldout)):
             parts = [part for key in tasks for part in _parts_in(results.place(key) / split)]
             kept, documents, size, found = _without_duplicates(parts, results, run)
@@ -325,7 +325,7 @@ def _write_shard(task: tuple[Path, list[CorpusFile], CleaningSettings], target: 
     (target / _COUNTS).write_text(json.dumps(counts), encoding="utf-8")
 
 
-def _without_duplicates(parts: Sequence[Path], results: ShardResults, run: Map) -> tuple[list[Path], int, int, int]:
+def _without_duplicates(parts: Sequence[Path], results: ShardCache, run: Map) -> tuple[list[Path], int, int, int]:
     """Parts of one side of the split without those documents that occurred before.
 
     Returns:
@@ -448,7 +448,7 @@ class _SplitWriter:
 
     def add(self, row_id: str, text: str, source: str) -> None:
         size = len(text.encode())
-        if size > MOST_BYTES:  # normalisation may have made it longer
+        if size > MOST_BYTES:  # normalization may have made it longer
             raise InputError(
                 f"the text has {size:,} bytes once cleaned, {MOST_BYTES:,} are the most that one document can have",
                 where=source,

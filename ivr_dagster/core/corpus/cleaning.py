@@ -1,11 +1,11 @@
-"""Cleaning one document: line ends, Unicode normalisation, control characters. Nothing else is touched."""
+"""Cleaning one document: line ends, Unicode normalization, control characters. Nothing else is touched."""
 
 import re
 import unicodedata
 from dataclasses import dataclass
 from typing import Literal
 
-from ivr_dagster.core.errors import InputError
+from ivr_dagster.errors import InputError
 
 _FORMS: dict[str, Literal["NFC", "NFKC"] | None] = {"NFC": "NFC", "NFKC": "NFKC", "none": None}
 NORMALIZATIONS = tuple(_FORMS)
@@ -22,7 +22,7 @@ class CleaningEffects:
     Attributes:
         control_characters_dropped: with them the lone surrogates and the byte order marks at the start.
         line_ends_changed: CRLF and lone CR that became LF.
-        normalized: whether Unicode normalisation changed anything.
+        normalized: whether Unicode normalization changed anything.
     """
 
     control_characters_dropped: int
@@ -38,11 +38,11 @@ def clean(text: str, *, normalization: str = "NFC") -> tuple[str, CleaningEffect
         normalization: "NFC", "NFKC" or "none".
 
     Raises:
-        InputError: the normalisation is none of these.
+        InputError: the normalization is none of these.
     """
     if normalization not in NORMALIZATIONS:
         raise InputError(
-            f"unknown Unicode normalisation {normalization!r}", remedy=f"Choose one of {', '.join(NORMALIZATIONS)}"
+            f"unknown Unicode normalization {normalization!r}", remedy=f"Choose one of {', '.join(NORMALIZATIONS)}"
         )
     dropped = line_ends = 0
     if _CONTROL.search(text):

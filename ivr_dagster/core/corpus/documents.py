@@ -16,12 +16,11 @@ from pathlib import Path
 from types import NoneType
 from typing import Literal
 
-from ivr_dagster.core.arrow_columns import MOST_BYTES
 from ivr_dagster.core.corpus.long_lines import LongLine, LongString
 from ivr_dagster.core.corpus.text_pieces import LEAST_SPLIT_BYTES, cut_text
-from ivr_dagster.core.errors import InputError
-from ivr_dagster.core.faults import MOST_TOLD, shown, told_together
-from ivr_dagster.core.regular_files import kind_of, open_regular
+from ivr_dagster.errors import MOST_TOLD, InputError, combine_errors, short_repr
+from ivr_dagster.storage.arrow_columns import MOST_BYTES
+from ivr_dagster.storage.regular_files import kind_of, open_regular
 
 SUFFIXES = (".txt", ".jsonl", ".json")
 TEXT_SPLIT_BYTES = 16_384
@@ -187,9 +186,9 @@ def read_documents(
             if not faults:
                 yield from (Document(text, f"{name}:{line}") for text in texts)
     except InputError as error:  # the file is at fault further on
-        raise told_together([*faults, error]) from error
+        raise combine_errors([*faults, error]) from error
     if faults:
-        raise told_together(faults)
+        raise combine_errors(faults)
 
 
 def _taken_apart(path: Path, chunks: Iterable[str], text_split_bytes: int) -> Iterable[object]:
@@ -254,7 +253,7 @@ def _visible_files(root: Path) -> list[Path]:
                 faults.append(error)
         waiting += reversed(folders)
     if faults:
-        raise told_together(faults)
+        raise combine_errors(faults)
     return found
 
 
@@ -286,7 +285,9 @@ def _decoder(path: Path, encoding: str, errors: str) -> codecs.IncrementalDecode
         return codecs.getincrementaldecoder(name)(errors)
     except (LookupError, ValueError) as error:  # a ValueError for a NUL or what is no text in the name
         raise InputError(
-            f"unknown text encoding {shown(encoding)}", where=path, remedy="Name one that Python knows with --encoding"
+            f"unknown encoding {short_repr(encoding)}",
+            where=path,
+            remedy="Name one that Python knows with --encoding",
         ) from error
 
 
@@ -535,9 +536,9 @@ def _text_of(record: object, text_key: str, where: str) -> str:
         return value
     found = "is missing" if value is _MISSING else f"holds {_JSON_TYPES[type(value)]}"
     keys = list(islice(_keys(record), _KEYS_SHOWN + 1))
-    listed = ", ".join(map(shown, keys[:_KEYS_SHOWN])) + (", …" if len(keys) > _KEYS_SHOWN else "")
+    listed = ", ".join(map(short_repr, keys[:_KEYS_SHOWN])) + (", …" if len(keys) > _KEYS_SHOWN else "")
     raise InputError(
-        f"the key {shown(text_key)} {found}; the keys with text are {listed or '(none)'}",
+        f"the key {short_repr(text_key)} {found}; the keys with text are {listed or '(none)'}",
         where=where,
         remedy="Name the key that holds the text with --text-key, or have such records left out (--on-bad-input skip)",
     )

@@ -12,7 +12,7 @@ from ivr_dagster.core.corpus.documents import corpus_files, read_documents
 from ivr_dagster.core.corpus.splits import document_id
 from ivr_dagster.core.corpus.subset import documents_within
 from ivr_dagster.core.corpus.text_pieces import cut_text
-from ivr_dagster.core.errors import InputError
+from ivr_dagster.errors import InputError
 
 # a hundred kilobytes are some dozens of such pieces, enough for an interval over documents
 PIECE_BYTES = 4096
@@ -32,7 +32,7 @@ def other_texts(
         documents: candidates, as they are; they are cleaned as the corpus was.
         known: ids (`splits.document_id`) of the corpus's documents.
         most_bytes: UTF-8 bytes of the texts together, at most; one piece is taken in any case, if there is one.
-        normalization: as the corpus was normalised.
+        normalization: as the corpus was normalized.
         from_the_end: take those with the greatest hashes, not the least: what is trained on and what is measured on
             are taken from two ends, so that one folder can serve for both.
     """

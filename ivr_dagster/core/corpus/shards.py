@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ivr_dagster.core.corpus.documents import corpus_files, hash_content
-from ivr_dagster.core.errors import InputError
-from ivr_dagster.core.known_files import KnownFile, KnownFiles
+from ivr_dagster.errors import InputError
+from ivr_dagster.storage.file_hashes import FileHashCache, KnownFile
 
 # Bytes. A shard is about 1/256 of the corpus, so that a change of one part in a hundred stays one; a smaller one would
 # be more overhead than work, a larger one more than a worker should lose
@@ -39,7 +39,7 @@ class CorpusFile:
     content: bytes
 
 
-def read_corpus_files(root: Path, kept: KnownFiles | None = None) -> list[CorpusFile]:
+def read_corpus_files(root: Path, kept: FileHashCache | None = None) -> list[CorpusFile]:
     """The corpus files below `root` with their contents' hashes, by name.
 
     Args:
@@ -78,7 +78,7 @@ def read_corpus_files(root: Path, kept: KnownFiles | None = None) -> list[Corpus
     return [file for file, _ in looked_at]
 
 
-def fingerprint_corpus(root: Path, kept: KnownFiles | None = None) -> str:
+def fingerprint_corpus(root: Path, kept: FileHashCache | None = None) -> str:
     """A hash (BLAKE2b, 32 hexadecimal digits) of the corpus files' names and contents; times are left out.
 
     Raises:

@@ -3,7 +3,7 @@
 import hashlib
 from typing import Literal
 
-from ivr_dagster.core.errors import InputError
+from ivr_dagster.errors import InputError
 
 Split = Literal["train", "heldout"]
 

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ivr_dagster.core.embedding.extract import replace_embeddings
-from ivr_dagster.core.errors import InputError
+from ivr_dagster.errors import InputError
 
 if TYPE_CHECKING:
     import torch
@@ -79,7 +79,7 @@ def calibrate_new_rows(
 
     Args:
         model: the base model, for its body; put to `device`, its embeddings are overwritten.
-        tensors: embedding tensors by new id, [V, d], new rows initialised.
+        tensors: embedding tensors by new id, [V, d], new rows initialized.
         new_ids: ids of the new tokens.
         sequences: documents of the train split under the remapped tokenizer, ids `[n]`; frequencies are counted in
             all of them, probabilities averaged over the beginnings of some.

@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ivr_dagster.core.errors import InputError
-from ivr_dagster.core.faults import first_words
-from ivr_dagster.core.model_files import CONFIG, INDEX, model_files, read_header
+from ivr_dagster.core.model.files import CONFIG, INDEX, model_files, read_header
+from ivr_dagster.errors import InputError, short_message
 
 if TYPE_CHECKING:
     import torch
@@ -60,7 +59,7 @@ def read_layout(folder: Path) -> EmbeddingLayout:
 
     Raises:
         InputError: no model there, code of its own, weights in another format than safetensors, a file that is
-            missing or damaged, embeddings that are missing, quantised, or of another shape than the config says.
+            missing or damaged, embeddings that are missing, quantized, or of another shape than the config says.
     """
     files, held = _checkpoint(folder)
     model = _skeleton(folder)
@@ -192,7 +191,7 @@ def _skeleton(folder: Path) -> "PreTrainedModel":
             model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except Exception as error:  # a class may fail in any way on a configuration that makes no sense
         raise InputError(
-            f"no causal language model that transformers knows ({first_words(error)})",
+            f"no causal language model that transformers knows ({short_message(error)})",
             where=folder / CONFIG,
             remedy="Give a model whose class is part of transformers; code that comes with a model is never run.",
         ) from error
@@ -224,7 +223,7 @@ def _check_tensor(place: TensorPlace, shape: list[int]) -> None:
         raise InputError(
             f"{place.key} is {entry['dtype']} {entry['shape']}, expected a floating point {shape}",
             where=place.file,
-            remedy="Give a model whose weights fit its config.json and whose embeddings are not quantised.",
+            remedy="Give a model whose weights fit its config.json and whose embeddings are not quantized.",
         )
 
 

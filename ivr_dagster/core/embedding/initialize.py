@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from ivr_dagster.core.errors import InputError
+from ivr_dagster.errors import InputError
 
 if TYPE_CHECKING:
     import torch
@@ -180,7 +180,7 @@ def initialize_embeddings(
 
     if strategy not in STRATEGIES:
         raise InputError(
-            f"no initialisation strategy {strategy!r}",
+            f"no initialization strategy {strategy!r}",
             where="init_strategy",
             remedy=f"Choose one of {', '.join(STRATEGIES)}.",
         )

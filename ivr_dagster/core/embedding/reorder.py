@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from ivr_dagster.core.errors import InputError
+from ivr_dagster.errors import InputError
 
 if TYPE_CHECKING:
     import torch

@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ivr_dagster.core.atomic import replacing
 from ivr_dagster.core.embedding.new_rows import NewRows, RowRates
-from ivr_dagster.core.errors import InputError
+from ivr_dagster.errors import InputError
+from ivr_dagster.storage.atomic import atomic_write
 
 if TYPE_CHECKING:
     import torch
@@ -95,7 +95,7 @@ class RowObjective:
         Args:
             model: the base model, for its body; on the CPU.
             base: embedding tensors by base id, [V', d].
-            initial: the same by new id, new rows initialised.
+            initial: the same by new id, new rows initialized.
             new_ids: ids of the new tokens.
             hidden_weight: of the hidden states' distance in the loss; 0 saves the base model's reading.
             device: cpu, cuda or mps.
@@ -240,7 +240,7 @@ def fit_new_rows(
     Args:
         model: the base model; its weights are not changed, but put to float32 and `device`.
         base: its embedding tensors by base id, [V', d].
-        initial: the same by new id, new rows initialised.
+        initial: the same by new id, new rows initialized.
         new_tokens: byte-level string by id.
         snippets: of the train split.
         epochs: how often the snippets are read.
@@ -332,7 +332,7 @@ def _save(
     tensors = {f"rows.{name}": rows.detach() for name, rows in objective.rows.items()}
     for number, state in optimizer.state_dict()["state"].items():
         tensors |= {f"state.{number}.{key}": value for key, value in state.items()}
-    with replacing(checkpoint) as staged:
+    with atomic_write(checkpoint) as staged:
         save_file(tensors, staged, metadata={"run": run, "losses": json.dumps(losses)})
 
 

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ivr_dagster.core.errors import InputError
 from ivr_dagster.core.tokens.byte_level import is_byte_level
+from ivr_dagster.errors import InputError
 
 if TYPE_CHECKING:
     import torch

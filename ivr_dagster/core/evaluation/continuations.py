@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ivr_dagster.core.errors import InputError
 from ivr_dagster.core.evaluation.bits_per_byte import byte_lengths
 from ivr_dagster.core.tokenizer.bpe import strings_by_id
+from ivr_dagster.errors import InputError
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ivr_dagster.core.errors import InputError
 from ivr_dagster.core.evaluation.bits_per_byte import BitsPerByte
 from ivr_dagster.core.evaluation.continuations import Speed
 from ivr_dagster.core.evaluation.intervals import Interval
 from ivr_dagster.core.evaluation.token_groups import TokenGroup
+from ivr_dagster.errors import InputError
 
 # name → what it is; the order of every table and plot
 VARIANTS = {

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ivr_dagster.core.errors import InputError
+from ivr_dagster.errors import InputError
 
 RESAMPLES = 2000
 LEVEL = 0.95

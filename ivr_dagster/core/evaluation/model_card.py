@@ -8,9 +8,9 @@ from pathlib import Path
 
 import yaml
 
-from ivr_dagster.core.atomic import replacing
 from ivr_dagster.core.evaluation.figures import EvaluationReport
 from ivr_dagster.core.evaluation.report import code, quality_table, summary, table
+from ivr_dagster.storage.atomic import atomic_write
 
 CARD = "README.md"
 # a card with this line is ours and written anew by every evaluation
@@ -111,6 +111,6 @@ def write_model_card(folder: Path, card: str) -> bool:
     file = folder / CARD
     if file.is_file() and MARK not in file.read_text(encoding="utf-8", errors="replace"):
         return False
-    with replacing(file) as staged:
+    with atomic_write(file) as staged:
         staged.write_text(card, encoding="utf-8")
     return True

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from ivr_dagster.core.errors import InputError
 from ivr_dagster.core.tokens.byte_level import CHARACTER_TO_BYTE, is_byte_level
+from ivr_dagster.errors import InputError
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,7 +15,7 @@ import polars as pl
 import regex
 from tokenizers import AddedToken, Tokenizer
 
-from ivr_dagster.core.errors import InputError
+from ivr_dagster.errors import InputError
 
 T = TypeVar("T")
 
@@ -49,8 +49,8 @@ class PreTokenization:
     def splitter(self, tokenizer: Tokenizer) -> Callable[[str], list[str]]:
         """A function from text to its pre-tokens as text, without added tokens.
 
-        Where no pattern says how, `tokenizer` itself is asked. Pre-tokens are those of the normalised text, where the
-        tokenizer normalises.
+        Where no pattern says how, `tokenizer` itself is asked. Pre-tokens are those of the normalized text, where the
+        tokenizer normalizes.
         """
         split: Callable[[str], list[str]]
         if self.pattern is not None:

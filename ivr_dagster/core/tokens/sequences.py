@@ -18,10 +18,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tokenizers import Tokenizer
 
-from ivr_dagster.core.arrow_columns import number_column, string_column
-from ivr_dagster.core.content_hash import content_hash
 from ivr_dagster.core.tokens.counts import encode_types
 from ivr_dagster.core.tokens.pretokens import read_pretokenization
+from ivr_dagster.storage.arrow_columns import number_column, string_column
+from ivr_dagster.storage.content_hash import content_hash
 
 Encoder = Callable[[list[str]], list[np.ndarray]]
 
@@ -123,7 +123,7 @@ def encoder_by_types(tokenizer: Tokenizer, types: list[str]) -> Encoder:
 
     BPE encodes each pre-token by itself, so a text's ids are those of its pre-tokens one after the other. Texts with
     added tokens, or with a type that is not among `types`, are encoded by `tokenizers` whole, and so are all texts of
-    a tokenizer that normalises. A sample of the texts of each call is encoded both ways; if the two differ there, all
+    a tokenizer that normalizes. A sample of the texts of each call is encoded both ways; if the two differ there, all
     of them are encoded by `tokenizers`.
     """
     reference = reference_encoder(tokenizer)

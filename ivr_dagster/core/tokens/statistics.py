@@ -20,10 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tokenizers import Tokenizer
 
-from ivr_dagster.core.atomic import link
-from ivr_dagster.core.content_hash import content_hash
 from ivr_dagster.core.corpus.cleaned import CleanedCorpus, part_digest, read_part, rows_of
-from ivr_dagster.core.shard_results import Map, ShardResults, result_key
 from ivr_dagster.core.tokens.counts import PretokenCounter, PretokenCounts, sum_of
 from ivr_dagster.core.tokens.sequences import (
     Encoder,
@@ -33,6 +30,9 @@ from ivr_dagster.core.tokens.sequences import (
     reference_encoder,
 )
 from ivr_dagster.core.tokens.tokenizer_file import read_tokenizer
+from ivr_dagster.storage.atomic import link
+from ivr_dagster.storage.content_hash import content_hash
+from ivr_dagster.storage.shard_cache import Map, ShardCache, result_key
 
 # the number is raised when the same part and tokenizer come out otherwise than before; libraries may have it so too
 STATISTICS = (3, *(version(name) for name in ("gigatoken", "polars", "regex", "tokenizers")))
@@ -97,7 +97,7 @@ class CorpusStatistics:
 def read_statistics(
     corpus: CleanedCorpus,
     tokenizer: Path,
-    results: ShardResults,
+    results: ShardCache,
     *,
     max_texts: int = 0,
     max_types: int = 0,
@@ -107,7 +107,7 @@ def read_statistics(
 ) -> CorpusStatistics:
     """Statistics of the train split; parts that were not counted yet are, and those of other texts forgotten.
 
-    Other runs must be kept off the results (:meth:`ShardResults.alone`) as long as the statistics are read.
+    Other runs must be kept off the results (:meth:`ShardCache.alone`) as long as the statistics are read.
 
     Args:
         corpus: the cleaned corpus.

@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ivr_dagster.core.atomic import remove, replacing, staging_path
-from ivr_dagster.core.errors import InputError
-from ivr_dagster.core.faults import first_words
+from ivr_dagster.errors import InputError, short_message
+from ivr_dagster.storage.atomic import atomic_write, remove, staging_path
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -135,7 +134,7 @@ def write_blocks(
             )
         disable_progress_bars()
         dataset = Dataset(MemoryMappedTable.from_file(str(packed)), fingerprint=digest.hexdigest()[:16])
-        with replacing(path) as staged:
+        with atomic_write(path) as staged:
             dataset.save_to_disk(staged)
     finally:
         remove(packed)
@@ -187,7 +186,7 @@ def read_blocks(path: Path) -> "Dataset":
         dataset = load_from_disk(path)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
-            f"no training blocks can be read here ({first_words(error)})", where=path, remedy=remedy
+            f"no training blocks can be read here ({short_message(error)})", where=path, remedy=remedy
         ) from error
     if not isinstance(dataset, Dataset):
         raise InputError(f"one dataset was asked for, found those of {', '.join(dataset)}", where=path, remedy=remedy)

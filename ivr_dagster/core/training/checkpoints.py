@@ -11,7 +11,7 @@ import re
 import shutil
 from pathlib import Path
 
-from ivr_dagster.core.atomic import replacing
+from ivr_dagster.storage.atomic import atomic_write
 
 MARKER = "complete.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
@@ -19,7 +19,7 @@ _NAME = re.compile(r"checkpoint-(\d+)")
 
 def mark_complete(checkpoint: Path, run: dict[str, object]) -> None:
     """Declare a checkpoint folder whole; `run` identifies the run it belongs to. To be called last."""
-    with replacing(checkpoint / MARKER) as staged:
+    with atomic_write(checkpoint / MARKER) as staged:
         staged.write_text(json.dumps(run, sort_keys=True) + "\n", encoding="utf-8")
 
 

@@ -1,15 +1,15 @@
 """The adapted model with only the first of its new tokens: what there is to tell whether fewer would do better.
 
 In place, every id without a rule keeps the base's string and row, so fewer rules are the base's strings and rows again
-at the ids of the others. Nothing is initialised anew.
+at the ids of the others. Nothing is initialized anew.
 """
 
 from collections.abc import Collection
 from pathlib import Path
 
 from ivr_dagster.core.embedding.extract import read_embeddings, write_model
-from ivr_dagster.core.handles import TokenizerFolder
-from ivr_dagster.core.tokenizer.folder import write_tokenizer
+from ivr_dagster.core.tokenizer.folder import TokenizerFolder
+from ivr_dagster.core.tokenizer.write import write_tokenizer
 from ivr_dagster.core.tokens.counts import PretokenCounts
 from ivr_dagster.core.vocabulary.remap import RemapRules, remap_tokenizer
 
@@ -38,12 +38,12 @@ def write_tokenizer_with(
 
 
 def write_model_without(dropped: Collection[int], base_model: Path, initialized: Path, folder: Path) -> None:
-    """Write the initialised model with the base's rows at the ids that are not given away after all.
+    """Write the initialized model with the base's rows at the ids that are not given away after all.
 
     Args:
         dropped: these ids.
         base_model: the base model's folder.
-        initialized: the initialised model's folder.
+        initialized: the initialized model's folder.
         folder: where to write; it exists. The tokenizer is left to the caller.
     """
     import torch

@@ -12,9 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ivr_dagster.core.errors import InputError
-from ivr_dagster.core.faults import shown, told_together
-from ivr_dagster.core.yaml_files import read_settings_yaml
+from ivr_dagster.errors import InputError, combine_errors, short_repr
+from ivr_dagster.storage.yaml_files import read_settings_yaml
 
 # accelerate's default, and torch's
 PORT = 29_500
@@ -188,25 +187,25 @@ def _fault(key: str, value: Any) -> str:
         return (
             ""
             if whole or value is None
-            else f"{key} is {shown(value)}, a whole number from {least} is wanted"
+            else f"{key} is {short_repr(value)}, a whole number from {least} is wanted"
             + (f", {most:,} at most" if isinstance(value, int) and value > most else "")
         )
     if key == "main_process_ip":
         address = isinstance(value, str) and _ADDRESS.fullmatch(value)
-        return "" if value is None or address else f"{key} is {shown(value)}, an address is wanted"
+        return "" if value is None or address else f"{key} is {short_repr(value)}, an address is wanted"
     if key == "use_cpu":
-        return "" if isinstance(value, bool | None) else f"{key} is {shown(value)}, true or false is wanted"
+        return "" if isinstance(value, bool | None) else f"{key} is {short_repr(value)}, true or false is wanted"
     if key == "mixed_precision":
         # YAML 1.1, which accelerate writes, has `no` in quotes; without them it is false to some readers
         known = value in (None, *_PRECISIONS)
-        return "" if known else f"{key} is {shown(value)}, one of {', '.join(_PRECISIONS)} is wanted"
+        return "" if known else f"{key} is {short_repr(value)}, one of {', '.join(_PRECISIONS)} is wanted"
     if key in _FIXED:
         usual, why = _FIXED[key]
-        return "" if value in usual else f"{key} cannot be {shown(value)}: {why}"
+        return "" if value in usual else f"{key} cannot be {short_repr(value)}: {why}"
     if key in _IGNORED:
         return ""
     near = difflib.get_close_matches(key, [*_WHOLE, "main_process_ip", "use_cpu", "mixed_precision", *_FIXED], 1)
-    name = key if key.isidentifier() and len(key) < 80 else shown(key)
+    name = key if key.isidentifier() and len(key) < 80 else short_repr(key)
     return f"{name} is no key of it" + (f", did you mean {near[0]}?" if near else "")
 
 
@@ -215,6 +214,6 @@ def _refuse(path: Path, faults: list[tuple[int | None, str]]) -> None:
     remedy = (
         "The keys are accelerate's: num_processes (of all machines together), num_machines, main_process_ip and so on"
     )
-    raise told_together(
+    raise combine_errors(
         [InputError(fault, where=f"{path}:{line}" if line else path, remedy=remedy) for line, fault in faults]
     )

@@ -10,11 +10,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from ivr_dagster.core.atomic import remove, replacing
-from ivr_dagster.core.errors import InputError
-from ivr_dagster.core.presence import anybody, present
 from ivr_dagster.core.training.launch import Launch
 from ivr_dagster.core.training.sft import OutOfMemory, SftResult, Training, TrainingDiverged
+from ivr_dagster.errors import InputError
+from ivr_dagster.storage.atomic import atomic_write, remove
+from ivr_dagster.storage.presence import anybody, present
 
 _REQUEST, _FAILURE, _LOCK = "request.json", "failure", ".lock"
 
@@ -52,7 +52,7 @@ class LaunchFolder:
         """Put the request there."""
         from pydantic import TypeAdapter
 
-        with replacing(self.path / _REQUEST) as staged:
+        with atomic_write(self.path / _REQUEST) as staged:
             staged.write_bytes(TypeAdapter(Request).dump_json(request))
 
     def read(self) -> Request | None:
@@ -72,7 +72,7 @@ class LaunchFolder:
         if not self.path.is_dir():  # whoever would read it is gone
             return
         content = {"kind": type(error).__name__, **{name: value and str(value) for name, value in known.items()}}
-        with replacing(self.path / f"{_FAILURE}-{process}.json") as staged:
+        with atomic_write(self.path / f"{_FAILURE}-{process}.json") as staged:
             staged.write_text(json.dumps(content) + "\n", encoding="utf-8")
 
     def failure(self) -> Exception | None:

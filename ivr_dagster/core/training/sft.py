@@ -18,16 +18,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ivr_dagster.core.atomic import replacing
 from ivr_dagster.core.embedding.new_rows import embedding_parameters
-from ivr_dagster.core.errors import InputError
-from ivr_dagster.core.faults import first_words
-from ivr_dagster.core.handles import ModelFolder
+from ivr_dagster.core.model.folder import ModelFolder
 from ivr_dagster.core.training.blocks import COLUMN, largest_id, read_blocks
 from ivr_dagster.core.training.checkpoints import discard_useless, mark_complete, newest_complete, step_of
 from ivr_dagster.core.training.flops import Compute, compute_of
 from ivr_dagster.core.training.row_trainer import BITS_PER_BYTE, collate, trainer_class
 from ivr_dagster.core.training.sft_config import SftConfig, read_sft_config
+from ivr_dagster.errors import InputError, short_message
+from ivr_dagster.storage.atomic import atomic_write
 
 if TYPE_CHECKING:
     import torch
@@ -263,7 +262,7 @@ def _run(
         if arguments.should_save and keep_model:
             # Trainer switches it off for training; the final model is for generating too
             model.config.use_cache = use_cache
-            with replacing(final_dir) as folder:
+            with atomic_write(final_dir) as folder:
                 model.to(stored_dtype).save_pretrained(folder)
                 _copy_tokenizer(tokenizer, training.tokenizer_dir, folder)
     history = _history(state, "loss")
@@ -320,7 +319,7 @@ def _out_of_memory(error: Exception, training: Training, processes: int) -> OutO
     return OutOfMemory(
         f"{training.config.source}: out of memory on {training.device} with {batch} block{'s' * (batch > 1)} of "
         f"{len(read_blocks(training.blocks)[0][COLUMN]):,} tokens at a time"
-        f"{f' in each of {processes} processes' if processes > 1 else ''} ({first_words(error)}): take "
+        f"{f' in each of {processes} processes' if processes > 1 else ''} ({short_message(error)}): take "
         f"{smaller if batch > 1 else ''}a smaller --block-size, gradient_checkpointing: true, --dtype bfloat16 where "
         "the device computes with it, or a device with more memory. What checkpoints hold is not lost"
     )
@@ -345,7 +344,7 @@ def _settings_at_fault(source: Path, *, unless: Callable[[], bool] = lambda: Fal
         if _is_of_memory(error) or isinstance(error, TrainingDiverged) or unless():
             raise
         raise InputError(
-            f"the training settings contradict each other or this machine ({first_words(error)})",
+            f"the training settings contradict each other or this machine ({short_message(error)})",
             where=source,
             remedy="Change or delete the settings it names",
         ) from error
@@ -418,7 +417,7 @@ def _load_tokenizer(folder: Path) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # whatever a class makes of settings that make no sense
-        raise InputError(f"no tokenizer can be loaded ({first_words(error)})", where=folder, remedy=remedy) from error
+        raise InputError(f"no tokenizer can be loaded ({short_message(error)})", where=folder, remedy=remedy) from error
     # beside a model's config.json AutoTokenizer makes an empty tokenizer out of nothing
     if not any((folder / name).is_file() for name in ("tokenizer.json", *tokenizer.vocab_files_names.values())):
         raise InputError("this folder holds no tokenizer", where=folder, remedy=remedy)

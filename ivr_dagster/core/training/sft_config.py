@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from ivr_dagster.core.embedding.new_rows import RowRates
-from ivr_dagster.core.errors import InputError
-from ivr_dagster.core.faults import shown
-from ivr_dagster.core.yaml_files import MOST_NUMBER, MOST_SEED, read_settings_yaml
+from ivr_dagster.errors import InputError, short_repr
+from ivr_dagster.storage.yaml_files import MOST_NUMBER, MOST_SEED, read_settings_yaml
 
 DEFAULTS = Path(__file__).with_name("sft_config.yaml")
 
@@ -217,7 +216,7 @@ def read_sft_config(path: Path | None = None, *, vanilla: bool = False, **overri
     for_vanilla = values.pop(VANILLA, None) or {}
     if not isinstance(for_vanilla, dict):
         faults.append(
-            (lines.get(VANILLA), f"{VANILLA} is {shown(for_vanilla)}, settings of the vanilla baseline are wanted")
+            (lines.get(VANILLA), f"{VANILLA} is {short_repr(for_vanilla)}, settings of the vanilla baseline are wanted")
         )
         for_vanilla = {}
     arguments = _translated(_read_yaml(DEFAULTS)[0], {}, faults, notes)
@@ -306,7 +305,7 @@ def _translated(
 
 def _name(key: str) -> str:
     """A name as it was written where it is a name at all."""
-    return key if key.isidentifier() and len(key) <= _LONGEST_NAME else shown(key)
+    return key if key.isidentifier() and len(key) <= _LONGEST_NAME else short_repr(key)
 
 
 @cache  # to resolve the annotations takes a tenth of a second
@@ -337,17 +336,17 @@ def _fault_of_value(key: str, name: str, value: Any, hint: Any) -> str | None:
     except ValidationError:
         kinds = [str(getattr(kind, "__name__", kind)) for kind in get_args(hint) or (hint,)]
         wanted = " or ".join("none" if kind == "NoneType" else kind for kind in kinds)
-        return f"{key} is {shown(value)}, {wanted} is wanted"
+        return f"{key} is {short_repr(value)}, {wanted} is wanted"
     choices = _choices(name, hint)
     if choices and value is not None and value not in choices:
         near = difflib.get_close_matches(str(value), choices, 1)
-        return f"{key} is {shown(value)}, one of {', '.join(near or choices)} is wanted"
+        return f"{key} is {short_repr(value)}, one of {', '.join(near or choices)} is wanted"
     if value in _UNSUPPORTED.get(name, ()):
         return f"{key} cannot be {value!r}: {_RESUMING}"
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     if isinstance(value, int) and abs(value) > (most := MOST_SEED if name in _SEEDS else MOST_NUMBER):
-        return f"{key} is {shown(value)}, {most:,} at most is possible"
+        return f"{key} is {short_repr(value)}, {most:,} at most is possible"
     if not math.isfinite(value):
         return f"{key} is {value}, a finite number is wanted"
     if name in _ABOVE_ZERO and value <= 0:

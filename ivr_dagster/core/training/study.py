@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ivr_dagster.core.errors import InputError
+from ivr_dagster.errors import InputError
 
 if TYPE_CHECKING:
     import optuna

@@ -15,9 +15,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ivr_dagster.core.atomic import remove, replacing
-from ivr_dagster.core.content_hash import content_hash
-from ivr_dagster.core.errors import InputError
 from ivr_dagster.core.training.blocks import read_blocks
 from ivr_dagster.core.training.sft import OutOfMemory, Training, TrainingDiverged, Validation, fine_tune
 from ivr_dagster.core.training.sft_config import SftConfig, read_sft_config, sft_config_with
@@ -34,6 +31,9 @@ from ivr_dagster.core.training.study import (
     other_studies,
     search,
 )
+from ivr_dagster.errors import InputError
+from ivr_dagster.storage.atomic import atomic_write, remove
+from ivr_dagster.storage.content_hash import content_hash
 
 STUDY, SETTINGS, TRIALS = "study.db", "settings.yaml", "study.json"
 SFT_CONFIG = "sft_config.yaml"
@@ -307,10 +307,10 @@ def write_result(folder: Path, source: Path, tuning: Tuning, new_tokens: int) ->
             f"# It had {chosen:,} new tokens, not {new_tokens:,}: see {SETTINGS}, these settings belong with it.\n"
         )
     settings = {key: value for key, value in best.parameters.items() if key != NEW_TOKENS}
-    with replacing(folder / SFT_CONFIG) as staged:
+    with atomic_write(folder / SFT_CONFIG) as staged:
         staged.write_text(header + sft_config_with(source, settings), encoding="utf-8")
     if chosen != new_tokens:
-        with replacing(folder / SETTINGS) as staged:
+        with atomic_write(folder / SETTINGS) as staged:
             staged.write_text(f"{header}max_candidates: {chosen}\n", encoding="utf-8")
     else:
         remove(folder / SETTINGS)
@@ -325,5 +325,5 @@ def write_result(folder: Path, source: Path, tuning: Tuning, new_tokens: int) ->
         "other_studies": tuning.other_studies,
         "trials": [asdict(trial) for trial in tuning.trials],
     }
-    with replacing(folder / TRIALS) as staged:
+    with atomic_write(folder / TRIALS) as staged:
         staged.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")

@@ -1,7 +1,7 @@
 """Going on from a model fine-tuned before, when the vocabulary is nearly the one it was fine-tuned with.
 
 A rebuild keeps most of the remap rules. What the model learned of ids that mean what they meant is then still good;
-rows of ids that mean something else now are the initialised model's.
+rows of ids that mean something else now are the initialized model's.
 """
 
 import shutil
@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ivr_dagster.core.embedding.new_rows import embedding_parameters
-from ivr_dagster.core.handles import ModelFolder, TokenizerFolder
+from ivr_dagster.core.model.folder import ModelFolder
 from ivr_dagster.core.tokenizer.bpe import strings_by_id
+from ivr_dagster.core.tokenizer.folder import TokenizerFolder
 
 
 @dataclass(frozen=True)
@@ -52,12 +53,12 @@ def look_at(trained: Path, tokenizer: Path, new: int) -> WarmStart:
 
 
 def write_warm_start(trained: Path, initialized: Path, changed: tuple[int, ...], target: Path) -> str:
-    """Write the fine-tuned model with the initialised rows of the `changed` ids, and the tokenizer of now.
+    """Write the fine-tuned model with the initialized rows of the `changed` ids, and the tokenizer of now.
 
     Args:
         trained: the fine-tuned model's folder.
-        initialized: the initialised model's.
-        changed: ids whose rows are the initialised model's.
+        initialized: the initialized model's.
+        changed: ids whose rows are the initialized model's.
         target: an empty folder.
 
     Returns:

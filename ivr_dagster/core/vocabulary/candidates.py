@@ -11,7 +11,6 @@ import polars as pl
 import regex
 from tokenizers import Tokenizer
 
-from ivr_dagster.core.errors import InputError
 from ivr_dagster.core.tokenizer.agreement import encode_to_themselves
 from ivr_dagster.core.tokenizer.bpe import ByteLevelBPE
 from ivr_dagster.core.tokenizer.cuts import SHORTEST_RUN, cut_pattern, run_cuts, run_heads, whole_run
@@ -35,6 +34,7 @@ from ivr_dagster.core.tokens.pretokens import PreTokenization, read_pretokenizat
 from ivr_dagster.core.vocabulary.candidate import Candidate, Guards, Selection
 from ivr_dagster.core.vocabulary.phrases import end_of, pattern_with, select_phrases
 from ivr_dagster.core.vocabulary.within import select_within
+from ivr_dagster.errors import InputError
 
 # a string without an id takes the place of one that has it if it saves more than so many times as much
 STAYING_POWER = 2

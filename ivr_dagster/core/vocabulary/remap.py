@@ -17,9 +17,6 @@ import numpy as np
 import yaml
 from tokenizers import Tokenizer
 
-from ivr_dagster.core.content_hash import content_hash
-from ivr_dagster.core.errors import InputError
-from ivr_dagster.core.faults import shown, told_together
 from ivr_dagster.core.tokenizer.agreement import encode_to_themselves
 from ivr_dagster.core.tokenizer.bpe import ByteLevelBPE
 from ivr_dagster.core.tokenizer.cuts import cut_behind_runs, cut_pattern, find_exceptions, run_cuts
@@ -30,7 +27,9 @@ from ivr_dagster.core.tokens.byte_level import CHARACTER_TO_BYTE, is_byte_level,
 from ivr_dagster.core.tokens.counts import PretokenCounts
 from ivr_dagster.core.vocabulary.phrases import pattern_with
 from ivr_dagster.core.vocabulary.sacrifice import protected_ids
-from ivr_dagster.core.yaml_files import CONSTRUCTION_ERRORS, no_yaml, read_text_file, tricks
+from ivr_dagster.errors import InputError, combine_errors, short_repr
+from ivr_dagster.storage.content_hash import content_hash
+from ivr_dagster.storage.yaml_files import CONSTRUCTION_ERRORS, no_yaml, read_text_file, tricks
 
 
 @dataclass(frozen=True)
@@ -166,7 +165,7 @@ def rules_from_yaml(text: str, where: Path | str = "remap_rules.yaml") -> RemapR
     except (yaml.YAMLError, RecursionError) as error:
         raise no_yaml(error, text, where, "the remap rules", _MEND) from error
     if root is not None and (faults := [_fault(where, line, fault) for line, fault in sorted(tricks(root))]):
-        raise told_together(faults)
+        raise combine_errors(faults)
     nodes = {key.value: value for key, value in root.value} if root is not None and root.id == "mapping" else {}
     if "rules" not in nodes or nodes["rules"].id != "sequence":
         raise InputError("a list under the key `rules` was expected", where=where, remedy=_MEND)
@@ -186,7 +185,7 @@ def rules_from_yaml(text: str, where: Path | str = "remap_rules.yaml") -> RemapR
         parts = tuple(row["constituents"])
         rules.append(RemapRule(row["id"], row["sacrificed_token"], row["new_token"], parts, frequencies, line))
     if faults:
-        raise told_together(faults)
+        raise combine_errors(faults)
     found = RemapRules(tuple(rules))
     computed = nodes["computed"].value if "computed" in nodes else None
     return replace(found, edited=computed != found.digest())
@@ -198,21 +197,21 @@ def _fault(where: Path | str, line: int | None, message: str) -> InputError:
 
 def _shape_fault(row: Any) -> str | None:
     if not isinstance(row, dict):
-        return f"a rule is a mapping, found {shown(row)}"
+        return f"a rule is a mapping, found {short_repr(row)}"
     given = row.get("id")
     if not isinstance(given, int) or isinstance(given, bool):
-        return f"`id` must be a whole number, found {shown(given)}"
+        return f"`id` must be a whole number, found {short_repr(given)}"
     if not 0 <= given <= _GREATEST_ID:
-        return f"`id` must be from 0 to {_GREATEST_ID:,}, found {shown(given)}"
+        return f"`id` must be from 0 to {_GREATEST_ID:,}, found {short_repr(given)}"
     for key in ("sacrificed_token", "new_token"):
         if not isinstance(row.get(key), str) or not row[key]:
-            return f"rule for id {given}: `{key}` must be a string (quote it), found {shown(row.get(key))}"
+            return f"rule for id {given}: `{key}` must be a string (quote it), found {short_repr(row.get(key))}"
     parts = row.get("constituents")
     if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):
-        return f"rule for id {given}: `constituents` must be a list of strings, found {shown(parts)}"
+        return f"rule for id {given}: `constituents` must be a list of strings, found {short_repr(parts)}"
     frequencies = row.get("frequencies") or {}
     if not isinstance(frequencies, dict) or not all(isinstance(value, int) for value in frequencies.values()):
-        return f"rule for id {given}: `frequencies` must hold whole numbers, found {shown(frequencies)}"
+        return f"rule for id {given}: `frequencies` must hold whole numbers, found {short_repr(frequencies)}"
     return None
 
 
@@ -230,7 +229,7 @@ def check_rules(rules: RemapRules, bpe: ByteLevelBPE, where: Path | str = "remap
     strings: dict[str, RemapRule] = {}
     faults: list[InputError] = []
     for rule in rules:
-        new, told = shown(rule.new_token), []
+        new, told = short_repr(rule.new_token), []
         if rule.id in ids:
             told.append(f"id {rule.id} is given away twice{_first(ids[rule.id])}")
         elif not 0 <= rule.id < bpe.size:
@@ -238,7 +237,7 @@ def check_rules(rules: RemapRules, bpe: ByteLevelBPE, where: Path | str = "remap
         elif rule.id in protected:
             told.append(f"id {rule.id} ({bpe.strings[rule.id]!r}) is protected: bytes, special tokens and digits stay")
         elif bpe.strings[rule.id] != rule.sacrificed_token:
-            told.append(f"id {rule.id} is {bpe.strings[rule.id]!r}, not {shown(rule.sacrificed_token)}")
+            told.append(f"id {rule.id} is {bpe.strings[rule.id]!r}, not {short_repr(rule.sacrificed_token)}")
         if rule.new_token in strings:
             told.append(f"new token {new} is given twice{_first(strings[rule.new_token])}")
         elif rule.new_token in bpe.ids:
@@ -247,14 +246,14 @@ def check_rules(rules: RemapRules, bpe: ByteLevelBPE, where: Path | str = "remap
             told.append(f"new token {new} is not in the byte-level alphabet (a space is Ġ)")
         unknown = [part for part in rule.constituents if part not in bpe.ids]
         if unknown:
-            told.append(f"new token {new}: constituent {shown(unknown[0])} is no token of the base")
+            told.append(f"new token {new}: constituent {short_repr(unknown[0])} is no token of the base")
         elif "".join(rule.constituents) != rule.new_token and (rule.constituents or rule.new_token not in missing):
-            told.append(f"new token {new}: constituents make up {shown(''.join(rule.constituents))}")
+            told.append(f"new token {new}: constituents make up {short_repr(''.join(rule.constituents))}")
         faults += [_fault(where, rule.line, fault) for fault in told]
         ids.setdefault(rule.id, rule)
         strings.setdefault(rule.new_token, rule)
     if faults:
-        raise told_together(faults)
+        raise combine_errors(faults)
 
 
 def _first(rule: RemapRule) -> str:

@@ -5,9 +5,9 @@ from functools import lru_cache
 
 import numpy as np
 
-from ivr_dagster.core.errors import InputError
 from ivr_dagster.core.tokenizer.bpe import ByteLevelBPE
 from ivr_dagster.core.tokens.byte_level import CHARACTER_TO_BYTE, texts_of
+from ivr_dagster.errors import InputError
 
 
 def protected_ids(bpe: ByteLevelBPE, in_use: Iterable[int] = ()) -> frozenset[int]:

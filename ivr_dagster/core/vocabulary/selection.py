@@ -10,7 +10,6 @@ import numpy as np
 import polars as pl
 from tokenizers import Tokenizer
 
-from ivr_dagster.core.errors import InputError
 from ivr_dagster.core.tokenizer.bpe import ByteLevelBPE
 from ivr_dagster.core.tokenizer.lengths import cut_texts
 from ivr_dagster.core.tokens.byte_level import text_of
@@ -19,6 +18,7 @@ from ivr_dagster.core.vocabulary.candidate import Guards, Selection
 from ivr_dagster.core.vocabulary.candidates import choose_candidates, order_by_worth, reachable
 from ivr_dagster.core.vocabulary.remap import RemapRule, RemapRules, check_rules, remap_tokenizer
 from ivr_dagster.core.vocabulary.sacrifice import choose_sacrifices, protected_ids
+from ivr_dagster.errors import InputError
 
 LISTED = 40
 STEP = 100  # new tokens; the grain in which the saving of the next ones is looked at

@@ -18,7 +18,7 @@ from ivr_dagster.core.corpus.cleaned import (
     write_cleaned_corpus,
 )
 from ivr_dagster.core.corpus.splits import document_id, is_heldout
-from ivr_dagster.core.errors import InputError
+from ivr_dagster.errors import InputError
 
 TEXTS = [f"Document {number}, 한국어 문서." for number in range(200)]
 

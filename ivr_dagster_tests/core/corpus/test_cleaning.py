@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ivr_dagster.core.corpus.cleaning import NORMALIZATIONS, CleaningEffects, clean, is_empty
-from ivr_dagster.core.errors import InputError
+from ivr_dagster.errors import InputError
 
 # the characters that cleaning is about, mixed with any others, lone surrogates included
 TEXTS = st.text(

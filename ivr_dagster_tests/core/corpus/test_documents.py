@@ -21,7 +21,7 @@ from ivr_dagster.core.corpus.documents import (
 )
 from ivr_dagster.core.corpus.shards import fingerprint_corpus
 from ivr_dagster.core.corpus.text_pieces import cut_text
-from ivr_dagster.core.errors import InputError
+from ivr_dagster.errors import InputError
 
 
 def write(path: Path, content: bytes | str) -> Path:
@@ -319,7 +319,7 @@ def test_bad_records_and_files_may_be_skipped(
 
 
 def test_an_unknown_encoding_is_never_skipped(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="unknown text encoding"):
+    with pytest.raises(InputError, match="unknown encoding"):
         read(write(tmp_path / "a.txt", "x"), encoding="klingon", on_skip=lambda *_: None)
 
 
@@ -395,7 +395,7 @@ def test_utf_16_without_a_byte_order_mark_is_told(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("encoding", ["klingon", "hex", ""])
 def test_an_unknown_encoding_is_named(tmp_path: Path, encoding: str) -> None:
-    with pytest.raises(InputError, match=f"unknown text encoding '{encoding}'.*--encoding"):
+    with pytest.raises(InputError, match=f"unknown encoding '{encoding}'.*--encoding"):
         read(write(tmp_path / "a.txt", "x"), encoding=encoding)
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from ivr_dagster.core.corpus.other_text import PIECE_BYTES, other_texts, read_other_documents
 from ivr_dagster.core.corpus.splits import document_id
-from ivr_dagster.core.errors import InputError
+from ivr_dagster.errors import InputError
 
 DOCUMENTS = [f"Document number {number} says little, and that in a line.\n" for number in range(50)]
 

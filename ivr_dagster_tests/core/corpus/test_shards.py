@@ -17,9 +17,9 @@ from ivr_dagster.core.corpus import cleaned, shards
 from ivr_dagster.core.corpus.cleaned import CleanedCorpus, CleaningSettings, write_cleaned_corpus
 from ivr_dagster.core.corpus.documents import Document
 from ivr_dagster.core.corpus.shards import LEAST_SHARD, CorpusFile, read_corpus_files, shards_of
-from ivr_dagster.core.errors import InputError
-from ivr_dagster.core.known_files import KnownFile, KnownFiles
-from ivr_dagster.core.shard_results import ShardResults
+from ivr_dagster.errors import InputError
+from ivr_dagster.storage.file_hashes import FileHashCache, KnownFile
+from ivr_dagster.storage.shard_cache import ShardCache
 
 SIZES = st.lists(st.integers(0, 3 * LEAST_SHARD), min_size=1, max_size=60)
 
@@ -77,7 +77,7 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_a_file_that_stays_as_it_was_is_read_once_for_its_hash(tmp_path: Path, hashed: list[str]) -> None:
-    raw, kept = tmp_path / "raw", KnownFiles(tmp_path / "kept.json")
+    raw, kept = tmp_path / "raw", FileHashCache(tmp_path / "kept.json")
     raw.mkdir()
     for name in "abc":
         (raw / f"{name}.txt").write_text(name)
@@ -99,7 +99,7 @@ def test_a_file_that_stays_as_it_was_is_read_once_for_its_hash(tmp_path: Path, h
 
 
 def test_a_file_whose_name_is_not_utf8_is_known_too(tmp_path: Path, hashed: list[str]) -> None:
-    raw, kept = tmp_path / "raw", KnownFiles(tmp_path / "kept.json")
+    raw, kept = tmp_path / "raw", FileHashCache(tmp_path / "kept.json")
     raw.mkdir()
     Path(os.fsdecode(os.fsencode(raw) + b"/caf\xe9.txt")).write_text("a")
     before = read_corpus_files(raw, kept)
@@ -109,14 +109,14 @@ def test_a_file_whose_name_is_not_utf8_is_known_too(tmp_path: Path, hashed: list
 
 
 def test_whatever_the_file_system_says_comes_back(tmp_path: Path) -> None:
-    kept = KnownFiles(tmp_path / "kept.json")
+    kept = FileHashCache(tmp_path / "kept.json")
     known = {"a": KnownFile((1, -5, 2**63 + 5, 2**64 - 1, 0), b"\x00\xff"), "\udce9": KnownFile((), b"")}
     kept.write(known)
     assert kept.read() == known
 
 
 def test_what_is_known_of_another_folder_stays(tmp_path: Path, hashed: list[str]) -> None:
-    kept = KnownFiles(tmp_path / "kept.json")
+    kept = FileHashCache(tmp_path / "kept.json")
     for name in ("raw", "raw more"):
         (tmp_path / name).mkdir()
         (tmp_path / name / f"{name}.txt").write_text(name)
@@ -128,7 +128,7 @@ def test_what_is_known_of_another_folder_stays(tmp_path: Path, hashed: list[str]
 
 
 def test_a_file_written_just_now_is_read_again(tmp_path: Path) -> None:
-    raw, kept = tmp_path / "raw", KnownFiles(tmp_path / "kept.json")
+    raw, kept = tmp_path / "raw", FileHashCache(tmp_path / "kept.json")
     raw.mkdir()
     (raw / "a.txt").write_text("a")
     read_corpus_files(raw, kept)
@@ -139,7 +139,7 @@ def test_a_file_written_just_now_is_read_again(tmp_path: Path) -> None:
 def test_known_hashes_that_are_damaged_or_gone_cost_reading_and_nothing_else(
     tmp_path: Path, hashed: list[str], damage: bytes | None
 ) -> None:
-    raw, kept = tmp_path / "raw", KnownFiles(tmp_path / "kept.json")
+    raw, kept = tmp_path / "raw", FileHashCache(tmp_path / "kept.json")
     raw.mkdir()
     (raw / "a.txt").write_text("a")
     before = read_corpus_files(raw, kept)
@@ -163,12 +163,12 @@ def raw(tmp_path: Path) -> Path:
     return folder
 
 
-def places(results: ShardResults) -> dict[str, int]:
+def places(results: ShardCache) -> dict[str, int]:
     return {place.name: place.stat().st_ino for place in results.path.iterdir() if place.name[0] != "."}
 
 
 def test_a_changed_file_costs_its_own_shard_and_comes_out_as_if_all_were_read(raw: Path, tmp_path: Path) -> None:
-    results = ShardResults(tmp_path / "results")
+    results = ShardCache(tmp_path / "results")
     write_cleaned_corpus(raw, tmp_path / "cleaned", results=results)
     before = places(results)
     (raw / "3.jsonl").write_text(lines(300, 380))
@@ -193,20 +193,20 @@ def test_duplicates_are_found_across_shards_and_the_first_is_kept(raw: Path, tmp
 
 
 def test_other_settings_are_other_results(raw: Path, tmp_path: Path) -> None:
-    results = ShardResults(tmp_path / "results")
+    results = ShardCache(tmp_path / "results")
     write_cleaned_corpus(raw, tmp_path / "cleaned", results=results)
     before = places(results)
     write_cleaned_corpus(raw, tmp_path / "cleaned", CleaningSettings(heldout_fraction=0.2), results=results)
     assert not places(results).keys() & before.keys()
 
 
-def lose_heldout(results: ShardResults) -> None:
+def lose_heldout(results: ShardCache) -> None:
     """What a kill in the middle of a deletion would leave, if results were deleted in place."""
     for part in results.path.glob("*/heldout/*.parquet"):
         part.unlink()
 
 
-def shorten_a_part(results: ShardResults) -> None:
+def shorten_a_part(results: ShardCache) -> None:
     """What a tool that writes a cleaned part in place does to the result that it is a link to."""
     part = next(results.path.glob("*/train/*.parquet"))
     pq.write_table(pq.read_table(part).slice(0, 3), part)
@@ -214,9 +214,9 @@ def shorten_a_part(results: ShardResults) -> None:
 
 @pytest.mark.parametrize("damage", [lose_heldout, shorten_a_part])
 def test_results_that_are_not_as_they_were_made_are_made_again(
-    raw: Path, tmp_path: Path, damage: Callable[[ShardResults], None]
+    raw: Path, tmp_path: Path, damage: Callable[[ShardCache], None]
 ) -> None:
-    results = ShardResults(tmp_path / "results")
+    results = ShardCache(tmp_path / "results")
     counts = write_cleaned_corpus(raw, tmp_path / "cleaned", results=results)
     damage(results)
     assert write_cleaned_corpus(raw, tmp_path / "cleaned", results=results) == counts
@@ -234,7 +234,7 @@ def test_a_file_that_changes_while_it_is_read_is_told_and_stands_for_nothing(
             path.write_bytes(content[: len(content) // 2].rpartition(b"\n")[0])
         return read(path, *arguments, **options)
 
-    results = ShardResults(tmp_path / "results")
+    results = ShardCache(tmp_path / "results")
     with monkeypatch.context() as patch:
         patch.setattr(cleaned, "read_documents", read_what_comes_between)
         with pytest.raises(InputError, match=r"2\.jsonl: the file changed while it was read.*Run again"):
@@ -262,7 +262,7 @@ def test_a_corpus_on_a_file_system_without_hard_links_is_copied(
 
     expected = write_cleaned_corpus(raw, tmp_path / "linked")
     monkeypatch.setattr(Path, "hardlink_to", refuse)
-    results = ShardResults(tmp_path / "results")
+    results = ShardCache(tmp_path / "results")
     assert write_cleaned_corpus(raw, tmp_path / "copied", results=results) == expected
     found = CleanedCorpus(tmp_path / "copied")
     assert found.digest() == CleanedCorpus(tmp_path / "linked").digest()

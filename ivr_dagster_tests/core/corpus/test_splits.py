@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ivr_dagster.core.corpus.splits import document_id, is_heldout
-from ivr_dagster.core.errors import InputError
+from ivr_dagster.errors import InputError
 
 FRACTIONS = st.floats(0, 1)
 

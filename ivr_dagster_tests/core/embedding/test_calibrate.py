@@ -8,7 +8,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, GraniteConfig, GraniteForC
 
 from ivr_dagster.core.embedding.calibrate import LEAST_EXPLAINED, Calibration, calibrate_new_rows
 from ivr_dagster.core.embedding.extract import extract_embeddings, replace_embeddings
-from ivr_dagster.core.errors import InputError
+from ivr_dagster.errors import InputError
 
 EOS, V, NEW = 0, 40, [30, 31, 32, 33]
 SIZE = {"vocab_size": V, "bos_token_id": 0, "eos_token_id": 0}

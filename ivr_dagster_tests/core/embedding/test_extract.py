@@ -24,7 +24,7 @@ from ivr_dagster.core.embedding.extract import (
 )
 from ivr_dagster.core.embedding.initialize import STRATEGIES, initialize_embeddings
 from ivr_dagster.core.embedding.reorder import kept_rows_equal, reorder_embeddings
-from ivr_dagster.core.errors import InputError
+from ivr_dagster.errors import InputError
 
 NAMES = {"tied": {"wte"}, "untied": {"wte", "lm_head"}, "bias": {"wte", "lm_head", "lm_head_bias"}}
 
@@ -304,7 +304,7 @@ def test_a_head_of_its_own_that_no_file_has_is_refused(untied: tuple[Any, Path])
     assert "tensor lm_head.weight, its safetensors files have none" in fault_of(stored(model, folder, held))
 
 
-def test_embeddings_that_are_quantised_or_of_another_shape_are_refused(untied: tuple[Any, Path]) -> None:
+def test_embeddings_that_are_quantized_or_of_another_shape_are_refused(untied: tuple[Any, Path]) -> None:
     model, folder = untied
     held = dict(model.state_dict())
     packed = held | {"lm_head.weight": torch.zeros(24, 8, dtype=torch.uint8)}
@@ -343,7 +343,7 @@ def test_embeddings_of_another_model_are_not_written(
     assert says in str(error.value)
 
 
-# what holds of an initialised model
+# what holds of an initialized model
 
 
 def kept_logits(model: Any, ids: list[int], kept: list[int]) -> torch.Tensor:
@@ -425,7 +425,7 @@ def grows_by(work):
     return peak() - before, result
 
 from ivr_dagster.core.embedding.extract import read_embeddings, read_layout, write_model
-from ivr_dagster.core.handles import ModelFolder
+from ivr_dagster.core.model.folder import ModelFolder
 
 folder, target = Path(sys.argv[1]), Path(sys.argv[2])
 read_layout(folder)  # imports

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from ivr_dagster.core.embedding import initialize
 from ivr_dagster.core.embedding.initialize import STRATEGIES, KeptRows, initialize_embeddings
 from ivr_dagster.core.embedding.reorder import reorder_embeddings
-from ivr_dagster.core.errors import InputError
+from ivr_dagster.errors import InputError
 from ivr_dagster.settings import CHOICES
 
 BASE = {
@@ -148,7 +148,7 @@ def test_what_was_given_is_left_alone(strategy: str) -> None:
 def test_an_unknown_strategy_is_refused_with_those_there_are() -> None:
     with pytest.raises(InputError) as error:
         initialize_embeddings(BASE, BASE, {}, strategy="median")
-    assert error.value.message == "no initialisation strategy 'median'"
+    assert error.value.message == "no initialization strategy 'median'"
     assert error.value.where == "init_strategy"
     assert ", ".join(STRATEGIES) in str(error.value)
 

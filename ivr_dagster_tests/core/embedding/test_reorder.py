@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ivr_dagster.core.embedding.reorder import check_new_ids, kept_rows_equal, reorder_embeddings, row_sources
-from ivr_dagster.core.errors import InputError
+from ivr_dagster.errors import InputError
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 

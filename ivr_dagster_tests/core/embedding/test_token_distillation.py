@@ -10,7 +10,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, GraniteConfig, GraniteForC
 from ivr_dagster.core.embedding import token_distillation
 from ivr_dagster.core.embedding.extract import extract_embeddings
 from ivr_dagster.core.embedding.token_distillation import RowObjective, cut_snippets, fit_new_rows
-from ivr_dagster.core.errors import InputError
+from ivr_dagster.errors import InputError
 
 EOS, V = 0, 40
 CONSTITUENTS = {30: [5, 6], 31: [7, 8, 9], 32: [5, 6, 7]}

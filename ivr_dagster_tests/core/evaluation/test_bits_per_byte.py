@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ivr_dagster.core.errors import InputError
 from ivr_dagster.core.evaluation import bits_per_byte as module
 from ivr_dagster.core.evaluation.bits_per_byte import bits_per_byte, byte_lengths, context_that_fits
 from ivr_dagster.core.tokens.byte_level import string_of
+from ivr_dagster.errors import InputError
 
 END = 256
 TEXTS = [

@@ -3,9 +3,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ivr_dagster.core.errors import InputError
 from ivr_dagster.core.evaluation import continuations as module
 from ivr_dagster.core.evaluation.continuations import Continuation, Speed, continue_texts, generation_speed
+from ivr_dagster.errors import InputError
 
 END = 256
 PROMPTS = ["The quick", "", "단어", "far too long for this model's context"]

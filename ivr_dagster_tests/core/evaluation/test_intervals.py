@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from ivr_dagster.core.errors import InputError
 from ivr_dagster.core.evaluation import intervals as module
 from ivr_dagster.core.evaluation.intervals import bpb_intervals
+from ivr_dagster.errors import InputError
 
 BYTES = np.array([100, 2000, 350, 0, 40, 900])
 BITS = {

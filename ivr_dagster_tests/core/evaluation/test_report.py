@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ivr_dagster.core.errors import InputError
 from ivr_dagster.core.evaluation.bits_per_byte import BitsPerByte
 from ivr_dagster.core.evaluation.continuations import Speed
 from ivr_dagster.core.evaluation.figures import (
@@ -28,6 +27,7 @@ from ivr_dagster.core.evaluation.intervals import Interval
 from ivr_dagster.core.evaluation.plots import plots
 from ivr_dagster.core.evaluation.report import as_markdown, summary, write_report
 from ivr_dagster.core.evaluation.token_groups import TokenGroup
+from ivr_dagster.errors import InputError
 
 
 def report(**bpb: float) -> EvaluationReport:

@@ -7,10 +7,10 @@ from typing import Any, cast
 import pytest
 from tokenizers import AddedToken, Tokenizer, models
 
-from ivr_dagster.core.errors import InputError
 from ivr_dagster.core.tokenizer.bpe import ByteLevelBPE, read_bpe, strings_by_id
 from ivr_dagster.core.tokens.byte_level import CHARACTER_TO_BYTE, string_of
 from ivr_dagster.core.tokens.counts import PretokenCounts
+from ivr_dagster.errors import InputError
 
 
 def encode_by_ranks(bpe: ByteLevelBPE, string: str) -> list[int]:

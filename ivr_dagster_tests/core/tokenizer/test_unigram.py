@@ -152,7 +152,7 @@ def split_by_a_pattern(tokenizer: Tokenizer) -> None:
 
 
 @change
-def normalised(tokenizer: Tokenizer) -> None:
+def normalized(tokenizer: Tokenizer) -> None:
     tokenizer.normalizer = normalizers.NFC()
 
 

@@ -51,7 +51,7 @@ def test_frequencies_hold_for_any_texts_added_tokens_among_them(tiny_bpe: Tokeni
 ODD_TEXTS = ["cafe\u0301 cre\u0300me <|endoftext|>", "12 345, 6", "<|endoftext|><|endoftext|> \u1100\u1161\u11a8"]
 
 
-def normalising(tokenizer: Tokenizer) -> None:
+def normalizing(tokenizer: Tokenizer) -> None:
     tokenizer.normalizer = normalizers.NFC()
 
 
@@ -66,7 +66,7 @@ def splitting_with_gaps(tokenizer: Tokenizer) -> None:
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([letters, whole])
 
 
-@pytest.mark.parametrize("change", [normalising, splitting_digits, splitting_with_gaps])
+@pytest.mark.parametrize("change", [normalizing, splitting_digits, splitting_with_gaps])
 def test_frequencies_hold_whatever_lies_before_the_model(
     tiny_bpe: Tokenizer, change: Callable[[Tokenizer], None]
 ) -> None:

@@ -7,7 +7,6 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 
-from ivr_dagster.core.errors import InputError
 from ivr_dagster.core.tokens.byte_level import string_of
 from ivr_dagster.core.tokens.pretokens import (
     DIGITS_THEN_GPT2_PATTERN,
@@ -15,6 +14,7 @@ from ivr_dagster.core.tokens.pretokens import (
     PreTokenization,
     read_pretokenization,
 )
+from ivr_dagster.errors import InputError
 
 LLAMA3_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
@@ -138,7 +138,7 @@ def test_a_pattern_whose_matches_regex_would_not_list_is_left_to_tokenizers(patt
     assert [string_of(piece) for piece in found.splitter(tokenizer)("a ba")] == expected
 
 
-def test_a_text_is_normalised_before_it_is_split() -> None:
+def test_a_text_is_normalized_before_it_is_split() -> None:
     tokenizer = made_of(GPT2)
     tokenizer.normalizer = normalizers.NFC()
     split = read_pretokenization(tokenizer).splitter(tokenizer)

@@ -106,7 +106,7 @@ def test_bytes_that_a_base_lacks_are_dropped(train_bpe: Callable[..., Tokenizer]
     assert_same(encode(["d bandana"]), reference_encoder(tokenizer)(["d bandana"]))
 
 
-def test_a_base_that_normalises_is_encoded_by_tokenizers(tiny_bpe: Tokenizer) -> None:
+def test_a_base_that_normalizes_is_encoded_by_tokenizers(tiny_bpe: Tokenizer) -> None:
     tokenizer = Tokenizer.from_str(tiny_bpe.to_str())
     tokenizer.normalizer = normalizers.NFC()
     assert_same(encoder_by_types(tokenizer, ["e"])(["e\u0301"]), reference_encoder(tokenizer)(["é"]))

@@ -14,14 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from ivr_dagster.core.content_hash import content_hash
 from ivr_dagster.core.corpus import cleaned
 from ivr_dagster.core.corpus.cleaned import CleanedCorpus, write_cleaned_corpus
-from ivr_dagster.core.shard_results import ShardResults
 from ivr_dagster.core.tokens import statistics
 from ivr_dagster.core.tokens.counts import count_pretokens, token_frequencies
 from ivr_dagster.core.tokens.sequences import TokenSequences, reference_encoder
 from ivr_dagster.core.tokens.statistics import CorpusStatistics, read_statistics
+from ivr_dagster.storage.content_hash import content_hash
+from ivr_dagster.storage.shard_cache import ShardCache
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def tokenizer(request: pytest.FixtureRequest, gpt2: Tokenizer, tiny_bpe: Tokeniz
 
 
 def read(corpus: CleanedCorpus, tokenizer: Path, folder: Path, **options: int) -> CorpusStatistics:
-    return read_statistics(corpus, tokenizer, ShardResults(folder / "results"), **options)
+    return read_statistics(corpus, tokenizer, ShardCache(folder / "results"), **options)
 
 
 @pytest.mark.parametrize("max_texts", [0, 40])
@@ -173,7 +173,7 @@ def test_another_tokenizer_at_the_same_place_is_noticed(
 def test_progress_tells_all_documents(corpus: CleanedCorpus, tokenizer: Path, tmp_path: Path) -> None:
     told: list[tuple[int, int]] = []
     read_statistics(
-        corpus, tokenizer, ShardResults(tmp_path / "results"), progress=lambda *progress: told.append(progress)
+        corpus, tokenizer, ShardCache(tmp_path / "results"), progress=lambda *progress: told.append(progress)
     )
     assert told == sorted(told)
     assert told[-1] == (corpus.count("train"), corpus.count("train"))

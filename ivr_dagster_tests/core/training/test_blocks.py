@@ -6,7 +6,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ivr_dagster.core.errors import InputError
 from ivr_dagster.core.training.blocks import (
     BlockCounts,
     pack_blocks,
@@ -14,6 +13,7 @@ from ivr_dagster.core.training.blocks import (
     write_blocks,
     write_validation_blocks,
 )
+from ivr_dagster.errors import InputError
 
 DOCUMENTS = st.lists(st.lists(st.integers(0, 98), max_size=40), max_size=12)
 

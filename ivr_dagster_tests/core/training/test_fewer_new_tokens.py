@@ -5,8 +5,8 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from ivr_dagster.core.embedding.extract import read_embeddings
-from ivr_dagster.core.handles import TokenizerFolder
 from ivr_dagster.core.tokenizer.bpe import read_bpe, strings_by_id
+from ivr_dagster.core.tokenizer.folder import TokenizerFolder
 from ivr_dagster.core.tokens.counts import count_pretokens
 from ivr_dagster.core.training.fewer_new_tokens import write_model_without, write_tokenizer_with
 from ivr_dagster.core.vocabulary.remap import RemapRule, RemapRules, check_rules, remap_tokenizer

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from ivr_dagster.core.errors import InputError
 from ivr_dagster.core.training.launch import Launch, read_accelerate_config
+from ivr_dagster.errors import InputError
 
 # as `accelerate config` writes it for two processes on processors
 WRITTEN = """

@@ -20,15 +20,15 @@ import torch
 from safetensors.torch import load_file
 from transformers import GPT2LMHeadModel
 
-from ivr_dagster.core.atomic import remove
-from ivr_dagster.core.errors import InputError
 from ivr_dagster.core.tokens.byte_level import string_of
 from ivr_dagster.core.training.blocks import write_blocks
 from ivr_dagster.core.training.launch import Launch
 from ivr_dagster.core.training.launched import Killed, LaunchFolder, Request, launched_as, requests
 from ivr_dagster.core.training.sft import SftResult, Training, TrainingDiverged, Validation, fine_tune, read_sft_config
+from ivr_dagster.errors import InputError
 from ivr_dagster.processes import machine, member
 from ivr_dagster.resources.launcher import train_on_several
+from ivr_dagster.storage.atomic import remove
 
 pytestmark = pytest.mark.timeout(200)
 

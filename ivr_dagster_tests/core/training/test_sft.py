@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ivr_dagster.core.errors import InputError
 from ivr_dagster.core.training.blocks import read_blocks, write_blocks
 from ivr_dagster.core.training.sft import SftResult, Training, TrainingDiverged, fine_tune, read_sft_config
+from ivr_dagster.errors import InputError
 
 # 50 blocks, 4 a step: 13 steps an epoch, the last of 2 blocks; checkpoints fall inside epochs
 SETTINGS: dict[str, Any] = {

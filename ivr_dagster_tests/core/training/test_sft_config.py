@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from ivr_dagster.core.errors import InputError
 from ivr_dagster.core.training.sft_config import DROPPED, OURS, RENAMED, read_sft_config
+from ivr_dagster.errors import InputError
 
 
 def written(folder: Path, text: str) -> Path:

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 
-from ivr_dagster.core.errors import InputError
 from ivr_dagster.core.training.study import (
     COMPLETE,
     KILLED,
@@ -19,6 +18,7 @@ from ivr_dagster.core.training.study import (
     best_of,
     search,
 )
+from ivr_dagster.errors import InputError
 
 SPACE = {"rate": Range(1e-4, 1e-2, log=True), "phase": Range(0.0, 0.3), "batch": Choice((2, 4, 8))}
 DEFAULT = {"rate": 1.2345678e-3, "phase": 0.0, "batch": 4}

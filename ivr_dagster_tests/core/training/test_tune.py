@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from ivr_dagster.core.errors import InputError
 from ivr_dagster.core.training.sft import Validation
 from ivr_dagster.core.training.sft_config import DEFAULTS, read_sft_config
 from ivr_dagster.core.training.study import KILLED, PRUNED, Choice, Range
@@ -24,6 +23,7 @@ from ivr_dagster.core.training.tune import (
     tune,
     write_result,
 )
+from ivr_dagster.errors import InputError
 
 NEW = {3: "Ġthe", 7: "Ġthat"}
 SETTINGS = (

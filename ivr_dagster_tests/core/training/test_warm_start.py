@@ -29,7 +29,7 @@ def test_a_model_of_the_same_vocabulary_is_gone_on_from_whole(tmp_path: Path) ->
     assert (seen.changed, seen.obstacle) == ((), "")
 
 
-def test_rows_of_changed_ids_are_the_initialised_ones_and_all_else_the_fine_tuned(tmp_path: Path) -> None:
+def test_rows_of_changed_ids_are_the_initialized_ones_and_all_else_the_fine_tuned(tmp_path: Path) -> None:
     before, now = written(tmp_path / "before"), written(tmp_path / "now", seed=1, changed={5: "neu", 7: "new"})
     seen = look_at(before, now, new=10)
     assert (seen.changed, seen.obstacle) == ((5, 7), "")

@@ -10,7 +10,6 @@ import pytest
 import regex
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
-from ivr_dagster.core.errors import InputError
 from ivr_dagster.core.tokenizer.agreement import count_tokens
 from ivr_dagster.core.tokenizer.bpe import ByteLevelBPE, read_bpe
 from ivr_dagster.core.tokenizer.lengths import cut_texts
@@ -29,6 +28,7 @@ from ivr_dagster.core.vocabulary.candidates import (
     reachable,
 )
 from ivr_dagster.core.vocabulary.phrases import pattern_with
+from ivr_dagster.errors import InputError
 
 
 def types(counts: dict[str, int]) -> PretokenCounts:

@@ -12,10 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, pre_tokenizers
 
-from ivr_dagster.core.errors import InputError
 from ivr_dagster.core.tokenizer.agreement import count_tokens
 from ivr_dagster.core.tokenizer.bpe import ByteLevelBPE, read_bpe
-from ivr_dagster.core.tokenizer.folder import write_tokenizer
+from ivr_dagster.core.tokenizer.write import write_tokenizer
 from ivr_dagster.core.tokens.byte_level import CHARACTER_TO_BYTE, string_of, text_of
 from ivr_dagster.core.tokens.counts import PretokenCounts, count_pretokens, token_frequencies
 from ivr_dagster.core.tokens.pretokens import read_pretokenization
@@ -37,6 +36,7 @@ from ivr_dagster.core.vocabulary.remap import (
     untouched_types,
 )
 from ivr_dagster.core.vocabulary.selection import candidates_table, rules_from_table
+from ivr_dagster.errors import InputError
 from ivr_dagster.sample import SAMPLE_MODEL
 
 STRING = st.text(sorted(CHARACTER_TO_BYTE), min_size=1, max_size=8) | st.sampled_from(

@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from ivr_dagster.core.errors import InputError
 from ivr_dagster.core.tokenizer.bpe import ByteLevelBPE, read_bpe
 from ivr_dagster.core.tokens.byte_level import CHARACTER_TO_BYTE, string_of
 from ivr_dagster.core.vocabulary.candidate import Selection
 from ivr_dagster.core.vocabulary.sacrifice import choose_sacrifices, protected_ids
+from ivr_dagster.errors import InputError
 
 STRINGS = (*CHARACTER_TO_BYTE, "ab", "abc", "bc", "12", "Ġ7", string_of("½") + "2", "a1", "zz", "<end>")
 AB, ABC, BC, A1, ZZ = (STRINGS.index(string) for string in ("ab", "abc", "bc", "a1", "zz"))

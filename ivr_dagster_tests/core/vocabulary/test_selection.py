@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 from tokenizers import Tokenizer, pre_tokenizers
 
-from ivr_dagster.core.errors import InputError
 from ivr_dagster.core.tokenizer.agreement import count_tokens
 from ivr_dagster.core.tokenizer.bpe import ByteLevelBPE, read_bpe
 from ivr_dagster.core.tokens.byte_level import string_of, text_of
@@ -34,6 +33,7 @@ from ivr_dagster.core.vocabulary.selection import (
     selection_log_text,
     verdict,
 )
+from ivr_dagster.errors import InputError
 
 
 def test_every_candidate_has_a_row_with_its_text_its_parts_and_the_id_it_gets(

@@ -1,0 +1,234 @@
+"""Tokenizer folders through AutoTokenizer."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+
+from ivr_dagster.core.tokenizer import write as folder_module
+from ivr_dagster.core.tokenizer.unigram import Distillation
+from ivr_dagster.core.tokenizer.write import (
+    CERTIFICATE,
+    _gpt2_tokenizer,
+    read_certificate,
+    write_certificate,
+    write_copy,
+    write_original_tokenizer,
+    write_tokenizer,
+)
+from ivr_dagster.core.tokens.byte_level import text_of
+from ivr_dagster.errors import InputError
+from ivr_dagster.sample import SAMPLE_MODEL
+
+TEXTS = ["It is n't , you see ! <|endoftext|> a  b", "한국어\n\n  e\u0301 \x00", " . ?  do not ' s"]
+
+
+def load(folder: Path, **settings: Any) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True, **settings)
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("original")
+    write_original_tokenizer(SAMPLE_MODEL, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def distilled(tmp_path_factory: pytest.TempPathFactory, original: Path, gpt2_exact_on_odd: Distillation) -> Path:
+    folder = tmp_path_factory.mktemp("distilled")
+    write_tokenizer(gpt2_exact_on_odd.tokenizer, original, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def distilled_loaded(distilled: Path) -> Any:
+    return load(distilled)
+
+
+def test_the_original_is_kept_with_its_ids_and_its_end_of_text_token(original: Path, gpt2: Tokenizer) -> None:
+    kept, given = load(original), load(SAMPLE_MODEL)
+    for text in TEXTS:
+        assert kept(text).input_ids == given(text).input_ids == gpt2.encode(text, add_special_tokens=False).ids
+    assert kept.eos_token_id == kept.bos_token_id == 50_256
+    assert kept.model_max_length == given.model_max_length == 512
+
+
+def test_an_original_in_files_of_old_becomes_one_tokenizer_json(tmp_path: Path, tiny_bpe: Tokenizer) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.mkdir()
+    model = json.loads(tiny_bpe.to_str())["model"]
+    vocabulary = model["vocab"] | {"<|endoftext|>": len(model["vocab"])}
+    (source / "vocab.json").write_text(json.dumps(vocabulary))
+    (source / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in model["merges"]))
+    (source / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "GPT2Tokenizer"}))
+    write_original_tokenizer(source, target)
+    assert not (target / "vocab.json").exists() and not (target / "merges.txt").exists()
+    assert load(target).eos_token == "<|endoftext|>"
+    written = Tokenizer.from_file(str(target / "tokenizer.json"))
+    for text in TEXTS:
+        assert load(target)(text).input_ids == written.encode(text).ids == tiny_bpe.encode(text).ids
+
+
+# as the folder of openai-community/gpt2 on the hub
+OF_THE_HUB: dict[str, dict[str, Any]] = {
+    "tokenizer_config.json": {"tokenizer_class": None, "add_prefix_space": None, "bos_token": None, "eos_token": None},
+    "tokenizer.json": {"post_processor": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": False}},
+}
+
+
+def gpt2_folder(folder: Path, changes: dict[str, dict[str, Any]]) -> Path:
+    """The sample's tokenizer files with other values at these keys, None for no such key."""
+    folder.mkdir()
+    for name in {"tokenizer.json", "tokenizer_config.json", "config.json", *changes}:
+        kept = json.loads((SAMPLE_MODEL / name).read_text()) if (SAMPLE_MODEL / name).is_file() else {}
+        content = {key: value for key, value in (kept | changes.get(name, {})).items() if value is not None}
+        (folder / name).write_text(json.dumps(content))
+    return folder
+
+
+@pytest.mark.parametrize("changes", [{}, OF_THE_HUB], ids=["sample", "hub"])
+def test_gpt2s_own_tokenizer_is_written_byte_for_byte_as_by_transformers(
+    changes: dict[str, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = gpt2_folder(tmp_path / "source", changes)
+    with monkeypatch.context() as patch:
+        patch.setattr(folder_module, "_write_by_transformers", None)
+        write_original_tokenizer(source, tmp_path / "known")
+    monkeypatch.setattr(folder_module, "_gpt2_tokenizer", lambda source: None)
+    write_original_tokenizer(source, tmp_path / "by_transformers")
+    written = [{f.name: f.read_bytes() for f in (tmp_path / name).iterdir()} for name in ("known", "by_transformers")]
+    assert written[0] == written[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("tokenizer_config.json", {"pad_token": "<|endoftext|>"}),
+        ("tokenizer_config.json", {"tokenizer_class": "Qwen2Tokenizer"}),
+        ("tokenizer_config.json", {"chat_template": "{{ messages }}"}),
+        ("tokenizer_config.json", {"model_max_length": None}),
+        ("tokenizer_config.json", {"add_prefix_space": True}),
+        ("config.json", {"model_type": "llama"}),
+        ("special_tokens_map.json", {"eos_token": "x"}),
+        ("tokenizer.json", {"normalizer": {"type": "NFC"}}),
+        ("tokenizer.json", {"added_tokens": []}),
+        ("tokenizer.json", {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True}}),
+    ],
+)
+def test_whatever_else_stands_in_gpt2s_files_is_left_to_transformers(
+    name: str, change: dict[str, Any], tmp_path: Path
+) -> None:
+    assert _gpt2_tokenizer(gpt2_folder(tmp_path / "gpt2", {})) is not None
+    assert _gpt2_tokenizer(gpt2_folder(tmp_path / "other", {name: change})) is None
+
+
+def test_files_that_are_no_json_are_left_to_transformers(tmp_path: Path) -> None:
+    folder = gpt2_folder(tmp_path / "gpt2", {})
+    (folder / "tokenizer_config.json").write_text("{")
+    assert _gpt2_tokenizer(folder) is None
+
+
+def test_a_folder_without_a_tokenizer_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError) as error:
+        write_original_tokenizer(tmp_path, tmp_path / "target")
+    assert error.value.where == tmp_path
+    assert "no tokenizer can be loaded" in str(error.value)
+
+
+def test_a_tokenizer_that_only_exists_in_python_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "ByT5Tokenizer"}))
+    with pytest.raises(InputError, match="no fast form") as error:
+        write_original_tokenizer(tmp_path, tmp_path / "target")
+    assert error.value.where == tmp_path
+
+
+def test_the_written_tokenizer_gives_the_ids_it_was_given_with(
+    distilled: Path, distilled_loaded: Any, gpt2_exact_on_odd: Distillation, topics: list[str]
+) -> None:
+    given_with = gpt2_exact_on_odd.tokenizer
+    read = Tokenizer.from_file(str(distilled / "tokenizer.json"))
+    for text in [*TEXTS, *topics[:10], *map(text_of, gpt2_exact_on_odd.exceptions)]:
+        ids = given_with.encode(text).ids
+        assert read.encode(text).ids == ids
+        assert distilled_loaded(text).input_ids == ids
+    assert distilled_loaded.get_vocab() == given_with.get_vocab()
+
+
+@given(
+    st.text(st.characters(exclude_categories=["Cs"]))
+    | st.text(st.characters(categories=["Mn", "Mc", "Me", "Cc", "Cf", "Zs"]))
+    | st.text(" .,!?'sntrve\n", max_size=30)
+)
+@example("\u0301")
+@example("a" * 100_000)
+@example(" " * 100_000)
+@example("\u0301" * 100_000)
+@example(("Grüße [0.5]\t한국어 x=(((1;e\u0301 ppp n't .\r\n" * 5_000)[:100_000])
+def test_decoding_by_transformers_gives_the_text_back(distilled_loaded: Any, text: str) -> None:
+    assert distilled_loaded.decode(distilled_loaded(text).input_ids) == text
+
+
+def test_special_tokens_length_chat_template_and_padding_side_are_kept(
+    tmp_path: Path, original: Path, gpt2_distilled: Tokenizer
+) -> None:
+    like = tmp_path / "like"
+    loaded = load(original, padding_side="left")
+    loaded.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    loaded.save_pretrained(like)
+    write_tokenizer(gpt2_distilled, like, tmp_path / "target")
+    written = load(tmp_path / "target")
+    assert written.eos_token_id == written.bos_token_id == written.unk_token_id == 50_256
+    assert written.padding_side == "left"
+    assert written.model_max_length == 512
+    assert written.chat_template == loaded.chat_template
+    assert not written.clean_up_tokenization_spaces
+
+
+def test_files_of_a_bpe_give_way_in_the_folder(tmp_path: Path, original: Path, gpt2_distilled: Tokenizer) -> None:
+    for name in ("vocab.json", "merges.txt"):
+        (tmp_path / name).write_text("of the BPE that was here before")
+    write_tokenizer(gpt2_distilled, original, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["tokenizer.json", "tokenizer_config.json"]
+
+
+def test_skipping_special_tokens_leaves_the_end_of_text_out(distilled_loaded: Any) -> None:
+    ids = distilled_loaded("one<|endoftext|>two").input_ids
+    assert ids.count(50_256) == 1
+    assert distilled_loaded.decode(ids, skip_special_tokens=True) == "onetwo"
+
+
+def test_a_certificate_lies_beside_the_tokenizer_for_people_and_programs(tmp_path: Path) -> None:
+    certificate = {"train": {"agreement": 0.99, "divergences": []}, "unreachable_in_base": ["Ġ한"], "exceptions": 3}
+    write_certificate(certificate, tmp_path)
+    text = (tmp_path / CERTIFICATE).read_text(encoding="utf-8")
+    assert CERTIFICATE == "agreement.json"
+    assert "Ġ한" in text and text.endswith("}\n")
+    assert read_certificate(tmp_path) == json.loads(text) == certificate
+    write_certificate({"exceptions": 0}, tmp_path)
+    assert read_certificate(tmp_path) == {"exceptions": 0}
+
+
+def test_a_missing_certificate_is_named_with_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no certificate beside the tokenizer") as error:
+        read_certificate(tmp_path)
+    assert error.value.where == tmp_path / "agreement.json"
+    assert "Materialize the tokenizer again" in str(error.value)
+
+
+def test_a_copy_beside_a_model_loads_as_the_tokenizer_it_is(distilled: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    write_copy(distilled, tmp_path)
+    copied = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert copied == json.loads((distilled / "tokenizer_config.json").read_text())
+    assert copied["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert not {"is_local", "local_files_only"} & copied.keys()
+    assert (tmp_path / "tokenizer.json").read_bytes() == (distilled / "tokenizer.json").read_bytes()
+    for text in TEXTS:
+        assert load(tmp_path)(text).input_ids == load(distilled)(text).input_ids

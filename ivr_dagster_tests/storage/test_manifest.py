@@ -1,0 +1,122 @@
+"""What was written is told from what was not."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from ivr_dagster.storage.manifest import (
+    MANIFEST,
+    Manifest,
+    damage,
+    read_manifest,
+    stamps_of,
+    visible_files,
+    write_manifest,
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    place = tmp_path / "artifact"
+    (place / "sub").mkdir(parents=True)
+    (place / "a.txt").write_text("first")
+    (place / "sub" / "part-0.parquet").write_bytes(b"rows")
+    write_manifest(Manifest("x", "run", {"made_by": "me"}, stamps_of(place, visible_files(place))), place, folder=True)
+    return place
+
+
+def same_time(file: Path, content: bytes) -> None:
+    """Other bytes, and a time of change as before: what a failing disk leaves."""
+    found = file.stat()
+    file.write_bytes(content)
+    os.utime(file, ns=(found.st_atime_ns, found.st_mtime_ns))
+
+
+def test_what_was_written_is_whole_and_comes_back(folder: Path) -> None:
+    manifest = read_manifest(folder)
+    assert manifest is not None
+    assert (manifest.asset, manifest.run_id, manifest.made_of) == ("x", "run", {"made_by": "me"})
+    assert set(manifest.files) == {"a.txt", "sub/part-0.parquet"}
+    assert damage(folder) == damage(folder, thoroughly=True) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [("a.txt", b"firs", "has 4 bytes, 5 were written"), ("sub/part-0.parquet", b"rowz", "holds other bytes")],
+)
+def test_another_size_and_other_bytes_are_damage(folder: Path, name: str, content: bytes, says: str) -> None:
+    (folder / name).write_bytes(content)
+    (fault,) = damage(folder)
+    assert fault.startswith(str(folder / name))
+    assert says in fault
+
+
+def test_bytes_that_changed_behind_the_clock_are_seen_by_who_reads_them_all(folder: Path) -> None:
+    same_time(folder / "a.txt", b"fXrst")
+    assert damage(folder) == []
+    assert "holds other bytes" in damage(folder, thoroughly=True)[0]
+
+
+def test_a_missing_file_and_one_too_many_are_damage(folder: Path) -> None:
+    (folder / "a.txt").unlink()
+    (folder / "part-1.parquet").write_bytes(b"more")
+    (folder / "notes.md").write_text("mine")
+    assert damage(folder) == [
+        f"{folder / 'a.txt'} is missing",
+        f"{folder / 'part-1.parquet'} was not written with the others",
+    ]
+
+
+def test_a_copy_is_whole_wherever_it_lies_and_whenever_it_was_made(folder: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "copy", copy_function=shutil.copyfile))
+    assert damage(copy) == damage(copy, thoroughly=True) == []
+
+
+def test_of_a_file_what_it_held_before_is_whole_too(tmp_path: Path) -> None:
+    place = tmp_path / "table.csv"
+    place.write_text("old")
+    before = stamps_of(tmp_path, [place])
+    staged = tmp_path / "staged"
+    staged.write_text("new!")
+    files = {"table.csv": stamps_of(tmp_path, [staged])["staged"]}
+    write_manifest(Manifest("x", "run", files=files, before=before), place, folder=False)
+    assert damage(place, thoroughly=True) == []  # killed before the rename
+    staged.replace(place)
+    assert damage(place, thoroughly=True) == []
+    place.write_text("else")
+    assert len(damage(place)) == 1
+
+
+def test_a_change_of_what_people_may_change_is_no_damage(tmp_path: Path) -> None:
+    place = tmp_path / "rules.yaml"
+    place.write_text("computed")
+    files = stamps_of(tmp_path, [place])
+    for editable, faults in ((True, 0), (False, 1)):
+        place.write_text("computed")
+        write_manifest(Manifest("x", "run", files=files, editable=editable), place, folder=False)
+        place.write_text("edited by hand")
+        assert len(damage(place, thoroughly=True)) == faults
+
+
+def test_without_a_manifest_or_with_half_of_one_nothing_is_known(folder: Path) -> None:
+    for text in ("", "{", "[]", '{"asset": "x"}', '{"asset": "x", "run_id": "r", "files": {"a.txt": 3}}'):
+        (folder / MANIFEST).write_text(text)
+        assert read_manifest(folder) is None
+        assert damage(folder) == []
+    (folder / MANIFEST).write_text('{"asset": "x", "run_id": "r"}')  # what earlier versions wrote
+    assert read_manifest(folder) == Manifest("x", "r")
+    assert damage(folder) == []
+
+
+def test_a_file_that_is_linked_anew_is_not_read_again(folder: Path, tmp_path: Path) -> None:
+    manifest = read_manifest(folder)
+    assert manifest is not None
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "part-7.parquet").hardlink_to(folder / "sub" / "part-0.parquet")
+    same_time(other / "part-7.parquet", b"rowz")  # so that a reading would tell
+    known = manifest.files["sub/part-0.parquet"]
+    assert stamps_of(other, visible_files(other), manifest.files) == {"part-7.parquet": known}
+    assert stamps_of(other, visible_files(other))["part-7.parquet"].blake2b != known.blake2b
