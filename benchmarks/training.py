@@ -34,7 +34,7 @@ VARIANTS = ("ours", "padding")
 def ours(artifacts: Path, steps: int, dtype: str) -> dict[str, Any]:
     """The adapted model on packed blocks, as `ivr train` trains it."""
     bench = Workbench(load_settings(artifacts, environ={}), artifacts)
-    accelerator = Accelerator(bench.settings.device, dtype)
+    accelerator = Accelerator(bench.settings.compute.device, dtype)
     device, dtype = accelerator.resolved_device(), accelerator.resolved_dtype()
     config = read_sft_config(bench.shared.sft_config_file(), max_steps=steps)
     blocks = TrainingBlocks(bench.paths["training_blocks"])
@@ -73,12 +73,12 @@ def padding(artifacts: Path, steps: int) -> dict[str, Any]:
     folder = bench.base.model().path
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    length = bench.settings.block_size or bench.base.model().tokens_at_once()
+    length = bench.settings.training.block_size or bench.base.model().tokens_at_once()
     texts = list(CleanedCorpus(bench.paths["cleaned_corpus"]).texts("train"))
     encoded = [tokenizer(text, truncation=True, max_length=length)["input_ids"] for text in texts]
     sizes = [len(tokenizer.decode(ids).encode()) for ids in encoded]
     config = read_sft_config(bench.shared.sft_config_file(), vanilla=True, max_steps=steps)
-    device = Accelerator(bench.settings.device).found_device()
+    device = Accelerator(bench.settings.compute.device).found_device()
     with tempfile.TemporaryDirectory() as scratch:
         arguments = TrainingArguments(
             **{**config.arguments, "output_dir": scratch, "report_to": [], "disable_tqdm": True, "eval_strategy": "no"},

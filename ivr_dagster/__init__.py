@@ -10,7 +10,7 @@ A map, in reading order. The work itself, without Dagster, is in `core`, and fol
 - `core.training`: packed blocks, training settings, fine-tuning that can be stopped and gone on with, a search for
   better settings.
 - `core.evaluation`: bits per byte with their intervals, new and kept tokens, speed, the report, the model card.
-- `core.shard_cache`, `core.known_files`: what is kept of each shard of the corpus and of each file, so that only what
+- `core.shard_cache`, `core.file_hashes`: what is kept of each shard of the corpus and of each file, so that only what
   changed is worked on again.
 - `core.handles`: artifacts that are folders; `core.model_files`: whether one holds a model that can be adapted.
 - `core.atomic`, `core.manifest`, `core.locks`, `core.presence`: what is written is whole, is told from what is not, and

@@ -10,7 +10,6 @@ from typing import Any
 
 import dagster as dg
 
-from ivr_dagster.pipeline import ArtifactPaths
 from ivr_dagster.asset_checks import corpus as corpus_checks
 from ivr_dagster.asset_checks import embedding as embedding_checks
 from ivr_dagster.asset_checks import evaluation as evaluation_checks
@@ -27,17 +26,17 @@ from ivr_dagster.assets import (
     tuning,
     vocabulary,
 )
-from ivr_dagster.assets.brought import brought_asset
+from ivr_dagster.assets.external import external_asset
 from ivr_dagster.io_managers import io_managers
-from ivr_dagster.io_managers.artifacts import SETTINGS_KEY
 from ivr_dagster.orchestration.alerts import tell_of_failed_runs
 from ivr_dagster.orchestration.automation import automatic_assets, automation
 from ivr_dagster.orchestration.executor import executor_of
+from ivr_dagster.pipeline import ASSETS as RECORDS
+from ivr_dagster.pipeline import EXTERNAL, ArtifactPaths, baselines, code_version, is_enabled
 from ivr_dagster.resources.accelerator import accelerator_resource
 from ivr_dagster.resources.base_model import base_model_resource
-from ivr_dagster.resources.settings import SettingsResource, checked_at_launch, with_defaults
-from ivr_dagster.settings import BROUGHT, Settings, load_settings, version_with
-from ivr_dagster.stages import BASELINES, baselines
+from ivr_dagster.resources.settings import ProjectSettings, settings_resource
+from ivr_dagster.settings import Settings, load_settings
 
 CHECKS = (corpus_checks, tokenizer_checks, vocabulary_checks, embedding_checks, training_checks, evaluation_checks)
 ASSETS = (corpus, tokenizer, tokens, vocabulary, embedding, training, tuning)
@@ -65,26 +64,24 @@ def build_definitions(
     if settings is None:
         config = os.environ.get("IVR_CONFIG")
         settings = load_settings(artifacts_dir, config=Path(config) if config else None)
-    shared = with_defaults(artifacts_dir=str(artifacts_dir), **settings.model_dump())
+    shared = ProjectSettings.of(settings, artifacts_dir)
     loaded: list[Any] = list(dg.load_assets_from_modules(ASSETS))
-    wanted = baselines(vanilla=settings.vanilla, vanilla_compute=settings.vanilla_compute)
-    left_out = set(BASELINES.values()) - set(wanted.values())
-    places = shared.places
+    wanted = baselines(settings)
+    left_out = {name for name in RECORDS if not is_enabled(name, settings)}
+    places = shared.paths
     left_out |= places.replaced.keys()
-    assets = [_reading_brought(asset, places) for asset in loaded if asset.key.path[-1] not in left_out]
-    assets.append(_reading_brought(evaluation.evaluation_report_asset(wanted), places))
-    automatic = automation(
-        vanilla=settings.vanilla, vanilla_compute=settings.vanilla_compute, places=places, left_out=places.replaced
-    )
+    assets = [_with_external_inputs(asset, places) for asset in loaded if asset.key.path[-1] not in left_out]
+    assets.append(_with_external_inputs(evaluation.evaluation_report_asset(wanted), places))
+    automatic = automation(settings, places=places, left_out=places.replaced)
     made = {asset.key.path[-1] for asset in assets}
-    conditions = automatic_assets(settings.rebuild, settings.retrain, made, places)
+    conditions = automatic_assets(settings.automation.rebuild, settings.automation.retrain, made, places)
     return dg.Definitions(
         assets=[
             *(_rebuilt_by_itself(_with_settings_in_code_version(asset, shared), conditions) for asset in assets),
-            *(brought_asset(name, places[name]) for name in sorted(places.brought)),
+            *(external_asset(name, places[name]) for name in sorted(places.external)),
         ],
         asset_checks=[
-            _reading_brought(check, places)
+            _with_external_inputs(check, places)
             for check in dg.load_asset_checks_from_modules(CHECKS)
             if not {key.asset_key.path[-1] for key in check.check_keys} & places.replaced.keys()
         ],
@@ -94,7 +91,7 @@ def build_definitions(
         loggers=loggers,
         executor=executor_of(places),
         resources={
-            "settings": checked_at_launch(shared, settings),
+            "settings": settings_resource(shared),
             "base": base_model_resource,
             "accelerator": accelerator_resource,
             **io_managers(places),
@@ -103,29 +100,27 @@ def build_definitions(
     )
 
 
-def _reading_brought(asset: Any, places: ArtifactPaths) -> Any:
+def _with_external_inputs(asset: Any, places: ArtifactPaths) -> Any:
     """The asset, or check, with its inputs exchanged for what a person brings."""
     named = {key.path[-1] for key in asset.keys} if isinstance(asset, dg.AssetsDefinition) else set()
     exchanged = {
-        dg.AssetKey(source.instead_of): dg.AssetKey(name)
-        for name, source in BROUGHT.items()
-        if name in places.brought and (not source.in_assets or named & set(source.in_assets))
+        dg.AssetKey(source.replaces): dg.AssetKey(name)
+        for name, source in EXTERNAL.items()
+        if name in places.external and (not source.only_in or named & set(source.only_in))
     }
     if not exchanged or not isinstance(asset, dg.AssetsDefinition):
         return asset
     return asset.with_attributes(asset_key_replacements=exchanged)
 
 
-def _with_settings_in_code_version(asset: Any, settings: SettingsResource) -> Any:
-    """The asset with its settings' values hashed into its code version: a changed setting makes it stale."""
+def _with_settings_in_code_version(asset: Any, settings: ProjectSettings) -> Any:
+    """The asset with a hash of its settings in its code version: a changed setting makes it stale."""
     if not isinstance(asset, dg.AssetsDefinition) or not asset.is_executable:
         return asset
 
     def extend(spec: dg.AssetSpec) -> dg.AssetSpec:
-        keys = spec.metadata.get(SETTINGS_KEY, ())
-        if not keys:
-            return spec
-        return spec.replace_attributes(code_version=version_with(spec.code_version, settings.values_of(keys)))
+        values = settings.values_for(spec.key.path[-1])
+        return spec.replace_attributes(code_version=code_version(spec.code_version, values)) if values else spec
 
     return asset.map_asset_specs(extend)
 

@@ -1,47 +1,316 @@
-"""Where every artifact lies: the only place that spells a path below the artifacts folder."""
+"""The pipeline, declared once: its stages, its assets with their artifacts, and where every artifact lies.
 
+Stages, command-line options, artifact paths, the figures of `status` and `--json`, code versions and the reference
+documentation derive from these records and from the settings' fields (`affects`).
+"""
+
+import hashlib
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
+from typing import Any, Literal
 
 from ivr_dagster.errors import InputError
+from ivr_dagster.settings.loading import INFO, SETTINGS_FILE, Settings, option_name
 from ivr_dagster.storage.file_hashes import FileHashCache
 from ivr_dagster.storage.shard_cache import ShardCache
 
-RELATIVE_PATHS: dict[str, str] = {
-    "raw_corpus": "corpora/raw",
-    "cleaned_corpus": "corpora/cleaned",
-    "original_tokenizer": "tokenizers/original",
-    "pretoken_counts": "analysis/pretoken_counts.parquet",
-    "token_stats": "analysis/reports/token_frequency.parquet",
-    "token_sequences": "analysis/token_sequences",
-    "distilled_tokenizer": "tokenizers/distilled_unigram",
-    "replacement_candidates": "analysis/reports/replacement_candidates.csv",
-    "selection_log": "analysis/reports/selection_log.md",
-    "remap_rules": "tokenizers/remap_rules.yaml",
-    "remapped_tokenizer": "tokenizers/remapped",
-    "original_embeddings": "embeddings/original_embeddings.safetensors",
-    "reordered_embeddings": "embeddings/reordered_embeddings.safetensors",
-    "fitted_embeddings": "embeddings/fitted_embeddings.safetensors",
-    "initialized_model": "embeddings/initialized_model",
-    "training_blocks": "training/blocks",
-    "sft_checkpoint": "training/sft_checkpoint",
-    "vanilla_sft_checkpoint": "training/vanilla_sft_checkpoint",
-    "vanilla_compute_checkpoint": "training/vanilla_compute_checkpoint",
-    "tuning_study": "training/tuning",
-    "evaluation_report": "evaluation",
+Side = Literal["tokenizer", "training"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage of the command line.
+
+    Attributes:
+        name: the command.
+        help: its help text.
+        side: the tokenizer side takes seconds to minutes and is built in one Dagster run, the training side is costly.
+    """
+
+    name: str
+    help: str
+    side: Side
+
+
+@dataclass(frozen=True)
+class Asset:
+    """An asset and its artifact.
+
+    Attributes:
+        name: its asset key.
+        stage: the command that builds it; `tune` is not a stage and runs only when requested by name.
+        path: its file or folder below the artifacts folder.
+        figures: metadata shown by `status`, by stages and in `--json`, in this order.
+        external: the setting that names an external artifact to use instead.
+        output: the setting that names another place to write it to.
+        requires: settings that must be on.
+        variant: what the evaluation calls it, for a baseline.
+    """
+
+    name: str
+    stage: str
+    path: str
+    figures: tuple[str, ...] = ()
+    external: str = ""
+    output: str = ""
+    requires: tuple[str, ...] = ()
+    variant: str = ""
+
+
+@dataclass(frozen=True)
+class External:
+    """An external artifact that a user names; it is read in place and never written.
+
+    Attributes:
+        setting: the setting that names its path.
+        replaces: the asset that it replaces.
+        only_in: the assets that read it instead; empty if all do, so that the replaced asset is not built.
+    """
+
+    setting: str
+    replaces: str
+    only_in: tuple[str, ...] = ()
+
+    @property
+    def option(self) -> str:
+        """Its command-line option."""
+        return option_name(self.setting, "train")
+
+
+STAGES: dict[str, Stage] = {
+    stage.name: stage
+    for stage in (
+        Stage("init", "Clean and split the corpus, fetch the base tokenizer.", "tokenizer"),
+        Stage("analyze", "Count pre-tokens and tokens, write id sequences.", "tokenizer"),
+        Stage("distill-tokenizer", "Distill the base BPE into a Unigram tokenizer with the same ids.", "tokenizer"),
+        Stage("select", "Select new tokens and the ids they get.", "tokenizer"),
+        Stage("remap", "Write the remap rules and the remapped tokenizer.", "tokenizer"),
+        Stage("align", "Reorder embeddings, initialize new rows, write the initialized model.", "training"),
+        Stage("train", "Fine-tune the adapted model and the vanilla baselines.", "training"),
+        Stage("evaluate", "Compare all variants in bits per byte, write the report.", "training"),
+    )
+}
+_STEPS = ("steps", "train_loss", "tokens_per_second")
+
+# in the order in which they are built
+ASSETS: dict[str, Asset] = {
+    asset.name: asset
+    for asset in (
+        Asset(
+            "cleaned_corpus",
+            "init",
+            "corpora/cleaned",
+            (
+                "train_documents",
+                "train_bytes",
+                "heldout_documents",
+                "heldout_bytes",
+                "dropped_duplicates",
+                "dropped_empty",
+            ),
+            output="cleaned_corpora_dir",
+        ),
+        Asset(
+            "original_tokenizer",
+            "init",
+            "tokenizers/original",
+            ("vocabulary_size", "merges"),
+            external="original_tokenizer_dir",
+        ),
+        Asset("pretoken_counts", "analyze", "analysis/pretoken_counts.parquet", ("pretoken_types", "pretokens")),
+        Asset(
+            "token_stats",
+            "analyze",
+            "analysis/reports/token_frequency.parquet",
+            ("tokens", "bytes_per_token", "unused_ids"),
+        ),
+        Asset("token_sequences", "analyze", "analysis/token_sequences", ("tokens",)),
+        Asset(
+            "distilled_tokenizer",
+            "distill-tokenizer",
+            "tokenizers/distilled_unigram",
+            ("agreement", "agreement_heldout", "exceptions"),
+        ),
+        Asset(
+            "replacement_candidates",
+            "select",
+            "analysis/reports/replacement_candidates.csv",
+            (
+                "candidates",
+                "token_saving_train",
+                "token_saving_heldout",
+                "rules_kept",
+                "rules_moved",
+                "rules_dropped",
+            ),
+        ),
+        Asset("selection_log", "select", "analysis/reports/selection_log.md"),
+        Asset(
+            "remap_rules",
+            "remap",
+            "tokenizers/remap_rules.yaml",
+            ("rules", "edited_by_hand"),
+            external="remap_rules_path",
+        ),
+        Asset(
+            "remapped_tokenizer",
+            "remap",
+            "tokenizers/remapped",
+            ("tokens_reassigned", "token_saving", "bytes_per_token", "agreement_kept", "documents_longer"),
+            external="remapped_tokenizer_dir",
+        ),
+        Asset(
+            "original_embeddings",
+            "align",
+            "embeddings/original_embeddings.safetensors",
+            ("rows", "columns", "tied"),
+            output="embeddings_dir",
+        ),
+        Asset(
+            "reordered_embeddings",
+            "align",
+            "embeddings/reordered_embeddings.safetensors",
+            ("kept_rows", "new_rows"),
+            output="embeddings_dir",
+        ),
+        Asset(
+            "fitted_embeddings",
+            "align",
+            "embeddings/fitted_embeddings.safetensors",
+            ("new_rows", "bpb_before", "bpb_after"),
+            output="embeddings_dir",
+        ),
+        Asset("initialized_model", "align", "embeddings/initialized_model", ("parameters",), output="embeddings_dir"),
+        Asset(
+            "training_blocks",
+            "train",
+            "training/blocks",
+            ("blocks", "bytes", "tokens", "tokens_base"),
+            external="dataset_path",
+        ),
+        Asset("sft_checkpoint", "train", "training/sft_checkpoint", _STEPS, output="output_dir"),
+        Asset(
+            "vanilla_sft_checkpoint",
+            "train",
+            "training/vanilla_sft_checkpoint",
+            _STEPS,
+            requires=("vanilla",),
+            variant="vanilla_sft",
+        ),
+        Asset(
+            "vanilla_compute_checkpoint",
+            "train",
+            "training/vanilla_compute_checkpoint",
+            _STEPS,
+            requires=("vanilla", "vanilla_compute"),  # it is compared on the same text as the first
+            variant="vanilla_compute_sft",
+        ),
+        Asset(
+            "evaluation_report",
+            "evaluate",
+            "evaluation",
+            ("bpb_base", "bpb_initialized", "bpb_sft", "bpb_vanilla_sft", "token_saving"),
+        ),
+        Asset(
+            "tuning_study",
+            "tune",
+            "training/tuning",
+            ("best_bits_per_byte", "default_bits_per_byte", "trials", "given_up"),
+        ),
+    )
 }
 
-SETTINGS_FILE = "ivr.yaml"
+# figures that are shares of 1, shown in per cent
+SHARES = frozenset(
+    {
+        "agreement",
+        "agreement_heldout",
+        "agreement_kept",
+        "token_saving",
+        "token_saving_train",
+        "token_saving_heldout",
+        "round_trip",
+        "new_tokens_used_share",
+        "retention_rise_sft",
+    }
+)
+
+_TRAINING = ("training_blocks", "sft_checkpoint", "tuning_study")
+# by the name of the source asset. Those for some assets only come last and take precedence there.
+EXTERNAL: dict[str, External] = {
+    f"external_{asset.name}": External(asset.external, asset.name) for asset in ASSETS.values() if asset.external
+} | {
+    "external_train_model": External("train_model_name", "initialized_model", _TRAINING),
+    "external_train_tokenizer": External("tokenizer_path", "remapped_tokenizer", _TRAINING),
+}
+# sources of text besides the corpus, and the settings that name their folders
+OTHER_CORPORA = {"general_corpus": "general_corpora_dir", "retention_corpus": "retention_corpora_dir"}
+
 SFT_CONFIG_FILE = "sft_config.yaml"
 ACCELERATE_CONFIG_FILE = "accelerate_config.yaml"
-LAUNCHED = "training/.launched"
-DAGSTER_HOME = ".dagster"
-PRESENCE_FILE, SERVING_FILE = ".ivr.lock", ".ivr-ui.lock"
-EXPERIMENTS = "experiments"
-SHARD_RESULTS, LOCKS = ".shards", ".locks"
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_EXPERIMENT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+def stage_of(asset: str) -> str:
+    """The command that builds an asset."""
+    return ASSETS[asset].stage if asset in ASSETS else "run"
+
+
+def stages_of_side(side: Side) -> tuple[str, ...]:
+    """The stages of the tokenizer side or of the training side, in order."""
+    return tuple(stage.name for stage in STAGES.values() if stage.side == side)
+
+
+def stage_assets(stages: Iterable[str], settings: Settings) -> list[str]:
+    """Names of the assets that stages build under these settings, in order."""
+    wanted = set(stages)
+    return [asset.name for asset in ASSETS.values() if asset.stage in wanted and is_enabled(asset.name, settings)]
+
+
+def is_enabled(asset: str, settings: Settings) -> bool:
+    """Whether the settings that an asset requires are on."""
+    return all(settings.get(name) for name in ASSETS[asset].requires)
+
+
+def baselines(settings: Settings) -> dict[str, str]:
+    """The enabled vanilla baselines: evaluation variant → asset."""
+    return {each.variant: each.name for each in ASSETS.values() if each.variant and is_enabled(each.name, settings)}
+
+
+@cache
+def settings_of(asset: str) -> tuple[str, ...]:
+    """The settings that the content of an asset depends on, in order of declaration."""
+    return tuple(name for name, info in INFO.items() if asset in info.affects)
+
+
+@cache
+def stage_options(stage: str) -> tuple[str, ...]:
+    """The settings that a command offers as options, in order of declaration."""
+    return tuple(
+        name
+        for name, info in INFO.items()
+        if stage in info.stages or any(ASSETS[asset].stage == stage for asset in info.affects)
+    )
+
+
+def settings_hash(values: Mapping[str, Any]) -> str:
+    """A short hash of settings by name, the same on every machine."""
+    return hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=4).hexdigest()
+
+
+def code_version(code: str | None, values: Mapping[str, Any]) -> str:
+    """The code version of an asset that depends on these settings: its code's version and a hash of the settings."""
+    return f"{code}-{settings_hash(values)}"
+
+
+def split_code_version(version: str | None) -> tuple[str, str]:
+    """The code's version and the hash of the settings in a :func:`code_version`."""
+    code, _, settings = str(version).rpartition("-")
+    return code, settings
 
 
 @dataclass(frozen=True)
@@ -50,68 +319,95 @@ class ArtifactPaths:
 
     Attributes:
         root: the artifacts folder, absolute.
-        elsewhere: artifacts that a setting puts somewhere else, by asset name.
-        brought: what a person brings, by the name of the source that stands for it; it is read there and never written.
-        replaced: assets whose part it takes altogether, so that they are not made, with the name of the source.
+        outputs: artifacts that a setting writes to another place, by asset.
+        external: paths of external artifacts, by the name of the source asset.
+        replaced: the source asset that replaces an asset for all its readers, by asset.
     """
 
     root: Path
-    elsewhere: Mapping[str, Path] = field(default_factory=dict)
-    brought: Mapping[str, Path] = field(default_factory=dict)
+    outputs: Mapping[str, Path] = field(default_factory=dict)
+    external: Mapping[str, Path] = field(default_factory=dict)
     replaced: Mapping[str, str] = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, settings: Settings, artifacts_dir: Path) -> "ArtifactPaths":
+        """The paths of an artifacts folder under these settings."""
+        root = artifacts_dir.expanduser().resolve()
+        outputs: dict[str, Path] = {}
+        if settings.corpus.raw_corpora_dir:
+            outputs["raw_corpus"] = _resolved(settings.corpus.raw_corpora_dir)
+        sharing = [asset.output for asset in ASSETS.values()]
+        for asset in ASSETS.values():
+            if asset.output and (given := settings.get(asset.output)):
+                shared = sharing.count(asset.output) > 1  # then the setting names the folder of all of them
+                outputs[asset.name] = _resolved(given) / Path(asset.path).name if shared else _resolved(given)
+        paths = cls(root, outputs)
+        external: dict[str, Path] = {}
+        replaced: dict[str, str] = {}
+        for name, source in EXTERNAL.items():
+            given = settings.get(source.setting)
+            # naming the artifact's own path changes nothing
+            if given and _resolved(given) != cls(root, outputs, external, replaced)[source.replaces]:
+                external[name] = _resolved(given)
+                if not source.only_in:
+                    replaced[source.replaces] = name
+        return cls(paths.root, outputs, external, replaced)
+
     def __getitem__(self, asset: str) -> Path:
-        """The file or folder of an asset, or of what is read in its place."""
+        """The file or folder of an asset or of an external artifact, or of what replaces it."""
         source = self.replaced.get(asset, asset)
-        return self.brought.get(source) or self.elsewhere.get(asset) or self.root / RELATIVE_PATHS[asset]
+        if source in self.external:
+            return self.external[source]
+        default = "corpora/raw" if asset == "raw_corpus" else ASSETS[asset].path
+        return self.outputs.get(asset) or self.root / default
 
     @property
     def dagster_home(self) -> Path:
-        """Dagster's run storage, unless DAGSTER_HOME says otherwise."""
-        return self.root / DAGSTER_HOME
+        """Dagster's storage, unless DAGSTER_HOME names another folder."""
+        return self.root / ".dagster"
 
     @property
     def experiments(self) -> Path:
-        """The folder of experiments, each an artifacts folder of its own."""
-        return self.root / EXPERIMENTS
+        """The folder of experiments, each an artifacts folder."""
+        return self.root / "experiments"
 
     def experiment(self, name: str) -> Path:
-        """The artifacts folder of an experiment, which need not exist.
+        """The artifacts folder of an experiment; it need not exist.
 
         Raises:
-            InputError: the name is none for a folder.
+            InputError: the name is not a valid folder name.
         """
-        if not _NAME.fullmatch(name):
+        if not _EXPERIMENT_NAME.fullmatch(name):
             raise InputError(
-                f"{name!r} is no name for an experiment",
+                f"invalid experiment name {name!r}",
                 where="experiment",
-                remedy="Take letters, digits, dots, hyphens and underscores, a letter or a digit first.",
+                remedy="Use letters, digits, dots, hyphens and underscores, starting with a letter or a digit.",
             )
         return self.experiments / name
 
     def shard_cache(self, asset: str) -> ShardCache:
-        """What is kept of shards for an asset, so that it need not be made whole again."""
-        return ShardCache(self.root / SHARD_RESULTS / asset)
+        """The cached results of corpus shards for an asset."""
+        return ShardCache(self.root / ".shards" / asset)
 
     @property
-    def known_files(self) -> FileHashCache:
-        """Hashes of raw files, kept so that those that stay as they are need not be read."""
-        return FileHashCache(self.root / SHARD_RESULTS / "files.json")
+    def file_hashes(self) -> FileHashCache:
+        """The cached hashes of raw files."""
+        return FileHashCache(self.root / ".shards" / "files.json")
 
     @property
     def presence(self) -> Path:
-        """The lock that tells of a command at work here."""
-        return self.root / PRESENCE_FILE
+        """The lock that an `ivr` command holds while it works."""
+        return self.root / ".ivr.lock"
 
     @property
     def locks(self) -> Path:
-        """The folder of the locks of artifacts."""
-        return self.root / LOCKS
+        """The folder of artifact locks."""
+        return self.root / ".locks"
 
     @property
     def serving(self) -> Path:
         """The lock of the UI's servers."""
-        return self.root / SERVING_FILE
+        return self.root / ".ivr-ui.lock"
 
     @property
     def settings_file(self) -> Path:
@@ -130,5 +426,9 @@ class ArtifactPaths:
 
     @property
     def launched(self) -> Path:
-        """Where processes that train together find what to do, each training in a folder; need not exist."""
-        return self.root / LAUNCHED
+        """Where processes that train together find their request."""
+        return self.root / "training/.launched"
+
+
+def _resolved(path: str) -> Path:
+    return Path(path).expanduser().resolve()

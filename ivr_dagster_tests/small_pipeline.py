@@ -7,7 +7,7 @@ from typing import Any
 from ivr_dagster.cli.workbench import Workbench
 from ivr_dagster.sample.corpus import write_sample_corpus
 from ivr_dagster.settings import load_settings
-from ivr_dagster.stages import STAGES
+
 
 SMALL = {
     "model_name": "sample",

@@ -23,7 +23,7 @@ from ivr_dagster.resources.accelerator import Accelerator, AcceleratorResource
 from ivr_dagster.resources.base_model import BaseModel, BaseModelResource
 from ivr_dagster.resources.settings import LaunchRefused, SettingsResource
 from ivr_dagster.settings import PRESETS, Settings, load_settings
-from ivr_dagster.stages import BASELINES, STAGES, TUNING
+
 
 REPOSITORY = Path(__file__).parents[1]
 SPECS = Path(__file__).with_name("specs.yaml")
@@ -340,9 +340,9 @@ class TestTheLaunchpad:
     def test_one_setting_leaves_the_others_as_they_are(self, launch: Any, seen: list[Any], tmp_path: Path) -> None:
         launch({"merge_scope": "across"}, model_name="sample", max_candidates=7)
         ((settings, base, _),) = seen
-        assert (settings.merge_scope, settings.model_name, settings.max_candidates) == ("across", "sample", 7)
+        assert (settings.selection.merge_scope, settings.tokenizer.model_name, settings.selection.max_candidates) == ("across", "sample", 7)
         assert base.model_name == "sample"
-        assert settings.places.root == tmp_path
+        assert settings.paths.root == tmp_path
 
     def test_the_device_reaches_what_trains(self, launch: Any, seen: list[Any]) -> None:
         launch({"device": "cpu", "dtype": "bfloat16"})
@@ -352,8 +352,8 @@ class TestTheLaunchpad:
     def test_a_preset_changes_what_the_settings_file_leaves_at_its_default(self, launch: Any, seen: list[Any]) -> None:
         launch({"preset": "laptop", "tune_bytes": 7}, evaluation_bytes=5, model_name="sample")
         ((settings, _, _),) = seen
-        assert settings.train_bytes == PRESETS["laptop"]["train_bytes"]
-        assert (settings.evaluation_bytes, settings.tune_bytes, settings.model_name) == (5, 7, "sample")
+        assert settings.training.train_bytes == PRESETS["laptop"]["train_bytes"]
+        assert (settings.evaluation.evaluation_bytes, settings.tuning.tune_bytes, settings.tokenizer.model_name) == (5, 7, "sample")
 
     def test_one_preset_takes_the_place_of_another_whole(self, launch: Any, seen: list[Any]) -> None:
         laptop = PRESETS["laptop"] | {"preset": "laptop"}
@@ -361,7 +361,7 @@ class TestTheLaunchpad:
         launch({**Settings(**laptop, seed=7).model_dump(include=set(laptop)), "preset": "gpu"}, preset="laptop", seed=7)
         ((settings, _, _),) = seen
         assert {key: getattr(settings, key) for key in of_preset} == of_preset | {"preset": "gpu"}
-        assert settings.seed == 7
+        assert settings.compute.seed == 7
 
     @pytest.mark.parametrize(
         ("given", "told"),

@@ -18,7 +18,7 @@ from ivr_dagster.pipeline import RELATIVE_PATHS
 from ivr_dagster.cli.workbench import StageFailed
 from ivr_dagster.errors import InputError
 from ivr_dagster.sample import SAMPLE_MODEL
-from ivr_dagster.stages import BASELINES, TUNING
+
 
 
 @pytest.fixture(scope="module")

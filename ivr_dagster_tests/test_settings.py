@@ -9,7 +9,7 @@ import yaml
 
 from ivr_dagster.pipeline import RELATIVE_PATHS
 from ivr_dagster.errors import InputError
-from ivr_dagster.settings import CHOICES, PRESETS, Settings, load_settings, read_settings_file, remember_settings
+from ivr_dagster.settings import CHOICES, PRESETS, Settings, load_settings, read_settings_file, save_settings
 
 
 def load(folder: Path, text: str = "", environ: Mapping[str, str] | None = None, **options: Any) -> Settings:
@@ -145,7 +145,7 @@ def test_on_and_off_which_yaml_reads_as_truth_values_are_words_too(tmp_path: Pat
 
 
 def test_words_come_back_from_the_file_that_remembers_them(tmp_path: Path) -> None:
-    remember_settings(tmp_path / "ivr.yaml", {"max_candidates": "auto", "exceptions": "off"})
+    save_settings(tmp_path / "ivr.yaml", {"max_candidates": "auto", "exceptions": "off"})
     found = load_settings(tmp_path, environ={})
     assert (found.max_candidates, found.exceptions) == (0, 0)
 
@@ -265,7 +265,7 @@ model_name: gpt2
 def test_what_is_given_is_remembered_and_comments_and_order_stay(tmp_path: Path) -> None:
     file = tmp_path / "ivr.yaml"
     file.write_text(MINE)
-    remember_settings(file, {"seed": 2, "max_candidates": 500})
+    save_settings(file, {"seed": 2, "max_candidates": 500})
     assert file.read_text() == MINE.replace("seed: 1", "seed: 2") + "max_candidates: 500\n"
 
 
@@ -273,8 +273,8 @@ def test_what_is_remembered_already_leaves_the_file_untouched(tmp_path: Path) ->
     file = tmp_path / "ivr.yaml"
     file.write_text(MINE)
     before = file.stat()
-    remember_settings(file, {"seed": 1})
-    remember_settings(file, {})
+    save_settings(file, {"seed": 1})
+    save_settings(file, {})
     after = file.stat()
     assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
 
@@ -282,7 +282,7 @@ def test_what_is_remembered_already_leaves_the_file_untouched(tmp_path: Path) ->
 def test_a_new_file_says_what_it_is_and_is_read_back(tmp_path: Path) -> None:
     file = tmp_path / "artifacts" / "ivr.yaml"
     given = {"model_name": "gpt2", "heldout_fraction": 0.1, "vanilla": False, "text_key": "본문: x"}
-    remember_settings(file, given)
+    save_settings(file, given)
     assert file.read_text().startswith("# Settings of ivr_dagster.")
     assert yaml.safe_load(file.read_text()) == given
     found = load_settings(file.parent, environ={})
@@ -291,14 +291,14 @@ def test_a_new_file_says_what_it_is_and_is_read_back(tmp_path: Path) -> None:
 
 
 def test_nothing_given_makes_no_file(tmp_path: Path) -> None:
-    remember_settings(tmp_path / "ivr.yaml", {})
+    save_settings(tmp_path / "ivr.yaml", {})
     assert list(tmp_path.iterdir()) == []
 
 
 def test_relative_folders_are_remembered_from_the_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "gpt2-folder").mkdir()
-    remember_settings(
+    save_settings(
         tmp_path / "ivr.yaml",
         {"raw_corpora_dir": "texts", "remap_rules_path": "rules.yaml", "model_name": "gpt2-folder", "output_dir": ""},
     )
@@ -354,7 +354,7 @@ def test_the_embeddings_folder_moves_what_lies_in_it(tmp_path: Path) -> None:
 )
 def test_what_a_person_brings_is_told_apart_from_where_we_write(tmp_path: Path, setting: str, asset: str) -> None:
     brought = Settings(**{setting: str(tmp_path / "mine")}).paths(tmp_path / "artifacts")
-    source = f"brought_{asset}"
+    source = f"external_{asset}"
     assert (brought.brought, brought.replaced) == ({source: tmp_path / "mine"}, {asset: source})
     assert brought[source] == brought[asset] == tmp_path / "mine"
     where_it_lies = tmp_path / "artifacts" / RELATIVE_PATHS[asset]
@@ -369,15 +369,15 @@ def test_places_to_write_to_are_not_brought(tmp_path: Path, setting: str) -> Non
 @pytest.mark.parametrize(
     ("setting", "source", "ours"),
     [
-        ("tokenizer_path", "brought_train_tokenizer", "remapped_tokenizer"),
-        ("train_model_name", "brought_train_model", "initialized_model"),
+        ("tokenizer_path", "external_train_tokenizer", "remapped_tokenizer"),
+        ("train_model_name", "external_train_model", "initialized_model"),
     ],
 )
 def test_what_is_brought_for_training_leaves_the_artifact_where_it_is(
     tmp_path: Path, setting: str, source: str, ours: str
 ) -> None:
     paths = Settings(**{setting: str(tmp_path / "mine")}).paths(tmp_path)
-    assert (paths.brought, paths.replaced) == ({source: tmp_path / "mine"}, {})
+    assert (paths.external, paths.replaced) == ({source: tmp_path / "mine"}, {})
     assert paths[source] == tmp_path / "mine"
     assert paths[ours] == tmp_path / RELATIVE_PATHS[ours]
     assert Settings(**{setting: str(tmp_path / RELATIVE_PATHS[ours])}).paths(tmp_path).brought == {}
@@ -386,7 +386,7 @@ def test_what_is_brought_for_training_leaves_the_artifact_where_it_is(
 def test_an_artifact_that_a_setting_moved_is_known_where_it_lies(tmp_path: Path) -> None:
     moved = {"embeddings_dir": str(tmp_path / "e"), "remapped_tokenizer_dir": str(tmp_path / "r")}
     named = {"train_model_name": str(tmp_path / "e" / "initialized_model"), "tokenizer_path": str(tmp_path / "r")}
-    assert Settings(**moved, **named).paths(tmp_path).brought.keys() == {"brought_remapped_tokenizer"}
+    assert Settings(**moved, **named).paths(tmp_path).brought.keys() == {"external_remapped_tokenizer"}
 
 
 def test_folders_may_begin_at_home_or_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

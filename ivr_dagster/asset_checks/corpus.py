@@ -12,11 +12,11 @@ def heldout_floor(settings: SettingsResource, cleaned_corpus: CleanedCorpus) -> 
     """Enough documents are held out for figures with intervals worth the name (`heldout_floor`)."""
     documents = cleaned_corpus.count("heldout")
     return verdict(
-        documents >= settings.heldout_floor,
+        documents >= settings.corpus.heldout_floor,
         severity=dg.AssetCheckSeverity.WARN,
         remedy="Token saving and bits per byte are measured on these documents alone: raise heldout_fraction, or cut "
         "long .txt files into smaller documents (text_split_bytes).",
         heldout_documents=documents,
         train_documents=cleaned_corpus.count("train"),
-        floor=settings.heldout_floor,
+        floor=settings.corpus.heldout_floor,
     )

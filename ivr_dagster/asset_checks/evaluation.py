@@ -30,12 +30,12 @@ def bpb_of_distilled_near_base(settings: SettingsResource, evaluation_report: Re
     variants = _variants(evaluation_report)
     base, distilled = variants["base"]["bpb"], variants["distilled"]["bpb"]
     return verdict(
-        abs(distilled / base - 1) <= settings.distilled_tolerance,
+        abs(distilled / base - 1) <= settings.evaluation.distilled_tolerance,
         severity=dg.AssetCheckSeverity.WARN,
         remedy="Pre-tokens that the two cut differently cost quality: see distilled_tokenizer's worst divergences.",
         bpb_base=base,
         bpb_distilled=distilled,
-        tolerance=settings.distilled_tolerance,
+        tolerance=settings.evaluation.distilled_tolerance,
     )
 
 
@@ -53,13 +53,13 @@ def retention(settings: SettingsResource, evaluation_report: ReportFolder) -> dg
     if "vanilla_sft" not in rises:
         return verdict(True, remedy="", rise=rises["sft"], note="no vanilla baseline to compare with")
     return verdict(
-        rises["sft"] <= rises["vanilla_sft"] + settings.retention_tolerance,
+        rises["sft"] <= rises["vanilla_sft"] + settings.evaluation.retention_tolerance,
         severity=dg.AssetCheckSeverity.WARN,
         remedy="The model unlearned more than plain fine-tuning makes it: mix other text in (general_corpora_dir), "
         "lower learning_rate, train on fewer epochs, or give fewer ids to new tokens.",
         rise=rises["sft"],
         rise_vanilla=rises["vanilla_sft"],
-        tolerance=settings.retention_tolerance,
+        tolerance=settings.evaluation.retention_tolerance,
     )
 
 

@@ -40,11 +40,11 @@ def agreement_floor(settings: SettingsResource, distilled_tokenizer: TokenizerFo
     certificate = read_certificate(distilled_tokenizer.path)
     agreement, heldout = (float(certificate[split]["agreement"]) for split in ("train", "heldout"))
     return verdict(
-        min(agreement, heldout) >= settings.agreement_floor,
+        min(agreement, heldout) >= settings.tokenizer.agreement_floor,
         remedy="See the worst divergences on the asset's page; lower agreement_floor only if they don't matter to you.",
         agreement=agreement,
         agreement_heldout=heldout,
-        floor=settings.agreement_floor,
+        floor=settings.tokenizer.agreement_floor,
     )
 
 

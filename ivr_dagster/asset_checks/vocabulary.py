@@ -64,14 +64,14 @@ def documents_no_longer(settings: SettingsResource, remapped_tokenizer: Tokenize
     lengths = read_certificate(remapped_tokenizer.path)["heldout_lengths"]
     share = lengths["longer"] / max(lengths["texts"], 1)
     return verdict(
-        share <= settings.longer_documents_ceiling,
+        share <= settings.selection.longer_documents_ceiling,
         severity=dg.AssetCheckSeverity.WARN,
         remedy="These documents use what the train split does not: see the documents that grew on the asset's page; "
         "let the corpus hold more of their kind, or reassign fewer ids.",
         documents=lengths["texts"],
         documents_longer=lengths["longer"],
         share_longer=share,
-        ceiling=settings.longer_documents_ceiling,
+        ceiling=settings.selection.longer_documents_ceiling,
     )
 
 
@@ -81,10 +81,10 @@ def token_saving_floor(settings: SettingsResource, remapped_tokenizer: Tokenizer
     lengths = read_certificate(remapped_tokenizer.path)["heldout_lengths"]
     saving = 1 - lengths["other"] / max(lengths["base"], 1)
     return verdict(
-        saving >= settings.saving_floor,
+        saving >= settings.selection.saving_floor,
         severity=dg.AssetCheckSeverity.WARN,
         remedy="Rows of new tokens have to be learned, and this saves little: fine-tuning the base model as it is will "
         "likely do as well. Try merge_scope: across, more candidates, or text of the domain alone.",
         token_saving=saving,
-        floor=settings.saving_floor,
+        floor=settings.selection.saving_floor,
     )

@@ -5,7 +5,7 @@ import time
 
 import dagster as dg
 
-from ivr_dagster.assets import OWNERS, depends_on_settings, kinds
+from ivr_dagster.assets import OWNERS, kinds
 from ivr_dagster.assets.display import columns
 from ivr_dagster.core.corpus.cleaned import CleanedCorpus, CleaningSettings, write_cleaned_corpus
 from ivr_dagster.core.corpus.other_text import other_files
@@ -22,21 +22,20 @@ BESIDE = "training"
 def observe_corpus(settings: SettingsResource) -> str:
     """The content hash of the raw corpus; the sample preset's is made first where no folder is named."""
     make_sample_corpus(settings)
-    return fingerprint_corpus(settings.places["raw_corpus"], settings.places.known_files)
+    return fingerprint_corpus(settings.paths["raw_corpus"], settings.paths.file_hashes)
 
 
 def make_sample_corpus(settings: SettingsResource) -> None:
     """Write the sample preset's corpus where no folder is named and it is not there yet."""
-    corpus = settings.places["raw_corpus"]
+    corpus = settings.paths["raw_corpus"]
     # the topics are written last; to make the sample anew takes seconds, and somebody may have changed it since
-    if settings.preset == "sample" and not settings.raw_corpora_dir and not (corpus / "topics.jsonl").is_file():
+    if settings.preset == "sample" and not settings.corpus.raw_corpora_dir and not (corpus / "topics.jsonl").is_file():
         write_sample_corpus(corpus)
 
 
 @dg.observable_source_asset(
     group_name=GROUP,
     tags=kinds("text"),
-    metadata=depends_on_settings("raw_corpora_dir", "preset"),
     description=(  # a source's docstring is not shown
         "Your text, as you keep it: a folder of .txt, .jsonl and .json files, each also as .gz, in any depth of "
         "folders. Your files are never changed.\n\nObserving it takes a hash of all content, so a file that was added, "
@@ -54,11 +53,11 @@ def observe_other_corpus(setting: str, settings: SettingsResource) -> str:
     Raises:
         InputError: it names a folder without text.
     """
-    folder = settings.text_beside(setting)
+    folder = settings.other_corpus_dir(setting)
     if folder is not None:
         other_files(folder, setting)
-        return fingerprint_corpus(folder, settings.places.known_files)
-    if setting == "retention_corpora_dir" and settings.retention_bytes:
+        return fingerprint_corpus(folder, settings.paths.file_hashes)
+    if setting == "retention_corpora_dir" and settings.evaluation.retention_bytes:
         return f"documentation of Python {platform.python_version()}"
     return "none"
 
@@ -66,7 +65,6 @@ def observe_other_corpus(setting: str, settings: SettingsResource) -> str:
 @dg.observable_source_asset(
     group_name=BESIDE,
     tags=kinds("text"),
-    metadata=depends_on_settings("general_corpora_dir", "general_share"),
     description=(
         "Text of no particular domain, mixed into training so that the model does not forget it: the folder that "
         "`general_corpora_dir` names. Its version is a hash of the content, or `none`: then nothing is mixed in."
@@ -80,7 +78,6 @@ def general_corpus(settings: SettingsResource) -> dg.DataVersion:
 @dg.observable_source_asset(
     group_name=BESIDE,
     tags=kinds("text"),
-    metadata=depends_on_settings("retention_corpora_dir", "retention_bytes"),
     description=(
         "Text of another domain, never trained on, on which the report shows what fine-tuning unlearned: the folder "
         "that `retention_corpora_dir` names, else the English documentation that every Python carries. Its version is "
@@ -99,17 +96,7 @@ def retention_corpus(settings: SettingsResource) -> dg.DataVersion:
     owners=OWNERS,
     io_manager_key="documents_io",
     code_version="2",
-    metadata=depends_on_settings(
-        "preset",
-        "text_key",
-        "encoding",
-        "encoding_errors",
-        "on_bad_input",
-        "normalization",
-        "heldout_fraction",
-        "text_split_bytes",
-    )
-    | columns(
+    metadata=columns(
         document_id=("string", "Hash of the document's text; decides on which side of the split it stands"),
         text=("string", "The document, cleaned"),
         source=("string", "File, and line of a .jsonl, that it stands in"),
@@ -125,21 +112,21 @@ def cleaned_corpus(
     """
     started = time.monotonic()
     make_sample_corpus(settings)
-    with settings.staged("cleaned_corpus") as folder:
+    with settings.staging("cleaned_corpus") as folder:
         counts = write_cleaned_corpus(
-            settings.places["raw_corpus"],
+            settings.paths["raw_corpus"],
             folder,
             CleaningSettings(
-                text_key=settings.text_key,
-                encoding=settings.encoding,
-                normalization=settings.normalization,
-                heldout_fraction=settings.heldout_fraction,
-                text_split_bytes=settings.text_split_bytes,
-                encoding_errors=settings.encoding_errors,
-                on_bad_input=settings.on_bad_input,
+                text_key=settings.corpus.text_key,
+                encoding=settings.corpus.encoding,
+                normalization=settings.corpus.normalization,
+                heldout_fraction=settings.corpus.heldout_fraction,
+                text_split_bytes=settings.corpus.text_split_bytes,
+                encoding_errors=settings.corpus.encoding_errors,
+                on_bad_input=settings.corpus.on_bad_input,
             ),
-            results=settings.places.shard_cache("cleaned_corpus"),
-            kept=settings.places.known_files,
+            results=settings.paths.shard_cache("cleaned_corpus"),
+            kept=settings.paths.file_hashes,
             run=settings.map_shards,
             progress=track(context.log, "cleaning", "bytes"),
         )

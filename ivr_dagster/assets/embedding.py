@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from ivr_dagster.assets import OWNERS, depends_on_settings
+from ivr_dagster.assets import OWNERS
 from ivr_dagster.assets.display import curves, histograms, inline_png
 from ivr_dagster.core.corpus.cleaned import CleanedCorpus
 from ivr_dagster.core.corpus.subset import document_sizes, ids_within, validation_ids
@@ -83,18 +83,6 @@ def reordered_embeddings(
     io_manager_key="tensors_io",
     pool=POOL,
     code_version="2",
-    metadata=depends_on_settings(
-        "init_strategy",
-        "seed",
-        "dtype",
-        "calibration_bytes",
-        "validation_bytes",
-        "train_bytes",
-        "max_texts",
-        "token_distillation_bytes",
-        "token_distillation_learning_rate",
-        "token_distillation_hidden_weight",
-    ),
 )
 def fitted_embeddings(
     context: dg.AssetExecutionContext,
@@ -124,21 +112,21 @@ def fitted_embeddings(
         reordered_embeddings,
         original_embeddings,
         constituents,
-        strategy=settings.init_strategy,
-        seed=settings.seed,
+        strategy=settings.embedding.init_strategy,
+        seed=settings.compute.seed,
         vocabulary_size=bpe.size,
     )
     figures: dict[str, Any] = {"calibrated": False, "token_distillation": False}
-    if constituents and (settings.calibration_bytes or settings.token_distillation_bytes):
+    if constituents and (settings.embedding.calibration_bytes or settings.embedding.token_distillation_bytes):
         text = _Text(settings, cleaned_corpus, remapped_tokenizer)
         folder = base.model()
         model, length = folder.load("float32"), _snippet_tokens(folder)
-        if settings.calibration_bytes:
+        if settings.embedding.calibration_bytes:
             tensors, found = _calibrated(
                 context, settings, accelerator, model, length, text, tensors, list(constituents)
             )
             figures |= found
-        if settings.token_distillation_bytes:
+        if settings.embedding.token_distillation_bytes:
             new_tokens = {rule.id: rule.new_token for rule in remap_rules}
             tensors, found = _distilled(
                 context,
@@ -159,7 +147,8 @@ def fitted_embeddings(
         value=tensors,
         data_version=dg.DataVersion(content_hash(tensors)),
         metadata={
-            "strategy": f"{settings.init_strategy}: {STRATEGIES[settings.init_strategy].description}",
+            "strategy": f"{settings.embedding.init_strategy}: "
+            + STRATEGIES[settings.embedding.init_strategy].description,
             "new_rows": len(new),
             "mean_norm_of_new_rows": float(norms[new].mean()) if new else 0.0,
             "mean_norm_of_all_rows": float(norms.mean()),
@@ -189,7 +178,7 @@ def initialized_model(
     The base's files are copied and its embedding overwritten in the copy; the model is not loaded.
     """
     started = time.monotonic()
-    with settings.staged("initialized_model") as folder:
+    with settings.staging("initialized_model") as folder:
         layout = write_model(
             base.model().path, fitted_embeddings, folder, progress=track(context.log, "copying", "bytes")
         )
@@ -218,8 +207,10 @@ class _Text:
 
     def __init__(self, settings: SettingsResource, corpus: CleanedCorpus, tokenizer: TokenizerFolder) -> None:
         self._corpus = corpus
-        self._sizes = document_sizes(islice(corpus.documents("train"), settings.max_texts or None))
-        self._validation, _ = validation_ids(self._sizes, settings.validation_bytes, settings.train_bytes)
+        self._sizes = document_sizes(islice(corpus.documents("train"), settings.corpus.max_texts or None))
+        self._validation, _ = validation_ids(
+            self._sizes, settings.training.validation_bytes, settings.training.train_bytes
+        )
         self.encode, self.eos_id = reference_encoder(tokenizer.backend()), tokenizer.end_of_text_id()
 
     def to_fit(self, most_bytes: int) -> tuple[list[str], int]:
@@ -254,7 +245,9 @@ def _calibrated(
     from ivr_dagster.core.embedding.calibrate import LEAST_EXPLAINED, calibrate_new_rows
 
     started = time.monotonic()
-    most = min(settings.calibration_bytes, settings.train_bytes or settings.calibration_bytes)
+    most = min(
+        settings.embedding.calibration_bytes, settings.training.train_bytes or settings.embedding.calibration_bytes
+    )
     texts, size = text.to_fit(most)
     calibration = calibrate_new_rows(
         model,
@@ -263,7 +256,7 @@ def _calibrated(
         text.encode(texts),
         eos_id=text.eos_id,
         length=length,
-        seed=settings.seed,
+        seed=settings.compute.seed,
         device=accelerator.resolved_device(),
         dtype=accelerator.resolved_dtype(),
         progress=track(context.log, "calibration", "tokens"),
@@ -303,7 +296,7 @@ def _distilled(
     started = time.monotonic()
     replace_embeddings(model, initial)
     measured = text.to_measure()
-    texts, size = text.to_fit(settings.token_distillation_bytes)
+    texts, size = text.to_fit(settings.embedding.token_distillation_bytes)
     sequences = [ids.tolist() for ids in text.encode(texts)]
     snippets = list(cut_snippets(sequences, constituents, eos_id=text.eos_id, length=length))
     device, dtype = accelerator.resolved_device(), accelerator.resolved_dtype()
@@ -324,11 +317,11 @@ def _distilled(
 
     before = bpb(initial)
     advance = track(context.log, "token distillation", "steps")
-    checkpoint = settings.places["fitted_embeddings"].with_name(".token_distillation.safetensors")
+    checkpoint = settings.paths["fitted_embeddings"].with_name(".token_distillation.safetensors")
     options: dict[str, Any] = {
-        "learning_rate": settings.token_distillation_learning_rate,
-        "hidden_weight": settings.token_distillation_hidden_weight,
-        "seed": settings.seed,
+        "learning_rate": settings.embedding.token_distillation_learning_rate,
+        "hidden_weight": settings.embedding.token_distillation_hidden_weight,
+        "seed": settings.compute.seed,
         "device": device,
         "dtype": dtype,
     }

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import dagster as dg
 import numpy as np
 
-from ivr_dagster.assets import OWNERS, depends_on_settings
+from ivr_dagster.assets import OWNERS
 from ivr_dagster.assets.display import inline_png
 from ivr_dagster.core.corpus.cleaned import SPLITS, CleanedCorpus
 from ivr_dagster.core.corpus.other_text import other_texts, read_other_documents
@@ -24,11 +24,11 @@ from ivr_dagster.core.tokenizer.write import read_certificate
 from ivr_dagster.core.tokens.sequences import reference_encoder
 from ivr_dagster.core.training.folders import TrainedModel, TrainingBlocks
 from ivr_dagster.core.vocabulary.remap import RemapRules
+from ivr_dagster.pipeline import baselines
 from ivr_dagster.resources.accelerator import POOL, AcceleratorResource
 from ivr_dagster.resources.base_model import BaseModel, BaseModelResource
 from ivr_dagster.resources.progress import track
 from ivr_dagster.resources.settings import SettingsResource
-from ivr_dagster.stages import BASELINES, baselines
 from ivr_dagster.storage.content_hash import content_hash
 
 if TYPE_CHECKING:
@@ -76,14 +76,6 @@ def evaluation_report_asset(wanted: Mapping[str, str]) -> dg.AssetsDefinition:
         io_manager_key="report_io",
         pool=POOL,
         code_version="2",
-        metadata=depends_on_settings(
-            "evaluation_bytes",
-            "retention_bytes",
-            "continuations",
-            "vanilla",
-            "vanilla_compute",
-            "seed",
-        ),
     )
     def evaluation_report(
         context: dg.AssetExecutionContext,
@@ -114,7 +106,7 @@ def evaluation_report_asset(wanted: Mapping[str, str]) -> dg.AssetsDefinition:
         from ivr_dagster.core.evaluation.report import write_report
 
         started = time.monotonic()
-        wanted, size = documents_within(cleaned_corpus.documents("heldout"), settings.evaluation_bytes)
+        wanted, size = documents_within(cleaned_corpus.documents("heldout"), settings.evaluation.evaluation_bytes)
         texts = [text for document_id, text in cleaned_corpus.documents("heldout") if document_id in wanted]
         prompts = [text[:PROMPT_CHARACTERS].rstrip() for text in texts if len(text) > 2 * PROMPT_CHARACTERS]
         device = accelerator.resolved_device()
@@ -141,7 +133,11 @@ def evaluation_report_asset(wanted: Mapping[str, str]) -> dg.AssetsDefinition:
             if name in TIMED:
                 speeds[name] = measure.speed(prompts or [texts[0][:PROMPT_CHARACTERS]])
             variants[name] = measure.variant(
-                name, scored, prompts[: settings.continuations], new_ids if name in ADAPTED else None, settings.seed
+                name,
+                scored,
+                prompts[: settings.evaluation.continuations],
+                new_ids if name in ADAPTED else None,
+                settings.compute.seed,
             )
             context.log.info(f"{name}: {scored.bpb:.4f} bits per byte, {scored.bytes_per_token:.3f} bytes per token")
 
@@ -149,7 +145,7 @@ def evaluation_report_asset(wanted: Mapping[str, str]) -> dg.AssetsDefinition:
             {name: scored.document_bits for name, scored in scores.items()},
             scores["base"].document_bytes,
             pairs_to_compare(list(scores)),
-            seed=settings.seed,
+            seed=settings.compute.seed,
         )
         variants = {name: replace(variant, interval=intervals[name]) for name, variant in variants.items()}
         remapped = remapped_tokenizer.backend()
@@ -167,15 +163,15 @@ def evaluation_report_asset(wanted: Mapping[str, str]) -> dg.AssetsDefinition:
             new_tokens_used=len(new_ids & set(used)),
             heldout_documents=len(texts),
             heldout_bytes=size,
-            prompts=tuple(prompts[: settings.continuations]),
+            prompts=tuple(prompts[: settings.evaluation.continuations]),
             settings=settings.public(),
             differences=differences,
             context_bytes=heldout.context_bytes,
-            retention=_measured(retention, other_scores, settings.seed),
+            retention=_measured(retention, other_scores, settings.compute.seed),
             learning=learning,
             speeds=speeds,
         )
-        with settings.staged("evaluation_report") as folder:
+        with settings.staging("evaluation_report") as folder:
             plots = write_report(report, folder, curves)
         source = _provenance(
             base, cleaned_corpus, training_blocks, sft_checkpoint, remap_rules, remapped.get_vocab_size()
@@ -207,7 +203,7 @@ def evaluation_report_asset(wanted: Mapping[str, str]) -> dg.AssetsDefinition:
                 "context_bytes": heldout.context_bytes,
                 "seconds": round(time.monotonic() - started, 2),
                 **pictures,
-                "report": dg.MetadataValue.path(settings.places["evaluation_report"] / "report.md"),
+                "report": dg.MetadataValue.path(settings.paths["evaluation_report"] / "report.md"),
                 "model card": dg.MetadataValue.path(sft_checkpoint.final_model.path / "README.md"),
             },
         )
@@ -297,8 +293,8 @@ def _variants(
 
 def _baselines(settings: SettingsResource) -> dict[str, TrainedModel]:
     """Variant → fine-tuned baseline, of those that are switched on."""
-    wanted = baselines(vanilla=settings.vanilla, vanilla_compute=settings.vanilla_compute)
-    return {name: TrainedModel(settings.places[asset]) for name, asset in wanted.items()}
+    wanted = baselines(settings)
+    return {name: TrainedModel(settings.paths[asset]) for name, asset in wanted.items()}
 
 
 def _text(texts: list[str], base: TokenizerFolder, tokens_at_once: int) -> _Text:
@@ -318,28 +314,32 @@ def _retention_text(
     from ivr_dagster.core.evaluation.figures import Retention
     from ivr_dagster.sample.other_text import ENGLISH_DOCUMENTATION, HELDOUT_CODE, english_documentation, heldout_code
 
-    if not settings.retention_bytes:
+    if not settings.evaluation.retention_bytes:
         return None, None
-    root = settings.text_beside("retention_corpora_dir")
+    root = settings.other_corpus_dir("retention_corpora_dir")
     if root is not None:
         source, documents = (
             f"the text in the folder {root.name}",
             read_other_documents(
                 root,
-                text_key=settings.text_key,
-                encoding=settings.encoding,
-                encoding_errors=settings.encoding_errors,
-                on_bad_input=settings.on_bad_input,
-                text_split_bytes=settings.text_split_bytes,
+                text_key=settings.corpus.text_key,
+                encoding=settings.corpus.encoding,
+                encoding_errors=settings.corpus.encoding_errors,
+                on_bad_input=settings.corpus.on_bad_input,
+                text_split_bytes=settings.corpus.text_split_bytes,
             ),
         )
-    elif settings.model_name == "sample":
+    elif settings.tokenizer.model_name == "sample":
         source, documents = HELDOUT_CODE, heldout_code()
     else:
         source, documents = ENGLISH_DOCUMENTATION, english_documentation()
     known = (document_id for split in SPLITS for document_id in corpus.ids(split))
     texts = other_texts(
-        documents, known, settings.retention_bytes, normalization=settings.normalization, from_the_end=True
+        documents,
+        known,
+        settings.evaluation.retention_bytes,
+        normalization=settings.corpus.normalization,
+        from_the_end=True,
     )
     if not texts:
         return None, Retention(
@@ -367,7 +367,10 @@ def _curves(
 
     curves, learning = {}, {}
     for name, run in trained.items():
-        bytes_per_token, history = blocks.bytes_per_token("base" if name in BASELINES else "remapped"), run.history()
+        bytes_per_token, history = (
+            blocks.bytes_per_token("remapped" if name == "sft" else "base"),
+            run.history(),
+        )
         if bytes_per_token is None or not history["steps"]:
             continue
         units = {"tokens_per_step": history["tokens"] / history["steps"], "bytes_per_token": bytes_per_token}

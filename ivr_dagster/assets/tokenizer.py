@@ -6,7 +6,7 @@ import dagster as dg
 import polars as pl
 from tokenizers import Tokenizer
 
-from ivr_dagster.assets import OWNERS, depends_on_settings, kinds
+from ivr_dagster.assets import OWNERS, kinds
 from ivr_dagster.assets.display import markdown_table
 from ivr_dagster.core.corpus.cleaned import CleanedCorpus
 from ivr_dagster.core.tokenizer.agreement import Agreement, heldout_sample, measure_agreement
@@ -29,7 +29,6 @@ SPEED_BYTES = 100_000
 @dg.observable_source_asset(
     group_name=GROUP,
     tags=kinds("huggingface"),
-    metadata=depends_on_settings("model_name", "revision"),
     description=(  # a source's docstring is not shown
         "The pretrained model and tokenizer that everything starts from: a folder, or a model on the hub.\n\n"
         "Its version is a hash of the files, or the commit on the hub."
@@ -54,7 +53,7 @@ def original_tokenizer(settings: SettingsResource, base: BaseModelResource) -> d
     It must be one that takes text byte by byte (GPT-2, Llama 3, Qwen, SmolLM2 and the like); a SentencePiece or
     WordPiece tokenizer is refused, and the error names what was found.
     """
-    with settings.staged("original_tokenizer") as folder:
+    with settings.staging("original_tokenizer") as folder:
         write_original_tokenizer(base.tokenizer().path, folder)
         tokenizer = TokenizerFolder(folder)
         bpe, pretokenization = tokenizer.bpe(), read_pretokenization(tokenizer.backend())
@@ -78,7 +77,6 @@ def original_tokenizer(settings: SettingsResource, base: BaseModelResource) -> d
     io_manager_key="tokenizer_io",
     code_version="3",
     # agreement_floor is of no effect on the tokenizer, but its check must be put anew
-    metadata=depends_on_settings("exceptions", "agreement_floor"),
 )
 def distilled_tokenizer(
     settings: SettingsResource,
@@ -99,8 +97,8 @@ def distilled_tokenizer(
     bpe = original_tokenizer.bpe()
     counts = counts_from_table(pretoken_counts)
     of_base = segments_of_types(base, counts.types)
-    distillation = distill(base, bpe, counts, exceptions=settings.exceptions, of_base=of_base)
-    with settings.staged("distilled_tokenizer") as folder:
+    distillation = distill(base, bpe, counts, exceptions=settings.tokenizer.exceptions, of_base=of_base)
+    with settings.staging("distilled_tokenizer") as folder:
         write_tokenizer(distillation.tokenizer, original_tokenizer.path, folder)
         version = content_hash(folder)  # before the certificate: other held-out text makes no other tokenizer
         loaded = TokenizerFolder(folder).backend()  # what is measured is what was saved

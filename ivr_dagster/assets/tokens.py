@@ -8,7 +8,7 @@ import dagster as dg
 import numpy as np
 import polars as pl
 
-from ivr_dagster.assets import OWNERS, depends_on_settings
+from ivr_dagster.assets import OWNERS
 from ivr_dagster.assets.display import columns, curves, inline_png, markdown_table
 from ivr_dagster.core.corpus.cleaned import CleanedCorpus
 from ivr_dagster.core.tokenizer.bpe import strings_by_id
@@ -30,8 +30,7 @@ GROUP = "tokens"
     owners=OWNERS,
     io_manager_key="parquet_io",
     code_version="1",
-    metadata=depends_on_settings("max_texts", "max_pretoken_types")
-    | columns(
+    metadata=columns(
         pretoken=("string", "The pre-token's text"),
         count=("int64", "Occurrences in the train split"),
         kind=("string", "`pretoken`, or `added` for tokens like <|endoftext|> in the text"),
@@ -74,8 +73,7 @@ def pretoken_counts(
     owners=OWNERS,
     io_manager_key="parquet_io",
     code_version="1",
-    metadata=depends_on_settings("max_texts")
-    | columns(
+    metadata=columns(
         token_id=("uint32", "Id in the base tokenizer"),
         token=("string", "The token's string in the byte-level alphabet"),
         text=("string", "The token's text, U+FFFD where it is part of a character"),
@@ -136,8 +134,7 @@ def token_stats(
     owners=OWNERS,
     io_manager_key="sequences_io",
     code_version="1",
-    metadata=depends_on_settings("max_texts")
-    | columns(
+    metadata=columns(
         document_id=("string", "Hash of the document's text, as in the cleaned corpus"),
         ids=("list<uint16 or uint32>", "Ids of the base tokenizer, in order"),
     ),
@@ -159,14 +156,14 @@ def token_sequences(
             if not np.array_equal(statistics.frequencies(len(expected)), expected):
                 context.log.warning("token_stats was not made of these sequences, all text is encoded by `tokenizers`")
                 continue
-            with settings.staged("token_sequences") as folder:
+            with settings.staging("token_sequences") as folder:
                 version = statistics.write_sequences(folder)
             tokens, seconds = statistics.totals["tokens"], time.monotonic() - started
             break
     else:
         raise InputError(
             "token_stats is of another text than the cleaned corpus",
-            where=settings.places["token_stats"],
+            where=settings.paths["token_stats"],
             remedy="Materialize pretoken_counts and token_stats first: `ivr analyze`.",
         )
     return dg.MaterializeResult(
@@ -186,14 +183,14 @@ def _statistics(
     reference: bool = False,
 ) -> Iterator[CorpusStatistics]:
     """The statistics of all parts; only the first asset that asks for them has them made."""
-    results = settings.places.shard_cache("token_statistics")
+    results = settings.paths.shard_cache("token_statistics")
     with results.alone():
         yield read_statistics(
             corpus,
             tokenizer.path / "tokenizer.json",
             results,
-            max_texts=settings.max_texts,
-            max_types=settings.max_pretoken_types,
+            max_texts=settings.corpus.max_texts,
+            max_types=settings.tokenizer.max_pretoken_types,
             reference=reference,
             run=settings.map_shards,
             progress=track(context.log, "counting and encoding", "documents"),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import dagster as dg
 import numpy as np
 
-from ivr_dagster.assets import OWNERS, depends_on_settings
+from ivr_dagster.assets import OWNERS
 from ivr_dagster.assets.display import curves, inline_png
 from ivr_dagster.core.corpus.cleaned import SPLITS, CleanedCorpus
 from ivr_dagster.core.corpus.other_text import other_texts, read_other_documents
@@ -22,10 +22,11 @@ from ivr_dagster.core.tokens.sequences import Encoder, TokenSequences, reference
 from ivr_dagster.core.training.folders import TrainedModel, TrainingBlocks
 from ivr_dagster.core.vocabulary.remap import RemapRules
 from ivr_dagster.io_managers.artifacts import mark_folder, refuse_foreign
+from ivr_dagster.pipeline import settings_hash
 from ivr_dagster.resources.accelerator import POOL, Accelerator, AcceleratorResource
 from ivr_dagster.resources.base_model import BaseModelResource
 from ivr_dagster.resources.progress import track
-from ivr_dagster.resources.settings import ARITHMETIC, SFT_CONFIG, SettingsResource
+from ivr_dagster.resources.settings import SettingsResource
 from ivr_dagster.storage.atomic import atomic_write, remove
 from ivr_dagster.storage.content_hash import content_hash
 
@@ -48,21 +49,6 @@ DIVIDED_BY = ("heldout_fraction", "normalization", "text_split_bytes", "text_key
     owners=OWNERS,
     io_manager_key="blocks_io",
     code_version="3",
-    metadata=depends_on_settings(
-        "block_size",
-        "train_bytes",
-        "validation_bytes",
-        "general_share",
-        "retention_corpora_dir",
-        "retention_bytes",
-        "text_split_bytes",
-        "vanilla",
-        "text_key",
-        "encoding",
-        "encoding_errors",
-        "on_bad_input",
-        "normalization",
-    ),
 )
 def training_blocks(
     context: dg.AssetExecutionContext,
@@ -82,7 +68,7 @@ def training_blocks(
     from ivr_dagster.core.training.blocks import write_blocks, write_validation_blocks
 
     started = time.monotonic()
-    block_size = settings.block_size or initialized_model.tokens_at_once()
+    block_size = settings.training.block_size or initialized_model.tokens_at_once()
     encoded = {document_id for document_id, _ in token_sequences.documents()}
     encode_remapped = reference_encoder(remapped_tokenizer.backend())
     train, validation, size, validation_size = _divided(
@@ -94,9 +80,9 @@ def training_blocks(
     general = _general_texts(settings, cleaned_corpus, size)
     tokenizer = remapped_tokenizer.load()
     common = {"block_size": block_size, "eos_id": remapped_tokenizer.end_of_text_id(), "vocab_size": len(tokenizer)}
-    tokenizers = {"remapped": remapped_tokenizer} | ({"base": original_tokenizer} if settings.vanilla else {})
+    tokenizers = {"remapped": remapped_tokenizer} | ({"base": original_tokenizer} if settings.training.vanilla else {})
 
-    with settings.staged("training_blocks") as folder:
+    with settings.staging("training_blocks") as folder:
         blocks = TrainingBlocks(folder)
         packed: dict[str, BlockCounts] = {}
         tokens: dict[str, dict[str, int]] = {}
@@ -146,7 +132,6 @@ def training_blocks(
     io_manager_key="trained_model_io",
     pool=POOL,
     code_version="3",
-    metadata=depends_on_settings("dtype", "warm_start", ARITHMETIC, SFT_CONFIG),
 )
 def sft_checkpoint(
     context: dg.AssetExecutionContext,
@@ -174,7 +159,7 @@ def sft_checkpoint(
         training_blocks,
         "remapped",
         new_tokens={rule.id: rule.new_token for rule in remap_rules},
-        made_of=base.version() + settings.fingerprint(*DIVIDED_BY),
+        made_of=base.version() + settings_hash({name: settings.get(name) for name in DIVIDED_BY}),
     )
 
 
@@ -186,7 +171,6 @@ def sft_checkpoint(
     io_manager_key="trained_model_io",
     pool=POOL,
     code_version="3",
-    metadata=depends_on_settings("dtype", ARITHMETIC, SFT_CONFIG),
 )
 def vanilla_sft_checkpoint(
     context: dg.AssetExecutionContext,
@@ -217,7 +201,6 @@ def vanilla_sft_checkpoint(
     io_manager_key="trained_model_io",
     pool=POOL,
     code_version="3",
-    metadata=depends_on_settings("dtype", ARITHMETIC, SFT_CONFIG),
 )
 def vanilla_compute_checkpoint(
     context: dg.AssetExecutionContext,
@@ -285,7 +268,7 @@ def _fine_tuned(
     config.shared_by(launch.processes)  # a batch that cannot be shared is told before anything is started
     accelerator = accelerator_for(launch, accelerator)
     device, dtype = accelerator.resolved_device(), accelerator.resolved_dtype()
-    place = settings.places[asset]
+    place = settings.paths[asset]
     refuse_foreign(place)
     mark_folder(place, asset, context.run.run_id)
     train = blocks.path / text
@@ -294,7 +277,7 @@ def _fine_tuned(
     ingredients = [*map(content_hash, folders), config.digest(), dtype]
     start, told = model, COLD
     if made_of is not None:
-        wanted = tokenizer if settings.warm_start else None
+        wanted = tokenizer if settings.training.warm_start else None
         start, told = _start(context, place, model, wanted, len(new_tokens or {}), "".join(ingredients), made_of)
         if start != model:
             ingredients.append(content_hash(start.path))
@@ -332,7 +315,7 @@ def _fine_tuned(
         validation=Validation(kept, bytes_per_token) if kept.is_dir() and bytes_per_token else None,
     )
     if launch.processes > 1:
-        result = train_on_several(context, settings.places.launched, training, launch, on_log)
+        result = train_on_several(context, settings.paths.launched, training, launch, on_log)
     else:
         result = fine_tune(training, on_log=on_log)
     trained = TrainedModel(place)
@@ -408,40 +391,44 @@ def _divided(
     """Documents to train on and to validate on, and the UTF-8 bytes of both; with few, none to validate on."""
 
     sizes = document_sizes((i, text) for i, text in corpus.documents("train") if i in encoded)
-    validation, kept = validation_ids(sizes, settings.validation_bytes, settings.train_bytes)
+    validation, kept = validation_ids(sizes, settings.training.validation_bytes, settings.training.train_bytes)
     if not fills_a_block([text for i, text in corpus.documents("train") if i in validation]):
         validation, kept = set(), 0
     others = {document_id: size for document_id, size in sizes.items() if document_id not in validation}
-    train, size = ids_within(others, settings.train_bytes)
+    train, size = ids_within(others, settings.training.train_bytes)
     return train, validation, size, kept
 
 
 def _general_texts(settings: SettingsResource, corpus: CleanedCorpus, size: int) -> list[str]:
     """Documents of general text, as much as `general_share` of all bytes asks for beside `size` bytes of the corpus."""
-    folder = settings.text_beside("general_corpora_dir")
+    folder = settings.other_corpus_dir("general_corpora_dir")
     if folder is None:
         return []
     documents = list(
         read_other_documents(
             folder,
-            text_key=settings.text_key,
-            encoding=settings.encoding,
-            encoding_errors=settings.encoding_errors,
-            on_bad_input=settings.on_bad_input,
-            text_split_bytes=settings.text_split_bytes,
+            text_key=settings.corpus.text_key,
+            encoding=settings.corpus.encoding,
+            encoding_errors=settings.corpus.encoding_errors,
+            on_bad_input=settings.corpus.on_bad_input,
+            text_split_bytes=settings.corpus.text_split_bytes,
             setting="general_corpora_dir",
         )
     )
     known = {document_id for split in SPLITS for document_id in corpus.ids(split)}
     measured: set[str] = set()
-    if settings.text_beside("retention_corpora_dir") == folder:
+    if settings.other_corpus_dir("retention_corpora_dir") == folder:
         measured = set(
             other_texts(
-                documents, known, settings.retention_bytes, normalization=settings.normalization, from_the_end=True
+                documents,
+                known,
+                settings.evaluation.retention_bytes,
+                normalization=settings.corpus.normalization,
+                from_the_end=True,
             )
         )
-    most = max(1, round(size * settings.general_share / (1 - settings.general_share)))
-    texts = other_texts(documents, known, most, normalization=settings.normalization)
+    most = max(1, round(size * settings.training.general_share / (1 - settings.training.general_share)))
+    texts = other_texts(documents, known, most, normalization=settings.corpus.normalization)
     return [text for text in texts if text not in measured]
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 import polars as pl
 
-from ivr_dagster.assets import OWNERS, depends_on_settings
+from ivr_dagster.assets import OWNERS
 from ivr_dagster.assets.display import inline_png, markdown_table
 from ivr_dagster.core.corpus.cleaned import CleanedCorpus
 from ivr_dagster.core.corpus.subset import document_sizes, ids_within
@@ -25,7 +25,7 @@ from ivr_dagster.io_managers.artifacts import mark_folder, refuse_foreign
 from ivr_dagster.resources.accelerator import POOL, AcceleratorResource
 from ivr_dagster.resources.base_model import BaseModel, BaseModelResource
 from ivr_dagster.resources.progress import track
-from ivr_dagster.resources.settings import SFT_CONFIG, SettingsResource
+from ivr_dagster.resources.settings import SettingsResource
 from ivr_dagster.storage.atomic import atomic_write, remove
 from ivr_dagster.storage.content_hash import content_hash
 
@@ -47,18 +47,6 @@ HOW_TO_USE = "`ivr train --config-path FILE`, or copy it to `sft_config.yaml` in
     io_manager_key="tuning_io",
     pool=POOL,
     code_version="2",
-    metadata=depends_on_settings(
-        "tune_trials",
-        "tune_bytes",
-        "tune_seconds",
-        "tune_new_tokens",
-        "max_texts",
-        "block_size",
-        "exceptions",
-        "seed",
-        "dtype",
-        SFT_CONFIG,
-    ),
 )
 def tuning_study(
     context: dg.AssetExecutionContext,
@@ -86,11 +74,11 @@ def tuning_study(
     from ivr_dagster.core.training.tuning_plots import history_plot, slice_plot
 
     started = time.monotonic()
-    place, source = settings.places["tuning_study"], settings.sft_config_file()
+    place, source = settings.paths["tuning_study"], settings.sft_config_file()
     refuse_foreign(place)
     mark_folder(place, "tuning_study", context.run.run_id)
     train, validation = _texts(settings, cleaned_corpus)
-    block_size = settings.block_size or initialized_model.tokens_at_once()
+    block_size = settings.training.block_size or initialized_model.tokens_at_once()
     device, dtype = accelerator.resolved_device(), accelerator.resolved_dtype()
     rules = _rules_by_number(context, settings, remap_rules)
     work = place / ".work"
@@ -111,8 +99,8 @@ def tuning_study(
         *map(content_hash, [*train, "", *validation]),
         read_sft_config(source).digest(),
         str(block_size),
-        str(settings.exceptions),
-        str(settings.seed),
+        str(settings.tokenizer.exceptions),
+        str(settings.compute.seed),
         dtype,
     ]
     try:
@@ -122,13 +110,13 @@ def tuning_study(
             inputs,
             list(rules),
             fingerprint=content_hash(" ".join(ingredients)),
-            trials=settings.tune_trials,
-            seed=settings.seed,
-            seconds=settings.tune_seconds,
+            trials=settings.tuning.tune_trials,
+            seed=settings.compute.seed,
+            seconds=settings.tuning.tune_seconds,
             device=device,
             dtype=dtype,
             on_step=_steps(context),
-            on_trial=_trials(context, settings.tune_trials),
+            on_trial=_trials(context, settings.tuning.tune_trials),
         )
     finally:
         remove(work)
@@ -175,10 +163,10 @@ def _texts(settings: SettingsResource, corpus: CleanedCorpus) -> tuple[list[str]
     from ivr_dagster.core.training.tune import VALIDATION_SHARE
 
     def documents() -> Iterator[tuple[str, str]]:
-        return islice(corpus.documents("train"), settings.max_texts or None)
+        return islice(corpus.documents("train"), settings.corpus.max_texts or None)
 
     sizes = document_sizes(documents())
-    size = min(settings.tune_bytes, sum(sizes.values()))
+    size = min(settings.tuning.tune_bytes, sum(sizes.values()))
     validation, _ = ids_within(sizes, max(1, round(VALIDATION_SHARE * size)), from_the_end=True)
     train, _ = ids_within({i: each for i, each in sizes.items() if i not in validation}, size)
     if not train:
@@ -196,9 +184,9 @@ def _rules_by_number(
 ) -> dict[int, RemapRules]:
     """The rules in force, and the best of them where fewer are to be tried too, by their number."""
     rules = {len(remap_rules): remap_rules}
-    if not settings.tune_new_tokens:
+    if not settings.tuning.tune_new_tokens:
         return rules
-    brought = settings.places.brought.keys() & {"brought_train_model", "brought_train_tokenizer"}
+    brought = settings.paths.external.keys() & {"external_train_model", "external_train_tokenizer"}
     table: pl.DataFrame = context.load_asset_value(dg.AssetKey("replacement_candidates"))
     if brought or rules_from_table(table).digest() != remap_rules.digest():
         context.log.warning("only the number of new tokens there is is tried: rules or model are not of our making")
@@ -226,7 +214,7 @@ def _with_fewer(
     counts = counts_from_table(context.load_asset_value(dg.AssetKey("pretoken_counts")))
     dropped = {rule.id for rule in all_rules} - {rule.id for rule in rules}
     write_model_without(dropped, base.model().path, model.path, folder)
-    write_tokenizer_with(rules, original, tokenizer, folder, counts, exceptions=settings.exceptions)
+    write_tokenizer_with(rules, original, tokenizer, folder, counts, exceptions=settings.tokenizer.exceptions)
     return ModelFolder(folder), TokenizerFolder(folder)
 
 

@@ -9,8 +9,7 @@ import numpy as np
 import polars as pl
 from dagster._core.definitions.data_version import CODE_VERSION_TAG
 
-from ivr_dagster.pipeline import ArtifactPaths
-from ivr_dagster.assets import OWNERS, depends_on_settings
+from ivr_dagster.assets import OWNERS
 from ivr_dagster.assets.display import columns, curves, inline_png, markdown_table
 from ivr_dagster.core.corpus.cleaned import CleanedCorpus
 from ivr_dagster.core.tokenizer.agreement import LENGTHS_BYTES, compare_lengths, heldout_sample
@@ -28,12 +27,12 @@ from ivr_dagster.core.vocabulary.selection import (
     selection_log_text,
     verdict,
 )
-from ivr_dagster.io_managers.artifacts import SETTINGS_KEY
 from ivr_dagster.io_managers.provenance import config_hash_of
 from ivr_dagster.io_managers.tables import read_candidates
+from ivr_dagster.pipeline import ArtifactPaths, settings_hash, split_code_version
 from ivr_dagster.resources.progress import track
 from ivr_dagster.resources.settings import SettingsResource
-from ivr_dagster.settings import Settings, fingerprint, version_parts
+from ivr_dagster.settings import Settings
 from ivr_dagster.storage.content_hash import content_hash
 
 GROUP = "vocabulary"
@@ -45,22 +44,7 @@ GROUP = "vocabulary"
     owners=OWNERS,
     io_manager_key="csv_io",
     code_version="3",
-    metadata=depends_on_settings(
-        "max_candidates",
-        "least_saving",
-        "min_token_len",
-        "max_token_len",
-        "min_frequency",
-        "letters_only",
-        "join_digits",
-        "merge_scope",
-        "max_phrases",
-        "least_documents",
-        "sticky",
-        "least_gain",
-        "max_texts",
-    )
-    | columns(
+    metadata=columns(
         rank=("int64", "Place in the selection, the most saving first"),
         new_token=("string", "The string that gets the id, in the byte-level alphabet"),
         new_text=("string", "Its text"),
@@ -97,7 +81,7 @@ def replacement_candidates(
     in_force = table_in_force(context.instance, settings, spec.code_version, spec.metadata)
     plan = plan_from_settings(
         settings,
-        settings.places,
+        settings.paths,
         cleaned_corpus,
         original_tokenizer,
         pretoken_counts,
@@ -106,13 +90,13 @@ def replacement_candidates(
         progress=track(context.log, "selecting", "new tokens"),
     )
     table = plan.table
-    judgement = verdict(plan.saving_heldout, len(table), settings.saving_floor)
+    judgement = verdict(plan.saving_heldout, len(table), settings.selection.saving_floor)
     if plan.foregone is not None:
         context.log.info(
             f"the selection in force stays: the best one now would save {plan.foregone:.2%} more of held-out tokens, "
-            f"least_gain is {settings.least_gain:.2%}"
+            f"least_gain is {settings.selection.least_gain:.2%}"
         )
-    (context.log.warning if plan.saving_heldout < settings.saving_floor else context.log.info)(judgement)
+    (context.log.warning if plan.saving_heldout < settings.selection.saving_floor else context.log.info)(judgement)
     saved = np.cumsum(table["heldout_saving"].to_numpy())
     return dg.MaterializeResult(
         value=table,
@@ -167,30 +151,30 @@ def plan_from_settings(
     """The selection under these settings; nothing is written. `in_force` is of :func:`table_in_force`."""
     base = original.backend()
     place = places["remap_rules"]
-    rules = read_rules(place) if settings.sticky and place.is_file() else None
+    rules = read_rules(place) if settings.selection.sticky and place.is_file() else None
     return plan_selection(
         base,
         original.bpe(),
         counts_from_table(pretoken_counts),
         token_stats["frequency"].to_numpy(),
-        corpus.texts("train", max_texts=settings.max_texts or None),
+        corpus.texts("train", max_texts=settings.corpus.max_texts or None),
         heldout_sample(corpus, LENGTHS_BYTES),
-        budget=settings.max_candidates or None,
-        least_saving=settings.least_saving,
+        budget=settings.selection.max_candidates or None,
+        least_saving=settings.selection.least_saving,
         guards=Guards(
-            min_frequency=settings.min_frequency,
-            min_bytes=settings.min_token_len,
-            max_bytes=settings.max_token_len,
-            letters_only=settings.letters_only,
-            join_digits=settings.join_digits,
-            least_documents=settings.least_documents,
+            min_frequency=settings.selection.min_frequency,
+            min_bytes=settings.selection.min_token_len,
+            max_bytes=settings.selection.max_token_len,
+            letters_only=settings.selection.letters_only,
+            join_digits=settings.selection.join_digits,
+            least_documents=settings.selection.least_documents,
         ),
-        across=settings.merge_scope == "across",
-        most_phrases=settings.max_phrases or None,
+        across=settings.selection.merge_scope == "across",
+        most_phrases=settings.selection.max_phrases or None,
         # what a person wrote is not carried on: deleting the file brings the computed rules back
         before=None if rules is None or rules.edited else rules,
-        in_force=in_force if settings.sticky else None,
-        least_gain=settings.least_gain,
+        in_force=in_force if settings.selection.sticky else None,
+        least_gain=settings.selection.least_gain,
         progress=progress,
     )
 
@@ -209,11 +193,11 @@ def table_in_force(
     """
     event = instance.get_latest_materialization_event(dg.AssetKey("replacement_candidates"))
     made = event.asset_materialization if event else None
-    table, rules = settings.places["replacement_candidates"], settings.places["remap_rules"]
+    table, rules = settings.paths["replacement_candidates"], settings.paths["remap_rules"]
     if not made or not (table.is_file() and rules.is_file()):
         return None
-    then = version_parts((made.tags or {}).get(CODE_VERSION_TAG))[0], config_hash_of(made)
-    if then != (version_parts(code_version)[0], fingerprint(settings.values_of(metadata[SETTINGS_KEY]))):
+    then = split_code_version((made.tags or {}).get(CODE_VERSION_TAG))[0], config_hash_of(made)
+    if then != (split_code_version(code_version)[0], settings_hash(settings.values_for("replacement_candidates"))):
         return None
     found = read_candidates(table)
     return found if rules_from_table(found).digest() == read_rules(rules).digest() else None
@@ -225,11 +209,10 @@ def table_in_force(
     owners=OWNERS,
     io_manager_key="markdown_io",
     code_version="3",
-    metadata=depends_on_settings("saving_floor"),
 )
 def selection_log(settings: SettingsResource, replacement_candidates: pl.DataFrame) -> dg.MaterializeResult[str]:
     """The selection for people to read: what was chosen, what is given up, and what each hundred tokens more saved."""
-    text = selection_log_text(replacement_candidates, settings.saving_floor)
+    text = selection_log_text(replacement_candidates, settings.selection.saving_floor)
     return dg.MaterializeResult(
         value=text, data_version=dg.DataVersion(content_hash(text)), metadata={"log": dg.MetadataValue.md(text)}
     )
@@ -248,8 +231,8 @@ def remap_rules(
     changes; delete it to get computed rules again.
     """
     bpe = original_tokenizer.bpe()
-    place = settings.places["remap_rules"]
-    edited = edited_rules(settings.places)
+    place = settings.paths["remap_rules"]
+    edited = edited_rules(settings.paths)
     rules = rules_from_table(replacement_candidates) if edited is None else edited
     check_rules(rules, bpe, place)
     if edited is not None:
@@ -290,7 +273,6 @@ def edited_rules(places: ArtifactPaths) -> RemapRules | None:
     io_manager_key="tokenizer_io",
     code_version="3",
     # the last two are of no effect on the tokenizer, but their checks must be put anew
-    metadata=depends_on_settings("exceptions", "longer_documents_ceiling", "saving_floor"),
 )
 def remapped_tokenizer(
     settings: SettingsResource,
@@ -309,11 +291,13 @@ def remapped_tokenizer(
     started = time.monotonic()
     base = original_tokenizer.backend()
     bpe = original_tokenizer.bpe()
-    check_rules(remap_rules, bpe, settings.places["remap_rules"])
+    check_rules(remap_rules, bpe, settings.paths["remap_rules"])
     counts = counts_from_table(pretoken_counts)
     of_base = segments_of_types(base, counts.types)
-    remapping = remap_tokenizer(base, bpe, remap_rules, counts, exceptions=settings.exceptions, of_base=of_base)
-    with settings.staged("remapped_tokenizer") as folder:
+    remapping = remap_tokenizer(
+        base, bpe, remap_rules, counts, exceptions=settings.tokenizer.exceptions, of_base=of_base
+    )
+    with settings.staging("remapped_tokenizer") as folder:
         write_tokenizer(remapping.tokenizer, distilled_tokenizer.path, folder)
         loaded = TokenizerFolder(folder).backend()
         version = content_hash(folder)  # before the certificate: other held-out text makes no other tokenizer

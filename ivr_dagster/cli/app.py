@@ -15,22 +15,29 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 import click
 
-from ivr_dagster.pipeline import ArtifactPaths
 from ivr_dagster.errors import InputError, describe_shortage, is_out_of_memory
-from ivr_dagster.settings import (
-    CHOICES,
-    WORDS,
-    WRITTEN_TO,
-    Settings,
-    load_settings,
-    read_settings_file,
-    remember_settings,
+from ivr_dagster.pipeline import (
+    ASSETS,
+    SHARES,
+    STAGES,
+    ArtifactPaths,
+    stage_of,
+    stage_options,
+    stages_of_side,
 )
-from ivr_dagster.stages import STAGES, TUNING, run_together, stage_of
+from ivr_dagster.settings.loading import (
+    FIELDS,
+    INFO,
+    OUTPUT_PATHS,
+    load_settings,
+    option_name,
+    read_settings_file,
+    save_settings,
+)
 from ivr_dagster.storage.atomic import atomic_write
 from ivr_dagster.storage.presence import present
 
@@ -38,159 +45,8 @@ if TYPE_CHECKING:
     from ivr_dagster.cli.workbench import StageResult, Workbench
 
 DONE, FAILED, AT_FAULT = 0, 1, 2
+TUNING = ("tuning_study",)
 
-# which settings each stage offers as options; `run` offers all of them
-STAGE_OPTIONS: dict[str, tuple[str, ...]] = {
-    "init": (
-        "preset",
-        "model_name",
-        "revision",
-        "raw_corpora_dir",
-        "cleaned_corpora_dir",
-        "text_key",
-        "encoding",
-        "encoding_errors",
-        "on_bad_input",
-        "normalization",
-        "heldout_fraction",
-        "heldout_floor",
-        "text_split_bytes",
-        "engine",
-        "ray_address",
-    ),
-    "analyze": ("max_texts", "max_pretoken_types", "engine", "ray_address"),
-    "distill-tokenizer": ("agreement_floor", "exceptions"),
-    "select": (
-        "max_candidates",
-        "least_saving",
-        "min_token_len",
-        "max_token_len",
-        "min_frequency",
-        "letters_only",
-        "join_digits",
-        "merge_scope",
-        "max_phrases",
-        "least_documents",
-        "sticky",
-        "least_gain",
-        "saving_floor",
-    ),
-    "remap": ("remap_rules_path", "exceptions", "longer_documents_ceiling"),
-    "align": (
-        "model_name",
-        "original_tokenizer_dir",
-        "remapped_tokenizer_dir",
-        "remap_rules_path",
-        "embeddings_dir",
-        "init_strategy",
-        "calibration_bytes",
-        "token_distillation_bytes",
-        "token_distillation_learning_rate",
-        "token_distillation_hidden_weight",
-        "device",
-        "dtype",
-        "seed",
-    ),
-    "train": (
-        "train_model_name",
-        "tokenizer_path",
-        "dataset_path",
-        "output_dir",
-        "config_path",
-        "accelerate_config",
-        "block_size",
-        "train_bytes",
-        "validation_bytes",
-        "general_corpora_dir",
-        "general_share",
-        "warm_start",
-        "vanilla",
-        "vanilla_compute",
-        "device",
-        "dtype",
-        "seed",
-    ),
-    "evaluate": (
-        "evaluation_bytes",
-        "retention_bytes",
-        "retention_corpora_dir",
-        "distilled_tolerance",
-        "retention_tolerance",
-        "continuations",
-        "device",
-        "seed",
-    ),
-}
-
-# of the command `tune`, which is no stage
-TUNE_OPTIONS = (
-    "tune_trials",
-    "tune_bytes",
-    "tune_seconds",
-    "tune_new_tokens",
-    "config_path",
-    "block_size",
-    "device",
-    "dtype",
-    "seed",
-)
-
-# of the commands that are for all stages
-ALL_OPTIONS = tuple(dict.fromkeys(key for keys in STAGE_OPTIONS.values() for key in keys if key != "train_model_name"))
-
-STAGE_HELP = {
-    "init": "Clean and split the corpus, fetch the base tokenizer.",
-    "analyze": "Count pre-tokens and tokens, write id sequences.",
-    "distill-tokenizer": "Turn the base's BPE into a Unigram tokenizer with the same ids.",
-    "select": "Choose new tokens and the ids they get.",
-    "remap": "Write the remap rules and the remapped tokenizer.",
-    "align": "Reorder embeddings, initialize new rows, write the initialized model.",
-    "train": "Fine-tune the adapted model and the vanilla baseline.",
-    "evaluate": "Compare all variants in bits per byte, write the report.",
-}
-
-# figures worth a line at the terminal, by asset
-KEY_FIGURES: dict[str, tuple[str, ...]] = {
-    "cleaned_corpus": (
-        "train_documents",
-        "train_bytes",
-        "heldout_documents",
-        "heldout_bytes",
-        "dropped_duplicates",
-        "dropped_empty",
-    ),
-    "original_tokenizer": ("vocabulary_size", "merges"),
-    "pretoken_counts": ("pretoken_types", "pretokens"),
-    "token_stats": ("tokens", "bytes_per_token", "unused_ids"),
-    "token_sequences": ("tokens",),
-    "distilled_tokenizer": ("agreement", "agreement_heldout", "exceptions"),
-    "replacement_candidates": (
-        "candidates",
-        "token_saving_train",
-        "token_saving_heldout",
-        "rules_kept",
-        "rules_moved",
-        "rules_dropped",
-    ),
-    "remap_rules": ("rules", "edited_by_hand"),
-    "remapped_tokenizer": (
-        "tokens_reassigned",
-        "token_saving",
-        "bytes_per_token",
-        "agreement_kept",
-        "documents_longer",
-    ),
-    "original_embeddings": ("rows", "columns", "tied"),
-    "reordered_embeddings": ("kept_rows", "new_rows"),
-    "fitted_embeddings": ("new_rows", "bpb_before", "bpb_after"),
-    "initialized_model": ("parameters",),
-    "training_blocks": ("blocks", "bytes", "tokens", "tokens_base"),
-    "sft_checkpoint": ("steps", "train_loss", "tokens_per_second"),
-    "vanilla_sft_checkpoint": ("steps", "train_loss", "tokens_per_second"),
-    "vanilla_compute_checkpoint": ("steps", "train_loss", "tokens_per_second"),
-    "tuning_study": ("best_bits_per_byte", "default_bits_per_byte", "trials", "given_up"),
-    "evaluation_report": ("bpb_base", "bpb_initialized", "bpb_sft", "bpb_vanilla_sft", "token_saving"),
-}
 # figures that experiments are compared by: heading, asset, figure
 COMPARED = (
     ("new tokens", "remapped_tokenizer", "tokens_reassigned"),
@@ -202,17 +58,10 @@ COMPARED = (
     ("vanilla", "evaluation_report", "bpb_vanilla_sft"),
     ("rise on other text", "evaluation_report", "retention_rise_sft"),
 )
-SHARES = {
-    "agreement",
-    "agreement_heldout",
-    "agreement_kept",
-    "token_saving",
-    "token_saving_train",
-    "token_saving_heldout",
-    "round_trip",
-    "new_tokens_used_share",
-    "retention_rise_sft",
-}
+# of `run` and `experiment`
+ALL_OPTIONS = tuple(
+    dict.fromkeys(name for stage in STAGES for name in stage_options(stage) if name != "train_model_name")
+)
 
 
 class Request:
@@ -254,7 +103,7 @@ class Request:
         """
         settings = load_settings(self.artifacts_dir, config=self.config, options=given)
         if remember and observe:
-            self._until_the_end.enter_context(present(settings.paths(self.artifacts_dir).presence))
+            self._until_the_end.enter_context(present(ArtifactPaths.of(settings, self.artifacts_dir).presence))
         _quiet_libraries(self.log_level)
         from ivr_dagster.cli.workbench import Workbench
 
@@ -266,7 +115,7 @@ class Request:
         check(workbench)
         if remember and given:
             self._file_before = self.settings_file.read_bytes() if self.settings_file.is_file() else None
-            remember_settings(self.settings_file, given)
+            save_settings(self.settings_file, given)
             self._remembered = True
         return workbench
 
@@ -371,7 +220,7 @@ def _experiment_folder(artifacts_dir: Path, name: str, config: Path | None) -> P
             where="--config or IVR_CONFIG",
             remedy="Leave one of them out.",
         )
-    elsewhere = [f"IVR_{key.upper()}" for key in WRITTEN_TO if f"IVR_{key.upper()}" in os.environ]
+    elsewhere = [f"IVR_{key.upper()}" for key in OUTPUT_PATHS if f"IVR_{key.upper()}" in os.environ]
     if elsewhere:
         raise InputError(
             f"{', '.join(elsewhere)} would have the experiment write where others do",
@@ -382,25 +231,28 @@ def _experiment_folder(artifacts_dir: Path, name: str, config: Path | None) -> P
     return place
 
 
-def settings_options(*keys: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def settings_options(*names: str, stage: str = "") -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Options for settings, with their help and default; those not given are None."""
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        for key in reversed(keys):
-            field = Settings.model_fields[key]
-            name = key.replace("_", "-")
-            shown = "empty" if field.default == "" else field.default
-            help_text = f"{field.description}  [default: {shown}]"
-            if key == "train_model_name":
-                name = "model-name"  # what is fine-tuned; the base model is settled by then
-            also = [f"--{name.removeprefix('tune-')}"] if name == "tune-trials" else []
+        for name in reversed(names):
+            field, info = FIELDS[name], INFO[name]
+            default = "empty" if field.default == "" else field.default
+            help_text = f"{field.description}  [default: {default}]"
+            option = (info.options or {}).get(stage)
+            options = [f"--{option}"] if name == "train_model_name" and option else [option_name(name)]
+            if option and name != "train_model_name":
+                options.append(f"--{option}")
             if field.annotation is bool:
-                command = click.option(f"--{name}/--no-{name}", key, default=None, help=help_text)(command)
-            else:
-                kind: Any = click.Choice(CHOICES[key]) if key in CHOICES else field.annotation
-                if key in WORDS:
-                    kind = NumberOrWord(WORDS[key])
-                command = click.option(f"--{name}", *also, key, type=kind, default=None, help=help_text)(command)
+                both = f"--{name.replace('_', '-')}/--no-{name.replace('_', '-')}"
+                command = click.option(both, name, default=None, help=help_text)(command)
+                continue
+            kind: Any = field.annotation
+            if get_origin(kind) is Literal:
+                kind = click.Choice(get_args(kind))
+            elif info.words:
+                kind = NumberOrWord(dict(info.words))
+            command = click.option(*options, name, type=kind, default=None, help=help_text)(command)
         return command
 
     return decorate
@@ -425,7 +277,7 @@ def _stage_command(stage: str) -> None:
         result = _run_assets(request, workbench, stage, workbench.stage_assets(stage))
         _show_stage(request, stage, result)
 
-    decorated: Callable[..., None] = settings_options(*STAGE_OPTIONS[stage])(command)
+    decorated: Callable[..., None] = settings_options(*stage_options(stage), stage=stage)(command)
     if stage == "init":
         decorated = click.option(
             "--normalize-force",
@@ -436,7 +288,7 @@ def _stage_command(stage: str) -> None:
         decorated = click.option(
             "--dry-run", is_flag=True, help="Only show what would be chosen, and the saving by number of new tokens."
         )(decorated)
-    cli.command(name=stage, help=STAGE_HELP[stage])(decorated)
+    cli.command(name=stage, help=STAGES[stage].help)(decorated)
 
 
 for _stage in STAGES:
@@ -444,7 +296,7 @@ for _stage in STAGES:
 
 
 @cli.command()
-@settings_options(*TUNE_OPTIONS)
+@settings_options(*stage_options("tune"), stage="tune")
 @click.pass_obj
 def tune(request: Request, /, **options: Any) -> None:
     """Search for better training settings; a search that was stopped goes on."""
@@ -493,18 +345,18 @@ def run(request: Request, /, sample: bool, until: str | None, dry_run: bool, **o
     from ivr_dagster.cli.workbench import together
 
     done: dict[str, StageResult] = {}
-    for group in run_together(stages):
+    for group in _run_groups(stages):
         made: list[StageResult] = []
         while stale := [
             name for name in workbench.stale_by_themselves(group) if not any(name in result.figures for result in made)
         ]:
-            due = [stage for stage in group if not set(stale).isdisjoint(STAGES[stage])]
+            due = [stage for stage in group if not set(stale).isdisjoint(workbench.stage_assets(stage))]
             # those before the first stage that a failed check holds up are made all the same
             held = {stage: failed for stage in due if (failed := workbench.failed_blocking_checks(before_stage=stage))}
             if due[0] in held:
                 raise InputError(f"{due[0]} is next, but a blocking check has failed before it: {held[due[0]]}")
             due = [stage for stage in due if stage not in held]
-            stale = [name for stage in due for name in STAGES[stage] if name in stale]
+            stale = [name for stage in due for name in workbench.stage_assets(stage) if name in stale]
             title = due[0] if len(due) == 1 else f"{due[0]} … {due[-1]}"
             made.append(_run_assets(request, workbench, title, stale))
         for stage in group:
@@ -521,7 +373,7 @@ def run(request: Request, /, sample: bool, until: str | None, dry_run: bool, **o
 
 @cli.command()
 @click.argument("name")
-@settings_options(*(key for key in ALL_OPTIONS if key not in WRITTEN_TO))
+@settings_options(*(key for key in ALL_OPTIONS if key not in OUTPUT_PATHS))
 @click.pass_obj
 def experiment(request: Request, /, name: str, **options: Any) -> None:
     """Begin an experiment: what is there now under other settings, in a folder of its own.
@@ -605,7 +457,7 @@ def join(request: Request, /, machine_rank: int) -> None:
     show_default=True,
     help="Port of the web server, on 127.0.0.1.",
 )
-@settings_options("rebuild", "retrain", "quiet_seconds")
+@settings_options(*stage_options("ui"))
 @click.pass_obj
 def ui(request: Request, /, port: int, **options: Any) -> None:
     """Serve the Dagster UI and its daemon on 127.0.0.1 until stopped."""
@@ -614,8 +466,14 @@ def ui(request: Request, /, port: int, **options: Any) -> None:
     given = {key: value for key, value in options.items() if value is not None}
     # a fault in the settings is told here, not in the browser
     load_settings(request.artifacts_dir, config=request.config, options=given)
-    remember_settings(request.settings_file, given)
+    save_settings(request.settings_file, given)
     raise SystemExit(serve(request.artifacts_dir, request.config, port))
+
+
+def _run_groups(stages: Sequence[str]) -> list[list[str]]:
+    """Stages that one Dagster run builds together: a run costs about half a second, so the fast ones share it."""
+    fast = [stage for stage in stages if stage in stages_of_side("tokenizer")]
+    return [fast, *([stage] for stage in stages if stage not in fast)]
 
 
 def _check_what_comes_later(workbench: "Workbench", stages: Sequence[str]) -> None:
@@ -657,7 +515,7 @@ def _show_plan(request: Request, workbench: "Workbench") -> None:
     with ProgressBars("select, dry run", 1, quiet=request.as_json) as bars:
         plan = workbench.plan_selection(lambda done, total: bars.advance("selecting", done, total, "new tokens"))
     points = saving_curve(plan.table)
-    sentence = verdict(plan.saving_heldout, len(plan.table), workbench.settings.saving_floor)
+    sentence = verdict(plan.saving_heldout, len(plan.table), workbench.settings.selection.saving_floor)
     if not request.as_json:
         plan_tables(plan, points, sentence)
         return
@@ -750,7 +608,7 @@ def _show_run(request: Request, workbench: "Workbench", done: dict[str, "StageRe
 def _key_figures(asset: str, figures: dict[str, Any]) -> str:
     return ", ".join(
         f"{name.replace('_', ' ')} {_number(name, figures[name])}"
-        for name in KEY_FIGURES.get(asset, ())
+        for name in (ASSETS[asset].figures if asset in ASSETS else ())
         if name in figures
     )
 

@@ -21,12 +21,12 @@ from dagster._core.definitions.data_version import (
     get_input_event_pointer_tag,
 )
 
-from ivr_dagster.pipeline import RELATIVE_PATHS, ArtifactPaths
 from ivr_dagster.cli.workbench import Workbench, instance_at
 from ivr_dagster.errors import InputError
 from ivr_dagster.orchestration.sources import source_names
 from ivr_dagster.orchestration.staleness import TAKEN_OVER
-from ivr_dagster.settings import BROUGHT, WRITTEN_TO, load_settings, remember_settings
+from ivr_dagster.pipeline import ASSETS, EXTERNAL, ArtifactPaths
+from ivr_dagster.settings.loading import OUTPUT_PATHS, load_settings, save_settings
 from ivr_dagster.storage.atomic import link, remove, staging_path, sweep
 
 # written whole under a temporary name and renamed, never changed in their place: a second name costs no space
@@ -68,12 +68,12 @@ def begin(parent: Workbench, name: str, given: Mapping[str, Any]) -> ArtifactPat
     place = parent.paths.experiment(name)
     if place.exists():
         raise _taken(name, place)
-    misplaced = [key for key in given if key in WRITTEN_TO]
+    misplaced = [key for key in given if key in OUTPUT_PATHS]
     if misplaced:
         raise InputError(
             f"{', '.join(misplaced)}: an experiment writes below its own folder", where=place, remedy="Leave it out."
         )
-    known = {asset: parent.last_made(asset) for asset in RELATIVE_PATHS if parent.makes(asset)}
+    known = {asset: parent.last_made(asset) for asset in ASSETS if parent.makes(asset)}
     assets = {asset: event for asset, event in known.items() if event and parent.paths[asset].exists()}
     keys = {dg.AssetKey(asset) for asset in known}
     parent.refuse_while_made(keys, f"the experiment {name!r}")
@@ -141,21 +141,21 @@ def _shown_settings(bench: Workbench) -> dict[str, Any]:
     return {
         key: value
         for key, value in bench.settings.model_dump().items()
-        if key not in (*WRITTEN_TO, "raw_corpora_dir", "config_path")
+        if key not in (*OUTPUT_PATHS, "raw_corpora_dir", "config_path")
     } | ({f"sft_config.{key}": value for key, value in training.items()} if isinstance(training, dict) else {})
 
 
 def _write_settings(parent: Workbench, staged: ArtifactPaths, given: Mapping[str, Any]) -> None:
     """The settings that the parent was given, but for its places, and `given`; training settings as they are."""
-    own = {source.setting for name, source in BROUGHT.items() if name not in parent.paths.brought}
-    known = parent.settings.model_fields_set - {*WRITTEN_TO, *own}
+    own = {source.setting for name, source in EXTERNAL.items() if name not in parent.paths.external}
+    known = parent.settings.given - {*OUTPUT_PATHS, *own}
     settings = {key: getattr(parent.settings, key) for key in known}
     settings |= {"raw_corpora_dir": str(parent.paths["raw_corpus"]), **given}
     if not settings.get("config_path"):
         shutil.copyfile(parent.shared.sft_config_file(), staged.sft_config)
     if not settings.get("accelerate_config") and parent.paths.accelerate_config.is_file():
         shutil.copyfile(parent.paths.accelerate_config, staged.accelerate_config)
-    remember_settings(staged.settings_file, dict(sorted(settings.items())))
+    save_settings(staged.settings_file, dict(sorted(settings.items())))
     load_settings(staged.root, environ={})
 
 

@@ -47,9 +47,10 @@ def serve(artifacts_dir: Path, config: Path | None, port: int) -> int:
 def _served(artifacts_dir: Path, config: Path | None, port: int) -> int:
     from ivr_dagster.cli.workbench import open_instance
     from ivr_dagster.orchestration.dead_runs import fail_dead_runs
+    from ivr_dagster.pipeline import ArtifactPaths
     from ivr_dagster.settings import Settings
 
-    instance = open_instance(Settings().paths(artifacts_dir))
+    instance = open_instance(ArtifactPaths.of(Settings(), artifacts_dir))
     fail_dead_runs(instance)
     instance.dispose()
     environment = os.environ | {"IVR_ARTIFACTS_DIR": str(artifacts_dir)}
@@ -116,7 +117,7 @@ def _wait_for(socket: Path, server: subprocess.Popen[bytes], given_up: Callable[
 def _watched(artifacts_dir: Path, config: Path | None) -> Iterator[bool]:
     """At each look whether files of settings have changed, and kept still since the look before."""
     from ivr_dagster.pipeline import ArtifactPaths
-    from ivr_dagster.settings import read_settings_file
+    from ivr_dagster.settings.loading import read_settings_file
 
     paths = ArtifactPaths(artifacts_dir)
     file = config or paths.settings_file

@@ -18,7 +18,6 @@ from dagster._core.definitions.data_version import DATA_VERSION_TAG
 from dagster._core.errors import DagsterAssetCheckFailedError, DagsterExecutionInterruptedError
 from dagster._core.storage.runs.sqlite import SqliteRunStorage
 
-from ivr_dagster.pipeline import ArtifactPaths
 from ivr_dagster.assets.vocabulary import edited_rules, plan_from_settings, table_in_force
 from ivr_dagster.core.tokenizer.folder import TokenizerFolder
 from ivr_dagster.core.vocabulary.remap import check_rules, read_rules
@@ -35,10 +34,10 @@ from ivr_dagster.orchestration.dead_runs import (
 from ivr_dagster.orchestration.executor import at_work
 from ivr_dagster.orchestration.sources import observe, source_names
 from ivr_dagster.orchestration.staleness import AT_WORK, Staleness, latest_evaluation, observed_version
+from ivr_dagster.pipeline import ASSETS, STAGES, ArtifactPaths, stage_assets, stage_of
 from ivr_dagster.resources.base_model import BaseModel
-from ivr_dagster.resources.settings import with_defaults
+from ivr_dagster.resources.settings import ProjectSettings
 from ivr_dagster.settings import Settings
-from ivr_dagster.stages import STAGES, TUNING, stage_assets
 from ivr_dagster.storage.locks import Busy
 from ivr_dagster.storage.manifest import damage, read_manifest
 
@@ -129,10 +128,10 @@ class Workbench:
     """The assets of one artifacts folder under given settings, and the instance that remembers them."""
 
     def __init__(self, settings: Settings, artifacts_dir: Path, *, instance: dg.DagsterInstance | None = None) -> None:
-        self.settings, self.paths = settings, settings.paths(artifacts_dir)
+        self.settings, self.paths = settings, ArtifactPaths.of(settings, artifacts_dir)
         # what assets get as the resources `settings` and `base`
-        self.shared = with_defaults(artifacts_dir=str(self.paths.root), **settings.model_dump())
-        self.base = BaseModel(settings.model_name, settings.revision)
+        self.shared = ProjectSettings.of(settings, artifacts_dir)
+        self.base = BaseModel(settings.tokenizer.model_name, settings.tokenizer.revision)
         loggers = {"console": terminal_logger}
         self._definitions = build_definitions(settings, artifacts_dir=artifacts_dir, loggers=loggers)
         self.instance = instance or open_instance(self.paths)
@@ -142,7 +141,7 @@ class Workbench:
 
     def stage_assets(self, stage: str) -> list[str]:
         """Assets that a stage makes under these settings, in order; what a person brings is not among them."""
-        names = stage_assets(stage, vanilla=self.settings.vanilla, vanilla_compute=self.settings.vanilla_compute)
+        names = stage_assets([stage], self.settings)
         return [name for name in names if name not in self.paths.replaced]
 
     def makes(self, name: str) -> bool:
@@ -244,7 +243,7 @@ class Workbench:
         Raises:
             InputError: it was never materialized.
         """
-        stage = next(stage for stage, names in STAGES.items() if name in names)
+        stage = stage_of(name)
         if not self.paths[name].exists():
             raise InputError(f"{name} is not there yet", where=self.paths[name], remedy=f"Run `ivr {stage}` first.")
         before = logging.root.manager.disable
@@ -296,7 +295,7 @@ class Workbench:
         One without a manifest, made by an earlier version, is told so.
         """
         found: dict[str, list[str]] = {}
-        for name in (name for stage in (*STAGES.values(), TUNING) for name in stage):
+        for name in ASSETS:
             if self.makes(name) and self.paths[name].exists():
                 place = self.paths[name]
                 manifest = read_manifest(place)

@@ -2,7 +2,6 @@
 
 import dagster as dg
 
-from ivr_dagster.pipeline import ArtifactPaths
 from ivr_dagster.io_managers.artifacts import ArtifactIOManager
 from ivr_dagster.io_managers.documents import BlocksIOManager, DocumentsIOManager, ReportIOManager, SequencesIOManager
 from ivr_dagster.io_managers.models import ModelIOManager, TrainedModelIOManager, TuningIOManager
@@ -10,6 +9,7 @@ from ivr_dagster.io_managers.tables import CsvIOManager, ParquetIOManager
 from ivr_dagster.io_managers.tensors import TensorsIOManager
 from ivr_dagster.io_managers.texts import MarkdownIOManager, RulesIOManager
 from ivr_dagster.io_managers.tokenizers import TokenizerIOManager
+from ivr_dagster.pipeline import ArtifactPaths
 
 
 def io_managers(paths: ArtifactPaths) -> dict[str, dg.IOManagerDefinition]:

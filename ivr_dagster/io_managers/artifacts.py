@@ -12,11 +12,9 @@ from typing import Any, Generic, TypeVar
 import dagster as dg
 from upath import UPath
 
-from ivr_dagster.pipeline import ArtifactPaths
 from ivr_dagster.errors import InputError
 from ivr_dagster.io_managers.provenance import code_revision, provenance, reset_peak_memory
-from ivr_dagster.settings import fingerprint
-from ivr_dagster.stages import stage_of
+from ivr_dagster.pipeline import ArtifactPaths, settings_hash, stage_of
 from ivr_dagster.storage.allocator import give_back_freed_memory
 from ivr_dagster.storage.atomic import atomic_write, publish, recover, sweep
 from ivr_dagster.storage.manifest import (
@@ -30,9 +28,6 @@ from ivr_dagster.storage.manifest import (
 )
 
 T = TypeVar("T")
-
-# asset metadata that names the settings an asset depends on
-SETTINGS_KEY = "ivr/settings"
 
 
 def refuse_foreign(place: Path) -> None:
@@ -88,7 +83,7 @@ class ArtifactIOManager(dg.UPathIOManager, Generic[T]):
     def _get_path_without_extension(self, context: dg.InputContext | dg.OutputContext) -> UPath:
         return UPath(self._paths[context.asset_key.path[-1]])
 
-    def _refuse_brought(self, context: dg.OutputContext) -> None:
+    def _refuse_external(self, context: dg.OutputContext) -> None:
         asset = context.asset_key.path[-1]
         if asset in self._paths.replaced:
             raise InputError(
@@ -98,7 +93,7 @@ class ArtifactIOManager(dg.UPathIOManager, Generic[T]):
     def get_metadata(self, context: dg.OutputContext, obj: Any) -> dict[str, dg.MetadataValue]:
         """What every artifact says of itself: size, settings and code it was made with, memory that it took."""
         settings = context.resources.settings
-        values = settings.values_of((context.definition_metadata or {}).get(SETTINGS_KEY, ()))
+        values = settings.values_for(context.asset_key.path[-1])
         told = provenance(Path(str(self._get_path(context))), values)
         give_back_freed_memory()  # several assets may be made by one process, one after the other
         reset_peak_memory()
@@ -119,7 +114,7 @@ class ArtifactIOManager(dg.UPathIOManager, Generic[T]):
             InputError: a folder stands there, or a person brings this artifact.
         """
         place = Path(str(path))
-        self._refuse_brought(context)
+        self._refuse_external(context)
         if place.is_dir():
             raise InputError(
                 "a file is to be written here, found a folder", where=place, remedy="Name a file in it instead."
@@ -153,13 +148,13 @@ class ArtifactIOManager(dg.UPathIOManager, Generic[T]):
         place = Path(str(path))
         reset_peak_memory()
         asset = context.asset_key.path[-1]
-        if asset not in self._paths.brought:  # nothing is moved about where we only read
+        if asset not in self._paths.external:  # nothing is moved about where we only read
             recover(place)
         if not place.exists():
             raise InputError(
                 f"{asset} was asked for and is not there", where=place, remedy=f"Materialize {asset} first."
             )
-        if asset not in self._paths.brought:
+        if asset not in self._paths.external:
             refuse_damaged(asset, place)
         if place.is_file():
             place.open("rb").close()  # nor what they may not read
@@ -184,7 +179,7 @@ class FolderIOManager(ArtifactIOManager[T]):
         Raises:
             InputError: a file or a folder of somebody else's stands there, or a person brings this artifact.
         """
-        self._refuse_brought(context)
+        self._refuse_external(context)
         staged, place = Path(obj.path), Path(str(path))  # type: ignore[attr-defined]
         refuse_foreign(place)
         known = read_manifest(place)
@@ -214,12 +209,12 @@ class FolderIOManager(ArtifactIOManager[T]):
 def _made_of(context: dg.OutputContext) -> dict[str, Any]:
     """Code, settings and inputs of what is being written, for its manifest."""
     step: Any = context.step_context
-    values = context.resources.settings.values_of((context.definition_metadata or {}).get(SETTINGS_KEY, ()))
+    values = context.resources.settings.values_for(context.asset_key.path[-1])
     parents = step.job_def.asset_layer.asset_graph.get(context.asset_key).parent_keys
     known = {key.to_user_string(): step.maybe_fetch_and_get_input_asset_version_info(key) for key in parents}
     return {
         "made_by": code_revision(),
-        "config_hash": fingerprint(values),
+        "config_hash": settings_hash(values),
         "upstream": {
             name: info.data_version.value for name, info in sorted(known.items()) if info and info.data_version
         },

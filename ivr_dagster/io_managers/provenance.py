@@ -12,7 +12,7 @@ from typing import Any
 
 import dagster as dg
 
-from ivr_dagster.settings import fingerprint
+from ivr_dagster.pipeline import settings_hash
 
 CONFIG_HASH = "config_hash"
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -30,7 +30,7 @@ def provenance(place: Path, settings: Mapping[str, Any]) -> dict[str, dg.Metadat
         "made_by": dg.MetadataValue.text(code_revision()),
     }
     if settings:
-        found[CONFIG_HASH] = dg.MetadataValue.text(fingerprint(settings))
+        found[CONFIG_HASH] = dg.MetadataValue.text(settings_hash(settings))
         found["settings"] = dg.MetadataValue.json(dict(settings))
     peak = peak_memory()
     if peak is not None:

@@ -17,18 +17,16 @@ from weakref import WeakKeyDictionary
 
 import dagster as dg
 
-from ivr_dagster.pipeline import ArtifactPaths
 from ivr_dagster.orchestration.dead_runs import fail_dead_runs
 from ivr_dagster.orchestration.sources import noticed, source_names
 from ivr_dagster.orchestration.staleness import OBSERVATION_JOB, Staleness
+from ivr_dagster.pipeline import ASSETS, STAGES, ArtifactPaths, stage_assets, stages_of_side
 from ivr_dagster.resources.base_model import BaseModelResource
 from ivr_dagster.resources.settings import SettingsResource
-from ivr_dagster.stages import STAGES, stage_assets
+from ivr_dagster.settings import Settings
 from ivr_dagster.storage.presence import anybody
 
-# the cheap half, minutes, and the costly one, by stage
-TOKENIZER_SIDE = ("init", "analyze", "distill-tokenizer", "select", "remap")
-TRAINING_SIDE = tuple(stage for stage in STAGES if stage not in TOKENIZER_SIDE)
+TOKENIZER_SIDE, TRAINING_SIDE = stages_of_side("tokenizer"), stages_of_side("training")
 # by the setting `rebuild`
 REBUILT: dict[str, tuple[str, ...]] = {
     "everything": tuple(STAGES),
@@ -172,23 +170,16 @@ def automatic_assets(rebuild: str, retrain: str, wanted: Collection[str], places
     return {
         asset: again if stage in TRAINING_SIDE else first
         for stage in REBUILT[rebuild]
-        for asset in STAGES[stage]
+        for asset in (each.name for each in ASSETS.values() if each.stage == stage)
         if asset in wanted
     }
 
 
-def automation(
-    *, vanilla: bool, vanilla_compute: bool, places: ArtifactPaths, left_out: Collection[str] = ()
-) -> dict[str, list[Any]]:
+def automation(settings: Settings, *, places: ArtifactPaths, left_out: Collection[str] = ()) -> dict[str, list[Any]]:
     """Jobs, schedules and sensors, by the names that `Definitions` takes them under; `left_out` are not made."""
 
     def assets(stages: Collection[str]) -> list[str]:
-        return [
-            asset
-            for stage in stages
-            for asset in stage_assets(stage, vanilla=vanilla, vanilla_compute=vanilla_compute)
-            if asset not in left_out
-        ]
+        return [asset for asset in stage_assets(stages, settings) if asset not in left_out]
 
     sources = dg.AssetSelection.assets(*source_names(places))
     everything = dg.define_asset_job(

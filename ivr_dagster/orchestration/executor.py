@@ -12,7 +12,7 @@ from typing import Any
 import dagster as dg
 from dagster._core.errors import raise_execution_interrupts
 
-from ivr_dagster.pipeline import RELATIVE_PATHS, ArtifactPaths
+from ivr_dagster.pipeline import ASSETS, ArtifactPaths
 from ivr_dagster.storage.atomic import recover, sweep
 from ivr_dagster.storage.locks import Busy, holding, refuse
 
@@ -46,7 +46,7 @@ def at_work(
         Busy: somebody else is at work on them, and `wait` is not given.
     """
     parents = {parent.to_user_string() for name in makes for parent in graph.get(dg.AssetKey(name)).parent_keys}
-    known = {*parents, *reads} & RELATIVE_PATHS.keys()
+    known = {*parents, *reads} & ASSETS.keys()
     with holding(places.locks, writes=makes, reads=known, who=who, wait=wait):
         for place in (places[name] for name in makes):
             recover(place)
@@ -84,7 +84,7 @@ class _OneAtATime(dg.Executor):
                 time.sleep(SECONDS_BETWEEN_TRIES)
 
         who = f"run {run.run_id[:8]}"
-        with at_work(self._places, graph, makes & RELATIVE_PATHS.keys(), who, reads=checked, wait=wait):
+        with at_work(self._places, graph, makes & ASSETS.keys(), who, reads=checked, wait=wait):
             yield from self._inner.execute(plan_context, execution_plan)
 
 

@@ -12,13 +12,13 @@ from typing import Any
 
 import dagster as dg
 
-from ivr_dagster.pipeline import ArtifactPaths
-from ivr_dagster.assets.brought import observe_brought
 from ivr_dagster.assets.corpus import observe_corpus, observe_other_corpus
+from ivr_dagster.assets.external import observe_external
 from ivr_dagster.core.corpus.documents import corpus_files
 from ivr_dagster.core.corpus.other_text import other_files
 from ivr_dagster.errors import InputError
 from ivr_dagster.orchestration.staleness import UNFINISHED
+from ivr_dagster.pipeline import OTHER_CORPORA, ArtifactPaths
 from ivr_dagster.resources.base_model import MODEL_FILES, BaseModel
 from ivr_dagster.resources.settings import SettingsResource
 from ivr_dagster.storage.content_hash import content_hash
@@ -27,13 +27,11 @@ from ivr_dagster.storage.content_hash import content_hash
 LONGEST_WAIT = 45.0
 # an observation whose run has ended, or never began, so long after it was asked for has failed
 OBSERVATION_SECONDS = 300.0
-# sources of text beside the corpus, and the settings that name their folders
-OTHER_TEXT = {"general_corpus": "general_corpora_dir", "retention_corpus": "retention_corpora_dir"}
 
 
 def source_names(places: ArtifactPaths) -> list[str]:
     """The sources there are under these settings."""
-    return ["raw_corpus", "base_model", *OTHER_TEXT, *sorted(places.brought)]
+    return ["raw_corpus", "base_model", *OTHER_CORPORA, *sorted(places.external)]
 
 
 def observe(name: str, settings: SettingsResource, base: BaseModel) -> str:
@@ -46,9 +44,9 @@ def observe(name: str, settings: SettingsResource, base: BaseModel) -> str:
         return observe_corpus(settings)
     if name == "base_model":
         return base.version()
-    if name in OTHER_TEXT:
-        return observe_other_corpus(OTHER_TEXT[name], settings)
-    return observe_brought(name, settings.places[name])
+    if name in OTHER_CORPORA:
+        return observe_other_corpus(OTHER_CORPORA[name], settings)
+    return observe_external(name, settings.paths[name])
 
 
 def look(name: str, settings: SettingsResource, base: BaseModel) -> str:
@@ -58,8 +56,8 @@ def look(name: str, settings: SettingsResource, base: BaseModel) -> str:
         InputError: there is no raw corpus, or no text where a setting names some.
     """
     if name == "raw_corpus":
-        place = settings.places["raw_corpus"]
-        if not place.is_dir() and settings.preset == "sample" and not settings.raw_corpora_dir:
+        place = settings.paths["raw_corpus"]
+        if not place.is_dir() and settings.preset == "sample" and not settings.corpus.raw_corpora_dir:
             return "made when it is first observed"
         return _signature(corpus_files(place))
     if name == "base_model":
@@ -67,11 +65,11 @@ def look(name: str, settings: SettingsResource, base: BaseModel) -> str:
         if folder is None:
             return f"{base.model_name} {base.revision}"
         return _signature(file for pattern in MODEL_FILES for file in folder.glob(pattern))
-    if name in OTHER_TEXT:
-        setting = OTHER_TEXT[name]
-        beside = settings.text_beside(setting)
+    if name in OTHER_CORPORA:
+        setting = OTHER_CORPORA[name]
+        beside = settings.other_corpus_dir(setting)
         return observe_other_corpus(setting, settings) if beside is None else _signature(other_files(beside, setting))
-    place = settings.places[name]
+    place = settings.paths[name]
     return _signature(place.rglob("*") if place.is_dir() else [place])
 
 
@@ -104,7 +102,7 @@ def noticed(
     due: list[str] = []
     moving: list[str] = []
     faults: list[str] = []
-    for name in source_names(settings.places):
+    for name in source_names(settings.paths):
         known = before.get(name)
         try:
             seen = look(name, settings, base)
@@ -119,12 +117,14 @@ def noticed(
             state["changed"] = 0.0
             continue
         state["changed"] = state.get("changed") or now
-        quiet = now - state["since"] >= settings.quiet_seconds
+        quiet = now - state["since"] >= settings.automation.quiet_seconds
         # what there is when looked at for the first time need not keep still: nobody was seen writing
         (due if quiet or known is None or now - state["changed"] >= LONGEST_WAIT else moving).append(name)
     if not due or (moving and all(now - after[name]["changed"] < LONGEST_WAIT for name in due)):
         context.update_cursor(json.dumps(after))  # whatever still moves may belong together with what came to rest
-        still = f"{', '.join(moving)} changed; waiting until they keep still for {settings.quiet_seconds:g} s"
+        still = (
+            f"{', '.join(moving)} changed; waiting until they keep still for {settings.automation.quiet_seconds:g} s"
+        )
         return dg.SkipReason("; ".join([*([still] if moving else []), *faults]) or "no source has changed")
     for name in due:
         after[name] |= {"observed": after[name]["seen"], "asked": now, "changed": 0.0}

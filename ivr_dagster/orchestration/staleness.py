@@ -14,12 +14,10 @@ from typing import Any
 import dagster as dg
 from dagster._core.definitions.data_version import CODE_VERSION_TAG, DATA_VERSION_TAG, INPUT_DATA_VERSION_TAG_PREFIX
 
-from ivr_dagster.pipeline import ArtifactPaths
 from ivr_dagster.core.vocabulary.remap import is_edited, read_rules
 from ivr_dagster.errors import InputError
 from ivr_dagster.io_managers.provenance import config_hash_of
-from ivr_dagster.settings import version_parts
-from ivr_dagster.stages import BASELINES
+from ivr_dagster.pipeline import ASSETS, ArtifactPaths, split_code_version
 from ivr_dagster.storage.content_hash import content_hash
 from ivr_dagster.storage.manifest import damage
 
@@ -105,7 +103,7 @@ class Staleness:
     def _of_one_run(self, key: dg.AssetKey, event: dg.EventLogEntry) -> bool:
         """Whether the settings that it was made with are not those that its code version holds."""
         told = config_hash_of(event.asset_materialization) if event.asset_materialization else None
-        return told is not None and told != version_parts(self._graph.get(key).code_version)[1]
+        return told is not None and told != split_code_version(self._graph.get(key).code_version)[1]
 
     def follows_a_trial(self, key: dg.AssetKey) -> bool:
         """Whether something that an asset follows from was made with settings for one run alone."""
@@ -165,7 +163,7 @@ class Staleness:
         name = key.to_user_string()
         if not self._text_alone and TEXT_OF.get(name) == parent.to_user_string():
             return self._read_by(key, parent)
-        if not self._text_alone and name in BASELINES.values() and TEXT_OF[ADAPTED] == parent.to_user_string():
+        if not self._text_alone and ASSETS[name].variant and TEXT_OF[ADAPTED] == parent.to_user_string():
             return self._read_by(dg.AssetKey(ADAPTED), parent)
         return self.version(parent)
 

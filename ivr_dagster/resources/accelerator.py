@@ -84,4 +84,4 @@ AcceleratorResource = dg.ResourceParam[Accelerator]
 def accelerator_resource(context: dg.InitResourceContext) -> Accelerator:
     """The accelerator of the settings, those typed into the launchpad included."""
     settings = context.resources.settings
-    return Accelerator(settings.device, settings.dtype)
+    return Accelerator(settings.compute.device, settings.compute.dtype)

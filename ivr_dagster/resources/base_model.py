@@ -130,4 +130,4 @@ BaseModelResource = dg.ResourceParam[BaseModel]
 def base_model_resource(context: dg.InitResourceContext) -> BaseModel:
     """The base model of the settings."""
     settings = context.resources.settings
-    return BaseModel(settings.model_name, settings.revision)
+    return BaseModel(settings.tokenizer.model_name, settings.tokenizer.revision)

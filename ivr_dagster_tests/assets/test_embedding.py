@@ -30,7 +30,7 @@ def test_it_is_without_the_documents_that_training_validates_on(
     corpus: CleanedCorpus, tmp_path: Path, given: dict[str, Any]
 ) -> None:
     settings = SettingsResource(artifacts_dir=str(tmp_path), **given)
-    encoded = {i for i, _ in islice(corpus.documents("train"), settings.max_texts or None)}
+    encoded = {i for i, _ in islice(corpus.documents("train"), settings.corpus.max_texts or None)}
     _, validation, _, _ = _divided(settings, corpus, encoded, lambda _: True)
     text = _Text(settings, corpus, TokenizerFolder(SAMPLE_MODEL))
     of_validation = {each for i, each in corpus.documents("train") if i in validation}
@@ -38,4 +38,4 @@ def test_it_is_without_the_documents_that_training_validates_on(
     assert set(fitted) == {each for i, each in corpus.documents("train") if i in encoded} - of_validation
     assert size == sum(len(each.encode()) for each in fitted)
     assert set(text.to_measure()) == of_validation
-    assert bool(of_validation) == (settings.validation_bytes > 0)
+    assert bool(of_validation) == (settings.training.validation_bytes > 0)

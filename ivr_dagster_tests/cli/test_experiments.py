@@ -109,11 +109,11 @@ def test_places_that_the_parents_settings_name_are_not_the_experiments(parent: W
         "output_dir": str(parent.paths["sft_checkpoint"]),
         "embeddings_dir": str(root / "embeddings"),
     }
-    options = {"model_name": parent.settings.model_name, **TINY, **named}
-    config = {"raw_corpora_dir": parent.settings.raw_corpora_dir, "config_path": parent.settings.config_path}
+    options = {"model_name": parent.settings.tokenizer.model_name, **TINY, **named}
+    config = {"raw_corpora_dir": parent.settings.corpus.raw_corpora_dir, "config_path": parent.settings.training.config_path}
     (root / "ivr.yaml").write_text(yaml.safe_dump(options | config))
     bench = opened(begin(opened(parent.paths), "few", {"max_candidates": 20}))
-    assert bench.paths.brought == {}
+    assert bench.paths.external == {}
     for asset in ("remap_rules", "remapped_tokenizer", "fitted_embeddings", "sft_checkpoint"):
         assert bench.paths[asset].is_relative_to(bench.paths.root)
     for stage in ("select", "remap"):
@@ -126,7 +126,7 @@ def test_what_the_parent_brings_is_read_where_it_lies(parent: Workbench, tmp_pat
     rules = Path(shutil.copy(parent.paths["remap_rules"], tmp_path / "rules.yaml"))
     (parent.paths.root / "ivr.yaml").write_text(yaml.safe_dump({**written(parent), "remap_rules_path": str(rules)}))
     bench = opened(begin(opened(parent.paths), "brings", {}))
-    assert bench.paths.brought == {"brought_remap_rules": rules}
+    assert bench.paths.external == {"external_remap_rules": rules}
 
 
 def written(bench: Workbench) -> dict[str, Any]:

@@ -34,7 +34,7 @@ import psutil
 import yaml
 
 from ivr_dagster.pipeline import RELATIVE_PATHS
-from ivr_dagster.stages import STAGES
+
 
 # no settings: taken out of the environment, which the settings are read from
 KILLS = int(os.environ.pop("IVR_KILLS", "200"))

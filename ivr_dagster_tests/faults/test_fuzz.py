@@ -28,7 +28,7 @@ from ivr_dagster.core.training.launch import read_accelerate_config
 from ivr_dagster.core.training.sft_config import DEFAULTS, read_sft_config
 from ivr_dagster.core.vocabulary.remap import RemapRule, RemapRules, check_rules, read_rules, rules_as_yaml
 from ivr_dagster.errors import InputError
-from ivr_dagster.settings import CHOICES, Settings, load_settings, remember_settings
+from ivr_dagster.settings import CHOICES, Settings, load_settings, save_settings
 
 SHARES = {"documents": 0.4, "settings": 0.2, "environment": 0.1, "sft_config": 0.05, "launch": 0.1, "rules": 0.15}
 # of the processor. A case takes milliseconds; what takes this long would not end with larger input (and what waits for
@@ -268,7 +268,7 @@ def test_any_settings_file_is_read_or_refused(content: bytes) -> None:
             found.paths(place)
             copy = Path(folder) / "copy.yaml"
             copy.write_bytes(content)
-            remember_settings(copy, {"seed": 7, "raw_corpora_dir": "x"})
+            save_settings(copy, {"seed": 7, "raw_corpora_dir": "x"})
             assert load_settings(place, config=copy, environ={}).seed == 7
 
 

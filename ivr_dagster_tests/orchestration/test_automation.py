@@ -19,7 +19,7 @@ from ivr_dagster.errors import InputError
 from ivr_dagster.orchestration.dead_runs import PROCESS_TAG, process_mark
 from ivr_dagster.orchestration.sources import noticed
 from ivr_dagster.settings import load_settings
-from ivr_dagster.stages import STAGES, stage_assets
+
 from ivr_dagster.storage.presence import present
 
 EVERYTHING = [asset for stage in STAGES for asset in stage_assets(stage, vanilla=True, vanilla_compute=False)]

@@ -13,7 +13,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from ivr_dagster.core.tokenizer.bpe import read_bpe
 from ivr_dagster.settings import PRESETS, Settings
-from ivr_dagster.stages import STAGES, TUNING, stage_assets
+
 
 pytestmark = pytest.mark.browser
 
@@ -68,7 +68,7 @@ def test_the_lineage_shows_every_group_and_every_asset(page: Page, ui: DagsterUi
     page.set_viewport_size({"width": 4800, "height": 4800})  # in less, Dagster shortens names
     open_lineage(page, ui.url)
     settings = Settings(**PRESETS["sample"])
-    wanted = {"vanilla": settings.vanilla, "vanilla_compute": settings.vanilla_compute}
+    wanted = {"vanilla": settings.training.vanilla, "vanilla_compute": settings.training.vanilla_compute}
     assets = [*SOURCES, *TUNING, *(asset for stage in STAGES for asset in stage_assets(stage, **wanted))]
     for name in [*GROUPS, *assets]:
         expect(graph(page).get_by_text(name, exact=True).first).to_be_visible()

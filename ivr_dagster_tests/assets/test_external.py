@@ -14,8 +14,8 @@ from ivr_dagster.pipeline import RELATIVE_PATHS
 from ivr_dagster.cli.workbench import Workbench
 from ivr_dagster.errors import InputError
 from ivr_dagster.sample.corpus import write_sample_corpus
-from ivr_dagster.settings import BROUGHT, load_settings
-from ivr_dagster.stages import STAGES
+from ivr_dagster.settings import EXTERNAL, load_settings
+
 from ivr_dagster.storage.manifest import MANIFEST
 
 SMALL = {"model_name": "sample", "max_candidates": 60, "train_bytes": 4_000, "block_size": 64, "exceptions": 0}
@@ -82,8 +82,8 @@ def test_what_is_brought_is_not_made_and_what_follows_goes_by_it(folder: Path, t
     mine = copied(folder, asset, tmp_path / "mine")
     ours = everything(folder / "artifacts" / RELATIVE_PATHS[asset])
     before = everything(mine)
-    source = f"brought_{asset}"
-    bench = workbench(folder, **{BROUGHT[source].setting: str(mine)})
+    source = f"external_{asset}"
+    bench = workbench(folder, **{EXTERNAL[source].setting: str(mine)})
     assert asset not in {state.name for state in bench.states()}
     for stage in STAGES:
         assert asset not in bench.stage_assets(stage)
@@ -95,7 +95,7 @@ def test_what_is_brought_is_not_made_and_what_follows_goes_by_it(folder: Path, t
         follower, f"{source} changed"
     )
     bench.run(follower)
-    again = workbench(folder, **{BROUGHT[source].setting: str(mine)})
+    again = workbench(folder, **{EXTERNAL[source].setting: str(mine)})
     assert not set(stale(again)) & set(follower)
     assert {name: again.data_version(name) for name in follower} == made
     assert everything(mine) == before
@@ -113,7 +113,7 @@ def test_a_tokenizer_that_changes_makes_what_is_made_of_it_stale(folder: Path, t
     config = mine / "tokenizer_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"model_max_length": 77}))
     changed = workbench(folder, remapped_tokenizer_dir=str(mine))
-    assert stale(changed)["reordered_embeddings"] == "brought_remapped_tokenizer changed"
+    assert stale(changed)["reordered_embeddings"] == "external_remapped_tokenizer changed"
     changed.run(changed.stage_assets("align"))
     made = json.loads((folder / "artifacts/embeddings/initialized_model/tokenizer_config.json").read_text())
     assert made["model_max_length"] == 77
@@ -150,45 +150,45 @@ def test_what_is_brought_for_training_is_read_by_training_alone(folder: Path, tm
     assert bench.stage_assets("remap") == list(STAGES["remap"])
     assert bench.stage_assets("align") == list(STAGES["align"])
     assert not set(stale(bench)) & {*STAGES["remap"], *STAGES["align"]}
-    assert stale(bench)["training_blocks"] == "brought_train_model changed"
+    assert stale(bench)["training_blocks"] == "external_train_model changed"
     bench.run(["training_blocks"])
     again = workbench(folder, tokenizer_path=str(tokenizer), train_model_name=str(model))
     assert "training_blocks" not in stale(again)
     (model / "generation_config.json").write_text('{"temperature": 0.5}')
     changed = workbench(folder, tokenizer_path=str(tokenizer), train_model_name=str(model))
-    assert stale(changed)["training_blocks"] == "brought_train_model changed"
+    assert stale(changed)["training_blocks"] == "external_train_model changed"
     after = everything(tokenizer) | everything(model)
     assert {file for file in after if after[file] != before.get(file)} == {str(model / "generation_config.json")}
     workbench(folder).run(["training_blocks"])
 
 
-@pytest.mark.parametrize("name", BROUGHT)
+@pytest.mark.parametrize("name", EXTERNAL)
 def test_what_is_not_there_is_named_with_option_and_place(folder: Path, tmp_path: Path, name: str) -> None:
-    with pytest.raises(InputError, match=f"{BROUGHT[name].option} was given, and nothing is there") as error:
-        workbench(folder, **{BROUGHT[name].setting: str(tmp_path / "nowhere")})
+    with pytest.raises(InputError, match=f"{EXTERNAL[name].option} was given, and nothing is there") as error:
+        workbench(folder, **{EXTERNAL[name].setting: str(tmp_path / "nowhere")})
     assert error.value.where == tmp_path / "nowhere"
     assert not (tmp_path / "nowhere").exists()
 
 
-@pytest.mark.parametrize("name", ["brought_original_tokenizer", "brought_train_tokenizer"])
+@pytest.mark.parametrize("name", ["external_original_tokenizer", "external_train_tokenizer"])
 def test_a_tokenizer_without_its_settings_is_refused(folder: Path, tmp_path: Path, name: str) -> None:
     mine = copied(folder, "original_tokenizer", tmp_path / "mine")
     (mine / "tokenizer_config.json").unlink()
     with pytest.raises(InputError, match=r"has no tokenizer_config\.json") as error:
-        workbench(folder, **{BROUGHT[name].setting: str(mine)})
+        workbench(folder, **{EXTERNAL[name].setting: str(mine)})
     assert error.value.where == mine
 
 
-@pytest.mark.parametrize("name", BROUGHT)
+@pytest.mark.parametrize("name", EXTERNAL)
 def test_what_is_something_else_is_refused(folder: Path, tmp_path: Path, name: str) -> None:
     mine = tmp_path / "mine"
-    if name == "brought_remap_rules":
+    if name == "external_remap_rules":
         mine.write_text("no rules")
     else:
         mine.mkdir()
         (mine / "thesis.txt").write_text("years of work")
     before = everything(mine)
     with pytest.raises(InputError) as error:
-        workbench(folder, **{BROUGHT[name].setting: str(mine)})
+        workbench(folder, **{EXTERNAL[name].setting: str(mine)})
     assert str(mine) in str(error.value.where)
     assert everything(mine) == before

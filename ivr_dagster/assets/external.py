@@ -1,6 +1,6 @@
 """What a person brings in place of an artifact of ours: sources, read where they lie and never written.
 
-Which there are stands in `settings.BROUGHT`; an asset of this kind exists only while its setting names a place.
+Which there are stands in `settings.EXTERNAL`; an asset of this kind exists only while its setting names a place.
 """
 
 from collections.abc import Callable
@@ -13,8 +13,8 @@ from ivr_dagster.core.model.files import model_files
 from ivr_dagster.core.tokenizer.folder import TokenizerFolder
 from ivr_dagster.core.vocabulary.remap import read_rules
 from ivr_dagster.errors import InputError
+from ivr_dagster.pipeline import EXTERNAL
 from ivr_dagster.resources.base_model import MODEL_FILES, TOKENIZER_FILES
-from ivr_dagster.settings import BROUGHT
 from ivr_dagster.storage.content_hash import content_hash, hash_files
 
 
@@ -58,26 +58,26 @@ _READ_AS: dict[str, tuple[str, str, Callable[[Path], str]]] = {
 }
 
 
-def observe_brought(name: str, place: Path) -> str:
-    """The content hash of what a person brings under `name`, a key of `BROUGHT`.
+def observe_external(name: str, place: Path) -> str:
+    """The content hash of what a person brings under `name`, a key of `EXTERNAL`.
 
     Raises:
         InputError: it is not there, or is not what it should be.
     """
-    source = BROUGHT[name]
+    source = EXTERNAL[name]
     if not place.exists():
         raise InputError(
             f"{source.option} was given, and nothing is there",
             where=place,
-            remedy=f"Correct {source.setting}, or leave it empty to have {source.instead_of} made.",
+            remedy=f"Correct {source.setting}, or leave it empty to have {source.replaces} made.",
         )
-    return _READ_AS[source.instead_of][2](place)
+    return _READ_AS[source.replaces][2](place)
 
 
-def brought_asset(name: str, place: Path) -> dg.SourceAsset:
+def external_asset(name: str, place: Path) -> dg.SourceAsset:
     """The source that stands for what a person brings at `place`."""
-    source = BROUGHT[name]
-    group, io_manager, _ = _READ_AS[source.instead_of]
+    source = EXTERNAL[name]
+    group, io_manager, _ = _READ_AS[source.replaces]
 
     @dg.observable_source_asset(
         name=name,
@@ -86,12 +86,12 @@ def brought_asset(name: str, place: Path) -> dg.SourceAsset:
         tags=kinds("file"),
         metadata={"place": dg.MetadataValue.path(place)},
         description=(
-            f"Brought by `{source.setting}` in place of `{source.instead_of}`"
-            + (f", for {' and '.join(f'`{asset}`' for asset in source.in_assets)} alone" if source.in_assets else "")
+            f"Brought by `{source.setting}` in place of `{source.replaces}`"
+            + (f", for {' and '.join(f'`{asset}`' for asset in source.only_in)} alone" if source.only_in else "")
             + ". It is read where it lies and never written. Its version is a hash of its content."
         ),
     )
     def brought() -> dg.DataVersion:
-        return dg.DataVersion(observe_brought(name, place))
+        return dg.DataVersion(observe_external(name, place))
 
     return brought
