@@ -27,7 +27,6 @@ from typing import Any
 
 import numpy as np
 
-from ivr_dagster.pipeline import ArtifactPaths
 from ivr_dagster.core.corpus.cleaned import CleanedCorpus
 from ivr_dagster.core.corpus.other_text import other_texts, read_other_documents
 from ivr_dagster.core.corpus.subset import documents_within
@@ -45,6 +44,7 @@ from ivr_dagster.core.training.blocks import write_blocks, write_validation_bloc
 from ivr_dagster.core.training.sft import Training, Validation, fine_tune
 from ivr_dagster.core.training.sft_config import read_sft_config
 from ivr_dagster.core.vocabulary.remap import read_rules
+from ivr_dagster.pipeline import ArtifactPaths
 
 RESULTS = Path(__file__).parent / "results"
 # Student's t, 97.5 %, by degrees of freedom; beyond them 2

@@ -69,7 +69,8 @@ class InputError(Exception):
     def __init__(self, message: str, *, where: str | Path | None = None, remedy: str | None = None) -> None:
         self.message, self.where, self.remedy = message, where, remedy
         text = f"{where}: {message}" if where else message
-        super().__init__(f"{text}. {remedy}" if remedy else text)
+        ends = text.endswith(("?", "."))
+        super().__init__(f"{text}{' ' if ends else '. '}{remedy}" if remedy else text)
 
     def __reduce__(self) -> tuple[object, ...]:
         # worker processes hand exceptions back by pickle, which knows nothing of keyword arguments

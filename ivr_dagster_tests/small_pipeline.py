@@ -5,10 +5,16 @@ from pathlib import Path
 from typing import Any
 
 from ivr_dagster.cli.workbench import Workbench
+from ivr_dagster.pipeline import ASSETS, STAGES
+from ivr_dagster.resources.settings import ProjectSettings
 from ivr_dagster.sample.corpus import write_sample_corpus
-from ivr_dagster.settings import load_settings
+from ivr_dagster.settings import Settings, load_settings
 
-
+STAGE_ASSETS: dict[str, tuple[str, ...]] = {
+    stage: tuple(asset.name for asset in ASSETS.values() if asset.stage == stage) for stage in STAGES
+}
+TUNING = ("tuning_study",)
+BASELINES = tuple(asset.name for asset in ASSETS.values() if asset.variant)
 SMALL = {
     "model_name": "sample",
     "heldout_fraction": 0.1,
@@ -88,6 +94,11 @@ def build(root: Path, **changed: Any) -> dict[str, dict[str, Any]]:
         assert all(check["passed"] for check in result.checks if check["severity"] == "ERROR"), result.checks
     bench.instance.dispose()
     return figures
+
+
+def project_settings(folder: Path, **values: Any) -> ProjectSettings:
+    """What assets get as the resource `settings`."""
+    return ProjectSettings.of(Settings.of(**values), folder)
 
 
 def stale(bench: Workbench) -> dict[str, str]:

@@ -12,13 +12,12 @@ from typing import Any
 
 import pytest
 import yaml
-from small_pipeline import SMALL, stale, workbench
+from small_pipeline import BASELINES, SMALL, TUNING, stale, workbench
 
-from ivr_dagster.pipeline import RELATIVE_PATHS
 from ivr_dagster.cli.workbench import StageFailed
 from ivr_dagster.errors import InputError
+from ivr_dagster.pipeline import ASSETS
 from ivr_dagster.sample import SAMPLE_MODEL
-
 
 
 @pytest.fixture(scope="module")
@@ -41,10 +40,10 @@ def contents(artifacts: Path) -> dict[Path, bytes]:
 
 
 def test_every_artifact_lies_where_the_design_says(folder: Path, finished: dict[str, dict[str, Any]]) -> None:
-    made = set(RELATIVE_PATHS) - {"raw_corpus", *TUNING}
+    made = set(ASSETS) - {*TUNING}
     assert made == set(finished)
     for name in made:
-        assert (folder / "artifacts" / RELATIVE_PATHS[name]).exists(), name
+        assert (folder / "artifacts" / ASSETS[name].path).exists(), name
     for split in ("train", "heldout"):
         assert list((folder / "artifacts/corpora/cleaned" / split).glob("*.parquet"))
     assert (folder / "artifacts/training/sft_checkpoint/final_model/model.safetensors").is_file()
@@ -174,7 +173,7 @@ def test_changed_training_settings_make_only_training_and_evaluation_stale(
     other = folder / "other.yaml"
     other.write_text((folder / "sft_config.yaml").read_text() + "weight_decay: 0.2\n")
     found = stale(workbench(folder, config_path=str(other)))
-    assert set(found) == {*BASELINES.values(), "sft_checkpoint", "evaluation_report"}
+    assert set(found) == {*BASELINES, "sft_checkpoint", "evaluation_report"}
 
 
 def test_a_new_document_that_leaves_the_result_as_it_was_stops_where_nothing_changes(
@@ -361,7 +360,7 @@ def test_a_training_killed_with_sigkill_goes_on_from_its_last_checkpoint(
     assert "sft_checkpoint" in stale(bench)
     result = bench.run(["sft_checkpoint"])
     assert result.figures["sft_checkpoint"]["resumed_from_step"] >= 8
-    workbench(folder).run(["training_blocks", "sft_checkpoint", *BASELINES.values()])
+    workbench(folder).run(["training_blocks", "sft_checkpoint", *BASELINES])
 
 
 @pytest.mark.slow

@@ -64,6 +64,22 @@ class Settings(BaseSettings):
 
     _given: frozenset[str] = PrivateAttr(frozenset())
 
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, **_: Any
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The constructor reads nothing but its arguments; :func:`load_settings` passes the sources."""
+        return (init_settings,)
+
+    @classmethod
+    def of(cls, **values: Any) -> "Settings":
+        """Settings with values by flat name, the preset's and the defaults for the rest; no other source is read.
+
+        Raises:
+            InputError: as for :func:`load_settings`.
+        """
+        return _build(values, origins={})
+
     @property
     def given(self) -> frozenset[str]:
         """Names of the settings that a user gave; the others have the value of the preset or the default."""
@@ -103,7 +119,7 @@ OUTPUT_PATHS = tuple(name for name, info in INFO.items() if info.kind == "output
 
 def option_name(name: str, command: str = "") -> str:
     """The command-line option of a setting, for messages about `command`: `--max-candidates`."""
-    alias = (INFO[name].options or {}).get(command)
+    alias = (INFO[name].options or {}).get(command) if name in INFO else None
     return f"--{alias or name.replace('_', '-')}"
 
 
@@ -138,7 +154,7 @@ def load_settings(
     }
     origins = {name: f"{file}:{line}" for name, line in lines.items()}
     origins |= {name: f"{ENVIRONMENT_PREFIX}{name.upper()}" for name in from_environment}
-    origins |= {name: option_name(name) if name in INFO else name for name in options or ()}
+    origins |= {name: option_name(name) for name in options or ()}
     return _build(dict(options or {}), from_environment, from_file, origins=origins)
 
 

@@ -9,18 +9,18 @@ import pytest
 
 from ivr_dagster.asset_checks.evaluation import bpb_falls_with_training, bpb_of_distilled_near_base, retention
 from ivr_dagster.core.evaluation.folder import ReportFolder
-from ivr_dagster.resources.settings import SettingsResource, with_defaults
-from ivr_dagster.settings import Settings
+from ivr_dagster.resources.settings import ProjectSettings
+from ivr_dagster_tests.small_pipeline import project_settings
 
 
-def verdict_of(check: Any, folder: Path, *settings: SettingsResource, **report: Any) -> dg.AssetCheckResult:
+def verdict_of(check: Any, folder: Path, *settings: ProjectSettings, **report: Any) -> dg.AssetCheckResult:
     (folder / "report.json").write_text(json.dumps(report), encoding="utf-8")
     result: dg.AssetCheckResult = check(*settings, ReportFolder(folder))
     return result
 
 
-def set_to(**changed: Any) -> SettingsResource:
-    return with_defaults(artifacts_dir="/nowhere", **Settings(**changed).model_dump())
+def set_to(**changed: Any) -> ProjectSettings:
+    return project_settings(Path("/nowhere"), **changed)
 
 
 def other_text(**rises: float) -> dict[str, Any]:

@@ -11,8 +11,8 @@ from ivr_dagster.assets.embedding import _Text
 from ivr_dagster.assets.training import _divided
 from ivr_dagster.core.corpus.cleaned import CleanedCorpus, write_cleaned_corpus
 from ivr_dagster.core.tokenizer.folder import TokenizerFolder
-from ivr_dagster.resources.settings import SettingsResource
 from ivr_dagster.sample import SAMPLE_MODEL
+from ivr_dagster_tests.small_pipeline import project_settings
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> CleanedCorpus:
 def test_it_is_without_the_documents_that_training_validates_on(
     corpus: CleanedCorpus, tmp_path: Path, given: dict[str, Any]
 ) -> None:
-    settings = SettingsResource(artifacts_dir=str(tmp_path), **given)
+    settings = project_settings(tmp_path, **given)
     encoded = {i for i, _ in islice(corpus.documents("train"), settings.corpus.max_texts or None)}
     _, validation, _, _ = _divided(settings, corpus, encoded, lambda _: True)
     text = _Text(settings, corpus, TokenizerFolder(SAMPLE_MODEL))

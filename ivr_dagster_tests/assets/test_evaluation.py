@@ -11,8 +11,9 @@ from ivr_dagster.assets.evaluation import _curves, _retention_text
 from ivr_dagster.core.corpus.cleaned import CleanedCorpus, CleaningSettings, write_cleaned_corpus
 from ivr_dagster.core.tokenizer.folder import TokenizerFolder
 from ivr_dagster.core.training.folders import TrainedModel, TrainingBlocks
-from ivr_dagster.resources.settings import SettingsResource
+from ivr_dagster.resources.settings import ProjectSettings
 from ivr_dagster.sample import SAMPLE_MODEL, other_text
+from ivr_dagster_tests.small_pipeline import project_settings
 
 BASE = TokenizerFolder(SAMPLE_MODEL)
 DOCUMENTATION = [f"Documentation, page {number}, of what every Python carries." for number in range(20)]
@@ -37,8 +38,8 @@ def carried(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return pages
 
 
-def settings(folder: Path, **changed: Any) -> SettingsResource:
-    return SettingsResource(artifacts_dir=str(folder), **changed)
+def settings(folder: Path, **changed: Any) -> ProjectSettings:
+    return project_settings(folder, **changed)
 
 
 def test_documentation_that_the_corpus_does_not_hold(tmp_path: Path, corpus: CleanedCorpus, carried: list[str]) -> None:

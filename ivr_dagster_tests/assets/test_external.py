@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import yaml
 
-from ivr_dagster.pipeline import RELATIVE_PATHS
 from ivr_dagster.cli.workbench import Workbench
 from ivr_dagster.errors import InputError
+from ivr_dagster.pipeline import ASSETS, STAGES
 from ivr_dagster.sample.corpus import write_sample_corpus
 from ivr_dagster.settings import EXTERNAL, load_settings
-
 from ivr_dagster.storage.manifest import MANIFEST
+from ivr_dagster_tests.small_pipeline import STAGE_ASSETS
 
 SMALL = {"model_name": "sample", "max_candidates": 60, "train_bytes": 4_000, "block_size": 64, "exceptions": 0}
 
@@ -50,7 +50,7 @@ def workbench(folder: Path, **changed: Any) -> Workbench:
 
 def copied(folder: Path, asset: str, to: Path) -> Path:
     """An artifact as somebody else might have it: without our mark."""
-    place = folder / "artifacts" / RELATIVE_PATHS[asset]
+    place = folder / "artifacts" / ASSETS[asset].path
     if place.is_dir():
         shutil.copytree(place, to)
         (to / MANIFEST).unlink()
@@ -80,7 +80,7 @@ FOLLOWERS = {
 @pytest.mark.parametrize("asset", FOLLOWERS)
 def test_what_is_brought_is_not_made_and_what_follows_goes_by_it(folder: Path, tmp_path: Path, asset: str) -> None:
     mine = copied(folder, asset, tmp_path / "mine")
-    ours = everything(folder / "artifacts" / RELATIVE_PATHS[asset])
+    ours = everything(folder / "artifacts" / ASSETS[asset].path)
     before = everything(mine)
     source = f"external_{asset}"
     bench = workbench(folder, **{EXTERNAL[source].setting: str(mine)})
@@ -99,7 +99,7 @@ def test_what_is_brought_is_not_made_and_what_follows_goes_by_it(folder: Path, t
     assert not set(stale(again)) & set(follower)
     assert {name: again.data_version(name) for name in follower} == made
     assert everything(mine) == before
-    assert everything(folder / "artifacts" / RELATIVE_PATHS[asset]) == ours
+    assert everything(folder / "artifacts" / ASSETS[asset].path) == ours
     workbench(folder).run(follower)
 
 
@@ -107,9 +107,9 @@ def test_a_tokenizer_that_changes_makes_what_is_made_of_it_stale(folder: Path, t
     mine = copied(folder, "remapped_tokenizer", tmp_path / "mine")
     bench = workbench(folder, remapped_tokenizer_dir=str(mine))
     bench.run(bench.stage_assets("align"))
-    assert not set(stale(workbench(folder, remapped_tokenizer_dir=str(mine)))) & set(STAGES["align"])
+    assert not set(stale(workbench(folder, remapped_tokenizer_dir=str(mine)))) & set(STAGE_ASSETS["align"])
     os.utime(mine / "tokenizer.json")
-    assert not set(stale(workbench(folder, remapped_tokenizer_dir=str(mine)))) & set(STAGES["align"])
+    assert not set(stale(workbench(folder, remapped_tokenizer_dir=str(mine)))) & set(STAGE_ASSETS["align"])
     config = mine / "tokenizer_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"model_max_length": 77}))
     changed = workbench(folder, remapped_tokenizer_dir=str(mine))
@@ -120,7 +120,7 @@ def test_a_tokenizer_that_changes_makes_what_is_made_of_it_stale(folder: Path, t
     back = workbench(folder)
     assert stale(back)["reordered_embeddings"] == "remapped_tokenizer changed"
     back.run(back.stage_assets("align"))
-    assert not set(stale(workbench(folder))) & set(STAGES["align"])
+    assert not set(stale(workbench(folder))) & set(STAGE_ASSETS["align"])
 
 
 def test_rules_that_are_brought_are_the_ones_that_count(folder: Path, tmp_path: Path) -> None:
@@ -147,9 +147,9 @@ def test_what_is_brought_for_training_is_read_by_training_alone(folder: Path, tm
     model = copied(folder, "initialized_model", tmp_path / "model")
     before = everything(tokenizer) | everything(model)
     bench = workbench(folder, tokenizer_path=str(tokenizer), train_model_name=str(model))
-    assert bench.stage_assets("remap") == list(STAGES["remap"])
-    assert bench.stage_assets("align") == list(STAGES["align"])
-    assert not set(stale(bench)) & {*STAGES["remap"], *STAGES["align"]}
+    assert bench.stage_assets("remap") == list(STAGE_ASSETS["remap"])
+    assert bench.stage_assets("align") == list(STAGE_ASSETS["align"])
+    assert not set(stale(bench)) & {*STAGE_ASSETS["remap"], *STAGE_ASSETS["align"]}
     assert stale(bench)["training_blocks"] == "external_train_model changed"
     bench.run(["training_blocks"])
     again = workbench(folder, tokenizer_path=str(tokenizer), train_model_name=str(model))

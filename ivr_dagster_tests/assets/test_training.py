@@ -13,8 +13,9 @@ from ivr_dagster.assets.training import COLD, WARM, _as_text, _divided, _general
 from ivr_dagster.core.corpus.cleaned import CleanedCorpus, write_cleaned_corpus
 from ivr_dagster.core.model.folder import ModelFolder
 from ivr_dagster.core.tokenizer.folder import TokenizerFolder
-from ivr_dagster.resources.settings import SettingsResource
+from ivr_dagster.resources.settings import ProjectSettings
 from ivr_dagster_tests.core.training.test_warm_start import written
+from ivr_dagster_tests.small_pipeline import project_settings
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
@@ -29,8 +30,8 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> CleanedCorpus:
     return CleanedCorpus(folder / "cleaned")
 
 
-def settings(folder: Path, **given: Any) -> SettingsResource:
-    return SettingsResource(artifacts_dir=str(folder), **given)
+def settings(folder: Path, **given: Any) -> ProjectSettings:
+    return project_settings(folder, **given)
 
 
 def always(_: list[str]) -> bool:

@@ -13,7 +13,8 @@ from ivr_dagster.assets.tuning import _rules_by_number, _texts
 from ivr_dagster.core.vocabulary.remap import RemapRules
 from ivr_dagster.core.vocabulary.selection import rules_from_table
 from ivr_dagster.errors import InputError
-from ivr_dagster.resources.settings import SettingsResource
+from ivr_dagster.resources.settings import ProjectSettings
+from ivr_dagster_tests.small_pipeline import project_settings
 
 CORPUS: dict[str, str] = {f"{number:02}": f"{number:02}" * 50 for number in range(40)}  # 100 bytes each
 
@@ -26,8 +27,8 @@ def corpus(documents: dict[str, str]) -> Any:
     return SimpleNamespace(documents=each, path=Path("cleaned"))
 
 
-def settings(**given: Any) -> SettingsResource:
-    return SettingsResource(artifacts_dir="artifacts", **given)
+def settings(**given: Any) -> ProjectSettings:
+    return project_settings(Path("artifacts"), **given)
 
 
 def test_trials_read_so_many_bytes_and_are_validated_on_a_fifth_as_much_of_other_documents() -> None:

@@ -17,8 +17,8 @@ from dagster._core.definitions.asset_checks.asset_check_evaluation import (
 )
 from small_pipeline import SMALL, TINY
 
-from ivr_dagster.pipeline import RELATIVE_PATHS, ArtifactPaths
 from ivr_dagster.cli.workbench import instance_at
+from ivr_dagster.pipeline import ASSETS, ArtifactPaths
 from ivr_dagster.storage.locks import holding
 
 IVR = Path(sys.executable).with_name("ivr")
@@ -68,7 +68,7 @@ def test_run_makes_nothing_behind_a_check_that_failed_before(folder: Path, ivr: 
             asset_key=key, check_name="agreement_floor", passed=False, target_materialization_data=target
         )
         instance.report_runless_asset_event(failed)
-    candidates, sequences = (folder / RELATIVE_PATHS[name] for name in ("replacement_candidates", "token_sequences"))
+    candidates, sequences = (folder / ASSETS[name].path for name in ("replacement_candidates", "token_sequences"))
     candidates.unlink()
     shutil.rmtree(sequences)
     refused = ivr("run")
@@ -124,7 +124,7 @@ def test_training_on_several_processes_is_asked_for_by_accelerates_file(folder: 
 
 
 def test_a_damaged_artifact_is_found_refused_and_made_again(folder: Path, ivr: Ivr) -> None:
-    tokenizer, report = (folder / RELATIVE_PATHS[name] for name in ("remapped_tokenizer", "evaluation_report"))
+    tokenizer, report = (folder / ASSETS[name].path for name in ("remapped_tokenizer", "evaluation_report"))
     file = tokenizer / "tokenizer.json"
     before, found = file.read_bytes(), (report / "report.md").stat()
     file.write_bytes(before[:-9])

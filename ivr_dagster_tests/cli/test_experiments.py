@@ -15,11 +15,11 @@ from dagster._core.definitions.data_version import CachingStaleStatusResolver, S
 from dagster._core.loader import LoadingContextForTest
 from small_pipeline import TINY, stale, stale_in, workbench
 
-from ivr_dagster.pipeline import ArtifactPaths
 from ivr_dagster.cli.experiments import begin, compare
 from ivr_dagster.cli.workbench import Workbench, instance_at, open_instance
 from ivr_dagster.errors import InputError
 from ivr_dagster.orchestration.dead_runs import PROCESS_TAG, process_mark
+from ivr_dagster.pipeline import ArtifactPaths
 from ivr_dagster.settings import PRESETS, load_settings
 
 IVR = Path(sys.executable).with_name("ivr")
@@ -110,7 +110,10 @@ def test_places_that_the_parents_settings_name_are_not_the_experiments(parent: W
         "embeddings_dir": str(root / "embeddings"),
     }
     options = {"model_name": parent.settings.tokenizer.model_name, **TINY, **named}
-    config = {"raw_corpora_dir": parent.settings.corpus.raw_corpora_dir, "config_path": parent.settings.training.config_path}
+    config = {
+        "raw_corpora_dir": parent.settings.corpus.raw_corpora_dir,
+        "config_path": parent.settings.training.config_path,
+    }
     (root / "ivr.yaml").write_text(yaml.safe_dump(options | config))
     bench = opened(begin(opened(parent.paths), "few", {"max_candidates": 20}))
     assert bench.paths.external == {}

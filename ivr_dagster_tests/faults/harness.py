@@ -33,15 +33,15 @@ from typing import Any, cast
 import psutil
 import yaml
 
-from ivr_dagster.pipeline import RELATIVE_PATHS
-
+from ivr_dagster.pipeline import ASSETS, STAGES
+from ivr_dagster_tests.small_pipeline import STAGE_ASSETS
 
 # no settings: taken out of the environment, which the settings are read from
 KILLS = int(os.environ.pop("IVR_KILLS", "200"))
 FUZZ_CASES = int(os.environ.pop("IVR_FUZZ_CASES", "400"))
 SEED = int(os.environ.pop("IVR_FAULTS_SEED", "20261128"))
 
-STAGE_OF = {asset: stage for stage, assets in STAGES.items() for asset in assets}
+STAGE_OF = {asset: stage for stage, assets in STAGE_ASSETS.items() for asset in assets}
 # before the first step: imports, looking at sources, finding out what is stale
 START_UP = "start-up"
 PLACES = (START_UP, *STAGES)
@@ -516,7 +516,7 @@ def unit_of(name: str) -> str:
     if parts[0] == "training" and parts[1] != "blocks":
         inside = len(parts) > 3 and parts[3] != "README.md"  # the model card comes with the evaluation
         return "/".join(parts[:3]) if inside else name
-    for place in RELATIVE_PATHS.values():
+    for place in (record.path for record in ASSETS.values()):
         if name == place or name.startswith(f"{place}/"):
             return place
     return name
@@ -628,7 +628,7 @@ class Reference:
 
     def operations_of(self, stage: str) -> list[str]:
         """The file operations on what a stage makes, in order."""
-        places = [RELATIVE_PATHS[asset] for asset in STAGES[stage] if asset in self.seconds]
+        places = [ASSETS[asset].path for asset in STAGE_ASSETS[stage] if asset in self.seconds]
         return [each for each in self.operations if any(_is_about(each, place) for place in places)]
 
     def operation_before(self, stage: str) -> str:

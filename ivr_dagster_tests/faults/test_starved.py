@@ -25,7 +25,7 @@ from faults.harness import (
     leftovers,
     nothing_is,
 )
-
+from ivr_dagster.pipeline import STAGES
 
 # the artifact that a stage reads, for what cannot be read
 READ_BY = {

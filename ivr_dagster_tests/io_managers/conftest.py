@@ -7,9 +7,9 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from ivr_dagster.pipeline import ArtifactPaths
 from ivr_dagster.io_managers import io_managers
-from ivr_dagster.resources.settings import SettingsResource, with_defaults
+from ivr_dagster.pipeline import ArtifactPaths
+from ivr_dagster.resources.settings import ProjectSettings
 from ivr_dagster.settings import Settings
 
 
@@ -19,9 +19,9 @@ def paths(tmp_path: Path) -> ArtifactPaths:
     return ArtifactPaths(tmp_path / "artifacts")
 
 
-def settings_below(places: ArtifactPaths) -> SettingsResource:
+def settings_below(places: ArtifactPaths) -> ProjectSettings:
     """Default settings."""
-    return with_defaults(artifacts_dir=str(places.root), **Settings().model_dump())
+    return ProjectSettings.of(Settings(), places.root)
 
 
 @pytest.fixture

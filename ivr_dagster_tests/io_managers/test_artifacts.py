@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from ivr_dagster.pipeline import RELATIVE_PATHS, ArtifactPaths
 from ivr_dagster.core.corpus.cleaned import CleanedCorpus
 from ivr_dagster.core.evaluation.folder import ReportFolder
 from ivr_dagster.core.model.folder import ModelFolder
@@ -22,6 +21,7 @@ from ivr_dagster.definitions import build_definitions
 from ivr_dagster.errors import InputError
 from ivr_dagster.io_managers import io_managers
 from ivr_dagster.orchestration.sources import source_names
+from ivr_dagster.pipeline import ASSETS, ArtifactPaths
 from ivr_dagster.settings import Settings
 from ivr_dagster.storage.atomic import staging_path
 from ivr_dagster.storage.manifest import MANIFEST, place_of_manifest
@@ -96,7 +96,7 @@ def test_what_a_person_brings_is_never_written(
     tmp_path: Path, materialize: Materialize, asset: str, io_manager: str
 ) -> None:
     mine = tmp_path / "mine"
-    places = ArtifactPaths(tmp_path / "artifacts", brought={"source": mine}, replaced={asset: "source"})
+    places = ArtifactPaths(tmp_path / "artifacts", external={"source": mine}, replaced={asset: "source"})
     staged = tmp_path / "staged"
     staged.mkdir()
     made: Any = RemapRules(()) if io_manager == "rules_io" else TokenizerFolder(staged)
@@ -200,7 +200,7 @@ def test_a_write_that_fails_leaves_the_old_file(paths: ArtifactPaths, materializ
 
 
 def test_every_asset_has_a_place_and_an_io_manager_there_is(tmp_path: Path) -> None:
-    definitions = build_definitions(Settings(model_name="sample"), artifacts_dir=tmp_path)
+    definitions = build_definitions(Settings.of(model_name="sample"), artifacts_dir=tmp_path)
     keys = io_managers(ArtifactPaths(tmp_path)).keys()
     made = [
         asset
@@ -208,7 +208,7 @@ def test_every_asset_has_a_place_and_an_io_manager_there_is(tmp_path: Path) -> N
         if asset.key.path[-1] not in source_names(ArtifactPaths(tmp_path))
     ]
     assert len(made) > 10
-    assert {asset.key.path[-1] for asset in made} <= RELATIVE_PATHS.keys()
+    assert {asset.key.path[-1] for asset in made} <= ASSETS.keys()
     assert {
         asset.metadata["dagster/io_manager_key"] for asset in made if "dagster/io_manager_key" in asset.metadata
     } <= keys

@@ -10,10 +10,9 @@ import dagster as dg
 import pytest
 from small_pipeline import workbench
 
-from ivr_dagster.pipeline import ArtifactPaths
 from ivr_dagster.io_managers import provenance
 from ivr_dagster.io_managers.provenance import code_revision, size_of
-from ivr_dagster.settings import fingerprint
+from ivr_dagster.pipeline import ArtifactPaths, settings_hash
 
 
 def test_every_artifact_tells_its_size_code_and_settings(built: tuple[Path, dict[str, dict[str, Any]]]) -> None:
@@ -32,7 +31,7 @@ def test_every_artifact_tells_its_size_code_and_settings(built: tuple[Path, dict
         assert ("-" in version) is bool(settings), asset
         if settings:
             assert version.endswith(f"-{found['config_hash']}")
-            assert found["config_hash"] == fingerprint(settings)
+            assert found["config_hash"] == settings_hash(settings)
     # nothing was written into these since
     for asset in ("token_stats", "remapped_tokenizer", "original_embeddings"):
         marker = 0 if places[asset].is_file() else (places[asset] / ".ivr.json").stat().st_size

@@ -8,8 +8,8 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
-from ivr_dagster.pipeline import ArtifactPaths
 from ivr_dagster.core.tokens.counts import PretokenCounts, counts_from_table, counts_table
+from ivr_dagster.pipeline import ArtifactPaths
 
 NASTY = [
     "a,b",

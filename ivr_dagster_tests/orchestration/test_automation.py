@@ -18,11 +18,12 @@ from ivr_dagster.core.corpus.splits import document_id, is_heldout
 from ivr_dagster.errors import InputError
 from ivr_dagster.orchestration.dead_runs import PROCESS_TAG, process_mark
 from ivr_dagster.orchestration.sources import noticed
-from ivr_dagster.settings import load_settings
-
+from ivr_dagster.pipeline import STAGES, stage_assets
+from ivr_dagster.settings import Settings, load_settings
 from ivr_dagster.storage.presence import present
+from ivr_dagster_tests.small_pipeline import STAGE_ASSETS
 
-EVERYTHING = [asset for stage in STAGES for asset in stage_assets(stage, vanilla=True, vanilla_compute=False)]
+EVERYTHING = stage_assets(STAGES, Settings.of(vanilla_compute=False))
 TRAINED = {"sft_checkpoint", "vanilla_sft_checkpoint"}
 
 
@@ -418,7 +419,7 @@ def test_the_costly_half_can_be_left_out(daemon: Daemon, rebuild: str) -> None:
     daemon.restart(rebuild=rebuild)
     daemon.add(*texts("train"))
     made = set(flat(daemon.settle()))
-    cheap = {asset for stage in list(STAGES)[:5] for asset in STAGES[stage]}
+    cheap = {asset for stage in list(STAGES)[:5] for asset in STAGE_ASSETS[stage]}
     assert made <= cheap
     assert bool(made) == (rebuild == "tokenizer_side")
 
@@ -430,7 +431,7 @@ def test_the_first_training_is_left_to_a_person(tmp_path: Path, tiny: Path) -> N
     daemon = Daemon(root, tiny.parent / "model")
     made = flat(daemon.settle())
     assert made[:2] == ["cleaned_corpus", "original_tokenizer"]
-    assert set(made) == {asset for stage in list(STAGES)[:5] for asset in STAGES[stage]}
+    assert set(made) == {asset for stage in list(STAGES)[:5] for asset in STAGE_ASSETS[stage]}
 
 
 class TestWatchingSources:

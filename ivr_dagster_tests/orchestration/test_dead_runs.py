@@ -81,7 +81,7 @@ def test_the_watch_over_sources_looks_for_killed_commands_too(
     instance: dg.DagsterInstance, dead: str, tmp_path: Path
 ) -> None:
     killed = started(instance, tmp_path, **{PROCESS_TAG: dead})
-    definitions = build_definitions(Settings(model_name="sample", preset="sample"), artifacts_dir=tmp_path)
+    definitions = build_definitions(Settings.of(model_name="sample", preset="sample"), artifacts_dir=tmp_path)
     repository = definitions.get_repository_def()
     context = dg.build_sensor_context(
         instance=instance, repository_def=repository, resources=dict(repository.get_top_level_resources())

@@ -12,8 +12,9 @@ from browsing import DagsterUi, graph, metadata_row, open_lineage, open_metadata
 from playwright.sync_api import Browser, Page, expect
 
 from ivr_dagster.core.tokenizer.bpe import read_bpe
+from ivr_dagster.pipeline import STAGES, stage_assets
 from ivr_dagster.settings import PRESETS, Settings
-
+from ivr_dagster_tests.small_pipeline import STAGE_ASSETS, TUNING
 
 pytestmark = pytest.mark.browser
 
@@ -67,16 +68,16 @@ def test_no_dialog_covers_the_page(page: Page, ui: DagsterUi, path: str, landmar
 def test_the_lineage_shows_every_group_and_every_asset(page: Page, ui: DagsterUi) -> None:
     page.set_viewport_size({"width": 4800, "height": 4800})  # in less, Dagster shortens names
     open_lineage(page, ui.url)
-    settings = Settings(**PRESETS["sample"])
+    settings = Settings.of(**PRESETS["sample"])
     wanted = {"vanilla": settings.training.vanilla, "vanilla_compute": settings.training.vanilla_compute}
-    assets = [*SOURCES, *TUNING, *(asset for stage in STAGES for asset in stage_assets(stage, **wanted))]
+    assets = [*SOURCES, *TUNING, *(asset for asset in stage_assets(STAGES, Settings.of(**wanted)))]
     for name in [*GROUPS, *assets]:
         expect(graph(page).get_by_text(name, exact=True).first).to_be_visible()
 
 
 def test_a_click_on_materialize_all_makes_every_tokenizer_asset(ui: DagsterUi, launched_run: str) -> None:
     assert ui.wait_for_run(launched_run) == "SUCCESS"
-    assert all(ui.materialized(asset) for stage in list(STAGES)[:5] for asset in STAGES[stage])
+    assert all(ui.materialized(asset) for stage in list(STAGES)[:5] for asset in STAGE_ASSETS[stage])
 
 
 def test_the_page_of_an_asset_has_description_and_figures(

@@ -1,6 +1,6 @@
 """Each strategy against values computed by hand."""
 
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from ivr_dagster.core.embedding import initialize
 from ivr_dagster.core.embedding.initialize import STRATEGIES, KeptRows, initialize_embeddings
 from ivr_dagster.core.embedding.reorder import reorder_embeddings
 from ivr_dagster.errors import InputError
-from ivr_dagster.settings import CHOICES
+from ivr_dagster.settings.loading import FIELDS
 
 BASE = {
     "wte": torch.tensor([[1.0, 2.0], [3.0, 6.0], [5.0, 10.0], [-1.0, 0.0], [7.0, 4.0]]),
@@ -154,4 +154,4 @@ def test_an_unknown_strategy_is_refused_with_those_there_are() -> None:
 
 
 def test_the_settings_offer_the_strategies_there_are() -> None:
-    assert CHOICES["init_strategy"] == tuple(STRATEGIES)
+    assert get_args(FIELDS["init_strategy"].annotation) == tuple(STRATEGIES)
