@@ -10,7 +10,6 @@ from typing import Any
 
 import dagster as dg
 
-from ivr_dagster.pipeline import ArtifactPaths
 from ivr_dagster.asset_checks import corpus as corpus_checks
 from ivr_dagster.asset_checks import embedding as embedding_checks
 from ivr_dagster.asset_checks import evaluation as evaluation_checks
@@ -33,6 +32,7 @@ from ivr_dagster.io_managers.artifacts import SETTINGS_KEY
 from ivr_dagster.orchestration.alerts import tell_of_failed_runs
 from ivr_dagster.orchestration.automation import automatic_assets, automation
 from ivr_dagster.orchestration.executor import executor_of
+from ivr_dagster.pipeline import ArtifactPaths
 from ivr_dagster.resources.accelerator import accelerator_resource
 from ivr_dagster.resources.base_model import base_model_resource
 from ivr_dagster.resources.settings import SettingsResource, checked_at_launch, with_defaults
@@ -81,7 +81,7 @@ def build_definitions(
     return dg.Definitions(
         assets=[
             *(_rebuilt_by_itself(_with_settings_in_code_version(asset, shared), conditions) for asset in assets),
-            *(brought_asset(name, places[name]) for name in sorted(places.brought)),
+            *(brought_asset(name, places) for name in sorted(places.brought)),
         ],
         asset_checks=[
             _reading_brought(check, places)

@@ -9,18 +9,18 @@ import numpy as np
 import polars as pl
 from dagster._core.definitions.data_version import CODE_VERSION_TAG
 
-from ivr_dagster.pipeline import ArtifactPaths
 from ivr_dagster.assets import OWNERS, depends_on_settings
 from ivr_dagster.assets.display import columns, curves, inline_png, markdown_table
 from ivr_dagster.core.corpus.cleaned import CleanedCorpus
 from ivr_dagster.core.tokenizer.agreement import LENGTHS_BYTES, compare_lengths, heldout_sample
 from ivr_dagster.core.tokenizer.folder import TokenizerFolder
 from ivr_dagster.core.tokenizer.segments import segments_of_types
-from ivr_dagster.core.tokenizer.write import write_certificate, write_tokenizer
+from ivr_dagster.core.tokenizer.write import write_certificate
 from ivr_dagster.core.tokens.byte_level import text_of
 from ivr_dagster.core.tokens.counts import counts_from_table
 from ivr_dagster.core.vocabulary.candidate import Guards
-from ivr_dagster.core.vocabulary.remap import RemapRules, check_rules, read_rules, remap_tokenizer, untouched_types
+from ivr_dagster.core.vocabulary.remap import remap_tokenizer, untouched_types, write_remapped_tokenizer
+from ivr_dagster.core.vocabulary.rules import RemapRules, check_rules, read_rules
 from ivr_dagster.core.vocabulary.selection import (
     Plan,
     plan_selection,
@@ -31,6 +31,7 @@ from ivr_dagster.core.vocabulary.selection import (
 from ivr_dagster.io_managers.artifacts import SETTINGS_KEY
 from ivr_dagster.io_managers.provenance import config_hash_of
 from ivr_dagster.io_managers.tables import read_candidates
+from ivr_dagster.pipeline import ArtifactPaths
 from ivr_dagster.resources.progress import track
 from ivr_dagster.resources.settings import SettingsResource
 from ivr_dagster.settings import Settings, fingerprint, version_parts
@@ -314,7 +315,9 @@ def remapped_tokenizer(
     of_base = segments_of_types(base, counts.types)
     remapping = remap_tokenizer(base, bpe, remap_rules, counts, exceptions=settings.exceptions, of_base=of_base)
     with settings.staged("remapped_tokenizer") as folder:
-        write_tokenizer(remapping.tokenizer, distilled_tokenizer.path, folder)
+        write_remapped_tokenizer(
+            remapping.tokenizer, remap_rules, distilled_tokenizer.base_file, distilled_tokenizer, folder
+        )
         loaded = TokenizerFolder(folder).backend()
         version = content_hash(folder)  # before the certificate: other held-out text makes no other tokenizer
         lengths = compare_lengths(base, loaded, heldout_sample(cleaned_corpus, LENGTHS_BYTES))

@@ -18,10 +18,9 @@ from dagster._core.definitions.data_version import DATA_VERSION_TAG
 from dagster._core.errors import DagsterAssetCheckFailedError, DagsterExecutionInterruptedError
 from dagster._core.storage.runs.sqlite import SqliteRunStorage
 
-from ivr_dagster.pipeline import ArtifactPaths
 from ivr_dagster.assets.vocabulary import edited_rules, plan_from_settings, table_in_force
 from ivr_dagster.core.tokenizer.folder import TokenizerFolder
-from ivr_dagster.core.vocabulary.remap import check_rules, read_rules
+from ivr_dagster.core.vocabulary.rules import check_rules, read_rules
 from ivr_dagster.core.vocabulary.selection import Plan
 from ivr_dagster.definitions import build_definitions
 from ivr_dagster.errors import InputError
@@ -35,6 +34,7 @@ from ivr_dagster.orchestration.dead_runs import (
 from ivr_dagster.orchestration.executor import at_work
 from ivr_dagster.orchestration.sources import observe, source_names
 from ivr_dagster.orchestration.staleness import AT_WORK, Staleness, latest_evaluation, observed_version
+from ivr_dagster.pipeline import ArtifactPaths
 from ivr_dagster.resources.base_model import BaseModel
 from ivr_dagster.resources.settings import with_defaults
 from ivr_dagster.settings import Settings

@@ -12,15 +12,17 @@ from typing import Any
 
 import dagster as dg
 
-from ivr_dagster.pipeline import ArtifactPaths
 from ivr_dagster.assets.brought import observe_brought
 from ivr_dagster.assets.corpus import observe_corpus, observe_other_corpus
 from ivr_dagster.core.corpus.documents import corpus_files
 from ivr_dagster.core.corpus.other_text import other_files
 from ivr_dagster.errors import InputError
+from ivr_dagster.io_managers.tokenizers import external_tokenizer
 from ivr_dagster.orchestration.staleness import UNFINISHED
+from ivr_dagster.pipeline import ArtifactPaths
 from ivr_dagster.resources.base_model import MODEL_FILES, BaseModel
 from ivr_dagster.resources.settings import SettingsResource
+from ivr_dagster.settings import BROUGHT
 from ivr_dagster.storage.content_hash import content_hash
 
 # a corpus that files keep coming into is taken as it is after so many seconds
@@ -48,7 +50,7 @@ def observe(name: str, settings: SettingsResource, base: BaseModel) -> str:
         return base.version()
     if name in OTHER_TEXT:
         return observe_other_corpus(OTHER_TEXT[name], settings)
-    return observe_brought(name, settings.places[name])
+    return observe_brought(name, settings.places)
 
 
 def look(name: str, settings: SettingsResource, base: BaseModel) -> str:
@@ -72,7 +74,13 @@ def look(name: str, settings: SettingsResource, base: BaseModel) -> str:
         beside = settings.text_beside(setting)
         return observe_other_corpus(setting, settings) if beside is None else _signature(other_files(beside, setting))
     place = settings.places[name]
-    return _signature(place.rglob("*") if place.is_dir() else [place])
+    if not place.is_dir():
+        return _signature([place])
+    context: list[Path] = []
+    if BROUGHT[name].instead_of == "remapped_tokenizer":
+        tokenizer = external_tokenizer(place, settings.places)
+        context = [file for file in (tokenizer.base_file, tokenizer.rules_file) if file.is_file()]
+    return _signature([*place.rglob("*"), *context])
 
 
 def _signature(files: Iterable[Path]) -> str:

@@ -10,18 +10,18 @@ from typing import Any
 
 import pytest
 
-from ivr_dagster.pipeline import RELATIVE_PATHS, ArtifactPaths
 from ivr_dagster.core.corpus.cleaned import CleanedCorpus
 from ivr_dagster.core.evaluation.folder import ReportFolder
 from ivr_dagster.core.model.folder import ModelFolder
 from ivr_dagster.core.tokenizer.folder import TokenizerFolder
 from ivr_dagster.core.tokens.sequences import TokenSequences
 from ivr_dagster.core.training.folders import TrainedModel, TrainingBlocks
-from ivr_dagster.core.vocabulary.remap import RemapRules
+from ivr_dagster.core.vocabulary.rules import RemapRules
 from ivr_dagster.definitions import build_definitions
 from ivr_dagster.errors import InputError
 from ivr_dagster.io_managers import io_managers
 from ivr_dagster.orchestration.sources import source_names
+from ivr_dagster.pipeline import RELATIVE_PATHS, ArtifactPaths
 from ivr_dagster.settings import Settings
 from ivr_dagster.storage.atomic import staging_path
 from ivr_dagster.storage.manifest import MANIFEST, place_of_manifest
