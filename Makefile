@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 PORT ?= 3000
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow test-faults test-ui browser postgres lint format bench ui clean
+.PHONY: help run test test-slow test-faults test-ui browser postgres lint format bench ui docs clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -64,6 +64,15 @@ lint: $(VENV)/.installed-dev
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	touch $@
+
+# the site, in site/; warnings are errors
+docs: $(VENV)/.installed-docs
+	$(BIN)/python docs/generate_reference.py
+	PYTHONPATH=docs $(BIN)/zensical build --clean --strict
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks

@@ -1,1 +1,1 @@
-"""Benchmarks: one command, `python -m benchmarks`, makes README's tables."""
+"""Benchmarks: `python -m benchmarks` and its modules produce the figures of README and docs/results."""

@@ -3,8 +3,8 @@
     python -m benchmarks.cost_model NAME
 
 names a result of `benchmarks.scaling run` on three corpora. For each stage, seconds are a start and a rate a byte, by
-the two smaller runs; the largest one is predicted by them and compared. Then the tables of docs/scaling.md: time, disk
-and money of 1 GB, 100 GB and 10 TB. What is assumed and not measured stands at the top of this file.
+the two smaller runs; the largest one is predicted by them and compared. Then the tables of docs/results/scaling.md:
+time, disk and money of 1 GB, 100 GB and 10 TB. What is assumed and not measured stands at the top of this file.
 """
 
 import argparse

@@ -43,7 +43,7 @@ from ivr_dagster.core.tokens.sequences import reference_encoder
 from ivr_dagster.core.training.blocks import write_blocks, write_validation_blocks
 from ivr_dagster.core.training.sft import Training, Validation, fine_tune
 from ivr_dagster.core.training.sft_config import read_sft_config
-from ivr_dagster.core.vocabulary.remap import read_rules
+from ivr_dagster.core.vocabulary.rules import read_rules
 from ivr_dagster.pipeline import ArtifactPaths
 
 RESULTS = Path(__file__).parent / "results"
@@ -80,10 +80,10 @@ class Bench:
         self.encoders = {name: reference_encoder(backend) for name, backend in self.backends.items()}
         self.eos_id = int(self.tokenizers["base"].load().eos_token_id)
         self.lengths = {name: byte_lengths(strings_by_id(backend)) for name, backend in self.backends.items()}
-        self.rules = list(read_rules(paths["remap_rules"]))
+        self.rules = read_rules(paths["remap_rules"])
         self.bpe = read_bpe(self.backends["base"])
         self.constituents = {rule.id: [self.bpe.ids[part] for part in rule.constituents] for rule in self.rules}
-        self.new_tokens = {rule.id: rule.new_token for rule in self.rules}
+        self.new_tokens = self.rules.new_tokens()
         corpus = CleanedCorpus(paths["cleaned_corpus"])
         wanted, self.heldout_bytes = documents_within(corpus.documents("heldout"), heldout_bytes)
         self.heldout = [text for i, text in corpus.documents("heldout") if i in wanted]

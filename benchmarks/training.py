@@ -49,7 +49,7 @@ def ours(artifacts: Path, steps: int, dtype: str) -> dict[str, Any]:
             fingerprint="benchmark",
             device=device,
             dtype=dtype,
-            new_tokens={rule.id: rule.new_token for rule in bench.load("remap_rules")},
+            new_tokens=bench.load("remap_rules").new_tokens(),
         )
         result = fine_tune(training, keep_model=False)
         cpu = time.process_time() - cpu

@@ -1,9 +1,9 @@
-"""The pictures of docs/images, taken by a browser that looks at a finished artifacts folder in the Dagster UI.
+"""Take the screenshots in docs/images: a browser opens a finished artifacts folder in the Dagster UI.
 
     ivr --artifacts-dir artifacts run --sample
     python docs/take_screenshots.py --artifacts artifacts --output docs/images
 
-Needs a Chromium (`make browser`). The moves are those of the browser tests, so that pictures and tests stay together.
+Needs Chromium (`make browser`). It uses the helpers of the browser tests, so screenshots and tests stay in step.
 """
 
 import argparse
@@ -31,19 +31,19 @@ from browsing import (
 
 
 def lineage(page: Page, url: str) -> None:
-    """All assets in their groups, as large as the window allows."""
+    """All assets in their groups, fitted to the window."""
     page.set_viewport_size({"width": 1100, "height": 1100})
     open_lineage(page, url)
     panels = page.get_by_role("button").filter(has=page.get_by_role("img", name="panel_show_right"))
     for left in (1, 0):
         panels.first.click()
         expect(panels).to_have_count(left)
-    page.mouse.dblclick(150, 1050)  # on nothing: fits the graph to the window
+    page.mouse.dblclick(150, 1050)  # on an empty spot: fits the graph to the window
     graph(page).get_by_text("evaluation_report").element_handle().wait_for_element_state("stable")
 
 
 def distilled_tokenizer(page: Page, url: str) -> None:
-    """An asset's page: status, description, figures, what made it and what it makes."""
+    """An asset's page: status, description, figures, lineage."""
     page.set_viewport_size({"width": 1600, "height": 1180})
     visit(page, f"{url}/assets/distilled_tokenizer", "Description")
     expect(metadata_row(page, "path")).to_be_visible()
@@ -58,12 +58,12 @@ def checks(page: Page, url: str) -> None:
 
 def evaluation_report(page: Page, url: str) -> None:
     """The report's page with a plot opened."""
-    opened(page, url, "evaluation_report", "bits per byte by variant")
+    _open_plot(page, url, "evaluation_report", "bits per byte by variant")
 
 
 def row_norms(page: Page, url: str) -> None:
-    """A plot of the embeddings: rows before and after."""
-    opened(page, url, "fitted_embeddings", "row norms")
+    """A plot of the embeddings: norms of rows before and after."""
+    _open_plot(page, url, "fitted_embeddings", "row norms")
 
 
 def new_tokens(page: Page, url: str) -> None:
@@ -73,15 +73,15 @@ def new_tokens(page: Page, url: str) -> None:
     expect(page.get_by_role("dialog").get_by_text("sacrificed_text")).to_be_visible()
 
 
-def opened(page: Page, url: str, asset: str, picture: str) -> None:
-    """An asset's page with one of its pictures opened."""
+def _open_plot(page: Page, url: str, asset: str, picture: str) -> None:
+    """Open an asset's page and one of its plots."""
     visit(page, f"{url}/assets/{asset}", "Description")
     dialog = open_metadata(page, picture)
     expect(dialog.get_by_role("img").first).to_be_visible()
 
 
 def launchpad(page: Page, url: str) -> None:
-    """A setting for one run alone, and what the launchpad knows of the settings."""
+    """A setting for one run, with the launchpad's help text."""
     type_into_launchpad(page, url, "resources:\n  settings:\n    config:\n      merge_scope: across\n")
     editor = page.locator(".CodeMirror").last
     editor.evaluate("(element) => {element.CodeMirror.focus(); element.CodeMirror.setCursor(3, 22)}")
@@ -89,12 +89,12 @@ def launchpad(page: Page, url: str) -> None:
 
 
 def automation(page: Page, url: str) -> None:
-    """What happens by itself, each with its switch."""
+    """Sensors and the schedule, each with its switch."""
     visit(page, f"{url}/automation", "rebuild_tokenizer_side")
     expect(page.get_by_text("nightly").first).to_be_visible()
 
 
-PICTURES: tuple[Callable[[Page, str], None], ...] = (
+SCREENSHOTS: tuple[Callable[[Page, str], None], ...] = (
     lineage,
     distilled_tokenizer,
     checks,
@@ -107,24 +107,24 @@ PICTURES: tuple[Callable[[Page, str], None], ...] = (
 
 
 def main() -> None:
-    """Take them all.
+    """Take all screenshots.
 
     Raises:
-        SystemExit: there is no browser.
+        SystemExit: no browser was found.
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--artifacts", type=Path, required=True, help="folder of a finished `ivr run`")
-    parser.add_argument("--output", type=Path, required=True, help="folder for the pictures")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the screenshots")
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch, sync_playwright() as playwright:
         executable = find_browser(playwright)
         if executable is None:
-            raise SystemExit("no browser: `make browser`, or put chromium on PATH")
+            raise SystemExit("no browser found: run `make browser`, or put chromium on PATH")
         with serving(options.artifacts, Path(scratch) / "ui.log") as ui:
             browser = launch(playwright, executable)
-            for take in PICTURES:
-                # at 1.4 pixels to the point, small names are sharp
+            for take in SCREENSHOTS:
+                # 1.4 pixels per point keep small names sharp
                 context = browser.new_context(viewport={"width": 1600, "height": 1000}, device_scale_factor=1.4)
                 page = patient(context.new_page())
                 take(page, ui.url)
@@ -139,7 +139,7 @@ def main() -> None:
 
 
 def _shrink(file: Path) -> None:
-    """At most 256 colours, which is what the UI has: a third of the bytes."""
+    """Reduce the image to 256 colors, as many as the UI uses: a third of the bytes."""
     with Image.open(file) as picture:
         reduced = picture.convert("RGB").quantize(256, dither=Image.Dither.NONE)
     reduced.save(file, optimize=True)

@@ -64,7 +64,7 @@ def build_definitions(
     if settings is None:
         config = os.environ.get("IVR_CONFIG")
         settings = load_settings(artifacts_dir, config=Path(config) if config else None)
-    shared = ProjectSettings.of(settings, artifacts_dir)
+    shared = ProjectSettings.in_folder(settings, artifacts_dir)
     loaded: list[Any] = list(dg.load_assets_from_modules(ASSETS))
     wanted = baselines(settings)
     left_out = {name for name in RECORDS if not is_enabled(name, settings)}
@@ -78,7 +78,7 @@ def build_definitions(
     return dg.Definitions(
         assets=[
             *(_rebuilt_by_itself(_with_settings_in_code_version(asset, shared), conditions) for asset in assets),
-            *(external_asset(name, places[name]) for name in sorted(places.external)),
+            *(external_asset(name, places) for name in sorted(places.external)),
         ],
         asset_checks=[
             _with_external_inputs(check, places)

@@ -98,7 +98,7 @@ def build(root: Path, **changed: Any) -> dict[str, dict[str, Any]]:
 
 def project_settings(folder: Path, **values: Any) -> ProjectSettings:
     """What assets get as the resource `settings`."""
-    return ProjectSettings.of(Settings.of(**values), folder)
+    return ProjectSettings.in_folder(Settings.of(**values), folder)
 
 
 def stale(bench: Workbench) -> dict[str, str]:

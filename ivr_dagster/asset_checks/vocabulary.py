@@ -8,7 +8,8 @@ from ivr_dagster.core.corpus.cleaned import CleanedCorpus
 from ivr_dagster.core.tokenizer.bpe import strings_by_id
 from ivr_dagster.core.tokenizer.folder import TokenizerFolder
 from ivr_dagster.core.tokenizer.write import read_certificate
-from ivr_dagster.core.vocabulary.remap import RemapRules, unreachable_tokens
+from ivr_dagster.core.vocabulary.remap import unreachable_tokens
+from ivr_dagster.core.vocabulary.rules import RemapRules
 from ivr_dagster.resources.settings import SettingsResource
 
 

@@ -19,7 +19,7 @@ from ivr_dagster.core.tokenizer.bpe import strings_by_id
 from ivr_dagster.core.tokenizer.folder import TokenizerFolder
 from ivr_dagster.core.tokenizer.write import write_copy
 from ivr_dagster.core.tokens.sequences import reference_encoder
-from ivr_dagster.core.vocabulary.remap import RemapRules
+from ivr_dagster.core.vocabulary.rules import RemapRules
 from ivr_dagster.resources.accelerator import POOL, Accelerator, AcceleratorResource
 from ivr_dagster.resources.base_model import BaseModelResource
 from ivr_dagster.resources.progress import track
@@ -127,7 +127,7 @@ def fitted_embeddings(
             )
             figures |= found
         if settings.embedding.token_distillation_bytes:
-            new_tokens = {rule.id: rule.new_token for rule in remap_rules}
+            new_tokens = remap_rules.new_tokens()
             tensors, found = _distilled(
                 context,
                 settings,
@@ -182,7 +182,7 @@ def initialized_model(
         layout = write_model(
             base.model().path, fitted_embeddings, folder, progress=track(context.log, "copying", "bytes")
         )
-        write_copy(remapped_tokenizer.path, folder)
+        write_copy(remapped_tokenizer, folder)
     return dg.MaterializeResult(
         value=ModelFolder(folder),
         data_version=dg.DataVersion(content_hash(folder)),

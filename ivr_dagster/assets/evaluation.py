@@ -23,7 +23,7 @@ from ivr_dagster.core.tokenizer.folder import TokenizerFolder
 from ivr_dagster.core.tokenizer.write import read_certificate
 from ivr_dagster.core.tokens.sequences import reference_encoder
 from ivr_dagster.core.training.folders import TrainedModel, TrainingBlocks
-from ivr_dagster.core.vocabulary.remap import RemapRules
+from ivr_dagster.core.vocabulary.rules import RemapRules
 from ivr_dagster.pipeline import baselines
 from ivr_dagster.resources.accelerator import POOL, AcceleratorResource
 from ivr_dagster.resources.base_model import BaseModel, BaseModelResource

@@ -10,7 +10,7 @@ from ivr_dagster.assets import OWNERS, kinds
 from ivr_dagster.assets.display import markdown_table
 from ivr_dagster.core.corpus.cleaned import CleanedCorpus
 from ivr_dagster.core.tokenizer.agreement import Agreement, heldout_sample, measure_agreement
-from ivr_dagster.core.tokenizer.folder import TokenizerFolder
+from ivr_dagster.core.tokenizer.folder import TOKENIZER, TokenizerFolder
 from ivr_dagster.core.tokenizer.scores import tokens_never_yielded
 from ivr_dagster.core.tokenizer.segments import segments_of_types
 from ivr_dagster.core.tokenizer.unigram import distill
@@ -75,7 +75,7 @@ def original_tokenizer(settings: SettingsResource, base: BaseModelResource) -> d
     kinds={"huggingface"},
     owners=OWNERS,
     io_manager_key="tokenizer_io",
-    code_version="3",
+    code_version="4",
     # agreement_floor is of no effect on the tokenizer, but its check must be put anew
 )
 def distilled_tokenizer(
@@ -99,7 +99,8 @@ def distilled_tokenizer(
     of_base = segments_of_types(base, counts.types)
     distillation = distill(base, bpe, counts, exceptions=settings.tokenizer.exceptions, of_base=of_base)
     with settings.staging("distilled_tokenizer") as folder:
-        write_tokenizer(distillation.tokenizer, original_tokenizer.path, folder)
+        base_file = original_tokenizer.path / TOKENIZER
+        write_tokenizer(distillation.tokenizer, original_tokenizer.path, folder, base=base_file)
         version = content_hash(folder)  # before the certificate: other held-out text makes no other tokenizer
         loaded = TokenizerFolder(folder).backend()  # what is measured is what was saved
         train = measure_agreement(base, loaded, counts, of_base=of_base)

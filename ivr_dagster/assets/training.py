@@ -20,7 +20,7 @@ from ivr_dagster.core.model.folder import ModelFolder
 from ivr_dagster.core.tokenizer.folder import TokenizerFolder
 from ivr_dagster.core.tokens.sequences import Encoder, TokenSequences, reference_encoder
 from ivr_dagster.core.training.folders import TrainedModel, TrainingBlocks
-from ivr_dagster.core.vocabulary.remap import RemapRules
+from ivr_dagster.core.vocabulary.rules import RemapRules
 from ivr_dagster.io_managers.artifacts import mark_folder, refuse_foreign
 from ivr_dagster.pipeline import settings_hash
 from ivr_dagster.resources.accelerator import POOL, Accelerator, AcceleratorResource
@@ -158,7 +158,7 @@ def sft_checkpoint(
         remapped_tokenizer,
         training_blocks,
         "remapped",
-        new_tokens={rule.id: rule.new_token for rule in remap_rules},
+        new_tokens=remap_rules.new_tokens(),
         made_of=base.version() + settings_hash({name: settings.get(name) for name in DIVIDED_BY}),
     )
 

@@ -18,7 +18,7 @@ from ivr_dagster.core.tokenizer.folder import TokenizerFolder
 from ivr_dagster.core.tokens.counts import counts_from_table
 from ivr_dagster.core.tokens.sequences import reference_encoder
 from ivr_dagster.core.training.folders import TuningFolder
-from ivr_dagster.core.vocabulary.remap import RemapRules
+from ivr_dagster.core.vocabulary.rules import RemapRules
 from ivr_dagster.core.vocabulary.selection import rules_from_table
 from ivr_dagster.errors import InputError
 from ivr_dagster.io_managers.artifacts import mark_folder, refuse_foreign
@@ -89,7 +89,7 @@ def tuning_study(
         given = initialized_model, remapped_tokenizer
         if number != len(remap_rules):
             given = _with_fewer(context, settings, base, original_tokenizer, *given, remap_rules, rules[number], work)
-        new_tokens = {rule.id: rule.new_token for rule in rules[number]}
+        new_tokens = rules[number].new_tokens()
         return _packed(*given, new_tokens, train, validation, block_size, work / f"blocks-{number}")
 
     ingredients = [

@@ -15,11 +15,12 @@ from ivr_dagster.core.corpus.cleaned import CleanedCorpus
 from ivr_dagster.core.tokenizer.agreement import LENGTHS_BYTES, compare_lengths, heldout_sample
 from ivr_dagster.core.tokenizer.folder import TokenizerFolder
 from ivr_dagster.core.tokenizer.segments import segments_of_types
-from ivr_dagster.core.tokenizer.write import write_certificate, write_tokenizer
+from ivr_dagster.core.tokenizer.write import write_certificate
 from ivr_dagster.core.tokens.byte_level import text_of
 from ivr_dagster.core.tokens.counts import counts_from_table
 from ivr_dagster.core.vocabulary.candidate import Guards
-from ivr_dagster.core.vocabulary.remap import RemapRules, check_rules, read_rules, remap_tokenizer, untouched_types
+from ivr_dagster.core.vocabulary.remap import remap_tokenizer, untouched_types, write_remapped_tokenizer
+from ivr_dagster.core.vocabulary.rules import RemapRules, check_rules, read_rules
 from ivr_dagster.core.vocabulary.selection import (
     Plan,
     plan_selection,
@@ -298,7 +299,9 @@ def remapped_tokenizer(
         base, bpe, remap_rules, counts, exceptions=settings.tokenizer.exceptions, of_base=of_base
     )
     with settings.staging("remapped_tokenizer") as folder:
-        write_tokenizer(remapping.tokenizer, distilled_tokenizer.path, folder)
+        write_remapped_tokenizer(
+            remapping.tokenizer, remap_rules, distilled_tokenizer.base_file, distilled_tokenizer, folder
+        )
         loaded = TokenizerFolder(folder).backend()
         version = content_hash(folder)  # before the certificate: other held-out text makes no other tokenizer
         lengths = compare_lengths(base, loaded, heldout_sample(cleaned_corpus, LENGTHS_BYTES))

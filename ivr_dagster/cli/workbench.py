@@ -20,7 +20,7 @@ from dagster._core.storage.runs.sqlite import SqliteRunStorage
 
 from ivr_dagster.assets.vocabulary import edited_rules, plan_from_settings, table_in_force
 from ivr_dagster.core.tokenizer.folder import TokenizerFolder
-from ivr_dagster.core.vocabulary.remap import check_rules, read_rules
+from ivr_dagster.core.vocabulary.rules import check_rules, read_rules
 from ivr_dagster.core.vocabulary.selection import Plan
 from ivr_dagster.definitions import build_definitions
 from ivr_dagster.errors import InputError
@@ -130,7 +130,7 @@ class Workbench:
     def __init__(self, settings: Settings, artifacts_dir: Path, *, instance: dg.DagsterInstance | None = None) -> None:
         self.settings, self.paths = settings, ArtifactPaths.of(settings, artifacts_dir)
         # what assets get as the resources `settings` and `base`
-        self.shared = ProjectSettings.of(settings, artifacts_dir)
+        self.shared = ProjectSettings.in_folder(settings, artifacts_dir)
         self.base = BaseModel(settings.tokenizer.model_name, settings.tokenizer.revision)
         loggers = {"console": terminal_logger}
         self._definitions = build_definitions(settings, artifacts_dir=artifacts_dir, loggers=loggers)

@@ -5,7 +5,7 @@ from pathlib import Path
 import dagster as dg
 from upath import UPath
 
-from ivr_dagster.core.vocabulary.remap import RemapRules, read_rules, rules_as_yaml
+from ivr_dagster.core.vocabulary.rules import RemapRules, read_rules, rules_as_yaml
 from ivr_dagster.io_managers.artifacts import ArtifactIOManager
 
 

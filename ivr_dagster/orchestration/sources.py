@@ -17,8 +17,9 @@ from ivr_dagster.assets.external import observe_external
 from ivr_dagster.core.corpus.documents import corpus_files
 from ivr_dagster.core.corpus.other_text import other_files
 from ivr_dagster.errors import InputError
+from ivr_dagster.io_managers.tokenizers import external_tokenizer
 from ivr_dagster.orchestration.staleness import UNFINISHED
-from ivr_dagster.pipeline import OTHER_CORPORA, ArtifactPaths
+from ivr_dagster.pipeline import EXTERNAL, OTHER_CORPORA, ArtifactPaths
 from ivr_dagster.resources.base_model import MODEL_FILES, BaseModel
 from ivr_dagster.resources.settings import SettingsResource
 from ivr_dagster.storage.content_hash import content_hash
@@ -46,7 +47,7 @@ def observe(name: str, settings: SettingsResource, base: BaseModel) -> str:
         return base.version()
     if name in OTHER_CORPORA:
         return observe_other_corpus(OTHER_CORPORA[name], settings)
-    return observe_external(name, settings.paths[name])
+    return observe_external(name, settings.paths)
 
 
 def look(name: str, settings: SettingsResource, base: BaseModel) -> str:
@@ -70,7 +71,13 @@ def look(name: str, settings: SettingsResource, base: BaseModel) -> str:
         beside = settings.other_corpus_dir(setting)
         return observe_other_corpus(setting, settings) if beside is None else _signature(other_files(beside, setting))
     place = settings.paths[name]
-    return _signature(place.rglob("*") if place.is_dir() else [place])
+    if not place.is_dir():
+        return _signature([place])
+    context: list[Path] = []
+    if EXTERNAL[name].replaces == "remapped_tokenizer":
+        tokenizer = external_tokenizer(place, settings.paths)
+        context = [file for file in (tokenizer.base_file, tokenizer.rules_file) if file.is_file()]
+    return _signature([*place.rglob("*"), *context])
 
 
 def _signature(files: Iterable[Path]) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 import dagster as dg
 from dagster._core.definitions.data_version import CODE_VERSION_TAG, DATA_VERSION_TAG, INPUT_DATA_VERSION_TAG_PREFIX
 
-from ivr_dagster.core.vocabulary.remap import is_edited, read_rules
+from ivr_dagster.core.vocabulary.rules import is_edited, read_rules
 from ivr_dagster.errors import InputError
 from ivr_dagster.io_managers.provenance import config_hash_of
 from ivr_dagster.pipeline import ASSETS, ArtifactPaths, split_code_version

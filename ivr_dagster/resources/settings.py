@@ -33,7 +33,7 @@ class ProjectSettings(Settings):
     artifacts_dir: Path
 
     @classmethod
-    def of(cls, settings: Settings, artifacts_dir: Path) -> "ProjectSettings":
+    def in_folder(cls, settings: Settings, artifacts_dir: Path) -> "ProjectSettings":
         """`settings` for the artifacts folder `artifacts_dir`."""
         groups = {name: getattr(settings, name) for name in Settings.model_fields}
         project = cls.model_construct(**groups, artifacts_dir=artifacts_dir.expanduser().resolve())
@@ -138,7 +138,7 @@ def settings_resource(project: ProjectSettings) -> dg.ResourceDefinition:
             raise InvalidLaunchError(str(error)) from None
 
     def create(context: dg.InitResourceContext) -> ProjectSettings:
-        return ProjectSettings.of(settings_for_one_run(project, context.resource_config), project.artifacts_dir)
+        return ProjectSettings.in_folder(settings_for_one_run(project, context.resource_config), project.artifacts_dir)
 
     definition = dg.ResourceDefinition(create, config_schema=dg.Permissive())  # type: ignore[no-untyped-call]
     return definition.configured(check, config_schema=schema.to_fields_dict(), description=ProjectSettings.__doc__)

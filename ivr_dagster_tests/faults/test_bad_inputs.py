@@ -477,7 +477,7 @@ def finished(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[P
 def test_bad_settings_and_rules_are_refused_in_one_line(
     row: Row, finished: Path, ivr: Ivr, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ivr_dagster.core.vocabulary.remap import read_rules
+    from ivr_dagster.core.vocabulary.rules import read_rules
 
     kept = finished / "tokenizers" / "remap_rules.yaml"
     free = read_rules(kept).rules[0]

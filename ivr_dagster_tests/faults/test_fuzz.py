@@ -26,7 +26,13 @@ from ivr_dagster.core.corpus.documents import corpus_files, read_documents
 from ivr_dagster.core.tokenizer.bpe import ByteLevelBPE, read_bpe
 from ivr_dagster.core.training.launch import read_accelerate_config
 from ivr_dagster.core.training.sft_config import DEFAULTS, read_sft_config
-from ivr_dagster.core.vocabulary.remap import RemapRule, RemapRules, check_rules, read_rules, rules_as_yaml
+from ivr_dagster.core.vocabulary.rules import (
+    RemapRule,
+    RemapRules,
+    check_rules,
+    read_rules,
+    rules_as_yaml,
+)
 from ivr_dagster.errors import InputError
 from ivr_dagster.settings.loading import Settings, load_settings, save_settings
 

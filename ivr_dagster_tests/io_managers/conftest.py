@@ -21,7 +21,7 @@ def paths(tmp_path: Path) -> ArtifactPaths:
 
 def settings_below(places: ArtifactPaths) -> ProjectSettings:
     """Default settings."""
-    return ProjectSettings.of(Settings(), places.root)
+    return ProjectSettings.in_folder(Settings(), places.root)
 
 
 @pytest.fixture

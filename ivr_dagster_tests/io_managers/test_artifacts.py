@@ -16,7 +16,7 @@ from ivr_dagster.core.model.folder import ModelFolder
 from ivr_dagster.core.tokenizer.folder import TokenizerFolder
 from ivr_dagster.core.tokens.sequences import TokenSequences
 from ivr_dagster.core.training.folders import TrainedModel, TrainingBlocks
-from ivr_dagster.core.vocabulary.remap import RemapRules
+from ivr_dagster.core.vocabulary.rules import RemapRules
 from ivr_dagster.definitions import build_definitions
 from ivr_dagster.errors import InputError
 from ivr_dagster.io_managers import io_managers

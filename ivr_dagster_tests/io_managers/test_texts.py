@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from ivr_dagster.core.vocabulary.remap import RemapRule, RemapRules
+from ivr_dagster.core.vocabulary.rules import RemapRule, RemapRules
 from ivr_dagster.errors import InputError
 from ivr_dagster.pipeline import ArtifactPaths
 

@@ -1,4 +1,4 @@
-"""A Dagster instance whose records lie in a real PostgreSQL, set up as docs/operating.md says."""
+"""A Dagster instance whose records lie in a real PostgreSQL, set up as docs/guides/operating.md says."""
 
 import json
 import os

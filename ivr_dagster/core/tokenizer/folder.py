@@ -1,4 +1,4 @@
-"""The handle of a tokenizer folder: cheap to pass between steps, opened where it is needed."""
+"""The handle of a tokenizer folder: cheap to pass between assets, opened where it is used."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -8,77 +8,102 @@ from typing import TYPE_CHECKING, Any
 from tokenizers import Tokenizer
 
 from ivr_dagster.core.tokenizer.bpe import ByteLevelBPE, read_bpe
-from ivr_dagster.core.tokens.tokenizer_file import read_known
+from ivr_dagster.core.tokens.tokenizer_file import read_tokenizer
 from ivr_dagster.errors import InputError, short_message
 from ivr_dagster.storage.file_identity import FileIdentity
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-
-@lru_cache(maxsize=2)
-def _read_bpe(file: FileIdentity) -> ByteLevelBPE:
-    try:
-        return read_bpe(read_known(file))
-    except InputError as error:
-        raise InputError(error.message, where=error.where or file.path, remedy=error.remedy) from error
+TOKENIZER = "tokenizer.json"
+# the context of a distilled or remapped tokenizer; model folders contain it too
+BASE_TOKENIZER, REMAP_RULES = "base_tokenizer.json", "remap_rules.yaml"
 
 
 @dataclass(frozen=True)
 class TokenizerFolder:
-    """A folder that `AutoTokenizer.from_pretrained` loads; its `tokenizer.json` is all that encoding takes."""
+    """A folder that `AutoTokenizer.from_pretrained` loads, or a model folder that contains one.
+
+    Distilled and remapped tokenizers carry the base tokenizer as `base_tokenizer.json`. Remapped ones also carry the
+    rules that were applied as `remap_rules.yaml`; `core.vocabulary.rules.applied_rules` reads them.
+
+    Attributes:
+        path: the folder.
+        external_base: the base tokenizer's file if it is not in the folder.
+        external_rules: the rules' file if it is not in the folder.
+    """
 
     path: Path
+    external_base: Path | None = None
+    external_rules: Path | None = None
+
+    @property
+    def base_file(self) -> Path:
+        """The `tokenizer.json` of the base tokenizer."""
+        return self.external_base or self.path / BASE_TOKENIZER
+
+    @property
+    def rules_file(self) -> Path:
+        """The remap rules that lead from the base tokenizer to this one."""
+        return self.external_rules or self.path / REMAP_RULES
 
     def backend(self) -> Tokenizer:
-        """The tokenizer itself, without transformers around it; the same object for the same file, not to be changed.
+        """The tokenizer without transformers around it. Callers share one object and must not modify it.
 
         Raises:
-            InputError: there is none.
+            InputError: the folder has no readable tokenizer.
         """
-        return read_known(self._file())
+        return read_tokenizer(self.path / TOKENIZER)
 
     def bpe(self) -> ByteLevelBPE:
-        """The BPE inside it.
+        """The BPE inside the tokenizer.
 
         Raises:
-            InputError: there is none, or its model is not a byte-level BPE.
+            InputError: the folder has no readable tokenizer, or its model is not a byte-level BPE.
         """
-        return _read_bpe(self._file())
+        return _bpe_of(self.path / TOKENIZER)
 
-    def _file(self) -> FileIdentity:
-        file = self.path / "tokenizer.json"
-        if not file.is_file():
-            raise InputError(
-                "no tokenizer there", where=file, remedy="Materialize it, or give a folder with a tokenizer.json."
-            )
-        return FileIdentity.of(file)
+    def base_backend(self) -> Tokenizer:
+        """The base tokenizer that this one was made from.
+
+        Raises:
+            InputError: it is missing or unreadable.
+        """
+        return read_tokenizer(self.base_file)
+
+    def base_bpe(self) -> ByteLevelBPE:
+        """The BPE inside the base tokenizer.
+
+        Raises:
+            InputError: it is missing or unreadable, or not a byte-level BPE.
+        """
+        return _bpe_of(self.base_file)
 
     def load(self) -> "PreTrainedTokenizerFast":
-        """The tokenizer as transformers has it: special tokens, chat template, padding side.
+        """The tokenizer as a transformers object, with special tokens, chat template and padding side.
 
         Raises:
-            InputError: there is none, or its settings cannot be read or ask for code of its own.
+            InputError: there is none, its settings are unreadable, or it needs custom code.
         """
         from transformers import AutoTokenizer
 
-        self.backend()  # a clearer error than transformers' where there is none
+        self.backend()  # its error is clearer than that of transformers
         try:
             loaded: Any = AutoTokenizer.from_pretrained(self.path, local_files_only=True, trust_remote_code=False)
-        except Exception as error:  # whatever a class makes of settings that make no sense
+        except Exception as error:  # tokenizer classes raise anything on invalid settings
             raise InputError(
                 f"the tokenizer cannot be loaded ({short_message(error)})",
                 where=self.path / "tokenizer_config.json",
-                remedy="Give a folder that save_pretrained wrote; code that comes with a tokenizer is never run.",
+                remedy="Give a folder that save_pretrained wrote. Custom tokenizer code is never run.",
             ) from error
         tokenizer: PreTrainedTokenizerFast = loaded
         return tokenizer
 
     def end_of_text_id(self) -> int:
-        """The id that stands between documents.
+        """The id that separates documents.
 
         Raises:
-            InputError: the tokenizer names no end-of-text token.
+            InputError: the tokenizer has no end-of-text token.
         """
         eos_id: Any = self.load().eos_token_id
         if eos_id is None:
@@ -88,3 +113,16 @@ class TokenizerFolder:
                 remedy="Set eos_token in tokenizer_config.json.",
             )
         return int(eos_id)
+
+
+def _bpe_of(file: Path) -> ByteLevelBPE:
+    read_tokenizer(file)  # reports a missing file
+    return _read_bpe(FileIdentity.of(file))
+
+
+@lru_cache(maxsize=2)
+def _read_bpe(file: FileIdentity) -> ByteLevelBPE:
+    try:
+        return read_bpe(read_tokenizer(file.path))
+    except InputError as error:
+        raise InputError(error.message, where=error.where or file.path, remedy=error.remedy) from error

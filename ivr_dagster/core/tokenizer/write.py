@@ -10,6 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 from ivr_dagster.core.model.files import CONFIG, read_config, rows_of
 from ivr_dagster.core.tokenizer.bpe import check_byte_level, strings_by_id
+from ivr_dagster.core.tokenizer.folder import BASE_TOKENIZER, REMAP_RULES, TOKENIZER, TokenizerFolder
 from ivr_dagster.core.tokens.pretokens import read_pretokenization, specification
 from ivr_dagster.core.tokens.tokenizer_file import read_tokenizer
 from ivr_dagster.errors import InputError, short_message
@@ -179,7 +180,7 @@ def _write_config(config: Mapping[str, Any], folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
 
 
-def write_tokenizer(tokenizer: Tokenizer, like: Path, target: Path) -> None:
+def write_tokenizer(tokenizer: Tokenizer, like: Path, target: Path, *, base: Path | None = None) -> None:
     """Write `tokenizer` with the settings of the tokenizer folder `like`: special tokens, chat template, padding side.
 
     The class becomes the one that takes `tokenizer.json` as it is; model classes such as GPT2Tokenizer would build a
@@ -196,17 +197,21 @@ def write_tokenizer(tokenizer: Tokenizer, like: Path, target: Path) -> None:
             shutil.copyfile(like / name, target / name)
     for name in ("vocab.json", "merges.txt"):  # of a BPE, which `tokenizer.json` may no longer be
         (target / name).unlink(missing_ok=True)
-    tokenizer.save(str(target / "tokenizer.json"), pretty=False)
+    tokenizer.save(str(target / TOKENIZER), pretty=False)
+    if base is not None:
+        shutil.copyfile(base, target / BASE_TOKENIZER)
 
 
-def write_copy(source: Path, target: Path) -> None:
-    """Put the tokenizer of one folder into another, which may hold a model, its files byte for byte.
+def write_copy(tokenizer: TokenizerFolder, target: Path) -> None:
+    """Copy a tokenizer and its context (base tokenizer, remap rules) into a model folder, byte for byte.
 
-    transformers' save_pretrained would note how it was loaded, and a class that earlier versions do not know.
+    save_pretrained would record how the tokenizer was loaded, and a class that earlier versions do not know.
     """
-    for name in LOADED_FILES:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
+    files = {name: tokenizer.path / name for name in LOADED_FILES}
+    files |= {BASE_TOKENIZER: tokenizer.base_file, REMAP_RULES: tokenizer.rules_file}
+    for name, file in files.items():
+        if file.is_file():
+            shutil.copyfile(file, target / name)
 
 
 def write_certificate(certificate: Mapping[str, object], folder: Path) -> None:

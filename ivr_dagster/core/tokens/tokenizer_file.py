@@ -1,4 +1,4 @@
-"""A `tokenizer.json` as `tokenizers` reads it, once a process and file: several steps of a run ask for the same few."""
+"""Reading a `tokenizer.json`. Every tokenizer of the pipeline is loaded here, once per process and file."""
 
 from functools import lru_cache
 from pathlib import Path
@@ -10,23 +10,23 @@ from ivr_dagster.storage.file_identity import FileIdentity
 
 
 def read_tokenizer(file: Path) -> Tokenizer:
-    """The tokenizer of a file, the same object while the file stays as it is; not to be changed.
+    """The tokenizer in `file`. Callers share one object until the file changes and must not modify it.
 
     Raises:
-        InputError: it is none.
-        OSError: there is none.
+        InputError: the file is missing or is not a tokenizer.
     """
-    return read_known(FileIdentity.of(file))
+    if not file.is_file():
+        raise InputError("no tokenizer there", where=file, remedy=f"Materialize it, or give a folder with {file.name}.")
+    return _read(FileIdentity.of(file))
 
 
 @lru_cache(maxsize=4)
-def read_known(file: FileIdentity) -> Tokenizer:
-    """As :func:`read_tokenizer`, of a file that was looked at already."""
+def _read(file: FileIdentity) -> Tokenizer:
     try:
         return Tokenizer.from_file(str(file.path))
     except Exception as error:  # tokenizers raises nothing narrower
         raise InputError(
-            f"this is no tokenizer that tokenizers can read ({short_message(error)})",
+            f"tokenizers cannot read this file ({short_message(error)})",
             where=file.path,
-            remedy="Fetch it anew, or give a folder that save_pretrained wrote.",
+            remedy="Download it again, or give a folder that save_pretrained wrote.",
         ) from error

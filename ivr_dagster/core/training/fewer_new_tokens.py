@@ -8,10 +8,10 @@ from collections.abc import Collection
 from pathlib import Path
 
 from ivr_dagster.core.embedding.extract import read_embeddings, write_model
-from ivr_dagster.core.tokenizer.folder import TokenizerFolder
-from ivr_dagster.core.tokenizer.write import write_tokenizer
+from ivr_dagster.core.tokenizer.folder import TOKENIZER, TokenizerFolder
 from ivr_dagster.core.tokens.counts import PretokenCounts
-from ivr_dagster.core.vocabulary.remap import RemapRules, remap_tokenizer
+from ivr_dagster.core.vocabulary.remap import remap_tokenizer, write_remapped_tokenizer
+from ivr_dagster.core.vocabulary.rules import RemapRules
 
 
 def write_tokenizer_with(
@@ -34,7 +34,7 @@ def write_tokenizer_with(
     """
     base = original.backend()
     remapping = remap_tokenizer(base, original.bpe(), rules, counts, exceptions=exceptions)
-    write_tokenizer(remapping.tokenizer, remapped.path, folder)
+    write_remapped_tokenizer(remapping.tokenizer, rules, original.path / TOKENIZER, remapped, folder)
 
 
 def write_model_without(dropped: Collection[int], base_model: Path, initialized: Path, folder: Path) -> None:

@@ -20,6 +20,7 @@ import numpy as np
 
 from ivr_dagster.core.embedding.new_rows import embedding_parameters
 from ivr_dagster.core.model.folder import ModelFolder
+from ivr_dagster.core.tokenizer.folder import BASE_TOKENIZER, REMAP_RULES, TOKENIZER
 from ivr_dagster.core.training.blocks import COLUMN, largest_id, read_blocks
 from ivr_dagster.core.training.checkpoints import discard_useless, mark_complete, newest_complete, step_of
 from ivr_dagster.core.training.flops import Compute, compute_of
@@ -426,7 +427,8 @@ def _load_tokenizer(folder: Path) -> Any:
 
 def _copy_tokenizer(tokenizer: Any, source: Path, target: Path) -> None:
     """Copy the tokenizer's files as they are; save_pretrained would write how it was loaded into them."""
-    names = {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"}
+    names = {TOKENIZER, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"}
+    names |= {BASE_TOKENIZER, REMAP_RULES}
     for name in sorted(names | {"chat_template.jinja"} | set(tokenizer.vocab_files_names.values())):
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)

@@ -16,7 +16,8 @@ from ivr_dagster.core.tokens.byte_level import text_of
 from ivr_dagster.core.tokens.counts import PretokenCounts
 from ivr_dagster.core.vocabulary.candidate import Guards, Selection
 from ivr_dagster.core.vocabulary.candidates import choose_candidates, order_by_worth, reachable
-from ivr_dagster.core.vocabulary.remap import RemapRule, RemapRules, check_rules, remap_tokenizer
+from ivr_dagster.core.vocabulary.remap import remap_tokenizer
+from ivr_dagster.core.vocabulary.rules import RemapRule, RemapRules, check_rules
 from ivr_dagster.core.vocabulary.sacrifice import choose_sacrifices, protected_ids
 from ivr_dagster.errors import InputError
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from ivr_dagster.core.tokenizer import write as folder_module
+from ivr_dagster.core.tokenizer.folder import TokenizerFolder
 from ivr_dagster.core.tokenizer.unigram import Distillation
 from ivr_dagster.core.tokenizer.write import (
     CERTIFICATE,
@@ -224,7 +225,7 @@ def test_a_missing_certificate_is_named_with_what_to_do(tmp_path: Path) -> None:
 
 def test_a_copy_beside_a_model_loads_as_the_tokenizer_it_is(distilled: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
-    write_copy(distilled, tmp_path)
+    write_copy(TokenizerFolder(distilled), tmp_path)
     copied = json.loads((tmp_path / "tokenizer_config.json").read_text())
     assert copied == json.loads((distilled / "tokenizer_config.json").read_text())
     assert copied["tokenizer_class"] == "PreTrainedTokenizerFast"

@@ -9,7 +9,8 @@ from ivr_dagster.core.tokenizer.bpe import read_bpe, strings_by_id
 from ivr_dagster.core.tokenizer.folder import TokenizerFolder
 from ivr_dagster.core.tokens.counts import count_pretokens
 from ivr_dagster.core.training.fewer_new_tokens import write_model_without, write_tokenizer_with
-from ivr_dagster.core.vocabulary.remap import RemapRule, RemapRules, check_rules, remap_tokenizer
+from ivr_dagster.core.vocabulary.remap import remap_tokenizer
+from ivr_dagster.core.vocabulary.rules import RemapRule, RemapRules, check_rules
 
 
 def test_the_tokenizer_has_the_first_new_tokens_and_else_the_bases(

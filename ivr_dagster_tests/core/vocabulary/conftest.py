@@ -8,7 +8,8 @@ from ivr_dagster.core.tokenizer.bpe import ByteLevelBPE
 from ivr_dagster.core.tokens.counts import PretokenCounts, token_frequencies
 from ivr_dagster.core.vocabulary.candidate import Selection
 from ivr_dagster.core.vocabulary.candidates import choose_candidates
-from ivr_dagster.core.vocabulary.remap import Remapping, RemapRules, remap_tokenizer
+from ivr_dagster.core.vocabulary.remap import Remapping, remap_tokenizer
+from ivr_dagster.core.vocabulary.rules import RemapRules
 from ivr_dagster.core.vocabulary.selection import candidates_table, rules_from_table
 
 BUDGET = 300

@@ -14,30 +14,37 @@ from tokenizers import Regex, Tokenizer, pre_tokenizers
 
 from ivr_dagster.core.tokenizer.agreement import count_tokens
 from ivr_dagster.core.tokenizer.bpe import ByteLevelBPE, read_bpe
-from ivr_dagster.core.tokenizer.write import write_tokenizer
+from ivr_dagster.core.tokenizer.folder import TOKENIZER, TokenizerFolder
+from ivr_dagster.core.tokenizer.write import write_copy, write_original_tokenizer, write_tokenizer
 from ivr_dagster.core.tokens.byte_level import CHARACTER_TO_BYTE, string_of, text_of
 from ivr_dagster.core.tokens.counts import PretokenCounts, count_pretokens, token_frequencies
 from ivr_dagster.core.tokens.pretokens import read_pretokenization
 from ivr_dagster.core.vocabulary.candidates import choose_candidates
 from ivr_dagster.core.vocabulary.remap import (
-    HEADER,
     Remapping,
+    remap_tokenizer,
+    remapped_strings,
+    unreachable_tokens,
+    untouched_types,
+    write_remapped_tokenizer,
+)
+from ivr_dagster.core.vocabulary.rules import (
+    HEADER,
     RemapRule,
     RemapRules,
+    applied_rules,
     check_rules,
     is_as_written,
     is_edited,
     read_rules,
-    remap_tokenizer,
-    remapped_strings,
     rules_as_yaml,
     rules_from_yaml,
-    unreachable_tokens,
-    untouched_types,
+    write_applied_rules,
 )
 from ivr_dagster.core.vocabulary.selection import candidates_table, rules_from_table
 from ivr_dagster.errors import InputError
 from ivr_dagster.sample import SAMPLE_MODEL
+from ivr_dagster.storage.content_hash import content_hash
 
 STRING = st.text(sorted(CHARACTER_TO_BYTE), min_size=1, max_size=8) | st.sampled_from(
     ["null", "true", "~", "1e3", "0x1F", "2024-01-01", "-", ":", "#", "'", '"', "yes", "<<", "=", "x" * 1500]
@@ -320,7 +327,7 @@ def test_the_vocabulary_keeps_its_size_and_every_id_without_a_rule_its_string(
     rules: RemapRules, remapped: Tokenizer, gpt2: Tokenizer, gpt2_bpe: ByteLevelBPE
 ) -> None:
     assert remapped.get_vocab_size(with_added_tokens=True) == gpt2.get_vocab_size(with_added_tokens=True)
-    new = {rule.id: rule.new_token for rule in rules}
+    new = rules.new_tokens()
     strings = remapped_strings(gpt2_bpe, rules)
     for token_id, string in enumerate(gpt2_bpe.strings):
         assert remapped.id_to_token(token_id) == strings[token_id] == new.get(token_id, string)
@@ -586,3 +593,33 @@ def test_bytes_without_a_rule_are_dropped_as_the_base_drops_them(without_some_by
     rules = RemapRules((RemapRule(400, bpe.strings[400], "~", ()),))
     tokenizer = remap_tokenizer(without_some_bytes, bpe, rules).tokenizer
     assert tokenizer.decode(tokenizer.encode("a~é b").ids) == "a~ b"
+
+
+def test_a_remapped_tokenizer_folder_carries_its_base_and_its_rules(
+    rules: RemapRules, remapping: Remapping, gpt2: Tokenizer, gpt2_bpe: ByteLevelBPE, tmp_path: Path
+) -> None:
+    base, folder, model = (TokenizerFolder(tmp_path / name) for name in ("base", "remapped", "model"))
+    write_original_tokenizer(SAMPLE_MODEL, base.path)
+    for target in (folder, TokenizerFolder(tmp_path / "again")):
+        write_remapped_tokenizer(remapping.tokenizer, rules, base.path / TOKENIZER, base, target.path)
+    assert content_hash(folder.path) == content_hash(tmp_path / "again")
+    model.path.mkdir()
+    write_copy(folder, model.path)
+    for carried in (folder, model):
+        assert carried.base_bpe().ids == gpt2_bpe.ids
+        assert carried.base_backend().to_str() == base.backend().to_str()
+        assert applied_rules(carried).digest() == rules.digest() and not applied_rules(carried).edited
+        assert carried.load().get_vocab() == remapping.tokenizer.get_vocab()
+
+
+def test_rules_that_differ_in_frequencies_only_are_written_alike(tmp_path: Path) -> None:
+    for name, rule in (("a", RULE), ("b", replace(RULE, frequencies={"new": 1}))):
+        (tmp_path / name).mkdir()
+        write_applied_rules(RemapRules((rule,)), tmp_path / name)
+    assert content_hash(tmp_path / "a") == content_hash(tmp_path / "b")
+
+
+def test_a_tokenizer_without_rules_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="comes without its remap rules") as error:
+        applied_rules(TokenizerFolder(tmp_path))
+    assert error.value.where == tmp_path / "remap_rules.yaml"

@@ -20,7 +20,8 @@ from ivr_dagster.core.tokens.byte_level import string_of, text_of
 from ivr_dagster.core.tokens.counts import PretokenCounts, count_pretokens, token_frequencies
 from ivr_dagster.core.vocabulary.candidate import Candidate, Selection
 from ivr_dagster.core.vocabulary.candidates import choose_candidates
-from ivr_dagster.core.vocabulary.remap import RemapRule, RemapRules, check_rules, remap_tokenizer
+from ivr_dagster.core.vocabulary.remap import remap_tokenizer
+from ivr_dagster.core.vocabulary.rules import RemapRule, RemapRules, check_rules
 from ivr_dagster.core.vocabulary.sacrifice import protected_ids
 from ivr_dagster.core.vocabulary.selection import (
     STEP,
