@@ -73,7 +73,7 @@ def padding(artifacts: Path, steps: int) -> dict[str, Any]:
     folder = bench.base.model().path
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    length = bench.settings.training.block_size or bench.base.model().tokens_at_once()
+    length = bench.settings.training.block_size or bench.base.model().sequence_tokens()
     texts = list(CleanedCorpus(bench.paths["cleaned_corpus"]).texts("train"))
     encoded = [tokenizer(text, truncation=True, max_length=length)["input_ids"] for text in texts]
     sizes = [len(tokenizer.decode(ids).encode()) for ids in encoded]

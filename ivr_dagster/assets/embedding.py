@@ -242,7 +242,7 @@ def _calibrated(
     new_ids: list[int],
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The embeddings with new rows calibrated, and its figures."""
-    from ivr_dagster.core.embedding.calibrate import LEAST_EXPLAINED, calibrate_new_rows
+    from ivr_dagster.core.embedding.calibrate import MIN_EXPLAINED, calibrate_new_rows
 
     started = time.monotonic()
     most = min(
@@ -261,16 +261,16 @@ def _calibrated(
         dtype=accelerator.resolved_dtype(),
         progress=track(context.log, "calibration", "tokens"),
     )
-    done = calibration.tensors is not initial
+    done = calibration.is_applied
     if not done:
         context.log.warning(
             f"new rows stay as initialized: hidden states of this model have no common direction to calibrate along "
-            f"(one explains {calibration.explained:.0%} of a constant, {LEAST_EXPLAINED:.0%} are needed)"
+            f"(one explains {calibration.explained:.0%} of a constant, {MIN_EXPLAINED:.0%} are needed)"
         )
     return calibration.tensors, {
         "calibrated": done,
         "calibration_bytes": size,
-        "calibration_tokens": calibration.read,
+        "calibration_tokens": calibration.tokens,
         "calibration_direction_explains": round(calibration.explained, 4),
         "calibration_seconds": round(time.monotonic() - started, 2),
     }

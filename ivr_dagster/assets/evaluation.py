@@ -119,7 +119,7 @@ def evaluation_report_asset(wanted: Mapping[str, str]) -> dg.AssetsDefinition:
             initialized_model,
             {"sft": sft_checkpoint, **baselines},
         )
-        tokens_at_once = min(model.tokens_at_once() for model, _ in models.values())
+        tokens_at_once = min(model.sequence_tokens() for model, _ in models.values())
         heldout = _text(texts, original_tokenizer, tokens_at_once)
         other, retention = _retention_text(settings, cleaned_corpus, original_tokenizer, tokens_at_once)
         new_ids = {rule.id for rule in remap_rules}

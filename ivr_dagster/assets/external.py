@@ -10,7 +10,7 @@ from pathlib import Path
 import dagster as dg
 
 from ivr_dagster.assets import kinds
-from ivr_dagster.core.model.files import model_files
+from ivr_dagster.core.model.files import weight_files
 from ivr_dagster.core.tokenizer.folder import TokenizerFolder
 from ivr_dagster.core.vocabulary.rules import read_rules
 from ivr_dagster.errors import InputError
@@ -47,7 +47,7 @@ def _remapped_tokenizer_version(place: Path, paths: ArtifactPaths) -> str:
 
 
 def _model_version(place: Path, _: ArtifactPaths) -> str:
-    model_files(place)
+    weight_files(place)
     return _hash_of(place, MODEL_FILES)
 
 

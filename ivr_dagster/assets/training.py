@@ -68,7 +68,7 @@ def training_blocks(
     from ivr_dagster.core.training.blocks import write_blocks, write_validation_blocks
 
     started = time.monotonic()
-    block_size = settings.training.block_size or initialized_model.tokens_at_once()
+    block_size = settings.training.block_size or initialized_model.sequence_tokens()
     encoded = {document_id for document_id, _ in token_sequences.documents()}
     encode_remapped = reference_encoder(remapped_tokenizer.backend())
     train, validation, size, validation_size = _divided(

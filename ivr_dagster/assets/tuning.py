@@ -78,7 +78,7 @@ def tuning_study(
     refuse_foreign(place)
     mark_folder(place, "tuning_study", context.run.run_id)
     train, validation = _texts(settings, cleaned_corpus)
-    block_size = settings.training.block_size or initialized_model.tokens_at_once()
+    block_size = settings.training.block_size or initialized_model.sequence_tokens()
     device, dtype = accelerator.resolved_device(), accelerator.resolved_dtype()
     rules = _rules_by_number(context, settings, remap_rules)
     work = place / ".work"

@@ -1,16 +1,15 @@
-"""New rows calibrated: each new token is as probable, over text, as it is frequent there.
+"""Calibrates new rows, so that the model predicts each new token about as often as it occurs.
 
-The mean of its constituents' rows makes a new token about as probable as its constituents, which says nothing of how
-often all of them stand together. A classifier's output bias is therefore begun at the classes' log frequencies; most
-models have none, but a direction u in which all hidden states are nearly alike, h·u ≈ 1, does a bias's work: a row
-moved by a·u raises its token's logit by a wherever it is. With π the frequencies of new tokens, p their mean
-probability over positions of text, Π and P the sums of both, the biases are found by
+A mean of constituents' rows makes a new token about as probable as its constituents, whatever its own frequency.
+Classifiers initialize the output bias with log frequencies; most language models have none, but a direction u with
+h·u ≈ 1 for all hidden states h acts as a bias: adding a·u to a row adds a to its token's logits everywhere. u is the
+ridge regression of 1 on the hidden states. It is short if they have a large common component, so that tied rows hardly
+change as inputs (SmolLM2: norm 2.0, mean change 0.16).
 
-    a ← a + log (π / (1 − Π)) − log (p / (1 − P)),
+With π the frequencies of new tokens, p their mean probabilities over text, and Π, P the sums of both, the biases a are
+found by iterative scaling with all kept tokens as the fixed class:
 
-which is iterative scaling with the kept tokens together as the class that stays as it is, and u by ridge regression
-of 1 on the hidden states. u is short where these have a large common part, so that rows hardly change as inputs:
-SmolLM2's are 2.0 long and move by 0.16 in the mean.
+    a ← a + log (π / (1 − Π)) − log (p / (1 − P))
 """
 
 from collections.abc import Callable, Sequence
@@ -29,33 +28,34 @@ if TYPE_CHECKING:
 
     from ivr_dagster.core.embedding.extract import Embeddings
 
-# positions of text that probabilities are averaged over, and how many there are at least for each column of u
-POSITIONS, POSITIONS_BY_COLUMN = 3_072, 4
-# iterations; the odds of new tokens are right to three digits after four, however much of the text they make up
-_ROUNDS = 5
-# of the mean squared entry of a hidden state, what is added to the diagonal in finding u
+# positions to average probabilities over, and the minimum per hidden dimension
+POSITIONS, POSITIONS_PER_DIMENSION = 3_072, 4
+# four iterations give the odds of new tokens to three digits
+_ITERATIONS = 5
+# relative to the mean squared hidden state entry
 _RIDGE = 1e-3
-# what a new token counts beside its occurrences, so that one that the text lacks stays possible
-_UNSEEN = 0.5
-# positions whose logits are in memory at once
-_AT_ONCE = 512
-# the least that u must explain of the constant 1; hidden states without a common part cannot carry a bias
-LEAST_EXPLAINED = 0.9
+# added to each count, so that a token missing from the text stays possible
+_PSEUDO_COUNT = 0.5
+_POSITIONS_PER_CHUNK = 512
+# below this explained share of the constant 1, hidden states cannot carry a bias
+MIN_EXPLAINED = 0.9
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What calibrating came to.
+    """Result of a calibration.
 
     Attributes:
-        tensors: the embedding tensors, new rows calibrated, all others bit for bit; as given where they could not be.
-        explained: 1 − the mean squared error of h·u as an estimate of 1. Below `LEAST_EXPLAINED` rows were left alone.
-        read: tokens that the model read.
+        tensors: embedding tensors with new rows calibrated, all others bit for bit the same.
+        explained: 1 − the mean squared error of h·u as an estimate of 1.
+        tokens: tokens that the model read.
+        is_applied: False if `explained` was below `MIN_EXPLAINED`, so that `tensors` are the ones given.
     """
 
     tensors: "Embeddings"
     explained: float
-    read: int
+    tokens: int
+    is_applied: bool
 
 
 def calibrate_new_rows(
@@ -74,85 +74,95 @@ def calibrate_new_rows(
 ) -> Calibration:
     """Calibrate the rows of new tokens in `tensors` to the tokens' frequencies.
 
-    Where the output has a bias, that is moved and no row is; else, where input and output rows are the same (tied),
-    these are, and where they are not those of the output.
+    Changes the output bias if there is one, else the output rows, which are also the input rows if tied.
 
     Args:
-        model: the base model, for its body; put to `device`, its embeddings are overwritten.
+        model: the base model; moved to `device`, its embeddings are overwritten.
         tensors: embedding tensors by new id, [V, d], new rows initialized.
-        new_ids: ids of the new tokens.
-        sequences: documents of the train split under the remapped tokenizer, ids `[n]`; frequencies are counted in
-            all of them, probabilities averaged over the beginnings of some.
-        eos_id: of the end-of-text token, put before every document.
-        length: tokens of a document that are read, at most what the model reads at once.
-        positions: how many are averaged over, about; `POSITIONS`, or `POSITIONS_BY_COLUMN` · d if that is more.
-        seed: of the choice of documents.
+        new_ids: ids of new tokens, at least one.
+        sequences: ids `[n]` of training documents under the remapped tokenizer. Frequencies are counted in all of
+            them, probabilities averaged over the first tokens of some.
+        eos_id: end-of-text id, put before every document.
+        length: tokens read per document, at most the model's context.
+        positions: approximate number of positions to average over; by default the larger of `POSITIONS` and
+            `POSITIONS_PER_DIMENSION` · d.
+        seed: selects the documents.
         device: cpu, cuda or mps.
-        dtype: float32, or bfloat16 or float16 for matrix products in mixed precision.
+        dtype: float32, or bfloat16 or float16 for mixed precision.
         progress: called with tokens read and tokens to read.
 
     Raises:
-        InputError: there is no text.
+        InputError: no text.
     """
     import torch
 
     if not any(map(len, sequences)):
-        raise InputError("no text to calibrate new rows on", where="calibration_bytes", remedy="Take more text.")
-    if not len(new_ids):
-        return Calibration(tensors, 0.0, 0)
+        raise InputError("no text to calibrate new rows on", where="calibration_bytes", remedy="Provide more text.")
     name = "lm_head" if "lm_head" in tensors else "wte"
-    matrix, biased = tensors[name], "lm_head_bias" in tensors
     body: Any = model
     replace_embeddings(model, tensors)
     body.to(device).eval()
-    positions = positions or max(POSITIONS, POSITIONS_BY_COLUMN * matrix.shape[1])
-    documents = _beginnings(sequences, eos_id, length, positions, seed)
+    positions = positions or max(POSITIONS, POSITIONS_PER_DIMENSION * tensors[name].shape[1])
+    documents = _sample_beginnings(sequences, eos_id, length, positions, seed)
     hidden, scale = _hidden_states(body, documents, device, dtype, progress)
     direction, explained = _constant_direction(hidden)
-    read = sum(map(len, documents))
-    if explained < LEAST_EXPLAINED and not biased:
-        return Calibration(tensors, explained, read)
-
+    tokens = sum(map(len, documents))
+    if explained < MIN_EXPLAINED and "lm_head_bias" not in tensors:
+        return Calibration(tensors, explained, tokens, False)
     new = torch.tensor(sorted(new_ids), dtype=torch.long)
-    counts = np.zeros(len(matrix))
+    bias = _fit_bias(hidden, tensors, name, new, sequences, scale)
+    calibrated = {key: each.clone() for key, each in tensors.items()}
+    if "lm_head_bias" in tensors:
+        calibrated["lm_head_bias"][new] += bias.to(tensors[name].dtype)
+    else:
+        moved = tensors[name][new].float() + bias[:, None] * direction.cpu()
+        calibrated[name][new] = moved.to(tensors[name].dtype)
+    return Calibration(calibrated, explained, tokens, True)
+
+
+def _fit_bias(
+    hidden: "torch.Tensor",
+    tensors: "Embeddings",
+    name: str,
+    new: "torch.Tensor",
+    sequences: Sequence[NDArray[np.integer[Any]]],
+    scale: float,
+) -> "torch.Tensor":
+    """Iterative scaling: float32 [new], what to add to the new tokens' biases, on the CPU."""
+    import torch
+
+    rows = tensors[name].to(hidden.device, torch.float32) * scale
+    counts = np.zeros(len(rows))
     for ids in sequences:
-        counts += np.bincount(ids.astype(np.int64), minlength=len(matrix))
-    wanted = torch.from_numpy(counts[new.numpy()] + _UNSEEN).to(device)
-    wanted_odds = (wanted / (counts.sum() - counts[new.numpy()].sum() + _UNSEEN)).log()
-    rows = matrix.to(device, torch.float32) * scale
-    bias = torch.zeros(len(matrix), device=device)
-    if biased:
-        bias += tensors["lm_head_bias"].to(device, torch.float32) * scale
-    gained, on_device = torch.zeros_like(wanted), new.to(device)
-    for _ in range(_ROUNDS):
-        found = torch.zeros(len(matrix), dtype=torch.float64, device=device)
-        for states in hidden.split(_AT_ONCE):
+        counts += np.bincount(ids.astype(np.int64), minlength=len(rows))
+    wanted = torch.from_numpy(counts[new.numpy()] + _PSEUDO_COUNT).to(hidden.device)
+    wanted_odds = (wanted / (counts.sum() - counts[new.numpy()].sum() + _PSEUDO_COUNT)).log()
+    bias = torch.zeros(len(rows), device=hidden.device)
+    if "lm_head_bias" in tensors:
+        bias += tensors["lm_head_bias"].to(hidden.device, torch.float32) * scale
+    added, new = torch.zeros_like(wanted), new.to(hidden.device)
+    for _ in range(_ITERATIONS):
+        found = torch.zeros(len(rows), dtype=torch.float64, device=hidden.device)
+        for states in hidden.split(_POSITIONS_PER_CHUNK):
             found += torch.softmax(states @ rows.T + bias, dim=-1).sum(dim=0)
         found = found.clamp_min(torch.finfo(torch.float32).tiny)
-        kept = found.sum() - found[on_device].sum()
-        step = wanted_odds - (found[on_device] / kept).log()
-        bias[on_device] += step.to(bias.dtype)
-        gained += step
-    gained = (gained / scale).float().cpu()
-    moved = {key: each.clone() for key, each in tensors.items()}
-    if biased:
-        moved["lm_head_bias"][new] += gained.to(matrix.dtype)
-    else:
-        moved[name][new] = (matrix[new].float() + gained[:, None] * direction.cpu()).to(matrix.dtype)
-    return Calibration(moved, explained, read)
+        step = wanted_odds - (found[new] / (found.sum() - found[new].sum())).log()
+        bias[new] += step.to(bias.dtype)
+        added += step
+    return (added / scale).float().cpu()
 
 
-def _beginnings(
+def _sample_beginnings(
     sequences: Sequence[NDArray[np.integer[Any]]], eos_id: int, length: int, positions: int, seed: int
 ) -> list[NDArray[np.int64]]:
-    """Beginnings of documents drawn without return, with the end-of-text token before them, `positions` or few more."""
-    chosen, total = [], 0
+    """First `length` tokens of random documents, end-of-text token included, until there are `positions` tokens."""
+    sampled, total = [], 0
     for number in np.random.default_rng(seed).permutation(len(sequences)):
         if total >= positions:
             break
-        chosen.append(np.concatenate([[eos_id], sequences[number]]).astype(np.int64)[:length])
-        total += len(chosen[-1])
-    return chosen
+        sampled.append(np.concatenate([[eos_id], sequences[number]]).astype(np.int64)[:length])
+        total += len(sampled[-1])
+    return sampled
 
 
 def _hidden_states(
@@ -162,14 +172,14 @@ def _hidden_states(
     dtype: str,
     progress: Callable[[int, int], None] | None,
 ) -> "tuple[torch.Tensor, float]":
-    """What the output matrix is multiplied with, float32 [positions, d], and how many times the product a logit is.
+    """Inputs of the output matrix, float32 [positions, d], and the factor from its products to logits.
 
-    The factor is 1 for most models; some scale their logits, and some bend them, whose slope it is.
+    Most models have factor 1. Some scale logits; for those that cap them it is the least-squares slope.
     """
     import torch
 
     states, total = [], sum(map(len, documents))
-    head, above, below, read = model.get_output_embeddings(), 0.0, 0.0, 0
+    head, numerator, denominator, read = model.get_output_embeddings(), 0.0, 0.0, 0
     for ids in documents:
         with torch.no_grad(), torch.autocast(device, getattr(torch, dtype), enabled=dtype != "float32"):
             output = model(
@@ -178,18 +188,18 @@ def _hidden_states(
                 use_cache=False,
                 logits_to_keep=1,
             )
-            product = head(output.hidden_states[-1][:, -1:])
+            product = head(output.hidden_states[-1][:, -1:]).float()
         states.append(output.hidden_states[-1][0].float())
-        above += float((product.float() * output.logits[:, -1:].float()).sum())
-        below += float(product.float().square().sum())
+        numerator += float((product * output.logits[:, -1:].float()).sum())
+        denominator += float(product.square().sum())
         read += len(ids)
         if progress is not None:
             progress(read, total)
-    return torch.cat(states), above / below
+    return torch.cat(states), numerator / denominator
 
 
 def _constant_direction(hidden: "torch.Tensor") -> "tuple[torch.Tensor, float]":
-    """u [d] with h·u as near to 1 as it gets, and 1 in the mean; what it explains of 1 before that."""
+    """u [d] with h·u ≈ 1 and mean exactly 1, and the share of the constant 1 explained before that scaling."""
     import torch
 
     moments = hidden.T @ hidden / len(hidden)

@@ -1,16 +1,15 @@
-"""How the rows of new tokens learn: at a rate of their own, and from each other.
+"""How optimizer steps update the rows of new tokens: at their own learning rate, and together with similar tokens.
 
-A new token's row sees few gradients, since the token was made to be long: on 200 KB of Korean, 4,000 new tokens occur
-nine times each. But new tokens are made of the same pieces: what one row learns of a suffix, all rows that end in it
-could use. So the rows move together along their character n-grams, as fastText's vectors do (Bojanowski et al. 2017):
-the optimizer holds one vector for each n-gram beside the model, and a row moves by what it learns itself plus the
-mean, over √n, of what its n-grams learn. Nothing of that stays in the model: the n-gram vectors are differences of
-one step, added to the rows and forgotten; only the optimizer's moments are kept.
+New tokens are long, so their rows get few gradients: in 200 KB of Korean, each of 4,000 new tokens occurs nine times.
+But new tokens share pieces, and what one row learns about a suffix applies to every row with that suffix. So rows also
+move along their character n-grams, as fastText's vectors do (Bojanowski et al. 2017). The optimizer holds one vector
+per n-gram beside the model, and a row moves by its own update plus 1/√n times the updates of its n n-grams. The n-gram
+vectors are added to the rows and reset at every step; only the optimizer's moments of them persist.
 
-And rows keep still where they learn nothing. Softmax pushes the rows of all tokens that do not occur down, by next to
-nothing; Adam divides by the size of a row's own gradients and makes full steps of it. Over the fifty steps between two
-occurrences that outweighs what is learned of one. Coupled Adam (Stollenwerk and Stollenwerk 2025) gives all rows the
-mean of their second moments; here the mean is only a floor, so that no step is larger than Adam's own.
+The second moments of Adam can be floored at their mean over rows. Softmax pushes down the rows of all tokens that do
+not occur, by tiny gradients that Adam normalizes to full steps; over the fifty steps between two occurrences of a token
+this outweighs what the row learns from one. Coupled Adam (Stollenwerk and Stollenwerk 2025) replaces second moments by
+their mean; a floor never makes a step larger than Adam's.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,9 +21,9 @@ from ivr_dagster.core.tokens.byte_level import whole_text
 if TYPE_CHECKING:
     import torch
 
-LONGEST_NGRAM = 3
+MAX_NGRAM = 3
 _START, _ANY = "\x02", ""
-# of an optimizer's state: torch's name for Adam's second moments, and ours for what they are raised to
+# keys of an optimizer's state: Adam's second moments, and their floor
 _SECOND_MOMENTS, _FLOOR = "exp_avg_sq", "floor"
 
 
@@ -33,11 +32,11 @@ class RowRates:
     """Learning rates of embedding rows, as factors of `learning_rate`.
 
     Attributes:
-        kept: rows of kept tokens, above 0.
-        new: rows of new tokens, each by its own gradient.
-        shared: rows of new tokens, by the gradient of their n-grams; 0 for none.
-        floored: whether the second moments of Adam, of the rows of a matrix and of the n-grams, are at least as large
-            as their mean over the rows; kept rows too.
+        kept: for rows of kept tokens, above 0.
+        new: for rows of new tokens, by their own gradients.
+        shared: for rows of new tokens, by the gradients of their n-grams; 0 disables n-grams.
+        floored: whether Adam's second moments are floored at their mean over the rows of a matrix or over n-grams;
+            applies to kept rows too.
     """
 
     kept: float = 1.0
@@ -46,55 +45,52 @@ class RowRates:
     floored: bool = False
 
 
-def ngram_shares(
-    strings: Sequence[str], longest: int = LONGEST_NGRAM
-) -> tuple[list[tuple[int, int]], list[float], int]:
-    """Which n-grams of characters new tokens have in common, as a sparse matrix S [N, n-grams].
+def ngram_shares(strings: Sequence[str], max_ngram: int = MAX_NGRAM) -> tuple[list[tuple[int, int]], list[float], int]:
+    """The sparse matrix S [tokens, n-grams] of the character n-grams that several new tokens share.
 
-    A token's n-grams are those of its text, 1 to `longest` characters, those at its beginning told apart, and one
-    that all tokens have. A string that is no whole UTF-8 text has those of its bytes. N-grams of a single token are
-    left out, since its own row is there for them. An entry is 1/√n for a token of n n-grams, so that a row moves as
-    far whether its token is long or short, while its n-grams move independently.
+    A token has the n-grams of its text of 1 to `max_ngram` characters, with n-grams at the start distinct from others,
+    and one n-gram common to all tokens. A string that is not valid UTF-8 has the n-grams of its bytes. N-grams of a
+    single token are dropped. The entry of a token with n n-grams is 1/√n, so that its rows are equally long.
 
     Args:
-        strings: the new tokens' byte-level strings.
-        longest: characters of the longest n-grams.
+        strings: byte-level strings of new tokens.
+        max_ngram: characters of the longest n-grams.
 
     Returns:
-        (row, column) of the entries, their values, and how many columns there are.
+        (row, column) of each entry, its value, and the number of columns.
     """
     owners: dict[tuple[bool, str], list[int]] = {}
     for row, string in enumerate(strings):
         text = _START + (whole_text(string) or string)
-        found = {
+        ngrams = {
             (start == 0, text[start : start + length])
-            for length in range(1, longest + 1)
+            for length in range(1, max_ngram + 1)
             for start in range(len(text) - length + 1)
         }
-        for ngram in [*sorted(found - {(True, _START)}), (False, _ANY)]:
+        for ngram in [*sorted(ngrams - {(True, _START)}), (False, _ANY)]:
             owners.setdefault(ngram, []).append(row)
     shared = [rows for rows in owners.values() if len(rows) > 1]
-    of_row = [0] * len(strings)
+    counts = [0] * len(strings)
     for rows in shared:
         for row in rows:
-            of_row[row] += 1
-    places = [(row, column) for column, rows in enumerate(shared) for row in rows]
-    return places, [of_row[row] ** -0.5 for row, _ in places], len(shared)
+            counts[row] += 1
+    entries = [(row, column) for column, rows in enumerate(shared) for row in rows]
+    return entries, [counts[row] ** -0.5 for row, _ in entries], len(shared)
 
 
 def embedding_parameters(model: Any) -> "list[torch.nn.Parameter]":
-    """What has a row for each token: input matrix, output matrix, the output's bias; a tied matrix stands here once."""
+    """Parameters with one row per token: input matrix, output matrix, output bias; a tied matrix only once."""
     head = model.get_output_embeddings()
     found = [model.get_input_embeddings().weight, getattr(head, "weight", None), getattr(head, "bias", None)]
     return list({id(each): each for each in found if each is not None}.values())
 
 
-class NewRows:
-    """The movement of new tokens' rows in every embedding matrix of a model, tied to an optimizer by hooks.
+class RowUpdates:
+    """Updates of new tokens' rows in all embedding matrices of a model, applied by hooks around an optimizer's step.
 
-    Works with any optimizer of torch: it is left to move the matrices as it does, and a row's movement is then scaled
-    and added to. The n-gram vectors are parameters of the optimizer, so its state holds their moments, and a run that
-    goes on from a checkpoint is the same run.
+    Works with any torch optimizer: the optimizer updates the matrices, then the hooks scale the change of new rows and
+    add the change of their n-grams. N-gram vectors are parameters of the optimizer, so a checkpoint of its state
+    resumes exactly.
     """
 
     def __init__(
@@ -102,8 +98,8 @@ class NewRows:
     ) -> None:
         """
         Args:
-            matrices: `[V, d]`, or `[V]` for a bias; a tied one stands here once.
-            new_tokens: byte-level string by id.
+            matrices: `[V, d]`, or `[V]` for a bias; a tied matrix only once.
+            new_tokens: id → byte-level string.
             rates: factors of the learning rate.
         """
         import torch
@@ -114,61 +110,51 @@ class NewRows:
         self._ids = torch.tensor(ids, dtype=torch.long, device=device)
         self._shares: Any = None
         self._ngrams: list[torch.nn.Parameter | None] = [None] * len(self._matrices)
-        if rates.shared and ids:
-            places, values, columns = ngram_shares([new_tokens[i] for i in ids])
-            if columns:
-                self._shares = (
-                    torch.sparse_coo_tensor(
-                        torch.tensor(places).T, torch.tensor(values), (len(ids), columns), check_invariants=True
-                    )
-                    .coalesce()
-                    .to(device)
-                )
-                self._ngrams = [
-                    torch.nn.Parameter(torch.zeros(columns, matrix.shape[1], device=device))
-                    if matrix.dim() == 2
-                    else None
-                    for matrix in self._matrices
-                ]
+        entries, values, columns = ngram_shares([new_tokens[i] for i in ids]) if rates.shared else ([], [], 0)
+        if columns:
+            shares = torch.sparse_coo_tensor(
+                torch.tensor(entries).T, torch.tensor(values), (len(ids), columns), check_invariants=True
+            )
+            self._shares = shares.coalesce().to(device)
+            self._ngrams = [
+                torch.nn.Parameter(torch.zeros(columns, each.shape[1], device=device)) if each.dim() == 2 else None
+                for each in self._matrices
+            ]
 
     def parameter_groups(self, learning_rate: float, weight_decay: float) -> list[dict[str, Any]]:
-        """Groups for the optimizer: the matrices with their weight decay, biases and n-grams without."""
-        matrices = [each for each in self._matrices if each.dim() == 2]
-        others = [each for each in self._matrices if each.dim() != 2]
-        ngrams = [each for each in self._ngrams if each is not None]
+        """Parameter groups for the optimizer: matrices with weight decay, biases and n-grams without."""
         kept, shared = learning_rate * self._rates.kept, learning_rate * self._rates.shared
         groups: list[dict[str, Any]] = [
-            {"params": matrices, "lr": kept, "weight_decay": weight_decay},
-            {"params": others, "lr": kept, "weight_decay": 0.0},
-            {"params": ngrams, "lr": shared, "weight_decay": 0.0},
+            {"params": [m for m in self._matrices if m.dim() == 2], "lr": kept, "weight_decay": weight_decay},
+            {"params": [m for m in self._matrices if m.dim() != 2], "lr": kept, "weight_decay": 0.0},
+            {"params": [m for m in self._ngrams if m is not None], "lr": shared, "weight_decay": 0.0},
         ]
         return [group for group in groups if group["params"]]
 
     def attach(self, optimizer: "torch.optim.Optimizer") -> None:
-        """Have the optimizer's steps move new rows as they should."""
+        """Register the hooks with an optimizer that was built from :meth:`parameter_groups`."""
         import torch
 
         before: list[torch.Tensor] = []
         floors: list[_Floor] = []
         ratio = self._rates.new / self._rates.kept
-        learners = {id(each) for each in (*self._matrices, *self._ngrams) if each is not None}
+        parameters = {id(each) for each in (*self._matrices, *self._ngrams) if each is not None}
 
         @torch.no_grad()
-        def begin(*_: Any) -> None:
+        def begin_step(*_: Any) -> None:
             before[:] = [matrix[self._ids] for matrix in self._matrices]
             for matrix, ngrams in zip(self._matrices, self._ngrams, strict=True):
                 if ngrams is not None and matrix.grad is not None:
                     ngrams.grad = torch.sparse.mm(self._shares.t(), matrix.grad[self._ids].to(ngrams.dtype))
                     ngrams.zero_()
-            floors[:] = []
+            floors.clear()
             for group in optimizer.param_groups:
-                if not self._rates.floored or "betas" not in group:
-                    continue
-                states = [optimizer.state[each] for each in group["params"] if id(each) in learners]
-                floors.extend(_Floor(state, group["betas"][1]) for state in states if _SECOND_MOMENTS in state)
+                if self._rates.floored and "betas" in group:
+                    states = [optimizer.state[each] for each in group["params"] if id(each) in parameters]
+                    floors.extend(_Floor(state, group["betas"][1]) for state in states if _SECOND_MOMENTS in state)
 
         @torch.no_grad()
-        def end(*_: Any) -> None:
+        def end_step(*_: Any) -> None:
             for matrix, rows, ngrams in zip(self._matrices, before, self._ngrams, strict=True):
                 moved = rows + ratio * (matrix[self._ids] - rows)
                 if ngrams is not None and ngrams.grad is not None:
@@ -177,19 +163,19 @@ class NewRows:
                 matrix[self._ids] = moved
             before.clear()
             for floor in floors:
-                floor.follow()
+                floor.update()
 
-        optimizer.register_step_pre_hook(begin)
-        optimizer.register_step_post_hook(end)
+        optimizer.register_step_pre_hook(begin_step)
+        optimizer.register_step_post_hook(end_step)
 
 
 class _Floor:
-    """What Adam's second moments [rows, d] of one matrix are raised to [d], for one step of the optimizer.
+    """Floor [d] of Adam's second moments [rows, d] of one matrix, for one optimizer step.
 
-    It is the running mean, as Adam's own, of the mean over rows of squared gradients. How large these were is seen in
-    what the step made of the moments, so that it does not matter how gradients were scaled, or whether there was a
-    step at all: float16's loss scaler leaves those with infinite gradients out. The floor is a part of the
-    optimizer's state, so a checkpoint holds it. At its first step Adam has no moments yet to raise.
+    The floor is a running mean, with Adam's beta, of the mean squared gradient over rows. The squared gradient is
+    derived from how the step changed the moments, so gradient scaling and steps that float16's loss scaler skips need
+    no special case. It is part of the optimizer's state, so checkpoints include it. In its first step Adam has no
+    moments yet.
     """
 
     def __init__(self, state: dict[str, Any], beta: float) -> None:
@@ -199,13 +185,13 @@ class _Floor:
         squares = state[_SECOND_MOMENTS]
         state.setdefault(_FLOOR, squares.mean(dim=0))
         torch.maximum(squares, state[_FLOOR], out=squares)
-        self._raised, self._step = squares.mean(dim=0), torch.as_tensor(state["step"]).clone()
+        self._mean_before, self._step_before = squares.mean(dim=0), torch.as_tensor(state["step"]).clone()
 
-    def follow(self) -> None:
-        """Bring the floor up to date after the optimizer's step."""
+    def update(self) -> None:
+        """Update the running mean after the optimizer's step, unless the step was skipped."""
         import torch
 
         state = self._state
-        gained = (state[_SECOND_MOMENTS].mean(dim=0) - self._beta * self._raised).clamp_min(0.0)
-        stepped = (torch.as_tensor(state["step"]) > self._step).to(gained.device)
-        state[_FLOOR] = torch.where(stepped, self._beta * state[_FLOOR] + gained, state[_FLOOR])
+        added = (state[_SECOND_MOMENTS].mean(dim=0) - self._beta * self._mean_before).clamp_min(0.0)
+        has_stepped = (torch.as_tensor(state["step"]) > self._step_before).to(added.device)
+        state[_FLOOR] = torch.where(has_stepped, self._beta * state[_FLOOR] + added, state[_FLOOR])

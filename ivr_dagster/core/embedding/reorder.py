@@ -1,4 +1,4 @@
-"""Kept rows to where their string now stands; rows of new tokens left empty."""
+"""Moves embedding rows to the ids of the remapped tokenizer, bit for bit; rows of new tokens become zero."""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -12,61 +12,58 @@ if TYPE_CHECKING:
 
 
 def row_sources(base_ids: Mapping[str, int], strings: Sequence[str]) -> list[int]:
-    """For every id of the new tokenizer the base id that had its string, -1 for new tokens."""
+    """For every id of the remapped tokenizer, the base id with the same string; -1 for new tokens."""
     return [base_ids.get(string, -1) for string in strings]
 
 
 def reorder_embeddings(tensors: "Embeddings", sources: Sequence[int]) -> "Embeddings":
-    """Rows by their new id: kept rows are copied bit for bit, new rows are zero.
+    """Tensors with rows at their new ids: kept rows are copied bit for bit, new rows are zero.
 
     Args:
-        tensors: as of `read_embeddings`, first dimension V' >= V. Rows beyond the tokenizer's V (padding of the
-            matrix) stay where they are.
+        tensors: as read by `read_embeddings`, [V', d] with V' >= V. Padding rows beyond V keep their place.
         sources: base id of each of the V new ids, -1 for new tokens.
 
     Raises:
-        InputError: the model has fewer rows than the tokenizer has ids.
+        InputError: a matrix has fewer rows than the tokenizer has ids.
     """
-    return {name: _reorder(name, rows, sources) for name, rows in tensors.items()}
-
-
-def _reorder(name: str, rows: "torch.Tensor", sources: Sequence[int]) -> "torch.Tensor":
     import torch
 
-    if len(rows) < len(sources):
-        raise InputError(
-            f"the tokenizer has {len(sources):,} ids, the model's {name} only {len(rows):,} rows",
-            where="model_name",
-            remedy="Tokenizer and model must belong together.",
-        )
     source = torch.tensor(sources)
-    reordered = rows.clone()
-    kept = source >= 0
-    target = torch.arange(len(sources))
-    reordered[target[kept]] = rows[source[kept]]
-    reordered[target[~kept]] = 0
+    is_kept = source >= 0
+    reordered: Embeddings = {}
+    for name, rows in tensors.items():
+        if len(rows) < len(sources):
+            raise InputError(
+                f"the tokenizer has {len(sources):,} ids, the model's {name} only {len(rows):,} rows",
+                where="model_name",
+                remedy="Use the tokenizer that belongs to the model.",
+            )
+        moved = rows.clone()
+        moved[: len(sources)][is_kept] = rows[source[is_kept]]
+        moved[: len(sources)][~is_kept] = 0
+        reordered[name] = moved
     return reordered
 
 
-def check_new_ids(sources: Sequence[int], new_ids: Collection[int]) -> None:
-    """See that the ids whose string is new in the tokenizer are those that the remap rules give away.
+def check_new_ids(sources: Sequence[int], rule_ids: Collection[int]) -> None:
+    """Check that the tokenizer's new tokens have exactly the ids of the remap rules.
 
     Raises:
-        InputError: they are not, because tokenizer and rules are not of one making.
+        InputError: tokenizer and rules belong to different runs.
     """
-    found = {n for n, source in enumerate(sources) if source < 0}
-    differing = sorted(found.symmetric_difference(new_ids))
+    found = {token_id for token_id, source in enumerate(sources) if source < 0}
+    differing = sorted(found.symmetric_difference(rule_ids))
     if differing:
+        side = "the remapped tokenizer but has no rule" if differing[0] in found else "the remap rules only"
         raise InputError(
-            f"tokenizer and remap rules disagree on {len(differing):,} ids: {differing[0]} is new in "
-            + ("the remapped tokenizer, and no rule gives it away" if differing[0] in found else "the rules alone"),
+            f"tokenizer and remap rules disagree on {len(differing):,} ids: {differing[0]} is new in {side}",
             where="remapped_tokenizer_dir, remap_rules_path",
-            remedy="Bring both of one making, or neither: then they are made anew.",
+            remedy="Set both to files of the same run, or leave both empty to compute them.",
         )
 
 
 def kept_rows_equal(base: "Embeddings", other: "Embeddings", sources: Sequence[int]) -> bool:
-    """Whether every kept row, and every row beyond the tokenizer, is bitwise the base's."""
+    """Whether every kept row and every padding row is bitwise the base's."""
     import torch
 
     source = torch.tensor([*sources, *range(len(sources), len(base["wte"]))])
@@ -78,6 +75,7 @@ def kept_rows_equal(base: "Embeddings", other: "Embeddings", sources: Sequence[i
 
 
 def _bits(rows: "torch.Tensor") -> "torch.Tensor":
+    """Raw bytes, so that NaN equals NaN and -0.0 differs from 0.0."""
     import torch
 
-    return rows.contiguous().view(torch.uint8)  # NaN and -0.0 compared as what they are
+    return rows.contiguous().view(torch.uint8)

@@ -1,14 +1,13 @@
-"""Token distillation: rows of new tokens fitted, all else frozen, to what the base model makes of their constituents.
+"""Token distillation: trains rows of new tokens to imitate the base model on their constituents; all else is frozen.
 
-After Dobler, Elliott and de Melo (Token Distillation, 2025). The frozen model reads snippets of the corpus twice: as
-the base tokenizer wrote them, the constituents in place of every new token, and with the new tokens' own rows. Where
-a token ends, the two should have the same hidden state. That fits rows as inputs. Where the output matrix is the same
-(tied), or has rows to fit too, there is no state to match; there a row is to give the snippet's own next token its
-likelihood. Both are one loss
+After Dobler, Elliott and de Melo (Token Distillation, 2025). The frozen model reads each snippet of the corpus twice:
+with the constituents in place of new tokens (teacher) and with the new tokens' rows (student). Where a token ends, both
+should have the same last hidden state h. This trains input rows only; output rows (tied or not) are trained by the
+likelihood of the snippet's next token. The loss is
 
     hidden_weight · mean over positions of ‖h − h'‖² / ‖h'‖²  +  mean over positions of −log p(next token)
 
-with h' the base model's last hidden state, after the final norm, at the last constituent.
+with h' the teacher's last hidden state, after the final norm, at the last constituent.
 """
 
 import json
@@ -21,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ivr_dagster.core.embedding.new_rows import NewRows, RowRates
+from ivr_dagster.core.embedding.new_rows import RowRates, RowUpdates
 from ivr_dagster.errors import InputError
 from ivr_dagster.storage.atomic import atomic_write
 
@@ -31,20 +30,20 @@ if TYPE_CHECKING:
 
     from ivr_dagster.core.embedding.extract import Embeddings
 
-# share of the steps in which the learning rate rises, and what is left of it at the end
-_WARMUP, _LAST = 0.1, 0.1
-# about half a minute of a small model's steps on a CPU
+# share of steps with a rising learning rate, and the final learning rate relative to the peak
+_WARMUP, _FINAL = 0.1, 0.1
+# about half a minute of a small model on a CPU
 CHECKPOINT_STEPS = 20
 
 
 @dataclass(frozen=True)
 class Snippet:
-    """A stretch of a document: its ids under the remapped tokenizer, `[n]`, and the same text in base ids, `[m]`.
+    """A piece of a document under both tokenizers.
 
     Attributes:
-        ids: int64 `[n]`, the end-of-text token first.
-        base_ids: int64 `[m]`, constituents in place of new tokens.
-        ends: int64 `[n]`, where in `base_ids` each token's last constituent stands.
+        ids: int64 `[n]`, remapped tokenizer, starting with the end-of-text token.
+        base_ids: int64 `[m]`, base tokenizer: constituents in place of new tokens.
+        ends: int64 `[n]`, index in `base_ids` of each token's last constituent.
     """
 
     ids: NDArray[np.int64]
@@ -55,13 +54,13 @@ class Snippet:
 def cut_snippets(
     sequences: Sequence[Sequence[int]], constituents: Mapping[int, Sequence[int]], *, eos_id: int, length: int
 ) -> Iterator[Snippet]:
-    """Documents as snippets of at most `length` base tokens, each with an end-of-text token before it.
+    """Cut documents into snippets of at most `length` base tokens, each starting with the end-of-text token.
 
     Args:
         sequences: ids of documents under the remapped tokenizer.
-        constituents: base ids by id of each new token; all other ids are the base's own.
-        eos_id: of the end-of-text token, a kept one.
-        length: base tokens of a snippet; a token of more constituents has a snippet of its own, longer than that.
+        constituents: id of each new token → its base ids; other ids are the same in both tokenizers.
+        eos_id: end-of-text id.
+        length: base tokens per snippet; a token with more constituents forms a longer snippet alone.
     """
     for sequence in sequences:
         ids, base, ends = [eos_id], [eos_id], [0]
@@ -78,7 +77,11 @@ def cut_snippets(
 
 
 class RowObjective:
-    """The loss of new rows on snippets, and through it their gradient; the model itself never learns."""
+    """The loss as a function of the new rows; only `rows` has gradients.
+
+    Attributes:
+        rows: `wte` and, if untied, `lm_head` → parameter [new tokens, d], ordered by id.
+    """
 
     def __init__(
         self,
@@ -91,27 +94,17 @@ class RowObjective:
         device: str = "cpu",
         dtype: str = "float32",
     ) -> None:
-        """
-        Args:
-            model: the base model, for its body; on the CPU.
-            base: embedding tensors by base id, [V', d].
-            initial: the same by new id, new rows initialized.
-            new_ids: ids of the new tokens.
-            hidden_weight: of the hidden states' distance in the loss; 0 saves the base model's reading.
-            device: cpu, cuda or mps.
-            dtype: float32 or float64; or bfloat16 or float16 for matrix products in mixed precision.
-        """
+        """Arguments as for :func:`fit_new_rows`; `dtype` may also be float64."""
         import torch
 
-        products: torch.dtype = getattr(torch, dtype)
-        mixed = products in (torch.bfloat16, torch.float16)
+        computed: torch.dtype = getattr(torch, dtype)
+        self._autocast = computed if computed in (torch.bfloat16, torch.float16) else None
+        self._stored = torch.float32 if self._autocast else computed
         self._device, self._hidden_weight = device, hidden_weight
-        self._precision = torch.float32 if mixed else products
-        self._products = products if mixed else None
         body: Any = model
-        self.model: Any = body.to(device, self._precision).eval().requires_grad_(False)
-        self._base = base["wte"].to(device, self._precision)
-        self._matrices = {name: rows.to(device, self._precision) for name, rows in initial.items()}
+        self.model: Any = body.to(device, self._stored).eval().requires_grad_(False)
+        self._base = base["wte"].to(device, self._stored)
+        self._matrices = {name: rows.to(device, self._stored) for name, rows in initial.items()}
         names = {id(each): name for name, each in self.model.named_parameters()}
         modules = {"wte": self.model.get_input_embeddings(), "lm_head": self.model.get_output_embeddings()}
         self._names = {name: names[id(modules[name].weight)] for name in modules if name in initial}
@@ -123,86 +116,66 @@ class RowObjective:
         }
 
     def __call__(self, snippets: Sequence[Snippet]) -> "torch.Tensor":
-        """The loss on a batch, nats per token for the likelihood."""
+        """The loss of a batch; the likelihood is in nats per token."""
         import torch
 
-        ids, real = _padded([snippet.ids for snippet in snippets], self._device)
-        output = self._read(ids, {name: self._matrix(name) for name in self.rows}, hidden=self._hidden_weight > 0)
-        predicted = output.logits[:, :-1][real[:, 1:]].to(self._precision)
-        loss = torch.nn.functional.cross_entropy(predicted, ids[:, 1:][real[:, 1:]])
+        ids, is_token = _pad([snippet.ids for snippet in snippets], self._device)
+        matrices = {name: self._matrices[name].index_copy(0, self._new, rows) for name, rows in self.rows.items()}
+        output = self._forward(ids, matrices, hidden=self._hidden_weight > 0)
+        predicted = output.logits[:, :-1][is_token[:, 1:]].to(self._stored)
+        loss = torch.nn.functional.cross_entropy(predicted, ids[:, 1:][is_token[:, 1:]])
         if self._hidden_weight:
-            got, wanted = (
-                each.to(self._precision)[:, 1:][real[:, 1:]]
+            student, teacher = (
+                each.to(self._stored)[:, 1:][is_token[:, 1:]]
                 for each in (output.hidden_states[-1], self._teacher(snippets))
             )
-            distance = (got - wanted).square().sum(-1) / wanted.square().sum(-1)
+            distance = (student - teacher).square().sum(-1) / teacher.square().sum(-1)
             loss = loss + self._hidden_weight * distance.mean()
         return loss
 
-    def longest_kept(self, name: str) -> float:
-        """The greatest norm among the rows of kept tokens."""
+    def max_kept_norm(self, name: str) -> float:
+        """The largest norm of a kept row."""
         import torch
 
         matrix = self._matrices[name]
-        kept = torch.ones(len(matrix), dtype=torch.bool, device=matrix.device)
-        kept[self._new] = False
-        return float(matrix[kept].norm(dim=1).max())
+        is_kept = torch.ones(len(matrix), dtype=torch.bool, device=matrix.device)
+        is_kept[self._new] = False
+        return float(matrix[is_kept].norm(dim=1).max())
 
-    def _arithmetic(self) -> AbstractContextManager[Any]:
-        import torch
-
-        if self._products is None:
-            return nullcontext()
-        autocast: AbstractContextManager[Any] = torch.autocast(self._device.split(":")[0], self._products)
-        return autocast
-
-    def _matrix(self, name: str) -> "torch.Tensor":
-        return self._matrices[name].index_copy(0, self._new, self.rows[name])
-
-    def _read(self, ids: "torch.Tensor", matrices: "Embeddings", *, hidden: bool, **options: Any) -> Any:
-        """The model's own output with other embeddings: whatever it scales or caps is in it."""
+    def _forward(self, ids: "torch.Tensor", matrices: "Embeddings", *, hidden: bool, **options: Any) -> Any:
+        """The model's forward pass with other embeddings, including any scaling or capping it does."""
         import torch
 
         parameters = {self._names[name]: rows for name, rows in matrices.items()}
         inputs = {"input_ids": ids, "use_cache": False, "output_hidden_states": hidden, **options}
-        with self._arithmetic():
+        precision: AbstractContextManager[Any] = nullcontext()
+        if self._autocast is not None:
+            precision = torch.autocast(self._device.split(":")[0], self._autocast)
+        with precision:
             return torch.func.functional_call(self.model, parameters, args=(), kwargs=inputs)
 
     def _teacher(self, snippets: Sequence[Snippet]) -> "torch.Tensor":
-        """The base model's hidden states where tokens end, [batch, n, d]."""
+        """The base model's hidden states at token ends, [batch, n, d]."""
         import torch
 
-        ids, _ = _padded([snippet.base_ids for snippet in snippets], self._device)
-        ends, _ = _padded([snippet.ends for snippet in snippets], self._device)
+        ids, _ = _pad([snippet.base_ids for snippet in snippets], self._device)
+        ends, _ = _pad([snippet.ends for snippet in snippets], self._device)
         with torch.no_grad():
-            output = self._read(ids, {"wte": self._base}, hidden=True, logits_to_keep=1)
+            output = self._forward(ids, {"wte": self._base}, hidden=True, logits_to_keep=1)
         hidden: torch.Tensor = output.hidden_states[-1]
         return hidden.gather(1, ends[:, :, None].expand(-1, -1, hidden.shape[2]))
 
 
-def _padded(rows: Sequence[NDArray[np.int64]], device: str) -> "tuple[torch.Tensor, torch.Tensor]":
-    """int64 [batch, longest], zeros behind shorter rows, and where the rows are."""
-    import torch
-
-    longest = max(map(len, rows))
-    ids = torch.zeros(len(rows), longest, dtype=torch.long)
-    real = torch.zeros(len(rows), longest, dtype=torch.bool)
-    for number, row in enumerate(rows):
-        ids[number, : len(row)] = torch.from_numpy(row)
-        real[number, : len(row)] = True
-    return ids.to(device), real.to(device)
-
-
 @dataclass(frozen=True)
 class FittedRows:
-    """What the fit came to.
+    """Result of token distillation.
 
     Attributes:
-        tensors: the embedding tensors, new rows fitted, all others bitwise as given; dtypes as given.
-        losses: (step, the objective on the step's snippets).
-        tokens: tokens read under the remapped tokenizer, end-of-text tokens left out.
-        base_tokens: tokens that the base model read for the hidden states; 0 without them.
-        resumed_from: the step a stopped fit was gone on with from, or None.
+        tensors: embedding tensors with new rows trained, all others bitwise as given; dtypes as given.
+        losses: (step, loss) of every step.
+        tokens: tokens read under the remapped tokenizer, without end-of-text tokens.
+        base_tokens: tokens that the teacher read; 0 without a teacher.
+        resumed_from: the step it was resumed from, None if it was not.
     """
 
     tensors: "Embeddings"
@@ -231,29 +204,28 @@ def fit_new_rows(
     run: str = "",
     progress: Callable[[int, int, float], None] | None = None,
 ) -> FittedRows:
-    """Fit the rows of new tokens to snippets, by AdamW, all else frozen.
+    """Train the rows of new tokens on snippets with AdamW.
 
-    A row whose norm outgrows the longest of the kept rows is shortened to it after every step. The learning rate rises
-    over a tenth of the steps and falls by a cosine to a tenth of itself. Stopped at any moment, the same call goes on
-    from `checkpoint`, and ends on the CPU with the same bits.
+    After every step, rows are shortened to the largest norm of a kept row. The learning rate rises for a tenth of the
+    steps and then decays by a cosine to a tenth. On the CPU, a resumed run ends with the same bits.
 
     Args:
-        model: the base model; its weights are not changed, but put to float32 and `device`.
-        base: its embedding tensors by base id, [V', d].
-        initial: the same by new id, new rows initialized.
-        new_tokens: byte-level string by id.
-        snippets: of the train split.
-        epochs: how often the snippets are read.
-        batch: snippets a step.
-        learning_rate: of a row by its own gradient.
-        shared_rate: factor of it for the n-grams that new tokens share, see :mod:`.new_rows`.
-        hidden_weight: of the hidden states' distance against the likelihood.
+        model: the base model; moved to `device` and float32.
+        base: embedding tensors by base id, [V', d].
+        initial: embedding tensors by new id, new rows initialized.
+        new_tokens: id → byte-level string.
+        snippets: from the train split.
+        epochs: passes over the snippets.
+        batch: snippets per step.
+        learning_rate: for rows by their own gradients.
+        shared_rate: factor for the n-grams that new tokens share, see :mod:`.new_rows`.
+        hidden_weight: weight of the hidden state distance.
         seed: of the snippets' order.
         device: cpu, cuda or mps.
         dtype: float32, or bfloat16 for mixed precision.
-        checkpoint: a safetensors file that is written as the fit goes on, and is read to go on with.
-        run: identifies the fit; a checkpoint of another is left unread and overwritten.
-        progress: called after every step with steps done, steps in all, and the loss.
+        checkpoint: safetensors file to save to and to resume from.
+        run: identifies the run; a checkpoint of another run is ignored and overwritten.
+        progress: called after every step with steps done, steps in total, and the loss.
 
     Raises:
         InputError: no snippets.
@@ -261,63 +233,81 @@ def fit_new_rows(
     import torch
 
     if not snippets:
-        raise InputError("no text to fit new rows on", where="token_distillation_bytes", remedy="Take more text.")
+        raise InputError("no text to train new rows on", where="token_distillation_bytes", remedy="Provide more text.")
     objective = RowObjective(
         model, base, initial, list(new_tokens), hidden_weight=hidden_weight, device=device, dtype=dtype
     )
-    names = {number: new_tokens[token] for number, token in enumerate(sorted(new_tokens))}
-    rows = NewRows(list(objective.rows.values()), names, RowRates(shared=shared_rate))
-    optimizer = torch.optim.AdamW(
-        rows.parameter_groups(learning_rate, 0.0), lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.0
-    )
-    rows.attach(optimizer)
-    ceilings = {name: objective.longest_kept(name) for name in objective.rows}
+    strings = {row: new_tokens[token] for row, token in enumerate(sorted(new_tokens))}
+    updates = RowUpdates(list(objective.rows.values()), strings, RowRates(shared=shared_rate))
+    groups = updates.parameter_groups(learning_rate, 0.0)
+    optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
+    updates.attach(optimizer)
     order = _order(len(snippets), epochs, seed)
-    steps = [order[start : start + batch] for start in range(0, len(order), batch)]
-    rates = [group["lr"] for group in optimizer.param_groups]
+    steps = [[snippets[number] for number in order[start : start + batch]] for start in range(0, len(order), batch)]
     losses = _resume(checkpoint, run, objective, optimizer) if checkpoint else []
     resumed_from = len(losses) or None
-    for step in range(len(losses), len(steps)):
+    for loss in _train(objective, optimizer, steps, len(losses)):
+        losses.append((len(losses) + 1, loss))
+        if checkpoint is not None and len(losses) % CHECKPOINT_STEPS == 0 and len(losses) < len(steps):
+            _save(checkpoint, run, objective, optimizer, losses)
+        if progress is not None:
+            progress(len(losses), len(steps), loss)
+    tensors = {name: matrix.clone() for name, matrix in initial.items()}
+    new_ids = torch.tensor(sorted(new_tokens), dtype=torch.long)
+    for name, parameter in objective.rows.items():
+        tensors[name][new_ids] = parameter.detach().cpu().to(tensors[name].dtype)
+    read = [snippets[number] for number in order]
+    tokens = sum(len(snippet.ids) - 1 for snippet in read)
+    base_tokens = sum(len(snippet.base_ids) - 1 for snippet in read) if hidden_weight else 0
+    return FittedRows(tensors, losses, tokens, base_tokens, resumed_from)
+
+
+def _train(
+    objective: RowObjective, optimizer: "torch.optim.Optimizer", steps: Sequence[Sequence[Snippet]], first: int
+) -> Iterator[float]:
+    """Run the steps from `first` on; yields the loss of each."""
+    import torch
+
+    max_norms = {name: objective.max_kept_norm(name) for name in objective.rows}
+    rates = [group["lr"] for group in optimizer.param_groups]
+    for step in range(first, len(steps)):
         factor = _schedule(step, len(steps))
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * factor
-        loss = objective([snippets[number] for number in steps[step]])
+        loss = objective(steps[step])
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         with torch.no_grad():
             for name, parameter in objective.rows.items():
-                parameter.copy_(parameter.renorm(2, 0, ceilings[name]))
-        losses.append((step + 1, float(loss.detach())))
-        if checkpoint is not None and (step + 1) % CHECKPOINT_STEPS == 0 and step + 1 < len(steps):
-            _save(checkpoint, run, objective, optimizer, losses)
-        if progress is not None:
-            progress(step + 1, len(steps), losses[-1][1])
-    tensors = {name: matrix.clone() for name, matrix in initial.items()}
-    new = torch.tensor(sorted(new_tokens), dtype=torch.long)
-    for name, parameter in objective.rows.items():
-        tensors[name][new] = parameter.detach().cpu().to(tensors[name].dtype)
-    read = [snippets[number] for number in order]
-    return FittedRows(
-        tensors,
-        losses,
-        sum(len(snippet.ids) - 1 for snippet in read),
-        sum(len(snippet.base_ids) - 1 for snippet in read) if hidden_weight else 0,
-        resumed_from,
-    )
+                parameter.copy_(parameter.renorm(2, 0, max_norms[name]))
+        yield float(loss.detach())
+
+
+def _pad(rows: Sequence[NDArray[np.int64]], device: str) -> "tuple[torch.Tensor, torch.Tensor]":
+    """Rows as int64 [batch, longest], padded with zeros, and a mask of the entries that are not padding."""
+    import torch
+
+    longest = max(map(len, rows))
+    ids = torch.zeros(len(rows), longest, dtype=torch.long)
+    mask = torch.zeros(len(rows), longest, dtype=torch.bool)
+    for number, row in enumerate(rows):
+        ids[number, : len(row)] = torch.from_numpy(row)
+        mask[number, : len(row)] = True
+    return ids.to(device), mask.to(device)
 
 
 def _order(snippets: int, epochs: float, seed: int) -> NDArray[np.int64]:
     generator = np.random.default_rng(seed)
-    rounds = [generator.permutation(snippets) for _ in range(int(np.ceil(epochs)))]
-    return np.concatenate(rounds)[: max(1, round(epochs * snippets))]
+    permutations = [generator.permutation(snippets) for _ in range(int(np.ceil(epochs)))]
+    return np.concatenate(permutations)[: max(1, round(epochs * snippets))]
 
 
 def _schedule(step: int, steps: int) -> float:
-    warm = max(1, round(_WARMUP * steps))
-    if step < warm:
-        return (step + 1) / warm
-    return float(_LAST + (1 - _LAST) * 0.5 * (1 + np.cos(np.pi * (step - warm) / max(1, steps - warm))))
+    warmup = max(1, round(_WARMUP * steps))
+    if step < warmup:
+        return (step + 1) / warmup
+    return float(_FINAL + (1 - _FINAL) * 0.5 * (1 + np.cos(np.pi * (step - warmup) / max(1, steps - warmup))))
 
 
 def _save(
@@ -339,7 +329,7 @@ def _save(
 def _resume(
     checkpoint: Path, run: str, objective: RowObjective, optimizer: "torch.optim.Optimizer"
 ) -> list[tuple[int, float]]:
-    """Put rows and optimizer to where the checkpoint was; the losses until then, none where it is of no use."""
+    """Load rows and optimizer state; returns the losses so far, none if there is no checkpoint of this run."""
     import torch
     from safetensors import SafetensorError, safe_open
 
@@ -348,7 +338,7 @@ def _resume(
             metadata = file.metadata() or {}
             if metadata.get("run") != run:
                 return []
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except (OSError, SafetensorError):
         return []
     state: dict[int, dict[str, Any]] = {}

@@ -1,54 +1,88 @@
-"""The handle of a model folder: cheap to pass between steps, opened where it is needed."""
+"""Model folders: handles that are cheap to pass between steps, and what was computed before fine-tuning."""
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ivr_dagster.core.model.files import CONFIG, model_files, read_config
+from ivr_dagster.core.model.files import CONFIG, read_config, weight_files
 from ivr_dagster.errors import InputError, short_message
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# tokens of the longest blocks and windows, whatever a model could read
-MOST_AT_ONCE = 1024
+# tokens per training block and evaluation window at most, whatever the model's context
+MAX_SEQUENCE_TOKENS = 1024
+INITIALIZATION_COMPUTE = "initialization_compute.json"
+
+
+@dataclass(frozen=True)
+class InitializationCompute:
+    """Tokens that the base model read to initialize new rows, before fine-tuning.
+
+    Attributes:
+        calibration_tokens: read by calibration, forward passes only.
+        distillation_tokens: read by token distillation, forward and backward, the backward pass to embeddings only.
+        distillation_base_tokens: read by token distillation's teacher, forward passes only.
+    """
+
+    calibration_tokens: int = 0
+    distillation_tokens: int = 0
+    distillation_base_tokens: int = 0
+
+    @property
+    def training_tokens(self) -> float:
+        """Tokens of fine-tuning that cost as much.
+
+        A training step costs one part for the forward and two for the backward pass; a backward pass that computes no
+        weight gradients costs one. Calibration's few products with the output matrix are not counted.
+        """
+        return self.distillation_tokens * 2 / 3 + (self.distillation_base_tokens + self.calibration_tokens) / 3
+
+    def write(self, folder: Path) -> None:
+        """Write the figures into a model folder."""
+        (folder / INITIALIZATION_COMPUTE).write_text(json.dumps(asdict(self)) + "\n", encoding="utf-8")
 
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A folder that `AutoModelForCausalLM.from_pretrained` loads, from safetensors alone."""
+    """A folder that `AutoModelForCausalLM.from_pretrained` loads, from safetensors only."""
 
     path: Path
 
     def context(self) -> int | None:
-        """Tokens that the model reads at once, None where its configuration does not say.
+        """Tokens of the model's context, None if its configuration does not say.
 
         Raises:
-            InputError: the configuration is none that transformers knows.
+            InputError: transformers does not accept the configuration.
         """
         from transformers import AutoConfig
 
         read_config(self.path)
         try:
             config = AutoConfig.from_pretrained(self.path, local_files_only=True, trust_remote_code=False)
-        except Exception as error:  # whatever a class makes of settings that make no sense
-            raise self._unknown(error) from error
+        except Exception as error:  # configuration classes raise anything
+            raise self._not_loadable(error) from error
         return getattr(config, "max_position_embeddings", None)
 
-    def tokens_at_once(self) -> int:
-        """Tokens that the model is given at once in training and evaluation: its context, `MOST_AT_ONCE` at most."""
-        return min(self.context() or MOST_AT_ONCE, MOST_AT_ONCE)
+    def sequence_tokens(self) -> int:
+        """Tokens of the longest sequence in training and evaluation: the context, at most `MAX_SEQUENCE_TOKENS`."""
+        return min(self.context() or MAX_SEQUENCE_TOKENS, MAX_SEQUENCE_TOKENS)
+
+    def initialization_compute(self) -> InitializationCompute:
+        """What was computed before fine-tuning; zeros for a folder that does not record it."""
+        file = self.path / INITIALIZATION_COMPUTE
+        return InitializationCompute(**json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {})
 
     def load(self, dtype: str = "auto") -> "PreTrainedModel":
-        """The model on the CPU, in the dtype it is stored in unless told otherwise.
+        """The model on the CPU, by default in the stored dtype.
 
         Raises:
-            InputError: no model there, weights in another format than safetensors, damaged, or not all that the model
-                has, or code of its own.
+            InputError: no model, weights incomplete, damaged or not in safetensors format, or remote code required.
         """
         from transformers import AutoModelForCausalLM
 
-        model_files(self.path)
+        weight_files(self.path)
         try:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 self.path,
@@ -60,23 +94,22 @@ class ModelFolder:
             )
         except MemoryError:
             raise
-        except Exception as error:  # whatever a class makes of weights that do not fit it
-            raise self._unknown(error) from error
+        except Exception as error:  # model classes raise anything
+            raise self._not_loadable(error) from error
         model: PreTrainedModel = loaded[0]
         missing = sorted(loaded[1]["missing_keys"])
-        if missing:  # transformers would go on with random numbers in their place
+        if missing:  # transformers would initialize them randomly
             raise InputError(
-                f"the weights lack {len(missing):,} tensors that the model has, {missing[0]} is the first",
+                f"the weights lack {len(missing):,} of the model's tensors, the first is {missing[0]}",
                 where=self.path,
-                remedy="Fetch the model anew; all its files have to be of one making.",
+                remedy="Download the model again, all files from the same revision.",
             )
         model.eval()
         return model
 
-    def _unknown(self, error: Exception) -> InputError:
+    def _not_loadable(self, error: Exception) -> InputError:
         return InputError(
-            f"no causal language model that transformers can load ({short_message(error)})",
+            f"transformers cannot load a causal language model ({short_message(error)})",
             where=self.path / CONFIG,
-            remedy="Give a folder that save_pretrained wrote, of a class that is part of transformers; code that comes "
-            "with a model is never run.",
+            remedy="Pass a folder written by save_pretrained, of a class in transformers; remote code is never run.",
         )

@@ -8,7 +8,7 @@ from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
-from ivr_dagster.core.model.files import CONFIG, read_config, rows_of
+from ivr_dagster.core.model.files import CONFIG, embedding_rows, read_config
 from ivr_dagster.core.tokenizer.bpe import check_byte_level, strings_by_id
 from ivr_dagster.core.tokenizer.folder import BASE_TOKENIZER, REMAP_RULES, TOKENIZER, TokenizerFolder
 from ivr_dagster.core.tokens.pretokens import read_pretokenization, specification
@@ -104,7 +104,7 @@ def _check(tokenizer: Tokenizer, source: Path) -> None:
 
 def _check_belongs(size: int, config: Mapping[str, Any], source: Path) -> None:
     """See that a tokenizer of so many ids may be that of a model, whose matrices may be padded beyond it."""
-    rows, remedy = rows_of(config), "Give the model and the tokenizer that belong together."
+    rows, remedy = embedding_rows(config), "Give the model and the tokenizer that belong together."
     if rows is None:
         return
     if size > rows or 2 * size <= rows:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ivr_dagster.core.embedding.new_rows import NewRows, RowRates, embedding_parameters
+from ivr_dagster.core.embedding.new_rows import RowRates, RowUpdates, embedding_parameters
 from ivr_dagster.core.training.blocks import COLUMN
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def trainer_class() -> Any:
             if self.optimizer is not None or (rates if self.new_tokens else for_all) == RowRates():
                 return super().create_optimizer(model)
             matrices = embedding_parameters(self.model)
-            rows = NewRows(matrices, self.new_tokens, rates)
+            rows = RowUpdates(matrices, self.new_tokens, rates)
             for matrix in matrices:  # Trainer takes what learns, and these have groups of their own
                 matrix.requires_grad_(False)
             optimizer = super().create_optimizer(model)

@@ -1,4 +1,4 @@
-"""Causal LMs of 24 tokens, tied and untied, and their folders."""
+"""Causal LMs with 24 tokens, tied and untied, and their folders."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +12,7 @@ KINDS = ["gpt2 tied", "gpt2 untied", "llama tied", "llama untied", "phi with a b
 
 @pytest.fixture(scope="package", autouse=True)
 def one_thread() -> Iterator[None]:
-    """Models this small are slower on several threads, and much slower beside other work."""
+    """Several threads slow down such small models."""
     import torch
 
     threads = torch.get_num_threads()
@@ -55,7 +55,7 @@ def build() -> Callable[..., Any]:
 
 @pytest.fixture(params=KINDS)
 def kind(request: pytest.FixtureRequest) -> str:
-    """Architecture and tying; only Phi's output projection has a bias."""
+    """Architecture and tying; only Phi has an output bias."""
     return str(request.param)
 
 

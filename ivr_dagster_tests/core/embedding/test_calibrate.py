@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, GraniteConfig, GraniteForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from ivr_dagster.core.embedding.calibrate import LEAST_EXPLAINED, Calibration, calibrate_new_rows
+from ivr_dagster.core.embedding.calibrate import MIN_EXPLAINED, Calibration, calibrate_new_rows
 from ivr_dagster.core.embedding.extract import extract_embeddings, replace_embeddings
 from ivr_dagster.errors import InputError
 
@@ -40,7 +40,7 @@ TIED = pytest.mark.parametrize("tied", [True, False])
 
 
 def model_of(make: Callable[[bool], Any], tied: bool) -> Any:
-    """A model whose hidden states have a large common part, as those of trained models have."""
+    """A model whose hidden states have a large common component, as those of trained models do."""
     torch.manual_seed(0)
     model = make(tied).eval()
     with torch.no_grad():
@@ -51,7 +51,7 @@ def model_of(make: Callable[[bool], Any], tied: bool) -> Any:
         if isinstance(model, GPT2LMHeadModel):
             model.transformer.ln_f.bias.add_(3 * common)
         else:
-            for layer in model.model.layers:  # what is written to all positions alike
+            for layer in model.model.layers:  # what differs between positions
                 layer.mlp.down_proj.weight.mul_(0.1)
                 layer.self_attn.o_proj.weight.mul_(0.1)
             model.model.embed_tokens.weight.add_(10 * common)
@@ -71,7 +71,7 @@ def frequencies(texts: list[np.ndarray]) -> np.ndarray:
 
 
 def mean_probabilities(model: Any, texts: list[np.ndarray]) -> np.ndarray:
-    """Of new tokens, by the whole model's own logits, document by document."""
+    """Of new tokens, from the model's own logits."""
     found = []
     for ids in texts:
         with torch.no_grad():
@@ -89,7 +89,7 @@ def calibrated(model: Any, texts: list[np.ndarray], **options: Any) -> Calibrati
 @MODELS
 @TIED
 @pytest.mark.parametrize("often", [(30, 3, 1, 0.0), (900, 90, 30, 20)])  # two fifths of the text, and nearly all of it
-def test_new_tokens_become_as_probable_as_they_are_frequent(
+def test_calibration_makes_new_tokens_as_probable_as_frequent(
     make: Callable[[bool], Any], tied: bool, often: tuple[float, ...]
 ) -> None:
     model, texts = model_of(make, tied), documents(often)
@@ -99,28 +99,23 @@ def test_new_tokens_become_as_probable_as_they_are_frequent(
     found = mean_probabilities(model, texts)
     near = np.abs(np.log(found / frequencies(texts))).max()
     assert far > 1
-    # tied rows are read, too: then hidden states move a little, and with them what was averaged over
+    # tied rows are also inputs, so that hidden states change a little
     assert near < (0.3 * far if tied else 0.1)
     if not tied:
         assert found.sum() == pytest.approx(frequencies(texts).sum(), rel=0.01)
 
 
-def test_it_holds_on_text_that_it_was_not_fitted_to() -> None:
-    model = model_of(llama, tied=False)
-    replace_embeddings(model, calibrated(model, documents(seed=3)).tensors)
-    other = documents(seed=4)
-    assert mean_probabilities(model, other)[:2] == pytest.approx(frequencies(other)[:2], rel=0.15)
-
-
-def test_a_vocabulary_that_is_large_beside_the_text_does_not_make_new_tokens_rarer() -> None:
-    model, texts = model_of(llama, tied=False), documents(number=1)
-    replace_embeddings(model, calibrated(model, texts).tensors)
-    assert mean_probabilities(model, texts)[0] == pytest.approx(frequencies(texts)[0], rel=0.1)
+@pytest.mark.parametrize("texts, other, rel", [(60, 60, 0.15), (1, None, 0.1)], ids=["unseen text", "little text"])
+def test_calibration_holds_on_unseen_and_on_little_text(texts: int, other: int | None, rel: float) -> None:
+    model, seen = model_of(llama, tied=False), documents(number=texts)
+    replace_embeddings(model, calibrated(model, seen).tensors)
+    measured = documents(number=other, seed=4) if other else seen
+    assert mean_probabilities(model, measured)[0] == pytest.approx(frequencies(measured)[0], rel=rel)
 
 
 @MODELS
 @TIED
-def test_all_other_rows_stay_bit_for_bit(make: Callable[[bool], Any], tied: bool) -> None:
+def test_calibration_keeps_all_other_rows_bit_for_bit(make: Callable[[bool], Any], tied: bool) -> None:
     model = model_of(make, tied)
     before = extract_embeddings(model)
     after = calibrated(model, documents()).tensors
@@ -132,7 +127,7 @@ def test_all_other_rows_stay_bit_for_bit(make: Callable[[bool], Any], tied: bool
         assert torch.equal(after[name][NEW], rows[NEW]) == (name != head)
 
 
-def test_a_bias_is_moved_where_the_model_has_one() -> None:
+def test_calibration_changes_the_output_bias_if_there_is_one() -> None:
     model, texts = model_of(gpt2, tied=False), documents()
     model.lm_head = torch.nn.Linear(16, V)
     before = extract_embeddings(model)
@@ -142,22 +137,18 @@ def test_a_bias_is_moved_where_the_model_has_one() -> None:
     assert mean_probabilities(model, texts) == pytest.approx(frequencies(texts), rel=0.05)
 
 
-def test_rows_are_left_alone_where_hidden_states_have_nothing_in_common() -> None:
+def test_calibration_is_not_applied_without_a_common_hidden_component() -> None:
     torch.manual_seed(0)
-    model = gpt2(tied=True)  # its last norm takes the mean away, and nothing is learned that would be common
+    model = gpt2(tied=True)  # its final norm removes the mean, and an untrained model has no bias
     before = extract_embeddings(model)
     found = calibrate_new_rows(model, before, NEW, documents(), eos_id=EOS, length=40)
-    assert found.explained < LEAST_EXPLAINED
+    assert not found.is_applied
+    assert found.explained < MIN_EXPLAINED
     assert all(torch.equal(found.tensors[name], rows) for name, rows in before.items())
-    assert calibrated(model_of(gpt2, tied=True), documents()).explained > LEAST_EXPLAINED
+    assert calibrated(model_of(gpt2, tied=True), documents()).is_applied
 
 
-def test_without_new_tokens_nothing_is_read() -> None:
-    model = model_of(llama, tied=True)
-    assert calibrate_new_rows(model, extract_embeddings(model), [], documents(), eos_id=EOS, length=40).read == 0
-
-
-def test_the_dtype_stays_and_the_seed_decides() -> None:
+def test_calibration_keeps_the_dtype_and_depends_on_the_seed() -> None:
     def rows(seed: int) -> torch.Tensor:
         model = model_of(llama, tied=True)
         tensors = {name: each.half() for name, each in extract_embeddings(model).items()}
@@ -169,14 +160,14 @@ def test_the_dtype_stays_and_the_seed_decides() -> None:
     assert not torch.equal(rows(1), rows(2))
 
 
-def test_progress_ends_at_what_there_was_to_read() -> None:
-    told: list[tuple[int, int]] = []
-    found = calibrated(model_of(llama, tied=True), documents(), progress=lambda done, total: told.append((done, total)))
-    assert told[-1] == (60 * 40, 60 * 40)
-    assert found.read == 60 * 40
+def test_calibration_reports_progress_in_tokens() -> None:
+    seen: list[tuple[int, int]] = []
+    found = calibrated(model_of(llama, tied=True), documents(), progress=lambda *counts: seen.append(counts))
+    assert seen[-1] == (60 * 40, 60 * 40)
+    assert found.tokens == 60 * 40
 
 
-def test_no_text_is_refused() -> None:
+def test_calibration_rejects_empty_text() -> None:
     model = model_of(llama, tied=True)
     with pytest.raises(InputError, match="no text to calibrate"):
         calibrate_new_rows(model, extract_embeddings(model), NEW, [np.array([])], eos_id=EOS, length=40)

@@ -1,4 +1,4 @@
-"""Embeddings out of model folders and into copies of them, against what transformers itself loads."""
+"""Embeddings read from model folders and written into copies, checked against what transformers loads."""
 
 import json
 import subprocess
@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from ivr_dagster.core.embedding.extract import (
     Embeddings,
-    TensorPlace,
+    StoredTensor,
     extract_embeddings,
     read_embeddings,
     read_layout,
@@ -25,12 +25,13 @@ from ivr_dagster.core.embedding.extract import (
 from ivr_dagster.core.embedding.initialize import STRATEGIES, initialize_embeddings
 from ivr_dagster.core.embedding.reorder import kept_rows_equal, reorder_embeddings
 from ivr_dagster.errors import InputError
+from ivr_dagster_tests.core.embedding.conftest import KINDS
 
 NAMES = {"tied": {"wte"}, "untied": {"wte", "lm_head"}, "bias": {"wte", "lm_head", "lm_head_bias"}}
 
 
 def loaded(folder: Path) -> Any:
-    """The model in `folder`, which transformers must find complete."""
+    """The model in `folder`, without missing or unexpected weights."""
     from transformers import AutoModelForCausalLM
 
     model, report = AutoModelForCausalLM.from_pretrained(
@@ -41,7 +42,7 @@ def loaded(folder: Path) -> Any:
 
 
 def of_module(model: Any) -> dict[str, torch.Tensor]:
-    """Embeddings as the modules have them: the oracle."""
+    """The oracle: embeddings of the modules."""
     head, inputs = model.get_output_embeddings(), model.get_input_embeddings()
     tensors = {"wte": inputs.weight, "lm_head": head.weight, "lm_head_bias": head.bias}
     if head.weight is inputs.weight:
@@ -68,7 +69,7 @@ def target(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_what_is_read_is_what_transformers_loads_in_the_dtype_it_is_stored_in(
+def test_read_embeddings_equals_transformers_in_the_stored_dtype(
     kind: str, model: Any, saved: Callable[[Any], Path], dtype: torch.dtype
 ) -> None:
     folder = saved(model.to(dtype))
@@ -80,7 +81,7 @@ def test_what_is_read_is_what_transformers_loads_in_the_dtype_it_is_stored_in(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_a_written_model_has_the_new_embeddings_and_all_else_bit_for_bit(
+def test_write_model_changes_only_the_embeddings(
     model: Any, saved: Callable[[Any], Path], target: Path, dtype: torch.dtype
 ) -> None:
     folder = saved(model.to(dtype))
@@ -101,7 +102,7 @@ def test_a_written_model_has_the_new_embeddings_and_all_else_bit_for_bit(
     assert {file.name for file in target.iterdir()} == {file.name for file in folder.iterdir()}
 
 
-def test_configuration_index_and_header_are_the_bases_byte_for_byte(
+def test_write_model_copies_configuration_index_and_header_byte_for_byte(
     model: Any, saved: Callable[[Any], Path], target: Path
 ) -> None:
     folder = saved(model)
@@ -120,7 +121,7 @@ def test_configuration_index_and_header_are_the_bases_byte_for_byte(
             assert (len(base), base[:start]) == (len(copy), copy[:start])
 
 
-def test_the_base_is_left_alone_and_copies_outlive_their_file(
+def test_read_embeddings_returns_copies_and_write_model_keeps_the_base(
     model: Any, saved: Callable[[Any], Path], target: Path
 ) -> None:
     folder = saved(model)
@@ -133,7 +134,7 @@ def test_the_base_is_left_alone_and_copies_outlive_their_file(
     assert same(tensors, of_module(model))
 
 
-def test_links_of_the_hubs_cache_are_followed(model: Any, saved: Callable[[Any], Path], target: Path) -> None:
+def test_links_of_the_hub_cache_are_followed(model: Any, saved: Callable[[Any], Path], target: Path) -> None:
     folder, links = saved(model), target.parent / "snapshot"
     links.mkdir()
     for file in folder.iterdir():
@@ -160,7 +161,7 @@ def test_gpt2_as_the_hub_has_it_without_prefix_and_with_masks(
     held = {name.removeprefix("transformer."): rows for name, rows in model.transformer.state_dict().items()}
     held["h.0.attn.bias"] = torch.ones(1, 1, 16, 16).tril().bool()
     folder = stored(model, tmp_path / "hub", held)
-    assert read_layout(folder).places == {"wte": (TensorPlace(folder / "model.safetensors", "wte.weight"),)}
+    assert read_layout(folder).stored == {"wte": (StoredTensor(folder / "model.safetensors", "wte.weight"),)}
     assert same(read_embeddings(folder), of_module(model))
     tensors = others(read_embeddings(folder))
     write_model(folder, tensors, target)
@@ -170,55 +171,42 @@ def test_gpt2_as_the_hub_has_it_without_prefix_and_with_masks(
     assert all(torch.equal(rows, rest[name]) for name, rows in held.items() if name != "wte.weight")
 
 
-def test_a_base_models_prefix_that_the_class_does_not_have_is_found(
-    build: Callable[..., Any], tmp_path: Path, target: Path
-) -> None:
-    model = build("llama untied")
-    held = {name.removeprefix("model."): rows for name, rows in model.state_dict().items()}
-    folder = stored(model, tmp_path / "bare", held)
-    assert same(read_embeddings(folder), of_module(model))
-    tensors = others(read_embeddings(folder))
-    write_model(folder, tensors, target)
-    assert same(of_module(loaded(target)), tensors)
+def without(name: str) -> Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]:
+    return lambda held: {key: rows for key, rows in held.items() if key != name}
 
 
-@pytest.mark.parametrize("kind", ["gpt2 tied", "llama tied"])
-@pytest.mark.parametrize("under", ["both names", "the head's name"])
-def test_a_tied_matrix_may_be_stored_under_both_names_or_the_heads(
-    kind: str, under: str, build: Callable[..., Any], tmp_path: Path, target: Path
+@pytest.mark.parametrize(
+    ("kind", "change"),
+    [
+        ("llama untied", lambda held: {name.removeprefix("model."): rows for name, rows in held.items()}),
+        ("gpt2 tied", lambda held: held),  # under both names
+        ("llama tied", lambda held: held),
+        ("gpt2 tied", without("transformer.wte.weight")),
+        ("llama tied", without("model.embed_tokens.weight")),
+        ("llama tied", lambda held: held | {"lm_head.weight": held["lm_head.weight"] + 1}),
+    ],
+    ids=["no prefix", "both names", "both names of llama", "head only", "head only of llama", "different matrices"],
+)
+def test_any_way_to_store_embeddings_is_read_as_transformers_does(
+    kind: str,
+    change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]],
+    build: Callable[..., Any],
+    tmp_path: Path,
+    target: Path,
 ) -> None:
     model = build(kind)
-    held = dict(model.state_dict())
-    if under != "both names":
-        del held[next(name for name, rows in model.named_parameters() if rows is model.get_input_embeddings().weight)]
-    folder = stored(model, tmp_path / "tied", held)
-    tensors = others(read_embeddings(folder))
-    assert tensors.keys() == {"wte"}
-    write_model(folder, tensors, target)
-    written = loaded(target)
-    assert written.get_output_embeddings().weight is written.get_input_embeddings().weight
-    assert same(of_module(written), tensors)
-
-
-def test_matrices_that_differ_are_not_tied_whatever_the_config_says(
-    build: Callable[..., Any], tmp_path: Path, target: Path
-) -> None:
-    model = build("llama tied")
-    held = dict(model.state_dict())
-    held["lm_head.weight"] = held["lm_head.weight"] + 1
-    folder = stored(model, tmp_path / "differ", held)
+    folder = stored(model, tmp_path / "base", change(dict(model.state_dict())))
     tensors = read_embeddings(folder)
     assert same(tensors, of_module(loaded(folder)))
-    assert torch.equal(tensors["lm_head"], tensors["wte"] + 1)
     write_model(folder, others(tensors), target)
     assert same(of_module(loaded(target)), others(tensors))
 
 
-def test_parameters_are_counted_once_where_they_are_tied(model: Any, saved: Callable[[Any], Path]) -> None:
+def test_tied_parameters_are_counted_once(model: Any, saved: Callable[[Any], Path]) -> None:
     assert read_layout(saved(model)).parameters == sum(rows.numel() for rows in model.parameters())
 
 
-def test_progress_is_told_in_bytes_of_weights(model: Any, saved: Callable[[Any], Path], target: Path) -> None:
+def test_write_model_reports_progress_in_bytes(model: Any, saved: Callable[[Any], Path], target: Path) -> None:
     folder, told = saved(model), []
     write_model(folder, read_embeddings(folder), target, progress=lambda done, total: told.append((done, total)))
     size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
@@ -227,29 +215,17 @@ def test_progress_is_told_in_bytes_of_weights(model: Any, saved: Callable[[Any],
     assert told == sorted(told)
 
 
-# of a model that is loaded anyway
-
-
-def test_of_a_loaded_model_they_are_copies_in_its_dtype(kind: str, model: Any) -> None:
+def test_a_loaded_model_returns_and_takes_embeddings_and_keeps_its_tying(kind: str, model: Any) -> None:
     model = model.to(torch.bfloat16)
     tensors = extract_embeddings(model)
     assert tensors.keys() == NAMES[kind.split()[-1]]
     assert same(tensors, of_module(model))
-    with torch.no_grad():
-        model.get_input_embeddings().weight.zero_()
-    assert tensors["wte"].abs().sum() > 0
     assert not any(rows.requires_grad for rows in tensors.values())
-
-
-def test_what_is_put_into_a_loaded_model_is_there_and_what_was_tied_stays_tied(model: Any) -> None:
-    tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
-    tensors = others(extract_embeddings(model))
-    replace_embeddings(model, tensors)
-    assert same(of_module(model), tensors)
-    assert (model.get_output_embeddings().weight is model.get_input_embeddings().weight) == tied
-
-
-# what is wrong, what the error says
+    is_tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    replace_embeddings(model, others(tensors))
+    assert same(of_module(model), others(tensors))
+    assert not same(tensors, others(tensors))  # copies
+    assert (model.get_output_embeddings().weight is model.get_input_embeddings().weight) == is_tied
 
 
 def fault_of(folder: Path) -> str:
@@ -267,15 +243,15 @@ def untied(build: Callable[..., Any], tmp_path: Path) -> tuple[Any, Path]:
     return model, tmp_path / "untied"
 
 
-def test_a_folder_without_model_or_with_a_pickle_is_refused(untied: tuple[Any, Path]) -> None:
+def test_a_folder_without_weights_or_config_is_rejected(untied: tuple[Any, Path]) -> None:
     _, folder = untied
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    assert "not in safetensors format" in fault_of(folder)
+    assert "in safetensors format, found pytorch_model.bin" in fault_of(folder)
     (folder / "config.json").unlink()
     assert "config.json is missing" in fault_of(folder)
 
 
-def test_a_damaged_file_is_named(untied: tuple[Any, Path]) -> None:
+def test_a_damaged_file_is_rejected_by_name(untied: tuple[Any, Path]) -> None:
     _, folder = untied
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-10])
@@ -285,41 +261,41 @@ def test_a_damaged_file_is_named(untied: tuple[Any, Path]) -> None:
 @pytest.mark.parametrize(
     ("index", "says"),
     [
-        ('{"weight_map": {"a": "model-1.safetensors"}}', "names model-1.safetensors, which is not there"),
+        ('{"weight_map": {"a": "model-1.safetensors"}}', "names model-1.safetensors, which does not exist"),
         ('{"weight_map": {"a": "../x.safetensors"}}', "outside its folder: '../x.safetensors'"),
-        ("[]", "no index of safetensors files"),
-        ("{", "no index of safetensors files"),
+        ("[]", "not an index of safetensors files"),
+        ("{", "not an index of safetensors files"),
     ],
 )
-def test_an_index_that_leads_nowhere_is_refused(untied: tuple[Any, Path], index: str, says: str) -> None:
+def test_an_invalid_index_is_rejected(untied: tuple[Any, Path], index: str, says: str) -> None:
     _, folder = untied
     (folder / "model.safetensors").unlink()
     (folder / "model.safetensors.index.json").write_text(index)
     assert says in fault_of(folder)
 
 
-def test_a_head_of_its_own_that_no_file_has_is_refused(untied: tuple[Any, Path]) -> None:
+def test_a_missing_untied_head_is_rejected(untied: tuple[Any, Path]) -> None:
     model, folder = untied
     held = {name: rows for name, rows in model.state_dict().items() if name != "lm_head.weight"}
-    assert "tensor lm_head.weight, its safetensors files have none" in fault_of(stored(model, folder, held))
+    assert "tensor lm_head.weight, but its safetensors files do not" in fault_of(stored(model, folder, held))
 
 
-def test_embeddings_that_are_quantized_or_of_another_shape_are_refused(untied: tuple[Any, Path]) -> None:
+def test_quantized_or_misshapen_embeddings_are_rejected(untied: tuple[Any, Path]) -> None:
     model, folder = untied
     held = dict(model.state_dict())
     packed = held | {"lm_head.weight": torch.zeros(24, 8, dtype=torch.uint8)}
-    assert "lm_head.weight is U8 [24, 8], expected a floating point [24, 8]" in fault_of(stored(model, folder, packed))
+    assert "lm_head.weight is U8 [24, 8], expected floating point [24, 8]" in fault_of(stored(model, folder, packed))
     short = held | {"model.embed_tokens.weight": torch.zeros(20, 8)}
-    assert "is F32 [20, 8], expected a floating point [24, 8]" in fault_of(stored(model, folder, short))
+    assert "is F32 [20, 8], expected floating point [24, 8]" in fault_of(stored(model, folder, short))
 
 
-def test_code_that_comes_with_a_model_is_not_run(untied: tuple[Any, Path]) -> None:
+def test_remote_code_is_not_run(untied: tuple[Any, Path]) -> None:
     _, folder = untied
     config = json.loads((folder / "config.json").read_text())
     config |= {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config", "AutoModelForCausalLM": "mine.Model"}}
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "mine.py").write_text(f"open({str(folder / 'was_run')!r}, 'w')")
-    assert "no causal language model that transformers knows" in fault_of(folder)
+    assert "transformers knows no such causal language model" in fault_of(folder)
     assert not (folder / "was_run").exists()
 
 
@@ -328,13 +304,13 @@ def test_code_that_comes_with_a_model_is_not_run(untied: tuple[Any, Path]) -> No
     [
         (
             lambda t: t | {"wte": t["wte"].half()},
-            "model.embed_tokens.weight is torch.float32 [24, 8], the new one torch.f",
+            "model.embed_tokens.weight is torch.float32 [24, 8], got torch.f",
         ),
-        (lambda t: t | {"lm_head": t["lm_head"][1:]}, "the new one torch.float32 [23, 8]"),
-        (lambda t: {"wte": t["wte"]}, "the embeddings are wte, the model's lm_head, wte"),
+        (lambda t: t | {"lm_head": t["lm_head"][1:]}, "got torch.float32 [23, 8]"),
+        (lambda t: {"wte": t["wte"]}, "got the embeddings wte, the model has lm_head, wte"),
     ],
 )
-def test_embeddings_of_another_model_are_not_written(
+def test_write_model_rejects_embeddings_of_another_model(
     untied: tuple[Any, Path], target: Path, change: Callable[[Embeddings], Embeddings], says: str
 ) -> None:
     _, folder = untied
@@ -343,44 +319,21 @@ def test_embeddings_of_another_model_are_not_written(
     assert says in str(error.value)
 
 
-# what holds of an initialized model
-
-
 def kept_logits(model: Any, ids: list[int], kept: list[int]) -> torch.Tensor:
     with torch.no_grad():
         logits: torch.Tensor = model(torch.tensor([ids])).logits[..., kept]
     return logits
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("strategy", STRATEGIES)
-def test_logits_of_kept_ids_are_bitwise_the_bases_on_text_without_new_tokens(
-    model: Any, saved: Callable[[Any], Path], target: Path, strategy: str, dtype: torch.dtype
-) -> None:
-    folder = saved(model.to(dtype))
-    base = read_embeddings(folder)
-    sources = [-1 if n in (5, 20) else n for n in range(22)]  # two rows of padding
-    kept = [n for n in range(24) if n not in (5, 20)]
-    constituents = {5: [1, 2], 20: [3, 4, 6]}
-    tensors = initialize_embeddings(
-        reorder_embeddings(base, sources), base, constituents, strategy=strategy, vocabulary_size=22
-    )
-    assert kept_rows_equal(base, tensors, sources)
-    write_model(folder, tensors, target)
-    written, unchanged = loaded(target), loaded(folder)
-    assert torch.equal(kept_logits(written, kept[:15], kept), kept_logits(unchanged, kept[:15], kept))
-    assert not torch.equal(kept_logits(written, kept[:15], [5, 20]), kept_logits(unchanged, kept[:15], [5, 20]))
-
-
-@pytest.mark.parametrize("kind", ["gpt2 tied", "gpt2 untied", "llama tied", "llama untied"])
+@pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=15)
 @given(data=st.data())
-def test_any_remapping_keeps_rows_and_logits_of_kept_ids_and_the_tie(
+def test_any_remapping_keeps_rows_logits_and_tying(
     kind: str, build: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
     vocabulary = data.draw(st.integers(2, 70), label="ids")
     padding = data.draw(st.integers(0, 9), label="padding")
-    new = data.draw(st.sets(st.integers(1, vocabulary - 1)), label="new")  # id 0 stays, there is something to read
+    new = data.draw(st.sets(st.integers(1, vocabulary - 1)), label="new")  # id 0 is kept
     kept = [n for n in range(vocabulary + padding) if n not in new]
     parts = st.lists(st.integers(0, vocabulary - 1), max_size=4)
     constituents = {n: data.draw(parts, label=f"constituents of {n}") for n in sorted(new)}
@@ -389,7 +342,8 @@ def test_any_remapping_keeps_rows_and_logits_of_kept_ids_and_the_tie(
     )
     strategy = data.draw(st.sampled_from(sorted(STRATEGIES)), label="strategy")
     root = tmp_path_factory.mktemp("any")
-    model = build(kind, data.draw(st.integers(0, 99), label="seed"), vocabulary + padding)
+    dtype = data.draw(st.sampled_from([torch.float32, torch.bfloat16]), label="dtype")
+    model = build(kind, data.draw(st.integers(0, 99), label="seed"), vocabulary + padding).to(dtype)
     model.save_pretrained(root / "base")
     (root / "new").mkdir()
 
@@ -403,13 +357,11 @@ def test_any_remapping_keeps_rows_and_logits_of_kept_ids_and_the_tie(
     assert kept_rows_equal(base, read_embeddings(root / "new"), sources)
     assert same(of_module(written), tensors)
     assert (written.get_output_embeddings().weight is written.get_input_embeddings().weight) == kind.endswith(" tied")
-    # the base from its file too: a matrix that lies otherwise in memory is multiplied in another order
+    # both loaded from files: another memory layout would change the order of summation
     assert torch.equal(kept_logits(written, ids, kept), kept_logits(loaded(root / "base"), ids, kept))
     written.save_pretrained(root / "again")
     assert same(read_embeddings(root / "again"), tensors)
 
-
-# memory: in a process of its own, since the peak belongs to a process
 
 MEASURE = """
 import sys
@@ -419,7 +371,7 @@ def peak():
     return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) * 1024
 
 def grows_by(work):
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = peak()
     result = work()
     return peak() - before, result
@@ -436,8 +388,8 @@ print(reading, writing, loading)
 """
 
 
-def model_of_holes(folder: Path, config: Any, shards: int) -> tuple[int, int]:
-    """A model whose files are sparse: all zeros and quickly made. Bytes of its embeddings and of all weights."""
+def sparse_model(folder: Path, config: Any, shards: int) -> tuple[int, int]:
+    """A model in sparse files of zeros; returns the bytes of its embeddings and of all weights."""
     from transformers import AutoModelForCausalLM
 
     config.save_pretrained(folder)
@@ -465,9 +417,9 @@ def model_of_holes(folder: Path, config: Any, shards: int) -> tuple[int, int]:
     )
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak is asked of Linux")
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux reports the peak")
 @pytest.mark.parametrize(("architecture", "shards"), [("llama", 1), ("llama", 3), ("gpt2", 1)])
-def test_memory_is_the_embeddings_not_the_models(architecture: str, shards: int, tmp_path: Path) -> None:
+def test_memory_is_that_of_the_embeddings_not_of_the_model(architecture: str, shards: int, tmp_path: Path) -> None:
     from transformers import AutoConfig
 
     if architecture == "gpt2":
@@ -477,7 +429,7 @@ def test_memory_is_the_embeddings_not_the_models(architecture: str, shards: int,
             "llama", vocab_size=20_000, hidden_size=256, intermediate_size=65_536, num_hidden_layers=3
         )
     (tmp_path / "target").mkdir()
-    embeddings, everything = model_of_holes(tmp_path / "base", config, shards)
+    embeddings, everything = sparse_model(tmp_path / "base", config, shards)
     assert everything > 10 * embeddings
     measured = subprocess.run(
         [sys.executable, "-c", MEASURE, tmp_path / "base", tmp_path / "target"],
@@ -490,4 +442,4 @@ def test_memory_is_the_embeddings_not_the_models(architecture: str, shards: int,
     slack = 16_000_000
     assert reading < 2 * embeddings + slack
     assert writing < 2 * embeddings + slack
-    assert loading > everything / 2  # the measure would have seen a model
+    assert loading > everything / 2  # the measurement would have detected a loaded model

@@ -153,5 +153,5 @@ def test_an_unknown_strategy_is_refused_with_those_there_are() -> None:
     assert ", ".join(STRATEGIES) in str(error.value)
 
 
-def test_the_settings_offer_the_strategies_there_are() -> None:
+def test_settings_offer_all_strategies() -> None:
     assert get_args(FIELDS["init_strategy"].annotation) == tuple(STRATEGIES)

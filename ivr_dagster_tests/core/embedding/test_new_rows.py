@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from ivr_dagster.core.embedding.new_rows import NewRows, RowRates, ngram_shares
+from ivr_dagster.core.embedding.new_rows import RowRates, RowUpdates, ngram_shares
 from ivr_dagster.core.tokens.byte_level import string_of
 
 V, D = 12, 5
@@ -66,7 +66,7 @@ def test_rows_move_as_adam_of_their_own_and_of_their_ngrams_gradients(floored: b
     generator = torch.Generator().manual_seed(0)
     matrix = torch.nn.Parameter(torch.randn(V, D, generator=generator))
     rates, lr, ids = RowRates(kept=0.5, new=3.0, shared=2.0, floored=floored), 0.01, sorted(NEW)
-    rows = NewRows([matrix], NEW, rates)
+    rows = RowUpdates([matrix], NEW, rates)
     optimizer = torch.optim.AdamW(rows.parameter_groups(lr, 0.0), lr=lr, betas=(0.9, 0.95), weight_decay=0.0)
     rows.attach(optimizer)
 
@@ -90,7 +90,7 @@ def test_with_a_floor_rows_of_tokens_that_do_not_occur_hardly_move() -> None:
     for floored in (False, True):
         generator = torch.Generator().manual_seed(0)
         matrix = torch.nn.Parameter(torch.zeros(V, D))
-        rows = NewRows([matrix], NEW, RowRates(floored=floored))
+        rows = RowUpdates([matrix], NEW, RowRates(floored=floored))
         optimizer = torch.optim.AdamW(rows.parameter_groups(0.1, 0.0), lr=0.1, weight_decay=0.0)
         rows.attach(optimizer)
         for _ in range(20):
@@ -110,7 +110,7 @@ def test_a_step_that_the_loss_scaler_leaves_out_changes_nothing(fused: bool) -> 
     def run(overflow: bool) -> torch.Tensor:
         generator = torch.Generator().manual_seed(0)
         matrix = torch.nn.Parameter(torch.zeros(V, D))
-        rows = NewRows([matrix], NEW, RowRates(new=2.0, shared=2.0, floored=True))
+        rows = RowUpdates([matrix], NEW, RowRates(new=2.0, shared=2.0, floored=True))
         optimizer = torch.optim.AdamW(rows.parameter_groups(0.1, 0.0), lr=0.1, fused=fused)
         rows.attach(optimizer)
         scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=10**6)
@@ -135,7 +135,7 @@ def test_a_step_that_the_loss_scaler_leaves_out_changes_nothing(fused: bool) -> 
 
 def test_an_optimizer_without_second_moments_is_left_alone() -> None:
     matrix = torch.nn.Parameter(torch.zeros(V, D))
-    rows = NewRows([matrix], {}, RowRates(floored=True))
+    rows = RowUpdates([matrix], {}, RowRates(floored=True))
     optimizer = torch.optim.SGD(rows.parameter_groups(0.1, 0.0), lr=0.1)
     rows.attach(optimizer)
     for _ in range(2):
@@ -150,7 +150,7 @@ def test_kept_rows_move_as_without_new_ones() -> None:
     for rates in (RowRates(), RowRates(new=10.0, shared=10.0)):
         torch.manual_seed(1)
         matrix = torch.nn.Parameter(torch.randn(V, D))
-        rows = NewRows([matrix], NEW, rates)
+        rows = RowUpdates([matrix], NEW, rates)
         optimizer = torch.optim.AdamW(rows.parameter_groups(0.1, 0.0), lr=0.1)
         rows.attach(optimizer)
         matrix.grad = torch.randn(V, D)
@@ -167,7 +167,7 @@ def test_a_run_gone_on_with_from_the_optimizers_state_is_the_same_run() -> None:
 
         def fresh(value: torch.Tensor) -> tuple[torch.nn.Parameter, torch.optim.Optimizer]:
             parameter = torch.nn.Parameter(value.clone())
-            rows = NewRows([parameter], NEW, RowRates(new=2.0, shared=2.0, floored=True))
+            rows = RowUpdates([parameter], NEW, RowRates(new=2.0, shared=2.0, floored=True))
             optimizer = torch.optim.AdamW(rows.parameter_groups(0.1, 0.0), lr=0.1)
             rows.attach(optimizer)
             return parameter, optimizer
@@ -187,7 +187,7 @@ def test_a_run_gone_on_with_from_the_optimizers_state_is_the_same_run() -> None:
 
 def test_a_bias_has_its_own_rate_and_no_ngrams() -> None:
     bias = torch.nn.Parameter(torch.zeros(V))
-    rows = NewRows([bias], NEW, RowRates(new=4.0, shared=4.0))
+    rows = RowUpdates([bias], NEW, RowRates(new=4.0, shared=4.0))
     optimizer = torch.optim.SGD(rows.parameter_groups(0.1, 0.0), lr=0.1)
     rows.attach(optimizer)
     bias.grad = torch.ones(V)
@@ -199,7 +199,7 @@ def test_a_bias_has_its_own_rate_and_no_ngrams() -> None:
 
 def test_matrices_decay_as_they_are_told_and_biases_and_ngrams_do_not() -> None:
     matrix, bias = torch.nn.Parameter(torch.ones(V, D)), torch.nn.Parameter(torch.ones(V))
-    groups = NewRows([matrix, bias], NEW, RowRates(shared=1.0)).parameter_groups(0.1, 0.25)
+    groups = RowUpdates([matrix, bias], NEW, RowRates(shared=1.0)).parameter_groups(0.1, 0.25)
     optimizer = torch.optim.AdamW(groups, lr=0.1)
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.25, 0.0, 0.0]
     assert [group["params"][0] is each for group, each in zip(groups, (matrix, bias), strict=False)] == [True, True]
@@ -211,7 +211,7 @@ def test_an_optimizer_with_second_moments_of_another_kind_than_adams_is_left_alo
     moved = []
     for floored in (False, True):  # it keeps whole second moments of a bias, and has no betas
         bias = torch.nn.Parameter(torch.zeros(V))
-        rows = NewRows([bias], NEW, RowRates(new=2.0, floored=floored))
+        rows = RowUpdates([bias], NEW, RowRates(new=2.0, floored=floored))
         groups = rows.parameter_groups(0.1, 0.0)
         optimizer = Adafactor(groups, lr=0.1, relative_step=False, scale_parameter=False)
         rows.attach(optimizer)

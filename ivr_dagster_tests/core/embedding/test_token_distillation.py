@@ -17,22 +17,25 @@ CONSTITUENTS = {30: [5, 6], 31: [7, 8, 9], 32: [5, 6, 7]}
 STRINGS = {30: "ab", 31: "cde", 32: "abc"}
 
 
+SIZE = {"vocab_size": V, "bos_token_id": 0, "eos_token_id": 0}
+LLAMA = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+
+
 def gpt2(tied: bool) -> Any:
     torch.manual_seed(0)
-    config = GPT2Config(
-        vocab_size=V, n_positions=64, n_embd=16, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0,
-        tie_word_embeddings=tied,
-    )  # fmt: skip
-    return GPT2LMHeadModel(config)
+    return GPT2LMHeadModel(GPT2Config(**SIZE, n_positions=64, n_embd=16, n_layer=2, n_head=2, tie_word_embeddings=tied))
 
 
 def llama(tied: bool) -> Any:
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=V, max_position_embeddings=64, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
-        num_attention_heads=2, bos_token_id=0, eos_token_id=0, tie_word_embeddings=tied,
-    )  # fmt: skip
-    return LlamaForCausalLM(config)
+    return LlamaForCausalLM(LlamaConfig(**SIZE, **LLAMA, max_position_embeddings=64, tie_word_embeddings=tied))
+
+
+def granite(tied: bool) -> Any:
+    """Scales embeddings and logits."""
+    torch.manual_seed(0)
+    scales = {"logits_scaling": 8.0, "embedding_multiplier": 3.0}
+    return GraniteForCausalLM(GraniteConfig(**SIZE, **LLAMA, **scales, tie_word_embeddings=tied))
 
 
 def initial_of(base: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -52,7 +55,7 @@ def snippets(length: int = 24) -> list[token_distillation.Snippet]:
     return list(cut_snippets(documents(), CONSTITUENTS, eos_id=EOS, length=length))
 
 
-def test_a_snippet_holds_the_same_text_twice() -> None:
+def test_a_snippet_has_the_same_text_under_both_tokenizers() -> None:
     snippet, *more = cut_snippets([[1, 30, 2, 31]], CONSTITUENTS, eos_id=EOS, length=99)
     assert (snippet.ids.tolist(), snippet.base_ids.tolist()) == ([0, 1, 30, 2, 31], [0, 1, 5, 6, 2, 7, 8, 9])
     assert snippet.ends.tolist() == [0, 1, 3, 4, 7]
@@ -60,18 +63,18 @@ def test_a_snippet_holds_the_same_text_twice() -> None:
 
 
 @pytest.mark.parametrize("length", [2, 5, 17])
-def test_snippets_lose_no_token_and_keep_to_their_length(length: int) -> None:
+def test_snippets_lose_no_token_and_respect_their_length(length: int) -> None:
     cut = list(cut_snippets(documents(), CONSTITUENTS, eos_id=EOS, length=length))
     joined = [token for snippet in cut for token in snippet.ids[1:].tolist()]
     assert joined == [token for document in documents() for token in document]
     assert all(len(snippet.base_ids) <= length or len(snippet.ids) == 2 for snippet in cut)
 
 
-# Llama's norm computes in float32 whatever it is given
+# Llama's norm always computes in float32
 @pytest.mark.parametrize(("make", "size", "tolerance"), [(gpt2, 1e-5, 1e-6), (llama, 3e-3, 3e-3)])
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("hidden_weight", [0.0, 2.0])
-def test_the_gradient_is_that_of_finite_differences(
+def test_the_gradient_equals_finite_differences(
     make: Callable[[bool], Any], size: float, tolerance: float, tied: bool, hidden_weight: float
 ) -> None:
     model = make(tied).double()
@@ -98,20 +101,9 @@ def test_the_gradient_is_that_of_finite_differences(
         )
 
 
-def granite(tied: bool) -> Any:
-    """An architecture that scales embeddings and logits."""
-    torch.manual_seed(0)
-    config = GraniteConfig(
-        vocab_size=V, max_position_embeddings=64, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
-        num_attention_heads=2, num_key_value_heads=2, bos_token_id=0, eos_token_id=0, tie_word_embeddings=tied,
-        logits_scaling=8.0, embedding_multiplier=3.0,
-    )  # fmt: skip
-    return GraniteForCausalLM(config)
-
-
 @pytest.mark.parametrize("make", [llama, granite])
 @pytest.mark.parametrize("tied", [True, False])
-def test_the_likelihood_is_the_models_own_loss(make: Callable[[bool], Any], tied: bool) -> None:
+def test_the_likelihood_equals_the_loss_of_the_model(make: Callable[[bool], Any], tied: bool) -> None:
     model = make(tied)
     base = extract_embeddings(model)
     initial = initial_of(base)
@@ -125,8 +117,8 @@ def test_the_likelihood_is_the_models_own_loss(make: Callable[[bool], Any], tied
     assert objective([snippet]).item() == pytest.approx(adapted(ids, labels=ids).loss.item(), rel=1e-5)
 
 
-def test_a_row_that_makes_the_base_models_state_has_no_distance() -> None:
-    # a token of one constituent, with its very row: both readings are the same
+def test_a_row_that_reproduces_the_teacher_has_no_distance() -> None:
+    # a token with one constituent and the same row
     model = gpt2(tied=True)
     base = extract_embeddings(model)
     initial = {"wte": base["wte"].clone()}
@@ -151,7 +143,7 @@ def fit(**options: Any) -> token_distillation.FittedRows:
     )
 
 
-def test_fitting_lowers_the_loss_and_leaves_kept_rows_bitwise() -> None:
+def test_training_lowers_the_loss_and_keeps_kept_rows_bitwise() -> None:
     fitted = fit(hidden_weight=1.0)
     losses = [loss for _, loss in fitted.losses]
     assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.05
@@ -162,15 +154,13 @@ def test_fitting_lowers_the_loss_and_leaves_kept_rows_bitwise() -> None:
     assert fitted.base_tokens > fitted.tokens == 3 * sum(map(len, documents()))
 
 
-def test_no_new_row_outgrows_the_longest_kept_one() -> None:
+def test_new_rows_are_at_most_as_long_as_the_longest_kept_row() -> None:
     rows = fit(learning_rate=5.0).tensors["wte"].norm(dim=1)
     kept = [i for i in range(V) if i not in CONSTITUENTS]
     assert rows[sorted(CONSTITUENTS)].max() <= rows[kept].max() * (1 + 1e-5)
 
 
-def test_a_stopped_fit_ends_with_the_bits_of_an_undisturbed_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(token_distillation, "CHECKPOINT_STEPS", 3)
     checkpoint = tmp_path / "fit.safetensors"
 
@@ -183,21 +173,21 @@ def test_a_stopped_fit_ends_with_the_bits_of_an_undisturbed_one(
 
     with pytest.raises(Stopped):
         fit(checkpoint=checkpoint, run="a", progress=stop)
-    resumed, undisturbed = fit(checkpoint=checkpoint, run="a"), fit()
+    resumed, uninterrupted = fit(checkpoint=checkpoint, run="a"), fit()
     assert resumed.resumed_from == 6
-    assert torch.equal(resumed.tensors["wte"], undisturbed.tensors["wte"])
-    assert resumed.losses == undisturbed.losses
+    assert torch.equal(resumed.tensors["wte"], uninterrupted.tensors["wte"])
+    assert resumed.losses == uninterrupted.losses
     assert fit(checkpoint=checkpoint, run="another").resumed_from is None
 
 
-def test_a_broken_checkpoint_is_begun_anew(tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_ignored(tmp_path: Path) -> None:
     checkpoint = tmp_path / "fit.safetensors"
     checkpoint.write_bytes(b"half a file")
     assert fit(checkpoint=checkpoint, run="a", epochs=1).resumed_from is None
 
 
-def test_no_text_is_refused() -> None:
+def test_empty_text_is_rejected() -> None:
     model = gpt2(tied=True)
     base = extract_embeddings(model)
-    with pytest.raises(InputError, match="no text to fit new rows on"):
+    with pytest.raises(InputError, match="no text to train new rows on"):
         fit_new_rows(model, base, initial_of(base), STRINGS, [])
