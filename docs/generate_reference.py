@@ -93,6 +93,8 @@ def commands_page() -> Iterator[str]:
     yield "# Command line\n"
     yield from _command(cli, click.Context(cli, info_name="ivr"))
     for name, command in cli.commands.items():
+        if command.hidden:
+            continue
         yield f"## ivr {name}\n"
         yield from _command(command, click.Context(command, info_name=f"ivr {name}"))
 
