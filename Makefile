@@ -1,7 +1,12 @@
-# make run    the whole pipeline on the embedded sample, offline but for the package registry
-# make test   the tests; make test-ui those that drive a real browser; make lint; make bench; make ui
-# make test-slow   whole runs of the pipeline that make test leaves out: some minutes
-# make test-faults   runs killed hundreds of times, starved, fed with damaged files: about an hour
+# make run         run the whole pipeline on the embedded sample, offline
+# make ui          serve the Dagster UI
+# make test        run the tests: at most five minutes on two cores
+# make test-all    also run whole pipelines, launched processes and fault injection
+# make test-ui     run the tests that drive a real browser
+# make test-faults inject faults for about an hour: hundreds of kills, thousands of damaged files
+# make lint        check style, types, imports and known vulnerabilities
+# make docs        build the documentation into site/
+# make bench       run the benchmarks
 PYTHON ?= python3
 ARTIFACTS ?= artifacts
 VENV := .venv
@@ -9,10 +14,10 @@ BIN := $(VENV)/bin
 PORT ?= 3000
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow test-faults test-ui browser postgres lint format bench ui docs clean
+.PHONY: help run test test-all test-faults test-ui browser postgres lint format bench ui docs clean
 
 help:
-	@sed -n 's/^# //p' Makefile
+	@sed -n 's/^# \(make .*\)/\1/p' Makefile
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -29,24 +34,24 @@ run: $(VENV)/.installed
 ui: $(VENV)/.installed
 	$(BIN)/ivr --artifacts-dir $(ARTIFACTS) ui --port $(PORT)
 
-test: $(VENV)/.installed-dev
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not browser and not slow" -n 2 --dist loadfile --no-loadscope-reorder
+PYTEST := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-test-slow: $(VENV)/.installed-dev
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not browser" -n 2 --dist load \
-	--ignore ivr_dagster_tests/faults
+test: $(VENV)/.installed-dev
+	$(PYTEST) -m "not browser and not slow" -n 2 --dist loadfile --no-loadscope-reorder
+
+test-all: test
+	$(PYTEST) -m "slow and not browser" -n 2 --dist loadfile --no-loadscope-reorder
 
 test-faults: $(VENV)/.installed-dev
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 IVR_FUZZ_CASES=10000 IVR_KILLS=200 \
-	IVR_FAULTS_SEED=$$(date +%s) $(BIN)/python -m pytest ivr_dagster_tests/faults -s
+	IVR_FUZZ_CASES=10000 IVR_KILLS=200 IVR_FAULTS_SEED=$$(date +%s) $(PYTEST) ivr_dagster_tests/faults -s
 
-# Debian's chromium where we may install it, else the browser that playwright brings
+# Debian's chromium where root can install it, else playwright's own browser
 browser: $(VENV)/.installed-dev
 	@command -v chromium chromium-browser google-chrome >/dev/null || \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then apt-get update -qq && apt-get install -y -qq chromium; \
 	else $(BIN)/python -m playwright install chromium; fi
 
-# a PostgreSQL of the tests' own; without one its tests are skipped
+# a PostgreSQL server for the tests; without one, its tests are skipped
 postgres:
 	@command -v initdb >/dev/null || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then apt-get update -qq && apt-get install -y -qq postgresql; fi
