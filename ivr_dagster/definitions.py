@@ -31,15 +31,21 @@ from ivr_dagster.io_managers import io_managers
 from ivr_dagster.orchestration.alerts import tell_of_failed_runs
 from ivr_dagster.orchestration.automation import automatic_assets, automation
 from ivr_dagster.orchestration.executor import executor_of
-from ivr_dagster.pipeline import ASSETS as RECORDS
-from ivr_dagster.pipeline import EXTERNAL, ArtifactPaths, baselines, code_version, is_enabled
+from ivr_dagster.pipeline import ASSETS, EXTERNAL, ArtifactPaths, baselines, code_version, is_enabled
 from ivr_dagster.resources.accelerator import accelerator_resource
 from ivr_dagster.resources.base_model import base_model_resource
 from ivr_dagster.resources.settings import ProjectSettings, settings_resource
 from ivr_dagster.settings import Settings, load_settings
 
-CHECKS = (corpus_checks, tokenizer_checks, vocabulary_checks, embedding_checks, training_checks, evaluation_checks)
-ASSETS = (corpus, tokenizer, tokens, vocabulary, embedding, training, tuning)
+ASSET_MODULES = (corpus, tokenizer, tokens, vocabulary, embedding, training, tuning)
+CHECK_MODULES = (
+    corpus_checks,
+    tokenizer_checks,
+    vocabulary_checks,
+    embedding_checks,
+    training_checks,
+    evaluation_checks,
+)
 
 
 def build_definitions(
@@ -49,88 +55,95 @@ def build_definitions(
     resources: Mapping[str, Any] | None = None,
     loggers: Mapping[str, dg.LoggerDefinition] | None = None,
 ) -> dg.Definitions:
-    """All assets, checks, jobs, schedules, sensors and resources.
+    """All assets, checks, jobs, schedules, sensors and resources of an artifacts folder.
 
     Args:
-        settings: what they work by; read from environment and settings file if not given.
-        artifacts_dir: where artifacts lie; `IVR_ARTIFACTS_DIR`, or `artifacts` below the current folder.
-        resources: take the place of the resources of the same key.
-        loggers: take the place of Dagster's.
+        settings: by default read from the environment and the settings file.
+        artifacts_dir: by default `IVR_ARTIFACTS_DIR`, else `artifacts` in the current folder.
+        resources: replace the resources of the same key.
+        loggers: replace Dagster's loggers.
 
     Raises:
-        InputError: the settings are at fault.
+        InputError: the settings are invalid.
     """
     artifacts_dir = (artifacts_dir or Path(os.environ.get("IVR_ARTIFACTS_DIR") or "artifacts")).expanduser().resolve()
     if settings is None:
         config = os.environ.get("IVR_CONFIG")
         settings = load_settings(artifacts_dir, config=Path(config) if config else None)
-    shared = ProjectSettings.in_folder(settings, artifacts_dir)
-    loaded: list[Any] = list(dg.load_assets_from_modules(ASSETS))
-    wanted = baselines(settings)
-    left_out = {name for name in RECORDS if not is_enabled(name, settings)}
-    places = shared.paths
-    left_out |= places.replaced.keys()
-    assets = [_with_external_inputs(asset, places) for asset in loaded if asset.key.path[-1] not in left_out]
-    assets.append(_with_external_inputs(evaluation.evaluation_report_asset(wanted), places))
-    automatic = automation(settings, places=places, left_out=places.replaced)
-    made = {asset.key.path[-1] for asset in assets}
-    conditions = automatic_assets(settings.automation.rebuild, settings.automation.retrain, made, places)
+    project = ProjectSettings.in_folder(settings, artifacts_dir)
+    paths = project.paths
+    left_out = {name for name in ASSETS if not is_enabled(name, settings)} | paths.replaced.keys()
+    loaded: list[Any] = list(dg.load_assets_from_modules(ASSET_MODULES))
+    loaded.append(evaluation.evaluation_report_asset(baselines(settings)))
+    assets = [asset for asset in loaded if left_out.isdisjoint(_names(asset))]
+    automatic = automation(settings, places=paths, left_out=paths.replaced)
+    conditions = automatic_assets(
+        settings.automation.rebuild,
+        settings.automation.retrain,
+        {name for asset in assets for name in _names(asset)},
+        paths,
+    )
     return dg.Definitions(
         assets=[
-            *(_rebuilt_by_itself(_with_settings_in_code_version(asset, shared), conditions) for asset in assets),
-            *(external_asset(name, places) for name in sorted(places.external)),
+            *(_configured(_with_external_inputs(asset, paths), project, conditions) for asset in assets),
+            *(external_asset(name, paths) for name in sorted(paths.external)),
         ],
         asset_checks=[
-            _with_external_inputs(check, places)
-            for check in dg.load_asset_checks_from_modules(CHECKS)
-            if not {key.asset_key.path[-1] for key in check.check_keys} & places.replaced.keys()
+            _with_external_inputs(check, paths)
+            for check in dg.load_asset_checks_from_modules(CHECK_MODULES)
+            if not {key.asset_key.path[-1] for key in check.check_keys} & paths.replaced.keys()
         ],
         jobs=automatic["jobs"],
         schedules=automatic["schedules"],
         sensors=[*automatic["sensors"], tell_of_failed_runs],
         loggers=loggers,
-        executor=executor_of(places),
+        executor=executor_of(paths),
         resources={
-            "settings": settings_resource(shared),
+            "settings": settings_resource(project),
             "base": base_model_resource,
             "accelerator": accelerator_resource,
-            **io_managers(places),
+            **io_managers(paths),
             **(resources or {}),
         },
     )
 
 
-def _with_external_inputs(asset: Any, places: ArtifactPaths) -> Any:
-    """The asset, or check, with its inputs exchanged for what a person brings."""
-    named = {key.path[-1] for key in asset.keys} if isinstance(asset, dg.AssetsDefinition) else set()
-    exchanged = {
+def _names(asset: Any) -> set[str]:
+    """The names of the assets that a definition builds, or of a source."""
+    keys = asset.keys if isinstance(asset, dg.AssetsDefinition) else [asset.key]
+    return {key.path[-1] for key in keys}
+
+
+def _with_external_inputs(asset: Any, paths: ArtifactPaths) -> Any:
+    """An asset or check that reads external artifacts where the settings name some."""
+    if not isinstance(asset, dg.AssetsDefinition):
+        return asset
+    names = _names(asset)
+    replacements = {
         dg.AssetKey(source.replaces): dg.AssetKey(name)
         for name, source in EXTERNAL.items()
-        if name in places.external and (not source.only_in or named & set(source.only_in))
+        if name in paths.external and (not source.only_in or names & set(source.only_in))
     }
-    if not exchanged or not isinstance(asset, dg.AssetsDefinition):
-        return asset
-    return asset.with_attributes(asset_key_replacements=exchanged)
+    return asset.with_attributes(asset_key_replacements=replacements) if replacements else asset
 
 
-def _with_settings_in_code_version(asset: Any, settings: ProjectSettings) -> Any:
-    """The asset with a hash of its settings in its code version: a changed setting makes it stale."""
+def _configured(asset: Any, project: ProjectSettings, conditions: Mapping[str, Any]) -> Any:
+    """An asset with a hash of its settings in its code version, and with its automation condition.
+
+    A changed setting makes the asset stale just as changed code does.
+    """
     if not isinstance(asset, dg.AssetsDefinition) or not asset.is_executable:
         return asset
 
-    def extend(spec: dg.AssetSpec) -> dg.AssetSpec:
-        values = settings.values_for(spec.key.path[-1])
-        return spec.replace_attributes(code_version=code_version(spec.code_version, values)) if values else spec
+    def configure(spec: dg.AssetSpec) -> dg.AssetSpec:
+        name = spec.key.path[-1]
+        values = project.values_for(name)
+        return spec.replace_attributes(
+            code_version=code_version(spec.code_version, values) if values else spec.code_version,
+            automation_condition=conditions.get(name),
+        )
 
-    return asset.map_asset_specs(extend)
-
-
-def _rebuilt_by_itself(asset: Any, conditions: Mapping[str, Any]) -> Any:
-    """The asset with its automation condition, if it has one."""
-    condition = conditions.get(asset.key.path[-1])
-    if condition is None:
-        return asset
-    return asset.map_asset_specs(lambda spec: spec.replace_attributes(automation_condition=condition))
+    return asset.map_asset_specs(configure)
 
 
 defs = build_definitions()
