@@ -104,7 +104,7 @@ def topics_counts(topics: list[str], gpt2: Tokenizer) -> PretokenCounts:
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, dict[str, Any]]]:
     """A small corpus taken through every stage, and figures by asset. It is copied, never changed."""
-    from small_pipeline import build, prepare
+    from ivr_dagster_tests.small_pipeline import build, prepare
 
     def make(root: Path) -> dict[str, dict[str, Any]]:
         prepare(root)
@@ -116,7 +116,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, dic
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Fewer documents and a tiny model taken through every stage. It is copied, never changed."""
-    from small_pipeline import build_tiny
+    from ivr_dagster_tests.small_pipeline import build_tiny
 
     return _made_once(tmp_path_factory, "tiny", build_tiny)[0]
 

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 import yaml
-from small_pipeline import BASELINES, SMALL, TUNING, stale, workbench
 
 from ivr_dagster.cli.workbench import StageFailed
 from ivr_dagster.errors import InputError
 from ivr_dagster.pipeline import ASSETS
 from ivr_dagster.sample import SAMPLE_MODEL
+from ivr_dagster_tests.small_pipeline import BASELINES, SMALL, TUNING, stale, workbench
 
 
 @pytest.fixture(scope="module")

@@ -6,12 +6,12 @@ from typing import Any
 
 import dagster as dg
 import pytest
-from small_pipeline import workbench
 
 from ivr_dagster.asset_checks.corpus import heldout_floor
 from ivr_dagster.asset_checks.training import loss_falls
 from ivr_dagster.asset_checks.vocabulary import token_saving_floor
 from ivr_dagster.core.training.folders import TrainedModel
+from ivr_dagster_tests.small_pipeline import workbench
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from small_pipeline import TINY, workbench
 
 from ivr_dagster.core.tokens import statistics
 from ivr_dagster.core.tokens.sequences import Encoder, TokenSequences
+from ivr_dagster_tests.small_pipeline import TINY, workbench
 
 MADE = ("pretoken_counts", "token_stats", "token_sequences")
 

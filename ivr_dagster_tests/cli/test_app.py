@@ -15,11 +15,11 @@ import yaml
 from dagster._core.definitions.asset_checks.asset_check_evaluation import (
     AssetCheckEvaluationTargetMaterializationData,
 )
-from small_pipeline import SMALL, TINY
 
 from ivr_dagster.cli.workbench import instance_at
 from ivr_dagster.pipeline import ASSETS, ArtifactPaths
 from ivr_dagster.storage.locks import holding
+from ivr_dagster_tests.small_pipeline import SMALL, TINY
 
 IVR = Path(sys.executable).with_name("ivr")
 Ivr = Callable[..., subprocess.CompletedProcess[str]]

@@ -13,7 +13,6 @@ import pytest
 import yaml
 from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
 from dagster._core.loader import LoadingContextForTest
-from small_pipeline import TINY, stale, stale_in, workbench
 
 from ivr_dagster.cli.experiments import begin, compare
 from ivr_dagster.cli.workbench import Workbench, instance_at, open_instance
@@ -21,6 +20,7 @@ from ivr_dagster.errors import InputError
 from ivr_dagster.orchestration.dead_runs import PROCESS_TAG, process_mark
 from ivr_dagster.pipeline import ArtifactPaths
 from ivr_dagster.settings import PRESETS, load_settings
+from ivr_dagster_tests.small_pipeline import TINY, stale, stale_in, workbench
 
 IVR = Path(sys.executable).with_name("ivr")
 

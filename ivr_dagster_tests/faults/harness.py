@@ -637,7 +637,7 @@ class Reference:
 
 
 def _prepare(root: Path) -> None:
-    from small_pipeline import prepare, write_tiny_model
+    from ivr_dagster_tests.small_pipeline import prepare, write_tiny_model
 
     write_tiny_model(root / "model", 600)
     prepare(root)

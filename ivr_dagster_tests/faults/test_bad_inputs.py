@@ -18,10 +18,10 @@ from typing import Any
 
 import pytest
 import yaml
-from small_pipeline import SMALL, TINY
 
 from ivr_dagster.cli.app import main
 from ivr_dagster.core.corpus import documents, long_lines
+from ivr_dagster_tests.small_pipeline import SMALL, TINY
 
 GOOD = "".join(json.dumps({"text": f"Document {number} of the corpus."}) + "\n" for number in range(40))
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import dagster as dg
 import pytest
-from small_pipeline import workbench
 
 from ivr_dagster.io_managers import provenance
 from ivr_dagster.io_managers.provenance import code_revision, size_of
 from ivr_dagster.pipeline import ArtifactPaths, settings_hash
+from ivr_dagster_tests.small_pipeline import workbench
 
 
 def test_every_artifact_tells_its_size_code_and_settings(built: tuple[Path, dict[str, dict[str, Any]]]) -> None:

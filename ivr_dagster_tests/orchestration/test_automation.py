@@ -9,7 +9,6 @@ from typing import Any
 
 import dagster as dg
 import pytest
-from small_pipeline import TINY, stale, stale_in, workbench, write_tiny_model
 
 from ivr_dagster.cli.experiments import begin
 from ivr_dagster.cli.workbench import Interrupted, StageFailed, Workbench
@@ -21,7 +20,7 @@ from ivr_dagster.orchestration.sources import noticed
 from ivr_dagster.pipeline import STAGES, stage_assets
 from ivr_dagster.settings import Settings, load_settings
 from ivr_dagster.storage.presence import present
-from ivr_dagster_tests.small_pipeline import STAGE_ASSETS
+from ivr_dagster_tests.small_pipeline import STAGE_ASSETS, TINY, stale, stale_in, workbench, write_tiny_model
 
 EVERYTHING = stage_assets(STAGES, Settings.of(vanilla_compute=False))
 TRAINED = {"sft_checkpoint", "vanilla_sft_checkpoint"}

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import yaml
 from browsing import IVR, DagsterUi, environment, serving
-from small_pipeline import SMALL, TINY
+
+from ivr_dagster_tests.small_pipeline import SMALL, TINY
 
 pytestmark = pytest.mark.browser
 

@@ -17,9 +17,9 @@ import psycopg2
 import pytest
 import yaml
 from browsing import IVR, environment, serving
-from small_pipeline import SMALL, TINY
 
 from ivr_dagster.cli.workbench import INSTANCE_FILE
+from ivr_dagster_tests.small_pipeline import SMALL, TINY
 
 pytestmark = pytest.mark.browser
 
