@@ -16,6 +16,7 @@ from typing import Any, Literal
 from ivr_dagster.errors import InputError
 from ivr_dagster.settings.loading import INFO, SETTINGS_FILE, Settings, option_name
 from ivr_dagster.storage.file_hashes import FileHashCache
+from ivr_dagster.storage.lock import ProcessLock
 from ivr_dagster.storage.shard_cache import ShardCache
 
 Side = Literal["tokenizer", "training"]
@@ -395,19 +396,14 @@ class ArtifactPaths:
         return FileHashCache(self.root / ".shards" / "files.json")
 
     @property
-    def presence(self) -> Path:
-        """The lock that an `ivr` command holds while it works."""
-        return self.root / ".ivr.lock"
+    def lock(self) -> ProcessLock:
+        """The lock that every run and command holds while it reads or writes artifacts."""
+        return ProcessLock(self.root / ".ivr.lock")
 
     @property
-    def locks(self) -> Path:
-        """The folder of artifact locks."""
-        return self.root / ".locks"
-
-    @property
-    def serving(self) -> Path:
+    def ui_lock(self) -> ProcessLock:
         """The lock of the UI's servers."""
-        return self.root / ".ivr-ui.lock"
+        return ProcessLock(self.root / ".ivr-ui.lock")
 
     @property
     def settings_file(self) -> Path:

@@ -17,7 +17,7 @@ from ivr_dagster.core.tokenizer.unigram import distill
 from ivr_dagster.core.tokens.counts import PretokenCounts, count_pretokens
 from ivr_dagster.sample import SAMPLE_MODEL
 from ivr_dagster.storage.atomic import remove
-from ivr_dagster.storage.presence import alone
+from ivr_dagster.storage.lock import ProcessLock
 
 # the same examples in every run, on however busy a machine
 settings.register_profile(
@@ -127,8 +127,7 @@ def _made_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callab
     if "PYTEST_XDIST_WORKER" in os.environ:
         place = place.parent
     root, returned = place / name / "root", place / name / "returned.json"
-    with alone(place / f"{name}.lock", seconds=600) as only, _without_dagster_home():
-        assert only
+    with ProcessLock(place / f"{name}.lock").hold("fixture", 600), _without_dagster_home():
         if not returned.exists():
             remove(root.parent)  # of a worker that did not come to its end
             root.mkdir(parents=True)

@@ -39,7 +39,6 @@ from ivr_dagster.settings.loading import (
     save_settings,
 )
 from ivr_dagster.storage.atomic import atomic_write
-from ivr_dagster.storage.presence import present
 
 if TYPE_CHECKING:
     from ivr_dagster.cli.workbench import StageResult, Workbench
@@ -84,32 +83,28 @@ class Request:
         *,
         remember: bool = True,
         observe: bool = True,
-        makes: Callable[["Workbench"], Iterable[str]] | None = None,
         title: str = "",
         check: Callable[["Workbench"], None] = lambda bench: None,
     ) -> "Workbench":
         """The assets under the settings, options included, once sources were looked at.
 
-        Options are remembered, and the daemon keeps its hands off until the command ends, unless it is to look only
-        (`remember` or `observe` false).
+        Unless the command only looks (`remember` or `observe` false), options are remembered and the command holds
+        the artifacts folder until it ends.
 
         Args:
             given: options by key.
             remember: whether they are written into the settings file.
             observe: whether sources are looked at.
-            makes: the assets that the command is to make; until it ends nobody else does.
-            title: the command, for those who find them held.
+            title: the command, for others who find the folder in use.
             check: called before options are remembered; raises where they are at fault.
         """
         settings = load_settings(self.artifacts_dir, config=self.config, options=given)
-        if remember and observe:
-            self._until_the_end.enter_context(present(ArtifactPaths.of(settings, self.artifacts_dir).presence))
         _quiet_libraries(self.log_level)
-        from ivr_dagster.cli.workbench import Workbench
+        from ivr_dagster.cli.workbench import Workbench, exclusive_use
 
+        if remember and observe:
+            self._until_the_end.enter_context(exclusive_use(ArtifactPaths.of(settings, self.artifacts_dir), f"ivr {title}"))
         workbench = Workbench(settings, self.artifacts_dir)
-        if makes is not None:
-            self._until_the_end.enter_context(workbench.holding(makes(workbench), f"ivr {title}"))
         if observe:
             workbench.observe_sources()
         check(workbench)
@@ -267,7 +262,6 @@ def _stage_command(stage: str) -> None:
             return
         workbench = request.workbench(
             given,
-            makes=lambda bench: bench.stage_assets(stage),
             title=stage,
             check=lambda bench: bench.check_training_settings() if stage == "train" else None,
         )
@@ -301,9 +295,7 @@ for _stage in STAGES:
 def tune(request: Request, /, **options: Any) -> None:
     """Search for better training settings; a search that was stopped goes on."""
     given = {key: value for key, value in options.items() if value is not None}
-    workbench = request.workbench(
-        given, makes=lambda _: TUNING, title="tune", check=lambda bench: bench.check_training_settings()
-    )
+    workbench = request.workbench(given, title="tune", check=lambda bench: bench.check_training_settings())
     failed = workbench.failed_blocking_checks(before_stage="train")
     if failed:
         raise InputError(f"tune was asked for, but a blocking check has failed before it: {failed}")
@@ -338,7 +330,6 @@ def run(request: Request, /, sample: bool, until: str | None, dry_run: bool, **o
         return
     workbench = request.workbench(
         given,
-        makes=lambda bench: [name for stage in stages for name in bench.stage_assets(stage)],
         title="run",
         check=lambda bench: _check_what_comes_later(bench, stages),
     )
@@ -382,7 +373,7 @@ def experiment(request: Request, /, name: str, **options: Any) -> None:
     anew. Then: `ivr --experiment NAME run`, `… status`, `… ui --port 3001`.
     """
     given = {key: value for key, value in options.items() if value is not None}
-    workbench = request.workbench({})
+    workbench = request.workbench({}, title=f"experiment {name}")
     same = all(getattr(workbench.settings, key) == value for key, value in given.items())
     from ivr_dagster.cli.experiments import begin
 

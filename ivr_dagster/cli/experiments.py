@@ -21,7 +21,7 @@ from dagster._core.definitions.data_version import (
     get_input_event_pointer_tag,
 )
 
-from ivr_dagster.cli.workbench import Workbench, instance_at
+from ivr_dagster.cli.workbench import Workbench, exclusive_use, instance_at
 from ivr_dagster.errors import InputError
 from ivr_dagster.orchestration.sources import source_names
 from ivr_dagster.orchestration.staleness import TAKEN_OVER
@@ -63,7 +63,7 @@ def begin(parent: Workbench, name: str, given: Mapping[str, Any]) -> ArtifactPat
         given: settings by key that it has otherwise.
 
     Raises:
-        InputError: there is one of that name, the name or a setting is at fault, or `parent` is being made.
+        InputError: there is one of that name, the name or a setting is at fault, or another process uses the folder.
     """
     place = parent.paths.experiment(name)
     if place.exists():
@@ -73,33 +73,27 @@ def begin(parent: Workbench, name: str, given: Mapping[str, Any]) -> ArtifactPat
         raise InputError(
             f"{', '.join(misplaced)}: an experiment writes below its own folder", where=place, remedy="Leave it out."
         )
-    known = {asset: parent.last_made(asset) for asset in ASSETS if parent.makes(asset)}
-    assets = {asset: event for asset, event in known.items() if event and parent.paths[asset].exists()}
-    keys = {dg.AssetKey(asset) for asset in known}
-    parent.refuse_while_made(keys, f"the experiment {name!r}")
-    sweep(place.parent)
-    staged = ArtifactPaths(staging_path(place))
-    try:
-        staged.root.mkdir()
-        _write_settings(parent, staged, given)
-        for asset in assets:
-            _copy(parent.paths[asset], staged[asset])
-        parent.refuse_while_made(keys, f"the experiment {name!r}")
-        if any(parent.last_made(asset) != event for asset, event in known.items()):
-            raise InputError(
-                f"artifacts changed while {name!r} was made of them", where=parent.paths.root, remedy="Try again."
-            )
-        with instance_at(staged.dagster_home) as instance:
-            for source in source_names(parent.paths):
-                _report_source(parent, source, instance)
-            for asset, event in assets.items():
-                _report(parent, asset, event, instance, ArtifactPaths(place)[asset])
+    with exclusive_use(parent.paths, f"experiment {name}"):
+        known = {asset: parent.last_made(asset) for asset in ASSETS if parent.makes(asset)}
+        assets = {asset: event for asset, event in known.items() if event and parent.paths[asset].exists()}
+        sweep(place.parent)
+        staged = ArtifactPaths(staging_path(place))
         try:
-            staged.root.rename(place)
-        except OSError as error:
-            raise _taken(name, place) from error
-    finally:
-        remove(staged.root)
+            staged.root.mkdir()
+            _write_settings(parent, staged, given)
+            for asset in assets:
+                _copy(parent.paths[asset], staged[asset])
+            with instance_at(staged.dagster_home) as instance:
+                for source in source_names(parent.paths):
+                    _report_source(parent, source, instance)
+                for asset, event in assets.items():
+                    _report(parent, asset, event, instance, ArtifactPaths(place)[asset])
+            try:
+                staged.root.rename(place)
+            except OSError as error:
+                raise _taken(name, place) from error
+        finally:
+            remove(staged.root)
     return ArtifactPaths(place)
 
 

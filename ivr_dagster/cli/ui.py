@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from ivr_dagster.errors import InputError
@@ -30,16 +30,17 @@ def serve(artifacts_dir: Path, config: Path | None, port: int) -> int:
         InputError: the port is taken, or servers work on this folder already.
     """
     from ivr_dagster.pipeline import ArtifactPaths
-    from ivr_dagster.storage.presence import alone
+    from ivr_dagster.storage.lock import LockedError
 
-    # servers that are told to stop take their runs with them, and may need their time
-    with alone(ArtifactPaths(artifacts_dir).serving, STOP_SECONDS + 2) as only:
-        if not only:
+    with ExitStack() as held:
+        try:  # servers that are stopping need time to end their runs
+            held.enter_context(ArtifactPaths(artifacts_dir).ui_lock.hold(f"ivr ui --port {port}", STOP_SECONDS + 2))
+        except LockedError as error:
             raise InputError(
-                "a UI is served for this folder already",
+                f"the UI already serves this folder: {error.holder}",
                 where=artifacts_dir,
-                remedy="Go to its address, or stop it first: two daemons would rebuild everything twice.",
-            )
+                remedy="Open its address, or stop it first: two daemons would rebuild everything twice.",
+            ) from None
         _check_port(port)
         return _served(artifacts_dir, config, port)
 

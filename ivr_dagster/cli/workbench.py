@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,17 +28,16 @@ from ivr_dagster.orchestration.dead_runs import (
     PROCESS_TAG,
     fail_dead_runs,
     free_slots_of_ended_runs,
-    lives,
     process_mark,
 )
-from ivr_dagster.orchestration.executor import at_work
+from ivr_dagster.orchestration.executor import hold_artifacts
 from ivr_dagster.orchestration.sources import observe, source_names
-from ivr_dagster.orchestration.staleness import AT_WORK, Staleness, latest_evaluation, observed_version
+from ivr_dagster.orchestration.staleness import Staleness, latest_evaluation, observed_version
 from ivr_dagster.pipeline import ASSETS, STAGES, ArtifactPaths, stage_assets, stage_of
 from ivr_dagster.resources.base_model import BaseModel
 from ivr_dagster.resources.settings import ProjectSettings
 from ivr_dagster.settings import Settings
-from ivr_dagster.storage.locks import Busy
+from ivr_dagster.storage.lock import LockedError
 from ivr_dagster.storage.manifest import damage, read_manifest
 
 # under which an instance remembers the artifacts folder that it belongs to
@@ -137,7 +136,6 @@ class Workbench:
         self.instance = instance or open_instance(self.paths)
         self._job = self._definitions.resolve_implicit_global_asset_job_def()
         self._graph = self._definitions.resolve_asset_graph()
-        self._held: frozenset[str] = frozenset()
 
     def stage_assets(self, stage: str) -> list[str]:
         """Assets that a stage makes under these settings, in order; what a person brings is not among them."""
@@ -262,33 +260,6 @@ class Workbench:
         loaded = map(self.load, names)
         return plan_from_settings(self.settings, self.paths, *loaded, in_force=in_force, progress=progress)
 
-    @contextmanager
-    def holding(self, assets: Iterable[str], who: str) -> Iterator[None]:
-        """Have assets, and what they are made of, to this process while the block runs: nobody else writes them.
-
-        Args:
-            assets: to be made.
-            who: what others are told.
-
-        Raises:
-            InputError: somebody else is at work on one of them.
-        """
-        names = frozenset(assets)
-        self.refuse_while_made({dg.AssetKey(name) for name in names})
-        try:
-            with at_work(self.paths, self._graph, names, f"{who} (process {os.getpid()})"):
-                self._held |= names
-                try:
-                    yield
-                finally:
-                    self._held -= names
-        except Busy as busy:
-            raise InputError(
-                f"{who} was asked for, and {busy.holder} is at work on {busy.name}",
-                where=self.paths.root,
-                remedy="Wait until it has ended, or stop it.",
-            ) from None
-
     def damaged(self) -> dict[str, list[str]]:
         """What of each artifact that is there is not as it was written, all bytes read; by asset.
 
@@ -309,16 +280,18 @@ class Workbench:
         """Materialize assets in this process, with their checks, once they are held.
 
         Raises:
-            InputError: of a step, as it was raised; or another run is making one of these assets.
+            InputError: of a step, as it was raised; or another process uses the artifacts folder.
             StageFailed: a step failed, or a blocking check did not pass.
             Interrupted: SIGINT.
         """
         keys = [dg.AssetKey(name) for name in assets]
         if not keys:
             return StageResult()
-        if not self._held.issuperset(assets := [key.to_user_string() for key in keys]):
-            with self.holding(assets, ", ".join(assets)):
-                return self.run(assets, log_level=log_level, tags=tags)
+        with exclusive_use(self.paths, ", ".join(key.to_user_string() for key in keys)):
+            return self._run(keys, log_level, tags)
+
+    def _run(self, keys: list[dg.AssetKey], log_level: str, tags: Mapping[str, str] | None) -> StageResult:
+        fail_dead_runs(self.instance)
         free_slots_of_ended_runs(self.instance)
         tags = dict(tags or {}) | {PROCESS_TAG: process_mark(os.getpid())}
         config = {"loggers": {"console": {"config": {"log_level": log_level}}}}
@@ -354,27 +327,6 @@ class Workbench:
         ]
         return StageResult(found, checks, result.run_id)
 
-    def refuse_while_made(self, keys: set[dg.AssetKey], asked: str = "") -> None:
-        """See that no run is making one of these assets.
-
-        Args:
-            keys: the assets.
-            asked: what was asked for, where it is not these assets themselves.
-
-        Raises:
-            InputError: one is; the message names it.
-        """
-        fail_dead_runs(self.instance)
-        for run in self.instance.get_runs(dg.RunsFilter(statuses=[*AT_WORK])):
-            shared = keys & run.asset_selection if run.asset_selection else keys
-            if shared and lives(run):
-                names = ", ".join(sorted(key.to_user_string() for key in shared))
-                raise InputError(
-                    f"{asked or names} was asked for, and run {run.run_id[:8]} is making "
-                    + (names if asked else "the same"),
-                    remedy="Wait until it has ended, or terminate it: `ivr ui`, Runs.",
-                )
-
     def failed_checks(self) -> list[str]:
         """Checks whose latest evaluation did not pass, as `asset.check`."""
         names = (name for stage in STAGES for name in self.stage_assets(stage))
@@ -399,6 +351,25 @@ class Workbench:
                     f"{each.asset_key.to_user_string()}.{each.check_name} ({figures}): {each.description or ''}"
                 )
         return "; ".join(told)
+
+
+@contextmanager
+def exclusive_use(paths: ArtifactPaths, task: str) -> Iterator[None]:
+    """Hold the lock of an artifacts folder while the block runs, for a task that does not wait for others.
+
+    Raises:
+        InputError: another process holds it.
+    """
+    with ExitStack() as held:
+        try:
+            held.enter_context(hold_artifacts(paths, task))
+        except LockedError as error:
+            raise InputError(
+                f"{task} was requested, but the artifacts folder is {error}",
+                where=paths.root,
+                remedy="Wait until it finishes, or stop it.",
+            ) from None
+        yield
 
 
 def open_instance(paths: ArtifactPaths) -> dg.DagsterInstance:

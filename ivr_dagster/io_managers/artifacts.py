@@ -214,6 +214,7 @@ def _made_of(context: dg.OutputContext) -> dict[str, Any]:
     known = {key.to_user_string(): step.maybe_fetch_and_get_input_asset_version_info(key) for key in parents}
     return {
         "made_by": code_revision(),
+        "settings": values,
         "config_hash": settings_hash(values),
         "upstream": {
             name: info.data_version.value for name, info in sorted(known.items()) if info and info.data_version

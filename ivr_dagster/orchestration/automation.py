@@ -24,7 +24,6 @@ from ivr_dagster.pipeline import ASSETS, STAGES, ArtifactPaths, stage_assets, st
 from ivr_dagster.resources.base_model import BaseModelResource
 from ivr_dagster.resources.settings import SettingsResource
 from ivr_dagster.settings import Settings
-from ivr_dagster.storage.presence import anybody
 
 TOKENIZER_SIDE, TRAINING_SIDE = stages_of_side("tokenizer"), stages_of_side("training")
 # by the setting `rebuild`
@@ -108,19 +107,19 @@ class NotAskedFor(_OfStaleness):
 
 
 @dataclass(frozen=True, eq=False)
-class CommandAtWork(dg.AutomationCondition[dg.AssetKey]):
-    """A command of `ivr` is at work on the same artifacts: what it leaves stale it may be about to make."""
+class ArtifactsInUse(dg.AutomationCondition[dg.AssetKey]):
+    """An `ivr` command or a run holds the artifacts folder: it may be about to make what is stale."""
 
     places: ArtifactPaths
 
     @property
     def name(self) -> str:
         """What the UI calls it."""
-        return "a command of ivr is at work"
+        return "artifacts folder in use"
 
     def evaluate(self, context: dg.AutomationContext[dg.AssetKey]) -> dg.AutomationResult[dg.AssetKey]:
-        """True for every asset while there is one."""
-        busy = anybody(self.places.presence)
+        """True for every asset while the lock is held."""
+        busy = self.places.lock.holder() is not None
         return dg.AutomationResult(context, context.candidate_subset if busy else context.get_empty_subset())
 
 
@@ -128,8 +127,8 @@ def rebuild_condition(places: ArtifactPaths, *, text_alone: bool, only_again: bo
     """When an asset is to be made by itself.
 
     It is stale, and was not asked for in this state before; nothing above it is stale or being made, so that it is
-    made once, of the final state; blocking checks of what it reads have passed, in whichever run; and no command of
-    `ivr` is at work.
+    made once, of the final state; blocking checks of what it reads have passed, in whichever run; and nothing else
+    uses the artifacts folder.
 
     Args:
         places: where artifacts lie.
@@ -152,7 +151,7 @@ def rebuild_condition(places: ArtifactPaths, *, text_alone: bool, only_again: bo
         & (~condition.any_deps_match(being_made)).with_label("nothing above is being made")
         & (~condition.any_deps_match(unmet)).with_label("blocking checks above have passed")
         & (~on_trial).with_label("nothing above is being tried out")
-        & (~CommandAtWork(places)).with_label("no command of ivr is at work")
+        & (~ArtifactsInUse(places)).with_label("artifacts folder not in use")
     )
     if not only_again:
         return wanted

@@ -8,7 +8,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -16,7 +16,7 @@ from typing import Protocol, TypeVar
 from ivr_dagster.errors import InputError
 from ivr_dagster.storage.allocator import give_back_freed_memory
 from ivr_dagster.storage.atomic import STAGED_SUFFIX, publish_first, remove, staging_path
-from ivr_dagster.storage.presence import alone
+from ivr_dagster.storage.lock import LockedError, ProcessLock
 
 Task = TypeVar("Task")
 Item = TypeVar("Item")
@@ -70,13 +70,13 @@ class ShardCache:
         Raises:
             InputError: another run is at it.
         """
-        with alone(self.path / _LOCK, PATIENCE_SECONDS) as free:
-            if not free:
+        with ExitStack() as held:
+            try:
+                held.enter_context(ProcessLock(self.path / _LOCK).hold("another run", PATIENCE_SECONDS))
+            except LockedError as error:
                 raise InputError(
-                    "another run is at work on the same shards of the corpus",
-                    where=self.path,
-                    remedy="Wait until it has ended, or terminate it.",
-                )
+                    f"this shard cache is {error}", where=self.path, remedy="Wait until it finishes, or stop it."
+                ) from None
             for leftover in self.path.glob(f".*{STAGED_SUFFIX}"):
                 remove(leftover)
             yield

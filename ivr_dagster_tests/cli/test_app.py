@@ -18,7 +18,6 @@ from dagster._core.definitions.asset_checks.asset_check_evaluation import (
 
 from ivr_dagster.cli.workbench import instance_at
 from ivr_dagster.pipeline import ASSETS, ArtifactPaths
-from ivr_dagster.storage.locks import holding
 from ivr_dagster_tests.small_pipeline import SMALL, TINY
 
 IVR = Path(sys.executable).with_name("ivr")
@@ -150,13 +149,14 @@ def test_a_damaged_artifact_is_found_refused_and_made_again(folder: Path, ivr: I
     assert file.read_bytes() == before
 
 
-def test_another_command_at_work_on_the_same_artifacts_is_told_of(folder: Path, ivr: Ivr) -> None:
+def test_second_command_is_refused_and_names_the_first(folder: Path, ivr: Ivr) -> None:
     settings = (folder / "ivr.yaml").read_bytes()
-    locks = ArtifactPaths(folder).locks
-    with holding(locks, writes=["replacement_candidates"], reads=["token_stats"], who="ivr select (process 7)"):
+    with ArtifactPaths(folder).lock.hold("ivr select"):
         for command in (["analyze"], ["run", "--max-candidates", "3"]):
             refused = ivr(*command)
             assert refused.returncode == 2
-            assert f"ivr {command[0]} was asked for, and ivr select (process 7) is at work on" in refused.stderr
-        assert ivr("distill-tokenizer").returncode == 0  # nothing in common
+            (line,) = refused.stderr.splitlines()
+            holder = f"ivr select (process {os.getpid()})"
+            assert f"ivr {command[0]} was requested, but the artifacts folder is in use by {holder}" in line
+        assert ivr("status").returncode == 0
     assert (folder / "ivr.yaml").read_bytes() == settings

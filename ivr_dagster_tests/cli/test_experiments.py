@@ -11,13 +11,13 @@ from typing import Any
 import dagster as dg
 import pytest
 import yaml
+from filelock import FileLock
 from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
 from dagster._core.loader import LoadingContextForTest
 
 from ivr_dagster.cli.experiments import begin, compare
 from ivr_dagster.cli.workbench import Workbench, instance_at, open_instance
 from ivr_dagster.errors import InputError
-from ivr_dagster.orchestration.dead_runs import PROCESS_TAG, process_mark
 from ivr_dagster.pipeline import ArtifactPaths
 from ivr_dagster.settings import PRESETS, load_settings
 from ivr_dagster_tests.small_pipeline import TINY, stale, stale_in, workbench
@@ -224,12 +224,9 @@ def test_a_bad_setting_leaves_nothing_behind(parent: Workbench) -> None:
     assert list((parent.paths.root / "experiments").iterdir()) == []
 
 
-def test_none_is_begun_while_its_assets_are_being_made(parent: Workbench) -> None:
-    job = parent._definitions.resolve_implicit_global_asset_job_def()
-    run = parent.instance.create_run_for_job(
-        job, tags={PROCESS_TAG: process_mark(os.getpid())}, status=dg.DagsterRunStatus.STARTED
-    )
-    with pytest.raises(InputError, match=f"'early' was asked for, and run {run.run_id[:8]} is making .*remap_rules"):
+def test_none_is_begun_while_another_process_holds_the_artifacts(parent: Workbench) -> None:
+    refused = pytest.raises(InputError, match="experiment early was requested, but the artifacts folder is in use by")
+    with FileLock(parent.paths.root / ".ivr.lock"), refused:
         begin(parent, "early", {})
 
 

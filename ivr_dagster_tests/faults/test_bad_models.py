@@ -48,7 +48,8 @@ class Begun:
     def state(self) -> dict[str, bytes]:
         """Settings and artifacts by file, without what is remembered of runs, of input and of who is at work."""
         files = (file for file in self.artifacts.rglob("*") if file.is_file())
-        return {str(file): file.read_bytes() for file in files if not {".dagster", ".locks", ".shards"} & {*file.parts}}
+        ignored = {".dagster", ".shards", ".ivr.lock", ".ivr.lock.holder"}
+        return {str(file): file.read_bytes() for file in files if not ignored & {*file.parts}}
 
 
 @pytest.fixture(scope="module")

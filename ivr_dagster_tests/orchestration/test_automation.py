@@ -19,7 +19,6 @@ from ivr_dagster.orchestration.dead_runs import PROCESS_TAG, process_mark
 from ivr_dagster.orchestration.sources import noticed
 from ivr_dagster.pipeline import STAGES, stage_assets
 from ivr_dagster.settings import Settings, load_settings
-from ivr_dagster.storage.presence import present
 from ivr_dagster_tests.small_pipeline import STAGE_ASSETS, TINY, stale, stale_in, workbench, write_tiny_model
 
 EVERYTHING = stage_assets(STAGES, Settings.of(vanilla_compute=False))
@@ -297,7 +296,7 @@ def test_what_became_stale_while_no_daemon_ran_is_rebuilt_at_its_first_tick(tiny
 
 def test_nothing_is_asked_for_while_a_command_is_at_work(daemon: Daemon) -> None:
     daemon.add(*texts("train"))
-    with present(daemon.bench.paths.presence):
+    with daemon.bench.paths.lock.hold("ivr run"):
         assert daemon.tick() == []
     assert daemon.tick() == ["cleaned_corpus"]
 

@@ -5,9 +5,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from ivr_dagster.errors import InputError
-from ivr_dagster.storage import shard_cache as shard_cache
+from ivr_dagster.storage import shard_cache
 from ivr_dagster.storage.shard_cache import ShardCache, result_key
 
 
@@ -78,8 +79,8 @@ def test_where_nothing_is_missing_nothing_is_run(results: ShardCache) -> None:
 
 def test_another_run_at_the_same_results_is_refused(results: ShardCache, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shard_cache, "PATIENCE_SECONDS", 0.1)
-    another = pytest.raises(InputError, match=r"results: another run is at work.*Wait")
-    with results.alone(), another, results.alone():
+    refused = pytest.raises(InputError, match=r"results: this shard cache is in use by .*Wait")
+    with FileLock(results.path / ".lock"), refused, results.alone():
         pass
     with results.alone():
         pass

@@ -14,7 +14,7 @@ from ivr_dagster.core.training.launch import Launch
 from ivr_dagster.core.training.sft import OutOfMemory, SftResult, Training, TrainingDiverged
 from ivr_dagster.errors import InputError
 from ivr_dagster.storage.atomic import atomic_write, remove
-from ivr_dagster.storage.presence import anybody, present
+from ivr_dagster.storage.lock import ProcessLock
 
 _REQUEST, _FAILURE, _LOCK = "request.json", "failure", ".lock"
 
@@ -97,10 +97,10 @@ def launched_as(launched: Path, request: Request) -> Iterator[LaunchFolder]:
         request: what is to be done.
     """
     for folder in _requested(launched):
-        if not anybody(folder.path / _LOCK):
+        if ProcessLock(folder.path / _LOCK).holder() is None:
             remove(folder.path)
     folder = LaunchFolder(launched / request.name)
-    with present(folder.path / _LOCK):
+    with ProcessLock(folder.path / _LOCK).hold("training"):
         try:
             folder.write(request)
             yield folder

@@ -1,0 +1,107 @@
+"""Runs of one artifacts folder wait for each other."""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from threading import Timer
+
+import dagster as dg
+import pytest
+from filelock import FileLock
+
+from ivr_dagster.orchestration import executor
+from ivr_dagster.orchestration.executor import executor_of
+from ivr_dagster.pipeline import ArtifactPaths
+
+ROOT = "IVR_TEST_ARTIFACTS"
+
+
+@dg.asset(check_specs=[dg.AssetCheckSpec("check", asset="made")])
+def made(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
+    """Log who holds the lock during a step."""
+    context.log.info(f"holder: {ArtifactPaths(Path(os.environ[ROOT])).lock.holder()}")
+    return dg.MaterializeResult(check_results=[dg.AssetCheckResult(passed=True)])
+
+
+@dg.observable_source_asset
+def source() -> dg.DataVersion:
+    """Observed while others hold the lock."""
+    return dg.DataVersion("1")
+
+
+def make_job() -> dg.JobDefinition:
+    """Materialize `made` behind the lock."""
+    return job_of("made")
+
+
+def observe_job() -> dg.JobDefinition:
+    """Observe `source`."""
+    return job_of("source")
+
+
+def job_of(asset: str) -> dg.JobDefinition:
+    job = dg.define_asset_job("job", [asset])
+    serial = executor_of(ArtifactPaths(Path(os.environ[ROOT])))
+    definitions = dg.Definitions([made, source], jobs=[job], executor=serial)
+    return definitions.resolve_job_def("job")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The artifacts folder of all tests here: Dagster caches reconstructed jobs."""
+    return tmp_path_factory.mktemp("artifacts")
+
+
+@pytest.fixture
+def instance(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dg.DagsterInstance]:
+    monkeypatch.setenv(ROOT, str(folder))
+    monkeypatch.setattr(executor, "SECONDS_BETWEEN_TRIES", 0.1)
+    with dg.instance_for_test() as instance:
+        yield instance
+
+
+@pytest.fixture
+def held(folder: Path) -> Iterator[FileLock]:
+    """The lock of the artifacts folder, held by another run."""
+    lock = FileLock(folder / ".ivr.lock", thread_local=False)
+    (folder / ".ivr.lock.holder").write_text("ivr run (process 7)")
+    with lock:
+        yield lock
+
+
+def logged(instance: dg.DagsterInstance, run_id: str) -> list[str]:
+    return [entry.user_message for entry in instance.all_logs(run_id)]
+
+
+@pytest.mark.parametrize("seconds_between_messages", [0.2, 60.0])
+def test_run_waits_for_the_lock_and_logs_its_holder(
+    instance: dg.DagsterInstance, held: FileLock, monkeypatch: pytest.MonkeyPatch, seconds_between_messages: float
+) -> None:
+    monkeypatch.setattr(executor, "SECONDS_BETWEEN_MESSAGES", seconds_between_messages)
+    timer = Timer(5.0, held.release)
+    timer.start()
+    with dg.execute_job(dg.reconstructable(make_job), instance) as result:
+        timer.join()
+        assert result.success
+        messages = logged(instance, result.run_id)
+    waits = [message for message in messages if message.startswith("Waiting")]
+    assert set(waits) == {"Waiting: the artifacts folder is in use by ivr run (process 7)"}
+    assert (len(waits) > 1) == (seconds_between_messages < 1)
+    assert f"holder: run {result.run_id[:8]} (process {os.getpid()})" in messages
+
+
+def test_waiting_run_can_be_canceled(instance: dg.DagsterInstance, held: FileLock) -> None:
+    def cancel() -> None:
+        instance.report_run_canceling(instance.get_runs()[0])
+        os.kill(os.getpid(), signal.SIGINT)
+
+    Timer(5.0, cancel).start()
+    with dg.execute_job(dg.reconstructable(make_job), instance) as result:
+        assert not result.success
+    assert instance.get_runs()[0].status == dg.DagsterRunStatus.CANCELED
+
+
+def test_observation_does_not_wait(instance: dg.DagsterInstance, held: FileLock) -> None:
+    with dg.execute_job(dg.reconstructable(observe_job), instance) as result:
+        assert result.success
