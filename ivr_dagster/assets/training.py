@@ -1,6 +1,5 @@
 """Fine-tuning on the domain: the adapted model, and the vanilla baseline on the same text."""
 
-import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -308,7 +307,7 @@ def _fine_tuned(
         place,
         config,
         tokenizer_dir=tokenizer.path,
-        fingerprint=hashlib.blake2b("".join(ingredients).encode(), digest_size=16).hexdigest(),
+        fingerprint=content_hash("".join(ingredients)),
         device=device,
         dtype=dtype,
         new_tokens=new_tokens,

@@ -119,17 +119,17 @@ def _watched(artifacts_dir: Path, config: Path | None) -> Iterator[bool]:
     """At each look whether files of settings have changed, and kept still since the look before."""
     from ivr_dagster.pipeline import ArtifactPaths
     from ivr_dagster.settings.loading import read_settings_file
+    from ivr_dagster.storage.file_identity import FileIdentity
 
     paths = ArtifactPaths(artifacts_dir)
     file = config or paths.settings_file
 
-    def look() -> dict[str, tuple[int, int]]:
+    def look() -> dict[Path, FileIdentity]:
         files = [file, paths.sft_config, paths.accelerate_config]
         with suppress(InputError, OSError):  # a fault is shown once the code is loaded
             named = read_settings_file(file)[0]
             files += [Path(str(named.get(key) or file)).expanduser() for key in ("config_path", "accelerate_config")]
-        known = {each: each.stat() for each in files if each.is_file()}
-        return {str(each): (stat.st_mtime_ns, stat.st_size) for each, stat in known.items()}
+        return {each: FileIdentity.of(each) for each in files if each.is_file()}
 
     loaded = seen = look()
     last = time.monotonic()

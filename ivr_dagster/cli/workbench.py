@@ -38,7 +38,7 @@ from ivr_dagster.resources.base_model import BaseModel
 from ivr_dagster.resources.settings import ProjectSettings
 from ivr_dagster.settings import Settings
 from ivr_dagster.storage.lock import LockedError
-from ivr_dagster.storage.manifest import damage, read_manifest
+from ivr_dagster.storage.manifest import find_damage, read_manifest
 
 # under which an instance remembers the artifacts folder that it belongs to
 OWNER_KEY = "ivr/artifacts"
@@ -271,7 +271,7 @@ class Workbench:
                 place = self.paths[name]
                 manifest = read_manifest(place)
                 unknown = [] if manifest and manifest.files else [f"{place} has no manifest that tells what it holds"]
-                found[name] = unknown or damage(place, thoroughly=True)
+                found[name] = unknown or find_damage(place, read_all=True)
         return found
 
     def run(

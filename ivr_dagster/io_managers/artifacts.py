@@ -20,9 +20,9 @@ from ivr_dagster.storage.atomic import atomic_write, publish, recover, sweep
 from ivr_dagster.storage.manifest import (
     MANIFEST,
     Manifest,
-    damage,
+    describe_files,
+    find_damage,
     read_manifest,
-    stamps_of,
     visible_files,
     write_manifest,
 )
@@ -58,7 +58,7 @@ def refuse_damaged(asset: str, place: Path) -> None:
     Raises:
         InputError: it is not; the message names the file and what makes the artifact again.
     """
-    faults = damage(place)
+    faults = find_damage(place)
     if faults:
         more = f", and {len(faults) - 1} more" if len(faults) > 1 else ""
         raise InputError(
@@ -124,8 +124,8 @@ class ArtifactIOManager(dg.UPathIOManager, Generic[T]):
             staged.touch()  # libraries that are no Python hardly say what they may not write
             self.write(obj, staged)
             known = read_manifest(place)
-            before = stamps_of(place.parent, [place], known.files if known else None) if place.exists() else {}
-            found = stamps_of(staged.parent, [staged])[staged.name]
+            before = describe_files(place.parent, [place], known.files if known else None) if place.exists() else {}
+            found = describe_files(staged.parent, [staged])[staged.name]
             write_manifest(
                 Manifest(
                     context.asset_key.to_user_string(),
@@ -187,7 +187,7 @@ class FolderIOManager(ArtifactIOManager[T]):
             context.asset_key.to_user_string(),
             context.run_id,
             _made_of(context),
-            files=stamps_of(staged, self.files(staged), known.files if known else None),
+            files=describe_files(staged, self.files(staged), known.files if known else None),
             whole=staged != place,
         )
         write_manifest(manifest, staged, folder=True)

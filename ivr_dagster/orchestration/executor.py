@@ -56,7 +56,9 @@ class _SerialExecutor(dg.Executor):
         layer = plan_context.job.get_definition().asset_layer
         graph = layer.asset_graph
         keys = run.asset_selection or layer.executable_asset_keys
-        if not run.asset_check_selection and not any(graph.has(key) and graph.get(key).is_materializable for key in keys):
+        if not run.asset_check_selection and not any(
+            graph.has(key) and graph.get(key).is_materializable for key in keys
+        ):
             yield from self._inner.execute(plan_context, execution_plan)  # observations read no artifacts
             return
         with ExitStack() as held:

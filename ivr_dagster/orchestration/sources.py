@@ -23,6 +23,7 @@ from ivr_dagster.pipeline import EXTERNAL, OTHER_CORPORA, ArtifactPaths
 from ivr_dagster.resources.base_model import MODEL_FILES, BaseModel
 from ivr_dagster.resources.settings import SettingsResource
 from ivr_dagster.storage.content_hash import content_hash
+from ivr_dagster.storage.file_identity import FileIdentity
 
 # a corpus that files keep coming into is taken as it is after so many seconds
 LONGEST_WAIT = 45.0
@@ -84,10 +85,9 @@ def _signature(files: Iterable[Path]) -> str:
     found = []
     for file in sorted(set(files)):
         try:
-            known = file.stat()
+            found.append((str(file), FileIdentity.of(file)))
         except OSError:  # gone since it was listed; the next look sees that
             continue
-        found.append([str(file), known.st_size, known.st_mtime_ns, known.st_ino])
     return content_hash(json.dumps(found))
 
 

@@ -19,7 +19,8 @@ from ivr_dagster.errors import InputError
 from ivr_dagster.io_managers.provenance import config_hash_of
 from ivr_dagster.pipeline import ASSETS, ArtifactPaths, split_code_version
 from ivr_dagster.storage.content_hash import content_hash
-from ivr_dagster.storage.manifest import damage
+from ivr_dagster.storage.file_identity import FileIdentity
+from ivr_dagster.storage.manifest import find_damage
 
 # what is computed of text at a cost, and what it reads the text from
 TEXT_OF = {"fitted_embeddings": "cleaned_corpus", "sft_checkpoint": "training_blocks"}
@@ -85,7 +86,7 @@ class Staleness:
         name = key.to_user_string()
         if not self._places[name].exists():
             return "artifact missing"
-        if self._damaged and damage(self._places[name]):
+        if self._damaged and find_damage(self._places[name]):
             return "artifact damaged"
         if _tags(event).get(CODE_VERSION_TAG) != self._graph.get(key).code_version:
             return "settings or code changed"
@@ -223,12 +224,11 @@ def _tags(event: dg.EventLogEntry) -> dict[str, str]:
 
 def _edited_digest(rules: Path) -> str:
     """The digest of a rules file that a person has changed, empty where it is as it was computed."""
-    known = rules.stat()
-    return _digest_of(rules, known.st_mtime_ns, known.st_size)
+    return _digest_of(rules, FileIdentity.of(rules))
 
 
 @lru_cache(maxsize=8)
-def _digest_of(rules: Path, changed: int, size: int) -> str:
+def _digest_of(rules: Path, identity: FileIdentity) -> str:
     try:
         return read_rules(rules).digest() if is_edited(rules) else ""
     except InputError:  # half saved, or wrong: told where the rules are made

@@ -1,4 +1,7 @@
-"""Content hashes: the data versions of artifacts. Equal content, equal version, whatever made it and when."""
+"""Content hashes, the data versions of artifacts: equal content gives an equal hash, wherever and whenever it was made.
+
+All hashes are BLAKE2b of 128 bits as 32 hexadecimal digits.
+"""
 
 import hashlib
 from collections.abc import Iterable, Mapping
@@ -10,53 +13,63 @@ import numpy as np
 import polars as pl
 
 BLOCK = 1 << 20
-# tells people about a folder's content and is none: an evaluation writes one beside the model it has evaluated
+# describes a folder's content and is not part of it
 DESCRIPTION = "README.md"
+
+
+def new_digest(content: bytes = b"") -> "hashlib.blake2b":
+    """A hash to add bytes to."""
+    return hashlib.blake2b(content, digest_size=16)
 
 
 @singledispatch
 def content_hash(value: object) -> str:
-    """A 128-bit hash of a table, a text, tensors by name, or a folder's files but its README.md."""
+    """The hash of a text, a table, tensors by name, or the files in a folder except its README.md.
+
+    Raises:
+        TypeError: a value of another type, or a column with nulls.
+        NotADirectoryError: a path that is not a folder.
+    """
     raise TypeError(f"no content hash for {type(value).__name__}")
 
 
 @content_hash.register
 def _(value: str) -> str:
-    return hashlib.blake2b(value.encode(), digest_size=16).hexdigest()
+    return new_digest(value.encode()).hexdigest()
 
 
 @content_hash.register
 def _(value: pl.DataFrame) -> str:
-    digest = hashlib.blake2b(repr(value.schema).encode(), digest_size=16)
+    digest = new_digest(repr(value.schema).encode())
     for column in value:
         digest.update(column.name.encode() + b"\0")
         if column.null_count():
             raise TypeError(f"no content hash for a column with nulls: {column.name}")
         if column.dtype == pl.String:
-            digest.update(_sized(column).data)
+            digest.update(_length_prefixed(column).data)
         else:
             content = column.to_numpy().tobytes()
             digest.update(len(content).to_bytes(8, "little") + content)
     return digest.hexdigest()
 
 
-def _sized(column: pl.Series) -> np.ndarray:
-    """The strings' UTF-8 bytes one after the other, each behind its length as eight bytes, uint8."""
+def _length_prefixed(column: pl.Series) -> np.ndarray:
+    """The UTF-8 bytes of all strings, each after its length as eight bytes, uint8."""
     lengths = column.str.len_bytes().to_numpy().astype("<u8")
     begins = np.cumsum(lengths + np.uint64(8)) - lengths - np.uint64(8)
-    sized = np.empty(int(lengths.sum()) + 8 * len(lengths), np.uint8)
-    is_length = np.zeros(len(sized), bool)
+    found = np.empty(int(lengths.sum()) + 8 * len(lengths), np.uint8)
+    is_length = np.zeros(len(found), bool)
     is_length[(begins[:, None] + np.arange(8, dtype=np.uint64)).ravel()] = True
-    sized[is_length] = lengths.view(np.uint8)
-    sized[~is_length] = np.frombuffer("".join(column.to_list()).encode(), np.uint8)
-    return sized
+    found[is_length] = lengths.view(np.uint8)
+    found[~is_length] = np.frombuffer("".join(column.to_list()).encode(), np.uint8)
+    return found
 
 
 @content_hash.register(dict)
 def _(value: Mapping[str, Any]) -> str:
     import torch
 
-    digest = hashlib.blake2b(digest_size=16)
+    digest = new_digest()
     for name in sorted(value):
         rows = value[name].contiguous()
         digest.update(f"{name} {rows.dtype} {tuple(rows.shape)}\0".encode())
@@ -67,14 +80,20 @@ def _(value: Mapping[str, Any]) -> str:
 @content_hash.register(Path)
 def _(value: Path) -> str:
     if not value.is_dir():
-        raise NotADirectoryError(f"{value} is no folder")
+        raise NotADirectoryError(f"{value} is not a folder")
     files = (file for file in value.rglob("*") if file.is_file() and not file.name.startswith("."))
     return hash_files(value, (file for file in files if file != value / DESCRIPTION))
 
 
+def hash_file(file: Path) -> str:
+    """The hash of a file's bytes."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, new_digest).hexdigest()
+
+
 def hash_files(root: Path, files: Iterable[Path]) -> str:
-    """A hash of the files' paths below `root` and their bytes."""
-    digest = hashlib.blake2b(digest_size=16)
+    """The hash of the files' paths below `root` and their bytes."""
+    digest = new_digest()
     for file in sorted(files, key=lambda file: file.relative_to(root).as_posix()):
         digest.update(f"{file.relative_to(root).as_posix()}\0{file.stat().st_size}\0".encode())
         with file.open("rb") as stream:

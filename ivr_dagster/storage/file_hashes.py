@@ -1,6 +1,5 @@
-"""Hashes of files, kept beside what the file system says of each, so that only those that changed are read."""
+"""Cached hashes of files, so that only changed files are read again."""
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,44 +7,39 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ivr_dagster.storage.atomic import atomic_write
+from ivr_dagster.storage.content_hash import content_hash
+from ivr_dagster.storage.file_identity import FileIdentity
 
 
-class KnownFile(NamedTuple):
-    """A file as it was hashed.
+class HashedFile(NamedTuple):
+    """A file's identity and the hash of its content at that time."""
 
-    Attributes:
-        said: what the file system said of it: size, times of change of content and of anything (ns), inode, device.
-        content: the hash of its bytes.
-    """
-
-    said: tuple[int, ...]
+    identity: FileIdentity
     content: bytes
 
 
 @dataclass(frozen=True)
 class FileHashCache:
-    """A file that keeps what is known of others, by path; it may be deleted at any time."""
+    """Hashes by path, stored in one file that may be deleted at any time."""
 
     store: Path
 
-    def read(self) -> dict[str, KnownFile]:
-        """What is kept; nothing where it is not whole."""
+    def read(self) -> dict[str, HashedFile]:
+        """The stored hashes; none if the store is missing or damaged."""
         try:
-            digest, _, content = self.store.read_bytes().partition(b"\n")
-            if digest.decode() != _digest(content):
+            digest, content = self.store.read_text(encoding="utf-8").split("\n", 1)
+            if digest != content_hash(content):
                 return {}
-            return {path: KnownFile(tuple(said), bytes.fromhex(each)) for path, said, each in json.loads(content)}
-        except (OSError, ValueError):
+            return {
+                path: HashedFile(FileIdentity(*identity), bytes.fromhex(each))
+                for path, identity, each in json.loads(content)
+            }
+        except (OSError, ValueError, TypeError):
             return {}
 
-    def write(self, known: Mapping[str, KnownFile]) -> None:
-        """Keep these in place of what was kept."""
-        # JSON's escapes hold names that are no UTF-8 too
-        content = json.dumps([(path, file.said, file.content.hex()) for path, file in known.items()]).encode()
-        self.store.parent.mkdir(parents=True, exist_ok=True)
+    def write(self, files: Mapping[str, HashedFile]) -> None:
+        """Replace all stored hashes."""
+        # JSON escapes also represent file names that are not UTF-8
+        content = json.dumps([(path, file.identity, file.content.hex()) for path, file in files.items()])
         with atomic_write(self.store) as staged:
-            staged.write_bytes(f"{_digest(content)}\n".encode() + content)
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.blake2b(content, digest_size=16).hexdigest()
+            staged.write_text(f"{content_hash(content)}\n{content}", encoding="utf-8")

@@ -1,27 +1,37 @@
-"""Whether a file has changed, without reading it: device, inode, size and modification time."""
+"""Whether a file has changed, without reading it. All such checks compare these identities."""
 
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 
-@dataclass(frozen=True)
-class FileIdentity:
-    """A file as it is now. Two identities are equal if they are of the same unchanged file, whatever its name.
+class FileIdentity(NamedTuple):
+    """What the file system says of a file; equal as long as the file is unchanged.
+
+    It can be stored: the device is left out because its number can change when the machine restarts.
 
     Attributes:
-        path: the name it was looked up by; not compared.
-        identity: device, inode, size in bytes, modification time in nanoseconds.
+        bytes: size.
+        modified: time of the last change of content, nanoseconds.
+        inode: the file, under any of its names.
+        changed: time of the last change of content, links or rights, nanoseconds; 0 if not compared.
     """
 
-    path: Path = field(compare=False)
-    identity: tuple[int, int, int, int]
+    bytes: int
+    modified: int
+    inode: int
+    changed: int = 0
 
     @classmethod
-    def of(cls, path: Path) -> "FileIdentity":
-        """The identity of the file at `path`.
+    def of(cls, file: Path, *, strict: bool = False) -> "FileIdentity":
+        """The identity of a file as it is now.
+
+        Args:
+            file: the file.
+            strict: compare the time of any change too. That detects an edit that restores the modification time, but
+                a new hard link also counts as a change.
 
         Raises:
             OSError: there is no such file.
         """
-        found = path.stat()
-        return cls(path, (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns))
+        found = file.stat()
+        return cls(found.st_size, found.st_mtime_ns, found.st_ino, found.st_ctime_ns if strict else 0)

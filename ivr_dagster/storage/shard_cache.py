@@ -1,10 +1,9 @@
-"""Results of shards of the corpus, kept by what they were made of: a shard that stays as it was is not read again.
+"""Cached results of corpus shards: a shard whose ingredients did not change is not processed again.
 
-What belongs here: where they lie, which of them are missing and have to be made, and which are no longer of use. What
-they hold, and what goes into a key, is the business of those who make them.
+What belongs here: where results are, which are missing, and which are obsolete. Callers decide what a result holds and
+what goes into its key.
 """
 
-import hashlib
 import json
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -16,59 +15,60 @@ from typing import Protocol, TypeVar
 from ivr_dagster.errors import InputError
 from ivr_dagster.storage.allocator import give_back_freed_memory
 from ivr_dagster.storage.atomic import STAGED_SUFFIX, publish_first, remove, staging_path
+from ivr_dagster.storage.content_hash import content_hash
+from ivr_dagster.storage.file_identity import FileIdentity
 from ivr_dagster.storage.lock import LockedError, ProcessLock
 
 Task = TypeVar("Task")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-# how long another run is waited for, and until what a worker wrote is to be seen here
+# how long to wait for the lock, and for shared storage to show what a worker wrote
 PATIENCE_SECONDS = 10.0
 _LOCK, _SEAL = ".lock", "seal.json"
 
 
 class Map(Protocol):
-    """Applies a function to each of many items, here or in other processes; results come in the items' order."""
+    """Applies a function to many items, here or in other processes, and yields the results in the items' order."""
 
     def __call__(self, function: Callable[[Item], Result], items: Sequence[Item], /) -> Iterator[Result]:
-        """Both must be picklable; an error of the function is raised where its result would come."""
+        """Function and items must be picklable. An error is raised in place of its result."""
         ...
 
 
 def result_key(*ingredients: object) -> str:
-    """A 128-bit hash of what a result is made of: anything that JSON can write."""
-    return hashlib.blake2b(json.dumps(ingredients).encode(), digest_size=16).hexdigest()
+    """The content hash of what a result is made of: anything that JSON can represent."""
+    return content_hash(json.dumps(ingredients))
 
 
 @dataclass(frozen=True)
 class ShardCache:
-    """A folder of results, each a folder by its key that is complete or absent; it may be deleted at any time.
+    """A folder with one folder per result, named by its key and complete or absent. It may be deleted at any time.
 
-    Files of a result may be hard-linked from elsewhere, never written again: what was, or was deleted in part, is not
-    taken for a result any more.
+    Files of a result may be hard links. A seal holds their identities, so that a modified result is made again.
     """
 
     path: Path
 
     def place(self, key: str) -> Path:
-        """Where a result lies."""
+        """The folder of a result."""
         return self.path / key
 
     def holds(self, key: str) -> bool:
-        """Whether a result is there as it was made."""
+        """Whether a result exists and is unmodified."""
         place = self.place(key)
         try:
             seal = json.loads((place / _SEAL).read_text(encoding="utf-8"))
-            return all(_stamp(place / name) == stamp for name, stamp in seal.items())
+            return all(FileIdentity.of(place / name) == tuple(identity) for name, identity in seal.items())
         except (OSError, ValueError):
             return False
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Have no other run change or delete results while the block runs; what killed runs left is swept.
+        """Keep other processes from changing results while the block runs, and delete what killed ones left.
 
         Raises:
-            InputError: another run is at it.
+            InputError: another process uses the cache.
         """
         with ExitStack() as held:
             try:
@@ -88,26 +88,23 @@ class ShardCache:
         run: Map = map,
         on_result: Callable[[str], None] = lambda key: None,
     ) -> None:
-        """Have `make` write those results that are not there yet, each into an empty folder of its own.
-
-        What is done stays done when the work is stopped or fails in another place.
+        """Make the missing results. Those finished before an error or interruption are kept.
 
         Args:
-            make: writes the result of a task into a folder; a function of a module, which processes find by its name.
+            make: writes the result of a task into an empty folder; a function that other processes can import.
             tasks: by key.
-            run: what runs them.
-            on_result: called with each key, in the order of the tasks, those that were there first.
+            run: applies `make` to the tasks.
+            on_result: called with each key in the order of the tasks, those that existed first.
 
         Raises:
-            InputError: what a worker wrote is not to be seen here.
+            InputError: a result that a worker wrote does not appear here.
         """
-        missing = [key for key in tasks if not self.holds(key)]
-        made_now = set(missing)
-        for key in tasks:
-            if key not in made_now:
-                on_result(key)
+        existing = {key: self.holds(key) for key in tasks}
+        missing = [key for key in tasks if not existing[key]]
+        for key in (key for key in tasks if existing[key]):
+            on_result(key)
         for key in missing:  # damaged ones
-            self._forget(key)
+            self._delete(key)
         work = [(make, tasks[key], self.place(key)) for key in missing]
         for key, _ in zip(missing, run(_write_result, work) if work else (), strict=True):
             self._wait_for(key)
@@ -117,19 +114,19 @@ class ShardCache:
         """Delete all other results."""
         for place in self.path.iterdir():
             if place.name not in keys and not place.name.startswith("."):
-                self._forget(place.name)
+                self._delete(place.name)
 
-    def _forget(self, key: str) -> None:
+    def _delete(self, key: str) -> None:
         if self.place(key).exists():
-            # renamed first: a result that is half deleted must not pass for one
+            # renamed first: a partly deleted result must not count as one
             remove(self.place(key).rename(staging_path(self.place(key))))
 
     def _wait_for(self, key: str) -> None:
-        deadline = time.monotonic() + PATIENCE_SECONDS  # shared storage may show it a little later
+        deadline = time.monotonic() + PATIENCE_SECONDS
         while not self.holds(key):
             if time.monotonic() > deadline:
                 raise InputError(
-                    "a worker wrote the result of a shard and it is not to be seen here",
+                    "a worker wrote the result of a shard, but it does not appear here",
                     where=self.place(key),
                     remedy="Put corpus and artifacts on storage that all nodes share, at the same path.",
                 )
@@ -142,15 +139,10 @@ def _write_result(work: tuple[Callable[[Task, Path], None], Task, Path]) -> None
     try:
         staged.mkdir()
         make(task, staged)
-        seal = {file.relative_to(staged).as_posix(): _stamp(file) for file in staged.rglob("*") if file.is_file()}
+        files = [file for file in staged.rglob("*") if file.is_file()]
+        seal = {file.relative_to(staged).as_posix(): FileIdentity.of(file) for file in files}
         (staged / _SEAL).write_text(json.dumps(seal), encoding="utf-8")
         publish_first(staged, place)
     finally:
         remove(staged)
-        give_back_freed_memory()  # as many processes as there are cores do this side by side
-
-
-def _stamp(file: Path) -> list[int]:
-    """What changes when a file is written again, here or under another name of it."""
-    found = file.stat()
-    return [found.st_size, found.st_mtime_ns]
+        give_back_freed_memory()  # one process per core does this at the same time

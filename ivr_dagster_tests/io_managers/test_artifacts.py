@@ -24,7 +24,7 @@ from ivr_dagster.orchestration.sources import source_names
 from ivr_dagster.pipeline import ASSETS, ArtifactPaths
 from ivr_dagster.settings import Settings
 from ivr_dagster.storage.atomic import staging_path
-from ivr_dagster.storage.manifest import MANIFEST, place_of_manifest
+from ivr_dagster.storage.manifest import MANIFEST, manifest_path
 
 FOLDERS: dict[str, tuple[str, type[Any]]] = {
     "cleaned_corpus": ("documents_io", CleanedCorpus),
@@ -187,7 +187,7 @@ def test_what_killed_writers_left_is_swept_by_the_next(
     make = {"markdown_io": lambda: "# x", "report_io": lambda: ReportFolder(staged(place, "x"))}[io_manager]
     materialize(asset, io_manager, make)
     names = {path.name for path in place.parent.iterdir()}
-    assert names - {place_of_manifest(place, folder=False).name} == {place.name}
+    assert names - {manifest_path(place, folder=False).name} == {place.name}
 
 
 def test_a_write_that_fails_leaves_the_old_file(paths: ArtifactPaths, materialize: Materialize, load: Load) -> None:
@@ -195,7 +195,7 @@ def test_a_write_that_fails_leaves_the_old_file(paths: ArtifactPaths, materializ
     with pytest.raises(UnicodeEncodeError):
         materialize("selection_log", "markdown_io", lambda: "new \ud800")
     assert load("selection_log", "markdown_io") == "old"
-    manifest = place_of_manifest(paths["selection_log"], folder=False)
+    manifest = manifest_path(paths["selection_log"], folder=False)
     assert set(manifest.parent.iterdir()) == {paths["selection_log"], manifest}
 
 

@@ -9,9 +9,9 @@ import pytest
 from ivr_dagster.storage.manifest import (
     MANIFEST,
     Manifest,
-    damage,
+    describe_files,
+    find_damage,
     read_manifest,
-    stamps_of,
     visible_files,
     write_manifest,
 )
@@ -23,7 +23,8 @@ def folder(tmp_path: Path) -> Path:
     (place / "sub").mkdir(parents=True)
     (place / "a.txt").write_text("first")
     (place / "sub" / "part-0.parquet").write_bytes(b"rows")
-    write_manifest(Manifest("x", "run", {"made_by": "me"}, stamps_of(place, visible_files(place))), place, folder=True)
+    files = describe_files(place, visible_files(place))
+    write_manifest(Manifest("x", "run", {"made_by": "me"}, files), place, folder=True)
     return place
 
 
@@ -39,7 +40,7 @@ def test_what_was_written_is_whole_and_comes_back(folder: Path) -> None:
     assert manifest is not None
     assert (manifest.asset, manifest.run_id, manifest.made_of) == ("x", "run", {"made_by": "me"})
     assert set(manifest.files) == {"a.txt", "sub/part-0.parquet"}
-    assert damage(folder) == damage(folder, thoroughly=True) == []
+    assert find_damage(folder) == find_damage(folder, read_all=True) == []
 
 
 @pytest.mark.parametrize(
@@ -48,22 +49,22 @@ def test_what_was_written_is_whole_and_comes_back(folder: Path) -> None:
 )
 def test_another_size_and_other_bytes_are_damage(folder: Path, name: str, content: bytes, says: str) -> None:
     (folder / name).write_bytes(content)
-    (fault,) = damage(folder)
+    (fault,) = find_damage(folder)
     assert fault.startswith(str(folder / name))
     assert says in fault
 
 
 def test_bytes_that_changed_behind_the_clock_are_seen_by_who_reads_them_all(folder: Path) -> None:
     same_time(folder / "a.txt", b"fXrst")
-    assert damage(folder) == []
-    assert "holds other bytes" in damage(folder, thoroughly=True)[0]
+    assert find_damage(folder) == []
+    assert "holds other bytes" in find_damage(folder, read_all=True)[0]
 
 
 def test_a_missing_file_and_one_too_many_are_damage(folder: Path) -> None:
     (folder / "a.txt").unlink()
     (folder / "part-1.parquet").write_bytes(b"more")
     (folder / "notes.md").write_text("mine")
-    assert damage(folder) == [
+    assert find_damage(folder) == [
         f"{folder / 'a.txt'} is missing",
         f"{folder / 'part-1.parquet'} was not written with the others",
     ]
@@ -71,43 +72,43 @@ def test_a_missing_file_and_one_too_many_are_damage(folder: Path) -> None:
 
 def test_a_copy_is_whole_wherever_it_lies_and_whenever_it_was_made(folder: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(folder, tmp_path / "copy", copy_function=shutil.copyfile))
-    assert damage(copy) == damage(copy, thoroughly=True) == []
+    assert find_damage(copy) == find_damage(copy, read_all=True) == []
 
 
 def test_of_a_file_what_it_held_before_is_whole_too(tmp_path: Path) -> None:
     place = tmp_path / "table.csv"
     place.write_text("old")
-    before = stamps_of(tmp_path, [place])
+    before = describe_files(tmp_path, [place])
     staged = tmp_path / "staged"
     staged.write_text("new!")
-    files = {"table.csv": stamps_of(tmp_path, [staged])["staged"]}
+    files = {"table.csv": describe_files(tmp_path, [staged])["staged"]}
     write_manifest(Manifest("x", "run", files=files, before=before), place, folder=False)
-    assert damage(place, thoroughly=True) == []  # killed before the rename
+    assert find_damage(place, read_all=True) == []  # killed before the rename
     staged.replace(place)
-    assert damage(place, thoroughly=True) == []
+    assert find_damage(place, read_all=True) == []
     place.write_text("else")
-    assert len(damage(place)) == 1
+    assert len(find_damage(place)) == 1
 
 
 def test_a_change_of_what_people_may_change_is_no_damage(tmp_path: Path) -> None:
     place = tmp_path / "rules.yaml"
     place.write_text("computed")
-    files = stamps_of(tmp_path, [place])
+    files = describe_files(tmp_path, [place])
     for editable, faults in ((True, 0), (False, 1)):
         place.write_text("computed")
         write_manifest(Manifest("x", "run", files=files, editable=editable), place, folder=False)
         place.write_text("edited by hand")
-        assert len(damage(place, thoroughly=True)) == faults
+        assert len(find_damage(place, read_all=True)) == faults
 
 
 def test_without_a_manifest_or_with_half_of_one_nothing_is_known(folder: Path) -> None:
     for text in ("", "{", "[]", '{"asset": "x"}', '{"asset": "x", "run_id": "r", "files": {"a.txt": 3}}'):
         (folder / MANIFEST).write_text(text)
         assert read_manifest(folder) is None
-        assert damage(folder) == []
+        assert find_damage(folder) == []
     (folder / MANIFEST).write_text('{"asset": "x", "run_id": "r"}')  # what earlier versions wrote
     assert read_manifest(folder) == Manifest("x", "r")
-    assert damage(folder) == []
+    assert find_damage(folder) == []
 
 
 def test_a_file_that_is_linked_anew_is_not_read_again(folder: Path, tmp_path: Path) -> None:
@@ -118,5 +119,5 @@ def test_a_file_that_is_linked_anew_is_not_read_again(folder: Path, tmp_path: Pa
     (other / "part-7.parquet").hardlink_to(folder / "sub" / "part-0.parquet")
     same_time(other / "part-7.parquet", b"rowz")  # so that a reading would tell
     known = manifest.files["sub/part-0.parquet"]
-    assert stamps_of(other, visible_files(other), manifest.files) == {"part-7.parquet": known}
-    assert stamps_of(other, visible_files(other))["part-7.parquet"].blake2b != known.blake2b
+    assert describe_files(other, visible_files(other), manifest.files) == {"part-7.parquet": known}
+    assert describe_files(other, visible_files(other))["part-7.parquet"].blake2b != known.blake2b

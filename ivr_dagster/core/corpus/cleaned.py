@@ -28,6 +28,7 @@ from ivr_dagster.core.corpus.splits import Split, document_id, is_heldout
 from ivr_dagster.errors import InputError
 from ivr_dagster.storage.arrow_columns import MOST_BYTES, number_column, string_column
 from ivr_dagster.storage.atomic import atomic_write, link, remove, staging_path
+from ivr_dagster.storage.content_hash import new_digest
 from ivr_dagster.storage.file_hashes import FileHashCache
 from ivr_dagster.storage.shard_cache import Map, ShardCache, result_key
 
@@ -115,7 +116,7 @@ class CleanedCorpus:
 
     def digest(self) -> str:
         """A hash of the documents and their order, in hexadecimal: which file a document came from is not in it."""
-        digest = blake2b(digest_size=16)
+        digest = new_digest()
         for split in SPLITS:
             digest.update(split.encode())
             for part in self.parts(split):
@@ -153,7 +154,7 @@ def read_part(path: Path) -> Iterator[tuple[list[str], list[str]]]:
 
 def part_digest(path: Path) -> str:
     """A hash of a part's documents and their order, in hexadecimal."""
-    digest = blake2b(digest_size=16)
+    digest = new_digest()
     _add_ids(path, digest)
     return digest.hexdigest()
 

@@ -10,7 +10,9 @@ from pathlib import Path
 
 from ivr_dagster.core.corpus.documents import corpus_files, hash_content
 from ivr_dagster.errors import InputError
-from ivr_dagster.storage.file_hashes import FileHashCache, KnownFile
+from ivr_dagster.storage.content_hash import new_digest
+from ivr_dagster.storage.file_hashes import FileHashCache, HashedFile
+from ivr_dagster.storage.file_identity import FileIdentity
 
 # Bytes. A shard is about 1/256 of the corpus, so that a change of one part in a hundred stays one; a smaller one would
 # be more overhead than work, a larger one more than a worker should lose
@@ -51,18 +53,18 @@ def read_corpus_files(root: Path, kept: FileHashCache | None = None) -> list[Cor
     """
     known = kept.read() if kept else {}
 
-    def look_at(path: Path) -> tuple[CorpusFile, KnownFile]:
+    def look_at(path: Path) -> tuple[CorpusFile, HashedFile]:
         try:
-            found = path.stat()
+            identity = FileIdentity.of(path, strict=True)
         except OSError as error:
             message = f"the file was there and cannot be found any more ({error.strerror})"
             raise InputError(message, where=path, remedy="Run again once the corpus keeps still") from error
-        said = (found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_dev)
         before = known.get(str(path))
-        content = before.content if before and before.said == said else hash_content(path)
-        return CorpusFile(path, path.relative_to(root).as_posix(), found.st_size, content), KnownFile(said, content)
+        content = before.content if before and before.identity == identity else hash_content(path)
+        name = path.relative_to(root).as_posix()
+        return CorpusFile(path, name, identity.bytes, content), HashedFile(identity, content)
 
-    def look_at_some(paths: Sequence[Path]) -> list[tuple[CorpusFile, KnownFile]]:
+    def look_at_some(paths: Sequence[Path]) -> list[tuple[CorpusFile, HashedFile]]:
         return [look_at(path) for path in paths]
 
     begun = time.time_ns()
@@ -71,7 +73,7 @@ def read_corpus_files(root: Path, kept: FileHashCache | None = None) -> list[Cor
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashing lets other threads run
         looked_at = [each for found in pool.map(look_at_some, some) for each in found]
     if kept:
-        still = {str(file.path): each for file, each in looked_at if max(each.said[1:3]) < begun - GRAIN_NS}
+        still = {str(file.path): each for file, each in looked_at if each.identity.changed < begun - GRAIN_NS}
         others = {path: each for path, each in known.items() if not path.startswith(f"{root}{os.sep}")}
         if {**others, **still} != known:
             kept.write({**others, **still})
@@ -84,7 +86,7 @@ def fingerprint_corpus(root: Path, kept: FileHashCache | None = None) -> str:
     Raises:
         InputError: as :func:`read_corpus_files`.
     """
-    whole = hashlib.blake2b(digest_size=16)
+    whole = new_digest()
     for file in read_corpus_files(root, kept):
         # no path holds a NUL and the digest's length is fixed, so that no two corpora spell the same bytes
         whole.update(os.fsencode(file.name) + b"\0" + file.content)

@@ -117,12 +117,12 @@ class TokenizerFolder:
 
 def _bpe_of(file: Path) -> ByteLevelBPE:
     read_tokenizer(file)  # reports a missing file
-    return _read_bpe(FileIdentity.of(file))
+    return _read_bpe(file, FileIdentity.of(file))
 
 
 @lru_cache(maxsize=2)
-def _read_bpe(file: FileIdentity) -> ByteLevelBPE:
+def _read_bpe(file: Path, identity: FileIdentity) -> ByteLevelBPE:
     try:
-        return read_bpe(read_tokenizer(file.path))
+        return read_bpe(read_tokenizer(file))
     except InputError as error:
-        raise InputError(error.message, where=error.where or file.path, remedy=error.remedy) from error
+        raise InputError(error.message, where=error.where or file, remedy=error.remedy) from error

@@ -3,7 +3,6 @@
 What belongs here: exact encoders for a byte-level BPE, and the Parquet layout of what they yield.
 """
 
-import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,7 +20,7 @@ from tokenizers import Tokenizer
 from ivr_dagster.core.tokens.counts import encode_types
 from ivr_dagster.core.tokens.pretokens import read_pretokenization
 from ivr_dagster.storage.arrow_columns import number_column, string_column
-from ivr_dagster.storage.content_hash import content_hash
+from ivr_dagster.storage.content_hash import content_hash, new_digest
 
 Encoder = Callable[[list[str]], list[np.ndarray]]
 
@@ -214,7 +213,7 @@ class SequencesWriter:
         self._schema = pa.schema({"document_id": pa.string(), "ids": ids})
         self._writer = pq.ParquetWriter(file, self._schema, compression="zstd")
         self.frequencies = np.zeros(size, dtype=np.int64)
-        self._digests = [hashlib.blake2b(digest_size=16) for _ in ("document ids", "lengths", "ids")]
+        self._digests = [new_digest() for _ in ("document ids", "lengths", "ids")]
 
     def __enter__(self) -> Self:
         return self

@@ -17,16 +17,16 @@ def read_tokenizer(file: Path) -> Tokenizer:
     """
     if not file.is_file():
         raise InputError("no tokenizer there", where=file, remedy=f"Materialize it, or give a folder with {file.name}.")
-    return _read(FileIdentity.of(file))
+    return _read(file, FileIdentity.of(file))
 
 
 @lru_cache(maxsize=4)
-def _read(file: FileIdentity) -> Tokenizer:
+def _read(file: Path, identity: FileIdentity) -> Tokenizer:
     try:
-        return Tokenizer.from_file(str(file.path))
+        return Tokenizer.from_file(str(file))
     except Exception as error:  # tokenizers raises nothing narrower
         raise InputError(
             f"tokenizers cannot read this file ({short_message(error)})",
-            where=file.path,
+            where=file,
             remedy="Download it again, or give a folder that save_pretrained wrote.",
         ) from error

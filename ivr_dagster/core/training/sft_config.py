@@ -5,7 +5,6 @@ the run itself depends on it, and the checks. The defaults are in `sft_config.ya
 """
 
 import difflib
-import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from typing import Any, get_args, get_type_hints
 
 from ivr_dagster.core.embedding.new_rows import RowRates
 from ivr_dagster.errors import InputError, short_repr
+from ivr_dagster.storage.content_hash import content_hash
 from ivr_dagster.storage.yaml_files import MOST_NUMBER, MOST_SEED, read_settings_yaml
 
 DEFAULTS = Path(__file__).with_name("sft_config.yaml")
@@ -155,7 +155,7 @@ class SftConfig:
     def digest(self) -> str:
         """A hash of everything that decides what the run comes to."""
         content = [dict(self.arguments), asdict(self.rates), self.embedding_phase, self.early_stopping_patience]
-        return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
+        return content_hash(json.dumps(content, sort_keys=True))
 
     def shared_by(self, processes: int) -> "SftConfig":
         """The settings of each of several processes that share every step's blocks, as many as one would have.

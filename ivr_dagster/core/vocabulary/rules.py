@@ -3,7 +3,6 @@
 The rules as data, their YAML form (which people may edit), and their validation against the base vocabulary.
 """
 
-import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -66,7 +65,7 @@ class RemapRules:
     def digest(self) -> str:
         """A hash of ids and strings, in hexadecimal; frequencies, which are for people, are left out."""
         content = [[rule.id, rule.sacrificed_token, rule.new_token, list(rule.constituents)] for rule in self.rules]
-        return hashlib.blake2b(json.dumps(content).encode(), digest_size=16).hexdigest()
+        return content_hash(json.dumps(content))
 
 
 HEADER = """\

@@ -18,7 +18,8 @@ from ivr_dagster.core.corpus.cleaned import CleanedCorpus, CleaningSettings, wri
 from ivr_dagster.core.corpus.documents import Document
 from ivr_dagster.core.corpus.shards import LEAST_SHARD, CorpusFile, read_corpus_files, shards_of
 from ivr_dagster.errors import InputError
-from ivr_dagster.storage.file_hashes import FileHashCache, KnownFile
+from ivr_dagster.storage.file_hashes import FileHashCache, HashedFile
+from ivr_dagster.storage.file_identity import FileIdentity
 from ivr_dagster.storage.shard_cache import ShardCache
 
 SIZES = st.lists(st.integers(0, 3 * LEAST_SHARD), min_size=1, max_size=60)
@@ -110,7 +111,10 @@ def test_a_file_whose_name_is_not_utf8_is_known_too(tmp_path: Path, hashed: list
 
 def test_whatever_the_file_system_says_comes_back(tmp_path: Path) -> None:
     kept = FileHashCache(tmp_path / "kept.json")
-    known = {"a": KnownFile((1, -5, 2**63 + 5, 2**64 - 1, 0), b"\x00\xff"), "\udce9": KnownFile((), b"")}
+    known = {
+        "a": HashedFile(FileIdentity(1, -5, 2**64 - 1, 2**63 + 5), b"\x00\xff"),
+        "\udce9": HashedFile(FileIdentity(0, 0, 0), b""),
+    }
     kept.write(known)
     assert kept.read() == known
 
