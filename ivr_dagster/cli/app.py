@@ -103,7 +103,9 @@ class Request:
         from ivr_dagster.cli.workbench import Workbench, exclusive_use
 
         if remember and observe:
-            self._until_the_end.enter_context(exclusive_use(ArtifactPaths.of(settings, self.artifacts_dir), f"ivr {title}"))
+            self._until_the_end.enter_context(
+                exclusive_use(ArtifactPaths.of(settings, self.artifacts_dir), f"ivr {title}")
+            )
         workbench = Workbench(settings, self.artifacts_dir)
         if observe:
             workbench.observe_sources()

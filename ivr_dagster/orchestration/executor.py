@@ -31,8 +31,7 @@ def hold_artifacts(paths: ArtifactPaths, task: str) -> Iterator[None]:
         LockedError: another process holds it.
     """
     with paths.lock.hold(task):
-        own = ASSETS.keys() - paths.brought.keys() - paths.replaced.keys()
-        for path in sorted(paths[name] for name in own):
+        for path in (paths[name] for name in ASSETS if name not in paths.replaced):
             recover(path)
             for folder in (path.parent, path):
                 sweep(folder)

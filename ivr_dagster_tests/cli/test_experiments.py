@@ -11,7 +11,6 @@ from typing import Any
 import dagster as dg
 import pytest
 import yaml
-from filelock import FileLock
 from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
 from dagster._core.loader import LoadingContextForTest
 
