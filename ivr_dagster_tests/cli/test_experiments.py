@@ -13,6 +13,7 @@ import pytest
 import yaml
 from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
 from dagster._core.loader import LoadingContextForTest
+from filelock import FileLock
 
 from ivr_dagster.cli.experiments import begin, compare
 from ivr_dagster.cli.workbench import Workbench, instance_at, open_instance

@@ -127,7 +127,7 @@ def test_a_folder_where_a_file_goes_is_not_replaced(
 ) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
-    elsewhere = replace(paths, elsewhere={"selection_log": tmp_path / "mine"})
+    elsewhere = replace(paths, outputs={"selection_log": tmp_path / "mine"})
     with pytest.raises(InputError, match="found a folder") as error:
         materialize("selection_log", "markdown_io", lambda: "# Selection", places=elsewhere)
     assert error.value.where == tmp_path / "mine"
@@ -158,7 +158,7 @@ def test_what_was_never_materialized_is_named_with_its_place(
 def test_an_artifact_goes_where_a_setting_puts_it(
     tmp_path: Path, paths: ArtifactPaths, materialize: Materialize, load: Load
 ) -> None:
-    elsewhere = replace(paths, elsewhere={"selection_log": tmp_path / "mine" / "log.md"})
+    elsewhere = replace(paths, outputs={"selection_log": tmp_path / "mine" / "log.md"})
     materialize("selection_log", "markdown_io", lambda: "# Selection", places=elsewhere)
     assert (tmp_path / "mine" / "log.md").read_text() == "# Selection"
     assert not paths["selection_log"].exists()
