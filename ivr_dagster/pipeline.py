@@ -95,149 +95,108 @@ STAGES: dict[str, Stage] = {
         Stage("evaluate", "Compare all variants in bits per byte, write the report.", "training"),
     )
 }
-_STEPS = ("steps", "train_loss", "tokens_per_second")
 
+
+def _asset(name: str, stage: str, path: str, figures: str = "", **options: Any) -> Asset:
+    """A record; `figures` are names separated by spaces."""
+    return Asset(name, stage, path, tuple(figures.split()), **options)
+
+
+_TRAINED = "steps train_loss tokens_per_second"
+_ASSETS = (
+    _asset(
+        "cleaned_corpus",
+        "init",
+        "corpora/cleaned",
+        "train_documents train_bytes heldout_documents heldout_bytes dropped_duplicates dropped_empty",
+        output="cleaned_corpora_dir",
+    ),
+    _asset(
+        "original_tokenizer",
+        "init",
+        "tokenizers/original",
+        "vocabulary_size merges",
+        external="original_tokenizer_dir",
+    ),
+    _asset("pretoken_counts", "analyze", "analysis/pretoken_counts.parquet", "pretoken_types pretokens"),
+    _asset("token_stats", "analyze", "analysis/reports/token_frequency.parquet", "tokens bytes_per_token unused_ids"),
+    _asset("token_sequences", "analyze", "analysis/token_sequences", "tokens"),
+    _asset(
+        "distilled_tokenizer",
+        "distill-tokenizer",
+        "tokenizers/distilled_unigram",
+        "agreement agreement_heldout exceptions",
+    ),
+    _asset(
+        "replacement_candidates",
+        "select",
+        "analysis/reports/replacement_candidates.csv",
+        "candidates token_saving_train token_saving_heldout rules_kept rules_moved rules_dropped",
+    ),
+    _asset("selection_log", "select", "analysis/reports/selection_log.md"),
+    _asset("remap_rules", "remap", "tokenizers/remap_rules.yaml", "rules edited_by_hand", external="remap_rules_path"),
+    _asset(
+        "remapped_tokenizer",
+        "remap",
+        "tokenizers/remapped",
+        "tokens_reassigned token_saving bytes_per_token agreement_kept documents_longer",
+        external="remapped_tokenizer_dir",
+    ),
+    _asset(
+        "original_embeddings",
+        "align",
+        "embeddings/original_embeddings.safetensors",
+        "rows columns tied",
+        output="embeddings_dir",
+    ),
+    _asset(
+        "reordered_embeddings",
+        "align",
+        "embeddings/reordered_embeddings.safetensors",
+        "kept_rows new_rows",
+        output="embeddings_dir",
+    ),
+    _asset(
+        "fitted_embeddings",
+        "align",
+        "embeddings/fitted_embeddings.safetensors",
+        "new_rows bpb_before bpb_after",
+        output="embeddings_dir",
+    ),
+    _asset("initialized_model", "align", "embeddings/initialized_model", "parameters", output="embeddings_dir"),
+    _asset("training_blocks", "train", "training/blocks", "blocks bytes tokens tokens_base", external="dataset_path"),
+    _asset("sft_checkpoint", "train", "training/sft_checkpoint", _TRAINED, output="output_dir"),
+    _asset(
+        "vanilla_sft_checkpoint",
+        "train",
+        "training/vanilla_sft_checkpoint",
+        _TRAINED,
+        requires=("vanilla",),
+        variant="vanilla_sft",
+    ),
+    _asset(
+        "vanilla_compute_checkpoint",
+        "train",
+        "training/vanilla_compute_checkpoint",
+        _TRAINED,
+        requires=("vanilla", "vanilla_compute"),  # the comparison needs both
+        variant="vanilla_compute_sft",
+    ),
+    _asset(
+        "evaluation_report",
+        "evaluate",
+        "evaluation",
+        "bpb_base bpb_initialized bpb_sft bpb_vanilla_sft token_saving",
+    ),
+    _asset("tuning_study", "tune", "training/tuning", "best_bits_per_byte default_bits_per_byte trials given_up"),
+)
 # in the order in which they are built
-ASSETS: dict[str, Asset] = {
-    asset.name: asset
-    for asset in (
-        Asset(
-            "cleaned_corpus",
-            "init",
-            "corpora/cleaned",
-            (
-                "train_documents",
-                "train_bytes",
-                "heldout_documents",
-                "heldout_bytes",
-                "dropped_duplicates",
-                "dropped_empty",
-            ),
-            output="cleaned_corpora_dir",
-        ),
-        Asset(
-            "original_tokenizer",
-            "init",
-            "tokenizers/original",
-            ("vocabulary_size", "merges"),
-            external="original_tokenizer_dir",
-        ),
-        Asset("pretoken_counts", "analyze", "analysis/pretoken_counts.parquet", ("pretoken_types", "pretokens")),
-        Asset(
-            "token_stats",
-            "analyze",
-            "analysis/reports/token_frequency.parquet",
-            ("tokens", "bytes_per_token", "unused_ids"),
-        ),
-        Asset("token_sequences", "analyze", "analysis/token_sequences", ("tokens",)),
-        Asset(
-            "distilled_tokenizer",
-            "distill-tokenizer",
-            "tokenizers/distilled_unigram",
-            ("agreement", "agreement_heldout", "exceptions"),
-        ),
-        Asset(
-            "replacement_candidates",
-            "select",
-            "analysis/reports/replacement_candidates.csv",
-            (
-                "candidates",
-                "token_saving_train",
-                "token_saving_heldout",
-                "rules_kept",
-                "rules_moved",
-                "rules_dropped",
-            ),
-        ),
-        Asset("selection_log", "select", "analysis/reports/selection_log.md"),
-        Asset(
-            "remap_rules",
-            "remap",
-            "tokenizers/remap_rules.yaml",
-            ("rules", "edited_by_hand"),
-            external="remap_rules_path",
-        ),
-        Asset(
-            "remapped_tokenizer",
-            "remap",
-            "tokenizers/remapped",
-            ("tokens_reassigned", "token_saving", "bytes_per_token", "agreement_kept", "documents_longer"),
-            external="remapped_tokenizer_dir",
-        ),
-        Asset(
-            "original_embeddings",
-            "align",
-            "embeddings/original_embeddings.safetensors",
-            ("rows", "columns", "tied"),
-            output="embeddings_dir",
-        ),
-        Asset(
-            "reordered_embeddings",
-            "align",
-            "embeddings/reordered_embeddings.safetensors",
-            ("kept_rows", "new_rows"),
-            output="embeddings_dir",
-        ),
-        Asset(
-            "fitted_embeddings",
-            "align",
-            "embeddings/fitted_embeddings.safetensors",
-            ("new_rows", "bpb_before", "bpb_after"),
-            output="embeddings_dir",
-        ),
-        Asset("initialized_model", "align", "embeddings/initialized_model", ("parameters",), output="embeddings_dir"),
-        Asset(
-            "training_blocks",
-            "train",
-            "training/blocks",
-            ("blocks", "bytes", "tokens", "tokens_base"),
-            external="dataset_path",
-        ),
-        Asset("sft_checkpoint", "train", "training/sft_checkpoint", _STEPS, output="output_dir"),
-        Asset(
-            "vanilla_sft_checkpoint",
-            "train",
-            "training/vanilla_sft_checkpoint",
-            _STEPS,
-            requires=("vanilla",),
-            variant="vanilla_sft",
-        ),
-        Asset(
-            "vanilla_compute_checkpoint",
-            "train",
-            "training/vanilla_compute_checkpoint",
-            _STEPS,
-            requires=("vanilla", "vanilla_compute"),  # it is compared on the same text as the first
-            variant="vanilla_compute_sft",
-        ),
-        Asset(
-            "evaluation_report",
-            "evaluate",
-            "evaluation",
-            ("bpb_base", "bpb_initialized", "bpb_sft", "bpb_vanilla_sft", "token_saving"),
-        ),
-        Asset(
-            "tuning_study",
-            "tune",
-            "training/tuning",
-            ("best_bits_per_byte", "default_bits_per_byte", "trials", "given_up"),
-        ),
-    )
-}
+ASSETS: dict[str, Asset] = {asset.name: asset for asset in _ASSETS}
 
-# figures that are shares of 1, shown in per cent
+# figures that are shares of 1, shown in percent
 SHARES = frozenset(
-    {
-        "agreement",
-        "agreement_heldout",
-        "agreement_kept",
-        "token_saving",
-        "token_saving_train",
-        "token_saving_heldout",
-        "round_trip",
-        "new_tokens_used_share",
-        "retention_rise_sft",
-    }
+    "agreement agreement_heldout agreement_kept token_saving token_saving_train token_saving_heldout round_trip "
+    "new_tokens_used_share retention_rise_sft".split()
 )
 
 _TRAINING = ("training_blocks", "sft_checkpoint", "tuning_study")
