@@ -195,8 +195,10 @@ ASSETS: dict[str, Asset] = {asset.name: asset for asset in _ASSETS}
 
 # figures that are shares of 1, shown in percent
 SHARES = frozenset(
-    "agreement agreement_heldout agreement_kept token_saving token_saving_train token_saving_heldout round_trip "
-    "new_tokens_used_share retention_rise_sft".split()
+    {
+        *("agreement", "agreement_heldout", "agreement_kept", "round_trip", "new_tokens_used_share"),
+        *("token_saving", "token_saving_train", "token_saving_heldout", "retention_rise_sft"),
+    }
 )
 
 _TRAINING = ("training_blocks", "sft_checkpoint", "tuning_study")
