@@ -27,7 +27,7 @@ from ivr_dagster.orchestration.sources import source_names
 from ivr_dagster.orchestration.staleness import TAKEN_OVER
 from ivr_dagster.pipeline import ASSETS, EXTERNAL, ArtifactPaths
 from ivr_dagster.settings.loading import OUTPUT_PATHS, load_settings, save_settings
-from ivr_dagster.storage.atomic import link, remove, staging_path, sweep
+from ivr_dagster.storage.atomic import link, remove, remove_leftovers, staging_path
 
 # written whole under a temporary name and renamed, never changed in their place: a second name costs no space
 _NEVER_CHANGED = {".parquet", ".safetensors", ".arrow"}
@@ -76,7 +76,7 @@ def begin(parent: Workbench, name: str, given: Mapping[str, Any]) -> ArtifactPat
     with exclusive_use(parent.paths, f"experiment {name}"):
         known = {asset: parent.last_made(asset) for asset in ASSETS if parent.makes(asset)}
         assets = {asset: event for asset, event in known.items() if event and parent.paths[asset].exists()}
-        sweep(place.parent)
+        remove_leftovers(place.parent)
         staged = ArtifactPaths(staging_path(place))
         try:
             staged.root.mkdir()

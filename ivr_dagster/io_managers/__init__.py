@@ -1,4 +1,4 @@
-"""IO managers, one file a kind of artifact; `io_managers(paths)` names them all for the definitions."""
+"""IO managers, one module per kind of artifact."""
 
 import dagster as dg
 
@@ -11,26 +11,27 @@ from ivr_dagster.io_managers.texts import MarkdownIOManager, RulesIOManager
 from ivr_dagster.io_managers.tokenizers import TokenizerIOManager
 from ivr_dagster.pipeline import ArtifactPaths
 
+_MANAGERS: dict[str, type[ArtifactIOManager]] = {  # type: ignore[type-arg]
+    "documents_io": DocumentsIOManager,
+    "sequences_io": SequencesIOManager,
+    "blocks_io": BlocksIOManager,
+    "parquet_io": ParquetIOManager,
+    "csv_io": CsvIOManager,
+    "tokenizer_io": TokenizerIOManager,
+    "rules_io": RulesIOManager,
+    "markdown_io": MarkdownIOManager,
+    "tensors_io": TensorsIOManager,
+    "model_io": ModelIOManager,
+    "trained_model_io": TrainedModelIOManager,
+    "tuning_io": TuningIOManager,
+    "report_io": ReportIOManager,
+}
+
 
 def io_managers(paths: ArtifactPaths) -> dict[str, dg.IOManagerDefinition]:
-    """One IO manager a kind of artifact, by the key that assets name; they tell which settings an artifact is of."""
-    managers: dict[str, ArtifactIOManager] = {  # type: ignore[type-arg]
-        "documents_io": DocumentsIOManager(paths),
-        "sequences_io": SequencesIOManager(paths),
-        "blocks_io": BlocksIOManager(paths),
-        "parquet_io": ParquetIOManager(paths),
-        "csv_io": CsvIOManager(paths),
-        "tokenizer_io": TokenizerIOManager(paths),
-        "rules_io": RulesIOManager(paths),
-        "markdown_io": MarkdownIOManager(paths),
-        "tensors_io": TensorsIOManager(paths),
-        "model_io": ModelIOManager(paths),
-        "trained_model_io": TrainedModelIOManager(paths),
-        "tuning_io": TuningIOManager(paths),
-        "report_io": ReportIOManager(paths),
-    }
-    return {key: _with_settings(manager) for key, manager in managers.items()}
+    """All IO managers, by the key that assets name. They need the resource `settings`."""
+    return {key: _definition(manager(paths)) for key, manager in _MANAGERS.items()}
 
 
-def _with_settings(manager: ArtifactIOManager) -> dg.IOManagerDefinition:  # type: ignore[type-arg]
+def _definition(manager: ArtifactIOManager) -> dg.IOManagerDefinition:  # type: ignore[type-arg]
     return dg.IOManagerDefinition(lambda _: manager, required_resource_keys={"settings"})

@@ -1,4 +1,4 @@
-"""Documents: the cleaned corpus and what streams out of it by document, as folders of Parquet and Arrow files."""
+"""Folders of Parquet and Arrow files: the cleaned corpus and what is derived from it document by document."""
 
 from ivr_dagster.core.corpus.cleaned import CleanedCorpus
 from ivr_dagster.core.evaluation.folder import ReportFolder
@@ -14,7 +14,7 @@ class DocumentsIOManager(FolderIOManager[CleanedCorpus]):
 
 
 class SequencesIOManager(FolderIOManager[TokenSequences]):
-    """`token_sequences`: ids by document in Parquet parts."""
+    """`token_sequences`: token ids by document in Parquet parts."""
 
     handle = TokenSequences
 

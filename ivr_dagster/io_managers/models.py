@@ -1,4 +1,4 @@
-"""Models: folders that AutoModelForCausalLM loads, and training folders around them."""
+"""Folders that AutoModelForCausalLM loads, and the training folders around them."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,21 +16,21 @@ class ModelIOManager(FolderIOManager[ModelFolder]):
 
 
 class TrainedModelIOManager(FolderIOManager[TrainedModel]):
-    """`sft_checkpoint` and `vanilla_sft_checkpoint`: checkpoints fill up in place, the final model is renamed whole."""
+    """`sft_checkpoint` and the vanilla baselines: checkpoints are written in place, the final model is renamed."""
 
     handle = TrainedModel
 
     def files(self, folder: Path) -> Iterable[Path]:
-        """The final model and how it came about; checkpoints are marked complete themselves, and deleted."""
+        """The final model and its history. Checkpoints have their own completeness marks and are deleted later."""
         yield from visible_files(TrainedModel(folder).final_model.path)
         yield from (file for file in [folder / HISTORY] if file.exists())
 
 
 class TuningIOManager(FolderIOManager[TuningFolder]):
-    """`tuning_study`: the study fills up in place, trial by trial."""
+    """`tuning_study`: trials are written in place."""
 
     handle = TuningFolder
 
     def files(self, folder: Path) -> Iterable[Path]:
-        """What the search found; the study itself goes on."""
+        """The results; the study's database changes with each trial."""
         return (file for file in visible_files(folder) if file.parent == folder and file.suffix != ".db")

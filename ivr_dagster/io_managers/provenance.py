@@ -1,4 +1,4 @@
-"""What every artifact says of itself beside its own figures: how large it is, what it was made with, what it took."""
+"""Metadata of every artifact: its size, the code and settings it was made with, the memory it took."""
 
 import os
 import re
@@ -23,7 +23,7 @@ def provenance(place: Path, settings: Mapping[str, Any]) -> dict[str, dg.Metadat
 
     Args:
         place: its file or folder.
-        settings: those that it depends on, by key, as they were in this run.
+        settings: the values of the settings that it depends on, in this run.
     """
     found: dict[str, dg.MetadataValue] = {
         "size_bytes": dg.MetadataValue.int(size_of(place)),
@@ -39,9 +39,9 @@ def provenance(place: Path, settings: Mapping[str, Any]) -> dict[str, dg.Metadat
 
 
 def config_hash_of(made: dg.AssetMaterialization) -> str | None:
-    """The hash of the settings that something was made with, None where it depends on none."""
-    told = made.metadata.get(CONFIG_HASH)
-    return None if told is None else str(told.value)
+    """The hash of the settings that an asset was made with, None if it depends on none."""
+    found = made.metadata.get(CONFIG_HASH)
+    return None if found is None else str(found.value)
 
 
 def size_of(place: Path) -> int:
@@ -57,17 +57,14 @@ def size_of(place: Path) -> int:
 
 @lru_cache(maxsize=1)
 def code_revision() -> str:
-    """The project's version and, where it runs out of a git checkout of its own, the revision.
-
-    `+` behind the revision: files differ from it.
-    """
+    """The project's version and, in a git checkout, the revision, with `+` if files are modified."""
     released = f"ivr-dagster {version('ivr-dagster')}"
     package = Path(__file__).parents[1]
     with suppress(OSError, subprocess.SubprocessError):
         git = ["git", "-C", str(package), "-c", "core.fsmonitor=false"]
         options: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 10, "check": True}
         top = subprocess.run([*git, "rev-parse", "--show-toplevel", "HEAD"], **options).stdout.split("\n")
-        # an environment inside somebody else's checkout is not ours
+        # the package may be installed inside another project's checkout
         if Path(top[0]) / package.name == package:
             changed = subprocess.run([*git, "status", "--porcelain", "--", str(package)], **options).stdout
             return f"{released}, git {top[1][:12]}{'+' if changed.strip() else ''}"
@@ -75,15 +72,15 @@ def code_revision() -> str:
 
 
 def reset_peak_memory() -> None:
-    """Begin to measure anew, where the system can: Linux, for a process of one's own."""
+    """Reset what :func:`peak_memory` measures, on Linux."""
     with suppress(OSError):
         _RESET.write_text("5")
 
 
 def peak_memory() -> int | None:
-    """The most memory, in bytes resident, that this process had since it was reset; None where it is not known.
+    """Peak resident memory of this process in bytes since the last reset; None if unknown.
 
-    It is reset with each input of a step and after each output, so it is the peak since the last of them.
+    IO managers reset it with each input of a step and after each output.
     """
     with suppress(OSError):
         found = re.search(r"^VmHWM:\s*(\d+) kB", _STATUS.read_text(), flags=re.MULTILINE)

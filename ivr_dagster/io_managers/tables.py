@@ -1,4 +1,4 @@
-"""Tables: polars frames as Parquet, or as CSV where people open them in a spreadsheet."""
+"""Tables: polars frames as Parquet, or as CSV for spreadsheets."""
 
 from pathlib import Path
 
@@ -20,14 +20,14 @@ class ParquetIOManager(ArtifactIOManager[pl.DataFrame]):
 
 
 class CsvIOManager(ArtifactIOManager[pl.DataFrame]):
-    """`replacement_candidates`; strings are quoted where CSV needs it, list columns are not allowed."""
+    """`replacement_candidates`; list columns are not supported."""
 
     def write(self, value: pl.DataFrame, path: Path) -> None:
         """UTF-8 CSV with a header."""
         value.write_csv(path)
 
     def read(self, path: Path) -> pl.DataFrame:
-        """The table; columns of digits are numbers, all others strings."""
+        """The table with the types of `CANDIDATE_COLUMNS`, other columns as strings."""
         return read_candidates(path)
 
 
@@ -36,8 +36,8 @@ CANDIDATE_COLUMNS: dict[str, pl.DataType] = {"heldout_saving": pl.Float64()} | {
 
 
 def read_candidates(path: Path) -> pl.DataFrame:
-    """The table of replacement candidates in a CSV file."""
-    # byte-level strings may look like numbers ("12") or be empty of anything but quotes: types are not guessed
+    """Replacement candidates from a CSV file."""
+    # types are not inferred: a token may look like a number ("12")
     head = pl.read_csv(path, n_rows=0).columns
     types = {name: CANDIDATE_COLUMNS.get(name, pl.String()) for name in head}
     return pl.read_csv(path, schema_overrides=types).with_columns(pl.col(pl.String).fill_null(""))

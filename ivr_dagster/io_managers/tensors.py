@@ -7,7 +7,7 @@ from ivr_dagster.io_managers.artifacts import ArtifactIOManager
 
 
 class TensorsIOManager(ArtifactIOManager[dict[str, Any]]):
-    """`original_embeddings` and `reordered_embeddings`: torch tensors, read from the memory-mapped file."""
+    """Embeddings as torch tensors, memory-mapped when read."""
 
     def write(self, value: dict[str, Any], path: Path) -> None:
         """Write contiguous copies; dtype and bits are kept."""

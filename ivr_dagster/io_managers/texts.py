@@ -1,4 +1,4 @@
-"""Texts for people: remap rules as YAML, logs as Markdown."""
+"""Text files: remap rules as YAML, the selection log as Markdown."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from ivr_dagster.io_managers.artifacts import ArtifactIOManager
 
 
 class RulesIOManager(ArtifactIOManager[RemapRules]):
-    """`remap_rules`, which people may edit: what is read is checked for its shape."""
+    """`remap_rules`, which users may edit."""
 
     editable = True
 
@@ -19,12 +19,16 @@ class RulesIOManager(ArtifactIOManager[RemapRules]):
         path.write_text(rules_as_yaml(value), encoding="utf-8")
 
     def dump_to_path(self, context: dg.OutputContext, obj: RemapRules, path: UPath) -> None:
-        """Write computed rules; a file that a person edited is left as it is."""
+        """Write computed rules; an edited file is kept."""
         if not obj.edited:
             super().dump_to_path(context, obj, path)
 
     def read(self, path: Path) -> RemapRules:
-        """The rules as they stand in the file."""
+        """The rules in the file.
+
+        Raises:
+            InputError: the file is malformed.
+        """
         return read_rules(path)
 
 

@@ -1,4 +1,4 @@
-"""Tokenizers: folders that AutoTokenizer loads."""
+"""Folders that AutoTokenizer loads."""
 
 from pathlib import Path
 

@@ -12,7 +12,7 @@ import dagster as dg
 from dagster._core.errors import raise_execution_interrupts
 
 from ivr_dagster.pipeline import ASSETS, ArtifactPaths
-from ivr_dagster.storage.atomic import recover, sweep
+from ivr_dagster.storage.atomic import recover, remove_leftovers
 from ivr_dagster.storage.lock import LockedError
 
 SECONDS_BETWEEN_TRIES = 1.0
@@ -34,7 +34,7 @@ def hold_artifacts(paths: ArtifactPaths, task: str) -> Iterator[None]:
         for path in (paths[name] for name in ASSETS if name not in paths.replaced):
             recover(path)
             for folder in (path.parent, path):
-                sweep(folder)
+                remove_leftovers(folder)
         yield
 
 

@@ -1,7 +1,6 @@
-"""Files and folders that are complete or absent.
+"""Files and folders that are complete or absent, even if their writer is killed.
 
-What belongs here: writing under a temporary name on the same file system, flushing, renaming; and what a reader does
-about a writer that was killed between two renames.
+Content is written under a temporary name on the same file system, flushed and renamed.
 """
 
 import errno
@@ -17,16 +16,15 @@ OLD_SUFFIX = ".old"
 
 
 def staging_path(path: Path) -> Path:
-    """A fresh hidden name beside `path`; nothing is created but the folder it lies in."""
+    """A new hidden name beside `path`. Only the parent folder is created."""
     path.parent.mkdir(parents=True, exist_ok=True)
     return path.parent / f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{STAGED_SUFFIX}"
 
 
 def publish(staged: Path, path: Path) -> None:
-    """Put `staged`, a file or a folder, in the place of `path`, whole.
+    """Flush `staged`, a file or a folder, and rename it to `path`.
 
-    The files are flushed first. An old folder is kept aside until the new one stands; killed in between, a reader's
-    :func:`recover` puts it back.
+    An old folder is renamed first and deleted last. If the writer is killed in between, :func:`recover` restores it.
     """
     _flush(staged)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -35,15 +33,15 @@ def publish(staged: Path, path: Path) -> None:
         remove(old)
         path.replace(old)
     staged.replace(path)
-    if path.is_dir():  # kept aside now, or by a writer that was killed before its new one stood
+    if path.is_dir():  # `old` may also come from an earlier writer that was killed
         remove(old)
-    _flush_folder(path.parent)
+    _flush_one(path.parent)
 
 
 def publish_first(staged: Path, path: Path) -> None:
-    """Put `staged`, a folder that is not empty, in the place of `path`, whole, unless a folder stands there already.
+    """Flush the non-empty folder `staged` and rename it to `path`, unless that folder exists.
 
-    For folders of which two with the same name are alike: whoever comes second leaves the first as it is.
+    For folders whose content is determined by their name: the second writer keeps the first one's result.
     """
     _flush(staged)
     try:
@@ -51,12 +49,12 @@ def publish_first(staged: Path, path: Path) -> None:
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
-    _flush_folder(path.parent)
+    _flush_one(path.parent)
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A temporary name to write a file or folder under; it takes the place of `path` when the block ends well."""
+    """A temporary name to write a file or folder under; it is renamed to `path` if the block succeeds."""
     staged = staging_path(path)
     try:
         yield staged
@@ -66,7 +64,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def remove(path: Path) -> None:
-    """Delete a file or a folder, if it is there."""
+    """Delete a file or a folder if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -74,7 +72,7 @@ def remove(path: Path) -> None:
 
 
 def link(source: Path, target: Path) -> None:
-    """Have `target` be the same file as `source`, or a copy of it where the file system knows no hard links."""
+    """Hard-link `target` to `source`, or copy it if the file system has no hard links."""
     try:
         target.hardlink_to(source)
     except OSError:
@@ -82,27 +80,26 @@ def link(source: Path, target: Path) -> None:
 
 
 def recover(path: Path) -> None:
-    """Put back the old folder of a writer that was killed between the two renames of :func:`publish`."""
+    """Restore the old folder if its writer was killed between the two renames of :func:`publish`."""
     old = _old_path(path)
-    if old.exists():
-        if path.exists():
-            remove(old)
-        else:
-            old.replace(path)
+    if path.exists():
+        remove(old)
+    elif old.exists():
+        old.replace(path)
 
 
-def sweep(folder: Path) -> int:
-    """Delete what killed writers left under temporary names directly in `folder`; returns how many.
+def remove_leftovers(folder: Path) -> int:
+    """Delete the temporary files and folders of dead processes directly in `folder`; returns how many.
 
-    A temporary name carries its writer's process number; those of living processes are left alone.
+    A temporary name contains the number of its writer's process.
     """
-    swept = 0
+    removed = 0
     for leftover in folder.glob(f".*{STAGED_SUFFIX}"):
         writer = leftover.name.removesuffix(STAGED_SUFFIX).rpartition(".")[2].partition("-")[0]
         if writer.isdigit() and not Path(f"/proc/{writer}").exists() and Path("/proc").exists():
             remove(leftover)
-            swept += 1
-    return swept
+            removed += 1
+    return removed
 
 
 def _old_path(path: Path) -> Path:
@@ -110,17 +107,12 @@ def _old_path(path: Path) -> Path:
 
 
 def _flush(staged: Path) -> None:
-    files = [p for p in staged.rglob("*") if p.is_file()] if staged.is_dir() else [staged]
-    for file in files:
-        descriptor = os.open(file, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    for file in (each for each in staged.rglob("*") if each.is_file()) if staged.is_dir() else [staged]:
+        _flush_one(file)
 
 
-def _flush_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def _flush_one(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

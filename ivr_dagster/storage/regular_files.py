@@ -1,4 +1,4 @@
-"""Opening what has to be a regular file: nobody may write into a pipe, and a device may have no end."""
+"""Opening files that must be regular: reading a pipe may block, and a device may have no end."""
 
 import os
 import stat
@@ -15,13 +15,13 @@ _KINDS = {
 
 
 def open_regular(path: Path) -> BufferedReader:
-    """A regular file to read bytes from, without waiting where it is none.
+    """Open a regular file for reading bytes; never blocks.
 
     Raises:
-        OSError: it cannot be opened, or is no regular file; `strerror` says why.
+        OSError: it cannot be opened or is not a regular file; `strerror` says why.
     """
     try:
-        file = open(path, "rb", opener=_open_without_waiting)  # noqa: SIM115
+        file = open(path, "rb", opener=_open_nonblocking)  # noqa: SIM115
     except ValueError as error:  # a NUL in the name
         raise OSError(0, str(error)) from error
     if kind := kind_of(os.fstat(file.fileno()).st_mode):
@@ -31,9 +31,9 @@ def open_regular(path: Path) -> BufferedReader:
 
 
 def kind_of(mode: int) -> str:
-    """What a path is by its `st_mode`, for a message; empty for a regular file."""
-    return "" if stat.S_ISREG(mode) else _KINDS.get(stat.S_IFMT(mode), "something else")
+    """What a path is, by its `st_mode`, for a message; empty for a regular file."""
+    return "" if stat.S_ISREG(mode) else _KINDS.get(stat.S_IFMT(mode), "a special file")
 
 
-def _open_without_waiting(path: str, flags: int) -> int:
+def _open_nonblocking(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))

@@ -141,7 +141,7 @@ def test_a_damaged_artifact_is_found_refused_and_made_again(folder: Path, ivr: I
     refused = ivr("train")
     assert refused.returncode == 2
     (line,) = refused.stderr.strip().splitlines()
-    assert f"remapped_tokenizer is not as it was written: {file} has" in line
+    assert f"remapped_tokenizer is damaged: {file} has" in line
     assert line.endswith("Materialize remapped_tokenizer again: `ivr remap`.")
     mended = ivr("--json", "run")
     assert mended.returncode == 0, mended.stderr

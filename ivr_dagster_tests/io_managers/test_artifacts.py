@@ -1,8 +1,6 @@
-"""What all IO managers share, through real Dagster runs."""
+"""IO managers in real Dagster runs."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -47,7 +45,7 @@ def staged(place: Path, content: str) -> Path:
 
 
 @pytest.mark.parametrize("asset", FOLDERS)
-def test_a_staged_folder_gets_its_place_and_comes_back_as_its_handle(
+def test_staged_folder_is_renamed_and_read_as_its_handle(
     asset: str, paths: ArtifactPaths, materialize: Materialize, load: Load
 ) -> None:
     io_manager, handle = FOLDERS[asset]
@@ -60,16 +58,14 @@ def test_a_staged_folder_gets_its_place_and_comes_back_as_its_handle(
     assert [path.name for path in paths[asset].parent.iterdir()] == [paths[asset].name]
 
 
-def test_a_folder_says_which_asset_and_run_made_it(paths: ArtifactPaths, materialize: Materialize) -> None:
+def test_manifest_names_asset_and_run(paths: ArtifactPaths, materialize: Materialize) -> None:
     materialize("evaluation_report", "report_io", lambda: ReportFolder(staged(paths["evaluation_report"], "x")))
     marker = json.loads((paths["evaluation_report"] / MANIFEST).read_text())
     assert marker["asset"] == "evaluation_report"
     assert len(marker["run_id"]) == 36
 
 
-def test_a_training_folder_that_filled_up_in_its_place_stays_there(
-    paths: ArtifactPaths, materialize: Materialize, load: Load
-) -> None:
+def test_training_folder_filled_in_place_stays(paths: ArtifactPaths, materialize: Materialize, load: Load) -> None:
     from ivr_dagster.io_managers.artifacts import mark_folder
 
     place = paths["sft_checkpoint"]
@@ -81,7 +77,7 @@ def test_a_training_folder_that_filled_up_in_its_place_stays_there(
     assert json.loads((place / MANIFEST).read_text())["run_id"] != "an earlier run"
 
 
-def test_a_foreign_folder_is_not_replaced(paths: ArtifactPaths, materialize: Materialize) -> None:
+def test_foreign_folder_is_not_replaced(paths: ArtifactPaths, materialize: Materialize) -> None:
     place = paths["cleaned_corpus"]
     place.mkdir(parents=True)
     (place / "thesis.txt").write_text("years of work")
@@ -92,7 +88,7 @@ def test_a_foreign_folder_is_not_replaced(paths: ArtifactPaths, materialize: Mat
 
 
 @pytest.mark.parametrize(("asset", "io_manager"), [("remap_rules", "rules_io"), ("remapped_tokenizer", "tokenizer_io")])
-def test_what_a_person_brings_is_never_written(
+def test_external_artifact_is_never_written(
     tmp_path: Path, materialize: Materialize, asset: str, io_manager: str
 ) -> None:
     mine = tmp_path / "mine"
@@ -100,19 +96,19 @@ def test_what_a_person_brings_is_never_written(
     staged = tmp_path / "staged"
     staged.mkdir()
     made: Any = RemapRules(()) if io_manager == "rules_io" else TokenizerFolder(staged)
-    with pytest.raises(InputError, match=f"{asset} was to be made, but is brought by a setting") as error:
+    with pytest.raises(InputError, match=f"{asset} cannot be materialized: a setting names") as error:
         materialize(asset, io_manager, lambda: made, places)
     assert error.value.where == mine
     assert not mine.exists()
 
 
-def test_an_empty_folder_is_taken(paths: ArtifactPaths, materialize: Materialize, load: Load) -> None:
+def test_empty_folder_is_used(paths: ArtifactPaths, materialize: Materialize, load: Load) -> None:
     paths["cleaned_corpus"].mkdir(parents=True)
     materialize("cleaned_corpus", "documents_io", lambda: CleanedCorpus(staged(paths["cleaned_corpus"], "new")))
     assert (load("cleaned_corpus", "documents_io").path / "sub").is_dir()
 
 
-def test_a_file_where_a_folder_goes_is_not_replaced(paths: ArtifactPaths, materialize: Materialize) -> None:
+def test_file_in_place_of_a_folder_is_not_replaced(paths: ArtifactPaths, materialize: Materialize) -> None:
     place = paths["cleaned_corpus"]
     place.parent.mkdir(parents=True)
     place.write_text("years of work")
@@ -122,7 +118,7 @@ def test_a_file_where_a_folder_goes_is_not_replaced(paths: ArtifactPaths, materi
     assert place.read_text() == "years of work"
 
 
-def test_a_folder_where_a_file_goes_is_not_replaced(
+def test_folder_in_place_of_a_file_is_not_replaced(
     tmp_path: Path, paths: ArtifactPaths, materialize: Materialize
 ) -> None:
     (tmp_path / "mine").mkdir()
@@ -145,17 +141,15 @@ def test_a_folder_where_a_file_goes_is_not_replaced(
         ("original_embeddings", "tensors_io"),
     ],
 )
-def test_what_was_never_materialized_is_named_with_its_place(
-    asset: str, io_manager: str, paths: ArtifactPaths, load: Load
-) -> None:
+def test_missing_artifact_is_named_with_its_path(asset: str, io_manager: str, paths: ArtifactPaths, load: Load) -> None:
     with pytest.raises(InputError) as error:
         load(asset, io_manager)
-    assert error.value.message == f"{asset} was asked for and is not there"
+    assert error.value.message == f"{asset} was requested, but does not exist"
     assert error.value.where == paths[asset]
     assert error.value.remedy == f"Materialize {asset} first."
 
 
-def test_an_artifact_goes_where_a_setting_puts_it(
+def test_artifact_is_written_to_the_path_of_a_setting(
     tmp_path: Path, paths: ArtifactPaths, materialize: Materialize, load: Load
 ) -> None:
     elsewhere = replace(paths, outputs={"selection_log": tmp_path / "mine" / "log.md"})
@@ -165,32 +159,7 @@ def test_an_artifact_goes_where_a_setting_puts_it(
     assert load("selection_log", "markdown_io", places=elsewhere) == "# Selection"
 
 
-def test_a_reader_puts_back_the_folder_of_a_writer_that_was_killed_between_its_renames(
-    paths: ArtifactPaths, materialize: Materialize, load: Load
-) -> None:
-    place = paths["training_blocks"]
-    materialize("training_blocks", "blocks_io", lambda: TrainingBlocks(staged(place, "whole")))
-    place.rename(place.parent / f".{place.name}.old")
-    assert (load("training_blocks", "blocks_io").path / "sub" / "file.txt").read_text() == "whole"
-
-
-@pytest.mark.parametrize("io_manager", ["markdown_io", "report_io"])
-def test_what_killed_writers_left_is_swept_by_the_next(
-    io_manager: str, paths: ArtifactPaths, materialize: Materialize
-) -> None:
-    with subprocess.Popen([sys.executable, "-c", ""]) as finished:
-        pass
-    asset = {"markdown_io": "selection_log", "report_io": "evaluation_report"}[io_manager]
-    place = paths[asset]
-    leftover = place.parent / f".{place.name}.{finished.pid}-0a1b2c3d.tmp"
-    (leftover / "half").mkdir(parents=True)
-    make = {"markdown_io": lambda: "# x", "report_io": lambda: ReportFolder(staged(place, "x"))}[io_manager]
-    materialize(asset, io_manager, make)
-    names = {path.name for path in place.parent.iterdir()}
-    assert names - {manifest_path(place, folder=False).name} == {place.name}
-
-
-def test_a_write_that_fails_leaves_the_old_file(paths: ArtifactPaths, materialize: Materialize, load: Load) -> None:
+def test_failed_write_keeps_the_old_file(paths: ArtifactPaths, materialize: Materialize, load: Load) -> None:
     materialize("selection_log", "markdown_io", lambda: "old")
     with pytest.raises(UnicodeEncodeError):
         materialize("selection_log", "markdown_io", lambda: "new \ud800")

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Timer
@@ -11,7 +13,7 @@ import pytest
 from filelock import FileLock
 
 from ivr_dagster.orchestration import executor
-from ivr_dagster.orchestration.executor import executor_of
+from ivr_dagster.orchestration.executor import executor_of, hold_artifacts
 from ivr_dagster.pipeline import ArtifactPaths
 
 ROOT = "IVR_TEST_ARTIFACTS"
@@ -105,3 +107,17 @@ def test_waiting_run_can_be_canceled(instance: dg.DagsterInstance, held: FileLoc
 def test_observation_does_not_wait(instance: dg.DagsterInstance, held: FileLock) -> None:
     with dg.execute_job(dg.reconstructable(observe_job), instance) as result:
         assert result.success
+
+
+def test_leftovers_of_a_killed_run_are_repaired(tmp_path: Path) -> None:
+    paths = ArtifactPaths(tmp_path)
+    with subprocess.Popen([sys.executable, "-c", ""]) as killed:
+        pass
+    old = tmp_path / "training" / ".blocks.old"  # killed between two renames
+    leftover = tmp_path / "analysis" / "reports" / f".selection_log.md.{killed.pid}-0a1b2c3d.tmp"
+    (old / "data").mkdir(parents=True)
+    (leftover / "half").mkdir(parents=True)
+    with hold_artifacts(paths, "ivr run"):
+        assert (paths["training_blocks"] / "data").is_dir()
+        assert not old.exists()
+        assert not leftover.exists()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ivr_dagster.storage import atomic
-from ivr_dagster.storage.atomic import atomic_write, publish, recover, remove, staging_path, sweep
+from ivr_dagster.storage.atomic import atomic_write, publish, recover, remove, remove_leftovers, staging_path
 
 
 def folder_of(path: Path, content: str, files: int = 3) -> Path:
@@ -133,7 +133,7 @@ def test_a_writer_killed_before_any_rename_leaves_the_old_folder_or_the_new_one_
     assert place.exists() == (killed_before != 1)
     recover(place)
     assert contents(place) == dict.fromkeys(("0.txt", "1.txt", "2.txt"), left)
-    sweep(tmp_path)
+    remove_leftovers(tmp_path)
     assert names(tmp_path) == ["model"]
 
 
@@ -165,7 +165,7 @@ def test_after_a_kill_the_next_writer_publishes_as_ever(tmp_path: Path) -> None:
         folder_of(staged, "newer", files=1)
     assert ".model.old" not in names(tmp_path)
     recover(place)
-    sweep(tmp_path)
+    remove_leftovers(tmp_path)
     assert contents(place) == {"0.txt": "newer"}
     assert names(tmp_path) == ["model"]
 
@@ -198,7 +198,7 @@ def test_a_writer_killed_at_any_time_leaves_one_version_whole(tmp_path: Path, ki
     assert len(contents(place)) == 5
     (version,) = set(contents(place).values())
     assert int(version) in (told, told + 1)
-    sweep(tmp_path)
+    remove_leftovers(tmp_path)
     assert names(tmp_path) == ["model"]
 
 
@@ -222,10 +222,10 @@ def test_sweeping_leaves_what_living_writers_and_others_have_there(tmp_path: Pat
     kept = {".model.old", "notes.tmp", ".notes.tmp", ".x.12ab-0a1b2c3d.tmp", living.name, "below"}
     for name in kept - {living.name, "below"}:
         (tmp_path / name).write_text("kept")
-    assert sweep(tmp_path) == 2
+    assert remove_leftovers(tmp_path) == 2
     assert set(names(tmp_path)) == kept
     assert names(tmp_path / "below") == [dead]
-    assert sweep(tmp_path / "not there") == 0
+    assert remove_leftovers(tmp_path / "not there") == 0
 
 
 def test_removing_takes_files_folders_and_links_but_not_what_a_link_leads_to(tmp_path: Path) -> None:
