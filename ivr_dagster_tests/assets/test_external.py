@@ -12,9 +12,9 @@ import yaml
 
 from ivr_dagster.cli.workbench import Workbench
 from ivr_dagster.errors import InputError
-from ivr_dagster.pipeline import ASSETS, STAGES
+from ivr_dagster.pipeline import ASSETS, EXTERNAL, STAGES
 from ivr_dagster.sample.corpus import write_sample_corpus
-from ivr_dagster.settings import EXTERNAL, load_settings
+from ivr_dagster.settings import load_settings
 from ivr_dagster.storage.manifest import MANIFEST
 from ivr_dagster_tests.small_pipeline import STAGE_ASSETS
 

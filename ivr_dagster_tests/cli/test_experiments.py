@@ -19,7 +19,8 @@ from ivr_dagster.cli.experiments import begin, compare
 from ivr_dagster.cli.workbench import Workbench, instance_at, open_instance
 from ivr_dagster.errors import InputError
 from ivr_dagster.pipeline import ArtifactPaths
-from ivr_dagster.settings import PRESETS, load_settings
+from ivr_dagster.settings import load_settings
+from ivr_dagster.settings.presets import PRESETS
 from ivr_dagster_tests.small_pipeline import TINY, stale, stale_in, workbench
 
 IVR = Path(sys.executable).with_name("ivr")

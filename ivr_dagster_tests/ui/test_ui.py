@@ -13,7 +13,8 @@ from playwright.sync_api import Browser, Page, expect
 
 from ivr_dagster.core.tokenizer.bpe import read_bpe
 from ivr_dagster.pipeline import STAGES, stage_assets
-from ivr_dagster.settings import PRESETS, Settings
+from ivr_dagster.settings import Settings
+from ivr_dagster.settings.presets import PRESETS
 from ivr_dagster_tests.small_pipeline import STAGE_ASSETS, TUNING
 
 pytestmark = pytest.mark.browser
