@@ -120,7 +120,14 @@ def out_of_domain_text(settings: ProjectSettings, corpus: CleanedCorpus) -> OutO
     documents: Iterable[str]
     if folder is not None:
         source = f"the folder {folder.name}"
-        documents = read_other_documents(folder, settings.corpus, "retention_corpora_dir")
+        documents = read_other_documents(
+            folder,
+            text_key=settings.corpus.text_key,
+            encoding=settings.corpus.encoding,
+            encoding_errors=settings.corpus.encoding_errors,
+            on_bad_input=settings.corpus.on_bad_input,
+            text_split_bytes=settings.corpus.text_split_bytes,
+        )
     elif settings.tokenizer.model_name == "sample":
         source, documents = HELDOUT_CODE, heldout_code()
     else:

@@ -318,7 +318,14 @@ def _fine_tuned(
     else:
         result = fine_tune(training, on_log=on_log)
     trained = TrainedModel(place)
-    trained.write_history(result.steps, result.tokens, result.loss_history, result.validation)
+    trained.write_history(
+        result.steps,
+        result.tokens,
+        result.loss_history,
+        result.validation,
+        bytes_per_token=text_bytes,
+        text_bytes=blocks.text_bytes(),
+    )
     return dg.MaterializeResult(
         value=trained,
         data_version=dg.DataVersion(content_hash(result.final_model)),

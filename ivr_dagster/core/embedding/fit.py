@@ -44,7 +44,7 @@ class FittedEmbeddings:
     """Embedding tensors by new id with fitted new rows, and what was computed for them."""
 
     tensors: "Embeddings"
-    compute: InitializationCompute = InitializationCompute()
+    compute: InitializationCompute
 
 
 @dataclass(frozen=True)

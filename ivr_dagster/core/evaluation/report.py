@@ -108,7 +108,8 @@ def summary(report: EvaluationReport) -> list[str]:
 
 
 def _comparisons(report: EvaluationReport) -> list[str]:
-    variants, paragraphs = report.variants, []
+    variants = report.variants
+    paragraphs: list[str] = []
     for other, (name, meaning) in {"base": ("the base model", ""), **_BASELINES}.items():
         if "sft" in variants and other in variants:
             subject = "It is" if paragraphs else "The fine-tuned model is"
