@@ -41,7 +41,7 @@ def accelerator_for(launch: Launch, accelerator: Accelerator) -> Accelerator:
     dtype = launch.dtype if accelerator.dtype == "auto" and launch.dtype else accelerator.dtype
     chosen = Accelerator(device, dtype)
     if launch.processes > 1:
-        _check_devices(launch, chosen.found_device())
+        _check_devices(launch, chosen.find_device())
     return chosen
 
 
