@@ -21,8 +21,8 @@ from ivr_dagster.core.evaluation.report import write_report
 from ivr_dagster.core.model.folder import ModelFolder
 from ivr_dagster.core.tokenizer.folder import TokenizerFolder
 from ivr_dagster.core.training.folders import TrainedModel
-from ivr_dagster.resources.accelerator import POOL, AcceleratorResource
-from ivr_dagster.resources.base_model import BaseModelResource
+from ivr_dagster.resources.accelerator import POOL, Accelerator, AcceleratorResource
+from ivr_dagster.resources.base_model import BaseModel, BaseModelResource
 from ivr_dagster.resources.progress import track
 from ivr_dagster.resources.settings import ProjectSettings, SettingsResource
 from ivr_dagster.sample.other_text import ENGLISH_DOCUMENTATION, HELDOUT_CODE, english_documentation, heldout_code
@@ -76,40 +76,50 @@ def evaluation_report_asset(baselines: Mapping[str, str], *, has_retention_corpu
         measured: losses of new tokens, generation speed, and forgetting of out-of-domain text. `report.md` has tables,
         plots and samples, `report.json` the figures, `model_card.md` a model card for the fine-tuned model.
         """
-        started = time.monotonic()
-        models = EvaluatedModels(
-            base.model(), distilled_tokenizer, initialized_model, {"sft": sft_checkpoint, **vanilla}
-        )
-        report = evaluate(
-            models,
-            cleaned_corpus,
-            settings.evaluation,
-            out_of_domain_text(settings, cleaned_corpus),
-            seed=settings.compute.seed,
-            device=accelerator.resolved_device(),
-            progress=partial(track, context.log),
-            run_settings=settings.public(),
-        )
-        is_on_hub = base.local_folder() is None
-        name = base.model_name if is_on_hub else Path(base.model_name).name
-        source = provenance(models, cleaned_corpus, base_model=name, is_on_hub=is_on_hub, base_version=base.version())
-        with settings.staging("evaluation_report") as folder:
-            plots = write_report(report, folder)
-            (folder / MODEL_CARD).write_text(model_card(report, source), encoding="utf-8")
-        place = settings.paths["evaluation_report"]
-        return dg.MaterializeResult(
-            value=ReportFolder(folder),
-            data_version=dg.DataVersion(content_hash(json.dumps(reproducible(as_json(report)), sort_keys=True))),
-            metadata={
-                **report_metadata(report),
-                "seconds": round(time.monotonic() - started, 2),
-                **{PLOT_LABELS[name]: inline_png(png, PLOT_LABELS[name]) for name, png in plots.items()},
-                "report": dg.MetadataValue.path(place / "report.md"),
-                "model card": dg.MetadataValue.path(place / MODEL_CARD),
-            },
-        )
+        trained = {"sft": sft_checkpoint, **vanilla}
+        models = EvaluatedModels(base.model(), distilled_tokenizer, initialized_model, trained)
+        return _evaluate(context, settings, accelerator, base, cleaned_corpus, models)
 
     return evaluation_report
+
+
+def _evaluate(
+    context: dg.AssetExecutionContext,
+    settings: ProjectSettings,
+    accelerator: Accelerator,
+    base: BaseModel,
+    corpus: CleanedCorpus,
+    models: EvaluatedModels,
+) -> dg.MaterializeResult[ReportFolder]:
+    started = time.monotonic()
+    report = evaluate(
+        models,
+        corpus,
+        settings.evaluation,
+        out_of_domain_text(settings, corpus),
+        seed=settings.compute.seed,
+        device=accelerator.resolved_device(),
+        progress=partial(track, context.log),
+        run_settings=settings.public(),
+    )
+    is_on_hub = base.local_folder() is None
+    name = base.model_name if is_on_hub else Path(base.model_name).name
+    source = provenance(models, corpus, base_model=name, is_on_hub=is_on_hub, base_version=base.version())
+    with settings.staging("evaluation_report") as folder:
+        plots = write_report(report, folder)
+        (folder / MODEL_CARD).write_text(model_card(report, source), encoding="utf-8")
+    place = settings.paths["evaluation_report"]
+    return dg.MaterializeResult(
+        value=ReportFolder(folder),
+        data_version=dg.DataVersion(content_hash(json.dumps(reproducible(as_json(report)), sort_keys=True))),
+        metadata={
+            **report_metadata(report),
+            "seconds": round(time.monotonic() - started, 2),
+            **{PLOT_LABELS[name]: inline_png(png, PLOT_LABELS[name]) for name, png in plots.items()},
+            "report": dg.MetadataValue.path(place / "report.md"),
+            "model card": dg.MetadataValue.path(place / MODEL_CARD),
+        },
+    )
 
 
 def out_of_domain_text(settings: ProjectSettings, corpus: CleanedCorpus) -> OutOfDomainText | None:

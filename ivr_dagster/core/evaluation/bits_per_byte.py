@@ -10,7 +10,7 @@ of each token.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -158,8 +158,6 @@ def bits_per_byte(
     Raises:
         InputError: no text, a context that the model or stride does not allow, or an id without a row.
     """
-    import torch
-
     if context_bytes is None:
         context_bytes = tokenizer.fitting_context_bytes(texts, context)
     stride_bytes = max(1, context_bytes // 2) if stride_bytes is None else stride_bytes
@@ -173,24 +171,15 @@ def bits_per_byte(
     max_scored = max(1, _MAX_LOGITS // vocabulary)
     lengths = [tokenizer.token_bytes[ids[1:]] for ids in documents]
     windows, shortened = _windows(lengths, context_bytes, stride_bytes, context, max_scored)
+    batches = _batches(windows, batch_tokens, max_scored)
     nats, token_nats = np.zeros(len(documents)), np.zeros(vocabulary)
     done, total = 0, sum(window.scored for window in windows)
-    was_training = model.training
-    model.to(device).eval()
-    try:
-        with torch.inference_mode():
-            for batch in _batches(windows, batch_tokens, max_scored):
-                targets = np.concatenate(
-                    [documents[each.document][each.end + 1 - each.scored : each.end + 1] for each in batch]
-                )
-                losses = _score(model, documents, batch, targets, tokenizer.eos_id, device).numpy()
-                np.add.at(nats, np.repeat([each.document for each in batch], [each.scored for each in batch]), losses)
-                np.add.at(token_nats, targets, losses)
-                done += len(targets)
-                if progress is not None:
-                    progress(done, total)
-    finally:
-        model.train(was_training)
+    for batch, targets, losses in _iter_losses(model, documents, batches, tokenizer.eos_id, device):
+        np.add.at(nats, np.repeat([each.document for each in batch], [each.scored for each in batch]), losses)
+        np.add.at(token_nats, targets, losses)
+        done += len(targets)
+        if progress is not None:
+            progress(done, total)
     counts = sum((np.bincount(ids[1:], minlength=vocabulary) for ids in documents), np.zeros(vocabulary, np.int64))
     tokens = np.array([len(ids) - 1 for ids in documents], dtype=np.int64)
     return BitsPerByte(nats / math.log(2), document_bytes, tokens, token_nats, counts, shortened)
@@ -257,6 +246,30 @@ def _batches(windows: list[_Window], batch_tokens: int, max_scored: int) -> Iter
         batch.append(window)
     if batch:
         yield batch
+
+
+def _iter_losses(
+    model: Any,
+    documents: list[NDArray[np.int64]],
+    batches: Iterable[list[_Window]],
+    eos_id: int,
+    device: str,
+) -> Iterator[tuple[list[_Window], NDArray[np.int64], NDArray[np.float64]]]:
+    """Batches with the ids that they score and the losses of these in nats, window by window."""
+    import torch
+
+    was_training = model.training
+    model.to(device).eval()
+    try:
+        for batch in batches:
+            targets = np.concatenate(
+                [documents[each.document][each.end + 1 - each.scored : each.end + 1] for each in batch]
+            )
+            with torch.inference_mode():
+                losses = _score(model, documents, batch, targets, eos_id, device).numpy()
+            yield batch, targets, losses
+    finally:
+        model.train(was_training)
 
 
 def _score(
