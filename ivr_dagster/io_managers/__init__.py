@@ -21,6 +21,7 @@ _MANAGERS: dict[str, type[ArtifactIOManager]] = {  # type: ignore[type-arg]
     "rules_io": RulesIOManager,
     "markdown_io": MarkdownIOManager,
     "tensors_io": TensorsIOManager,
+    "fitted_embeddings_io": FittedEmbeddingsIOManager,
     "model_io": ModelIOManager,
     "trained_model_io": TrainedModelIOManager,
     "tuning_io": TuningIOManager,
