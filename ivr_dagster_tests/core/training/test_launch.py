@@ -85,15 +85,15 @@ def test_cores_are_shared_and_what_is_set_stays(read: Any, monkeypatch: pytest.M
         ("distributed_type: FSDP", "distributed_type cannot be 'FSDP': every process holds the whole model"),
         ("deepspeed_config: {zero_stage: 3}", "deepspeed_config cannot be"),
         ("gpu_ids: 0,1", "choose GPUs with CUDA_VISIBLE_DEVICES"),
-        ("- 2", "a mapping of settings was expected, found a list"),
+        ("- 2", "expected a mapping of settings, found a list"),
         ("num_processes: [", "accelerate_config.yaml:1: the launch settings cannot be read as YAML"),
         ("debug: true\nnum_processes: 0x" + "f" * 9000, ":2: num_processes is a whole number of 36,000 bits"),
         ("num_machines: .inf", "num_machines is inf, a whole number from 1 is wanted"),
         ("main_process_port: 65536", "main_process_port is 65536, a whole number from 1 is wanted, 65,535 at most"),
         ("main_process_ip: a b", "main_process_ip is 'a b', an address is wanted"),
-        ("num_processes: 1\nnum_processes: 2", ":2: the key 'num_processes' is given twice"),
+        ("num_processes: 1\nnum_processes: 2", ":2: duplicate key 'num_processes'"),
         ("deepspeed_config: &a {a: 1}\nfsdp_config: *a", "is used again by an alias"),
-        ("num_processes: !!python/object/apply:os.abort []", ":1: 'num_processes' has a value that cannot be read"),
+        ("num_processes: !!python/object/apply:os.abort []", ":1: 'num_processes' has an invalid value"),
     ],
 )
 def test_what_cannot_be_is_refused_with_the_file(text: str, said: str, read: Any) -> None:
