@@ -95,7 +95,7 @@ VOLATILE = re.compile(
     | (.*/)?logs/           # TensorBoard: times
     | (.*/)?training_args\.bin  # names the folder
     | (.*/)?complete\.json  # the run's fingerprint, with a checkpoint beside it that is compared
-    | training/\.launched/
+    | (.*/)?torchrun/
     | embeddings/\.token_distillation\.safetensors  # under way; see `leftovers`
     """,
     re.VERBOSE,

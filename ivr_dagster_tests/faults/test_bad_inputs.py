@@ -279,7 +279,7 @@ def training(wrong: str, told: tuple[str, ...], content: str | bytes, file: str 
 
 
 TRAINING = [
-    training("no setting of training", ("sft_config.yaml:1: sed is no setting, did you mean seed",), "sed: 1\n"),
+    training("no setting of training", ("sft_config.yaml:1: unknown setting 'sed' (did you mean 'seed'",), "sed: 1\n"),
     training(
         "several of them",
         ("3 settings are at fault: line 1", "line 2", "line 3"),
@@ -290,7 +290,7 @@ TRAINING = [
     training("an alias", ("sft_config.yaml:1: ", "used again by an alias"), "seed: &a 1\ndata_seed: *a\n"),
     training(
         "no launch setting",
-        ("accelerate_config.yaml:1: num_proc is no key",),
+        ("accelerate_config.yaml:1: unknown key 'num_proc'",),
         "num_proc: 2\n",
         "accelerate_config.yaml",
     ),
