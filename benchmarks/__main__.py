@@ -36,7 +36,7 @@ from ivr_dagster.core.tokenizer.agreement import (
 from ivr_dagster.core.tokenizer.bpe import read_bpe, strings_by_id
 from ivr_dagster.core.tokenizer.unigram import distill
 from ivr_dagster.core.tokens.counts import count_pretokens, counts_table, frequency_table, token_frequencies
-from ivr_dagster.core.tokens.sequences import built_in_encoder, encoder_by_types, ids_of_types, reference_encoder
+from ivr_dagster.core.tokens.sequences import gigatoken_encoder, ids_of_types, pretoken_encoder, reference_encoder
 from ivr_dagster.core.tokens.statistics import read_statistics
 from ivr_dagster.core.tokens.tokenizer_file import read_tokenizer
 from ivr_dagster.core.vocabulary.remap import remap_tokenizer, unreachable_tokens
@@ -142,7 +142,7 @@ def measure(raw: Path, tokenizer: Path, sizes: list[int], scopes: list[str], uns
 
     def encode_anew() -> list[np.ndarray]:
         own = Tokenizer.from_str(specification)
-        return (built_in_encoder(own) or encoder_by_types(own, pretokens.types))(train)
+        return (gigatoken_encoder(own) or pretoken_encoder(own, pretokens.types))(train)
 
     ids, seconds_encode = timed(encode_anew, 3)
     expected, seconds_peer = timed(lambda: reference_encoder(base)(train), 3)

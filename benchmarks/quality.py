@@ -28,14 +28,14 @@ from typing import Any
 import numpy as np
 
 from ivr_dagster.core.corpus.cleaned import CleanedCorpus
-from ivr_dagster.core.corpus.other_text import other_texts, read_other_documents
+from ivr_dagster.core.corpus.other_text import read_other_documents, select_other_texts
 from ivr_dagster.core.corpus.subset import documents_within
 from ivr_dagster.core.embedding.calibrate import POSITIONS, calibrate_new_rows
 from ivr_dagster.core.embedding.extract import read_embeddings, replace_embeddings, write_model
 from ivr_dagster.core.embedding.initialize import STRATEGIES, initialize_embeddings
 from ivr_dagster.core.embedding.reorder import reorder_embeddings, row_sources
 from ivr_dagster.core.embedding.token_distillation import cut_snippets, fit_new_rows
-from ivr_dagster.core.evaluation.bits_per_byte import BitsPerByte, ScoringTokenizer, bits_per_byte
+from ivr_dagster.core.evaluation.bits_per_byte import BitsPerByte, bits_per_byte, byte_lengths, context_that_fits
 from ivr_dagster.core.model.folder import ModelFolder
 from ivr_dagster.core.tokenizer.bpe import read_bpe, strings_by_id
 from ivr_dagster.core.tokenizer.folder import TokenizerFolder
@@ -45,6 +45,7 @@ from ivr_dagster.core.training.sft import Training, Validation, fine_tune
 from ivr_dagster.core.training.sft_config import read_sft_config
 from ivr_dagster.core.vocabulary.rules import read_rules
 from ivr_dagster.pipeline import ArtifactPaths
+from ivr_dagster.settings.groups import CorpusSettings
 
 RESULTS = Path(__file__).parent / "results"
 # Student's t, 97.5 %, by degrees of freedom; beyond them 2
@@ -79,7 +80,7 @@ class Bench:
         self.backends = {name: folder.backend() for name, folder in self.tokenizers.items()}
         self.encoders = {name: reference_encoder(backend) for name, backend in self.backends.items()}
         self.eos_id = int(self.tokenizers["base"].load().eos_token_id)
-        self.scoring = {name: ScoringTokenizer.of(each, self.eos_id) for name, each in self.backends.items()}
+        self.lengths = {name: byte_lengths(strings_by_id(backend)) for name, backend in self.backends.items()}
         self.rules = read_rules(paths["remap_rules"])
         self.bpe = read_bpe(self.backends["base"])
         self.constituents = {rule.id: [self.bpe.ids[part] for part in rule.constituents] for rule in self.rules}
@@ -94,14 +95,15 @@ class Bench:
         self.context = min(2 * CONTEXT, self.model.context() or 2 * CONTEXT)
         self.retention: list[str] = []
         if retention:
-            others = read_other_documents(retention, text_key="text", encoding="utf-8", text_split_bytes=10_000)
-            self.retention = other_texts(others, (), heldout_bytes)
+            others = read_other_documents(retention, CorpusSettings(text_split_bytes=10_000), "--retention")
+            self.retention = select_other_texts(others, (), heldout_bytes)
         self.general: list[str] = []
         if general:
-            others = read_other_documents(general, text_key="text", encoding="utf-8", text_split_bytes=10_000)
+            others = read_other_documents(general, CorpusSettings(text_split_bytes=10_000), "--general")
             size = sum(len(text.encode()) for text in self.train)
-            self.general = other_texts(others, (), round(size * general_share / (1 - general_share)))
-        self.context_bytes = self.scoring["base"].fitting_context_bytes(self.heldout, self.context)
+            self.general = select_other_texts(others, (), round(size * general_share / (1 - general_share)))
+        encoded = self.encoders["base"](self.heldout)
+        self.context_bytes = context_that_fits([self.lengths["base"][ids] for ids in encoded], self.context)
         self.base = read_embeddings(model)
         sources = row_sources(self.bpe.ids, strings_by_id(self.backends["remapped"]))
         self.reordered = reorder_embeddings(self.base, sources)
@@ -130,10 +132,12 @@ class Bench:
         with torch.autocast("cpu", torch.bfloat16, enabled=self.dtype == "bfloat16"):
             return bits_per_byte(
                 model,
-                self.scoring[tokenizer],
+                self.encoders[tokenizer],
                 texts or self.heldout,
+                eos_id=self.eos_id,
                 context=self.context,
                 context_bytes=self.context_bytes,
+                token_bytes=self.lengths[tokenizer],
             )
 
     def distilled(self, size: int, hidden_weight: float, learning_rate: float) -> tuple[dict[str, Any], dict[str, Any]]:

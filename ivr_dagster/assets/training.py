@@ -13,7 +13,7 @@ import numpy as np
 from ivr_dagster.assets import OWNERS
 from ivr_dagster.assets.display import curves, inline_png
 from ivr_dagster.core.corpus.cleaned import SPLITS, CleanedCorpus
-from ivr_dagster.core.corpus.other_text import other_texts, read_other_documents
+from ivr_dagster.core.corpus.other_text import read_other_documents, select_other_texts
 from ivr_dagster.core.corpus.subset import document_sizes, ids_within, validation_ids
 from ivr_dagster.core.model.folder import ModelFolder
 from ivr_dagster.core.tokenizer.folder import TokenizerFolder
@@ -258,11 +258,9 @@ def _fine_tuned(
     max_steps: int | None = None,
     made_of: str | None = None,
 ) -> dg.MaterializeResult[TrainedModel]:
-    from ivr_dagster.core.training.progress import describe_progress
     from ivr_dagster.core.training.sft import Training, Validation, fine_tune
     from ivr_dagster.core.training.sft_config import read_sft_config
-    from ivr_dagster.core.training.worker import TrainingRequest
-    from ivr_dagster.resources.launcher import accelerator_for, train_with_torchrun
+    from ivr_dagster.resources.launcher import accelerator_for, train_on_several
 
     config_file, launch = settings.sft_config_file(), settings.launch()
     config = read_sft_config(config_file, vanilla=text == "base", max_steps=max_steps)
@@ -286,9 +284,21 @@ def _fine_tuned(
     text_bytes = blocks.bytes_per_token(text)
 
     def on_log(entry: dict[str, float]) -> None:
-        if "loss" in entry:
-            advance(entry["step"], entry["max_steps"])
-        (context.log.warning if "micro_batch" in entry else context.log.info)(describe_progress(entry, text_bytes))
+        place_in_run = f"step {entry['step']:.0f} of {entry['max_steps']:.0f}"
+        if "bits_per_byte" in entry:
+            context.log.info(f"{place_in_run}: validation {entry['bits_per_byte']:.4f} bits per byte")
+            return
+        if "micro_batch" in entry:
+            context.log.warning(
+                f"out of memory; {place_in_run}: going on with {entry['micro_batch']:.0f} blocks at a time, "
+                f"{entry['accumulated']:.0f} times a step. The batch stays as it is, and so do losses up to rounding"
+            )
+            return
+        advance(entry["step"], entry["max_steps"])
+        context.log.info(
+            f"{place_in_run}: loss {entry['loss']:.4f} nats/token, {_as_text(entry, text_bytes)}, "
+            f"{entry['seconds_left']:,.0f} s left"
+        )
 
     bytes_per_token = blocks.bytes_per_token(text, "validation")
     training = Training(
@@ -304,18 +314,11 @@ def _fine_tuned(
         validation=Validation(kept, bytes_per_token) if kept.is_dir() and bytes_per_token else None,
     )
     if launch.processes > 1:
-        result = train_with_torchrun(context, TrainingRequest(training, text_bytes), launch)
+        result = train_on_several(context, settings.paths.launched, training, launch, on_log)
     else:
         result = fine_tune(training, on_log=on_log)
     trained = TrainedModel(place)
-    trained.write_history(
-        result.steps,
-        result.tokens,
-        result.loss_history,
-        result.validation,
-        bytes_per_token=text_bytes,
-        text_bytes=blocks.text_bytes(),
-    )
+    trained.write_history(result.steps, result.tokens, result.loss_history, result.validation)
     return dg.MaterializeResult(
         value=trained,
         data_version=dg.DataVersion(content_hash(result.final_model)),
@@ -400,22 +403,12 @@ def _general_texts(settings: SettingsResource, corpus: CleanedCorpus, size: int)
     folder = settings.other_corpus_dir("general_corpora_dir")
     if folder is None:
         return []
-    documents = list(
-        read_other_documents(
-            folder,
-            text_key=settings.corpus.text_key,
-            encoding=settings.corpus.encoding,
-            encoding_errors=settings.corpus.encoding_errors,
-            on_bad_input=settings.corpus.on_bad_input,
-            text_split_bytes=settings.corpus.text_split_bytes,
-            setting="general_corpora_dir",
-        )
-    )
+    documents = list(read_other_documents(folder, settings.corpus, "general_corpora_dir"))
     known = {document_id for split in SPLITS for document_id in corpus.ids(split)}
     measured: set[str] = set()
     if settings.other_corpus_dir("retention_corpora_dir") == folder:
         measured = set(
-            other_texts(
+            select_other_texts(
                 documents,
                 known,
                 settings.evaluation.retention_bytes,
@@ -424,7 +417,7 @@ def _general_texts(settings: SettingsResource, corpus: CleanedCorpus, size: int)
             )
         )
     most = max(1, round(size * settings.training.general_share / (1 - settings.training.general_share)))
-    texts = other_texts(documents, known, most, normalization=settings.corpus.normalization)
+    texts = select_other_texts(documents, known, most, normalization=settings.corpus.normalization)
     return [text for text in texts if text not in measured]
 
 
@@ -439,6 +432,16 @@ def _speed(result: "SftResult", bytes_per_token: float | None) -> dict[str, floa
         "flops_per_second": round(result.flops_per_second),
         **({} if result.mfu is None else {"mfu": round(result.mfu, 4)}),
     }
+
+
+def _as_text(entry: Mapping[str, float], bytes_per_token: float | None) -> str:
+    """The same for a line of the log."""
+    tokens = entry["tokens_per_second"]
+    figures = [f"{tokens:,.0f} tokens/s"]
+    figures += [f"{tokens * bytes_per_token:,.0f} bytes/s"] if bytes_per_token else []
+    figures += [f"{entry['flops_per_second'] / 1e9:,.1f} GFLOP/s"]
+    figures += [f"MFU {entry['mfu']:.1%}"] if "mfu" in entry else []
+    return ", ".join(figures)
 
 
 def _figures(result: "SftResult") -> dict[str, dg.MetadataValue | float | int | str]:

@@ -16,7 +16,7 @@ from ivr_dagster.core.tokenizer.lengths import cut_texts, tokens_of
 from ivr_dagster.core.tokenizer.segments import Segments, encode_each, segments_of_types
 from ivr_dagster.core.tokens.byte_level import whole_text
 from ivr_dagster.core.tokens.counts import PretokenCounts
-from ivr_dagster.core.tokens.pretokens import BATCH_CHARACTERS, batches_of
+from ivr_dagster.core.tokens.pretokens import iter_batches
 
 LISTED_DIVERGENCES = 50
 # of held-out documents, what lengths are compared on and what is encoded and decoded; pre-tokens are compared on all
@@ -178,7 +178,7 @@ def compare_lengths(base: Tokenizer, other: Tokenizer, texts: Iterable[str], *, 
     """Tokens of every text under `base` and `other`, read once."""
     count = size = in_base = in_other = longer = 0
     worst: list[tuple[str, int, int]] = []
-    for batch in batches_of(texts, len, BATCH_CHARACTERS):
+    for batch in iter_batches(texts):
         cut = cut_texts(batch, base)
         before, after = cut.tokens(base), cut.tokens(other)
         count, in_base, in_other = count + len(batch), in_base + int(before.sum()), in_other + int(after.sum())

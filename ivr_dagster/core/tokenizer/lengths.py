@@ -12,7 +12,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from ivr_dagster.core.tokenizer.segments import encode_each, segments_of_types
-from ivr_dagster.core.tokens.pretokens import parts_of, read_pretokenization, specification
+from ivr_dagster.core.tokens.pretokens import pre_tokenizer_parts, read_pretokenization, specification
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,8 +82,8 @@ def cut_texts(texts: Sequence[str], base: Tokenizer) -> CutTexts:
 
 def cuts_first_as(base: Tokenizer, tokenizer: Tokenizer) -> bool:
     """Whether `tokenizer` cuts text as `base` does before it does anything else to the pieces."""
-    first = parts_of(base)
-    starts_alike = bool(first) and parts_of(tokenizer)[: len(first)] == first
+    first = pre_tokenizer_parts(base)
+    starts_alike = bool(first) and pre_tokenizer_parts(tokenizer)[: len(first)] == first
     return starts_alike and specification(base.normalizer) == specification(tokenizer.normalizer)
 
 

@@ -211,7 +211,7 @@ def _choose_phrases(
             and string not in known
             and guards.may_be(string)
             and not (cut and cut.search(string))
-            and not pretokenization.holds_added_token(text)
+            and not pretokenization.has_added_token(text)
         )
 
     phrases = select_phrases(
