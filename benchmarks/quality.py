@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from ivr_dagster.core.corpus.cleaned import CleanedCorpus
-from ivr_dagster.core.corpus.other_text import other_texts, read_other_documents
+from ivr_dagster.core.corpus.other_text import read_other_documents, select_other_texts
 from ivr_dagster.core.corpus.subset import documents_within
 from ivr_dagster.core.embedding.calibrate import POSITIONS, calibrate_new_rows
 from ivr_dagster.core.embedding.extract import read_embeddings, replace_embeddings, write_model
@@ -45,6 +45,7 @@ from ivr_dagster.core.training.sft import Training, Validation, fine_tune
 from ivr_dagster.core.training.sft_config import read_sft_config
 from ivr_dagster.core.vocabulary.rules import read_rules
 from ivr_dagster.pipeline import ArtifactPaths
+from ivr_dagster.settings.groups import CorpusSettings
 
 RESULTS = Path(__file__).parent / "results"
 # Student's t, 97.5 %, by degrees of freedom; beyond them 2
@@ -94,13 +95,13 @@ class Bench:
         self.context = min(2 * CONTEXT, self.model.context() or 2 * CONTEXT)
         self.retention: list[str] = []
         if retention:
-            others = read_other_documents(retention, text_key="text", encoding="utf-8", text_split_bytes=10_000)
-            self.retention = other_texts(others, (), heldout_bytes)
+            others = read_other_documents(retention, CorpusSettings(text_split_bytes=10_000), "--retention")
+            self.retention = select_other_texts(others, (), heldout_bytes)
         self.general: list[str] = []
         if general:
-            others = read_other_documents(general, text_key="text", encoding="utf-8", text_split_bytes=10_000)
+            others = read_other_documents(general, CorpusSettings(text_split_bytes=10_000), "--general")
             size = sum(len(text.encode()) for text in self.train)
-            self.general = other_texts(others, (), round(size * general_share / (1 - general_share)))
+            self.general = select_other_texts(others, (), round(size * general_share / (1 - general_share)))
         encoded = self.encoders["base"](self.heldout)
         self.context_bytes = context_that_fits([self.lengths["base"][ids] for ids in encoded], self.context)
         self.base = read_embeddings(model)

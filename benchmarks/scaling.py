@@ -36,7 +36,7 @@ import psutil
 
 from benchmarks.__main__ import RESULTS, machine
 from ivr_dagster.core.corpus.cleaned import CleanedCorpus, write_cleaned_corpus
-from ivr_dagster.core.corpus.documents import corpus_files
+from ivr_dagster.core.corpus.files import corpus_files
 from ivr_dagster.core.tokens.statistics import read_statistics
 from ivr_dagster.engines.local import map_local
 from ivr_dagster.engines.ray import map_on_ray
@@ -238,7 +238,7 @@ def engines(arguments: argparse.Namespace) -> dict[str, Any]:
     for name, engine in (("local", map_local), ("ray", map_on_ray), ("ray, workers started", map_on_ray)):
         folder = arguments.artifacts / name
         started = time.perf_counter()
-        write_cleaned_corpus(raw, folder / "cleaned", results=ShardCache(folder / "shards"), run=engine)
+        write_cleaned_corpus(raw, folder / "cleaned", cache=ShardCache(folder / "shards"), run=engine)
         corpus, results = CleanedCorpus(folder / "cleaned"), ShardCache(folder / "statistics")
         counted = read_statistics(corpus, Path(arguments.model) / "tokenizer.json", results, run=engine)
         counts, _ = counted.pretoken_counts()

@@ -13,7 +13,7 @@ import numpy as np
 from ivr_dagster.assets import OWNERS
 from ivr_dagster.assets.display import inline_png
 from ivr_dagster.core.corpus.cleaned import SPLITS, CleanedCorpus
-from ivr_dagster.core.corpus.other_text import other_texts, read_other_documents
+from ivr_dagster.core.corpus.other_text import read_other_documents, select_other_texts
 from ivr_dagster.core.corpus.subset import documents_within
 from ivr_dagster.core.evaluation.folder import ReportFolder
 from ivr_dagster.core.model.folder import ModelFolder
@@ -320,21 +320,14 @@ def _retention_text(
     if root is not None:
         source, documents = (
             f"the text in the folder {root.name}",
-            read_other_documents(
-                root,
-                text_key=settings.corpus.text_key,
-                encoding=settings.corpus.encoding,
-                encoding_errors=settings.corpus.encoding_errors,
-                on_bad_input=settings.corpus.on_bad_input,
-                text_split_bytes=settings.corpus.text_split_bytes,
-            ),
+            read_other_documents(root, settings.corpus, "retention_corpora_dir"),
         )
     elif settings.tokenizer.model_name == "sample":
         source, documents = HELDOUT_CODE, heldout_code()
     else:
         source, documents = ENGLISH_DOCUMENTATION, english_documentation()
     known = (document_id for split in SPLITS for document_id in corpus.ids(split))
-    texts = other_texts(
+    texts = select_other_texts(
         documents,
         known,
         settings.evaluation.retention_bytes,

@@ -1,8 +1,8 @@
-"""Token statistics of the train split under the base tokenizer."""
+"""Statistics of the train split under the base tokenizer: three assets computed in one pass over the text."""
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from typing import Any
 
 import dagster as dg
 import numpy as np
@@ -13,45 +13,125 @@ from ivr_dagster.assets.display import columns, curves, inline_png, markdown_tab
 from ivr_dagster.core.corpus.cleaned import CleanedCorpus
 from ivr_dagster.core.tokenizer.bpe import strings_by_id
 from ivr_dagster.core.tokenizer.folder import TokenizerFolder
-from ivr_dagster.core.tokens.counts import counts_from_table, counts_table, frequency_table, token_frequencies
-from ivr_dagster.core.tokens.sequences import TokenSequences, ids_of_types
+from ivr_dagster.core.tokens.counts import counts_table, frequency_table
+from ivr_dagster.core.tokens.sequences import TokenSequences
 from ivr_dagster.core.tokens.statistics import CorpusStatistics, read_statistics
-from ivr_dagster.errors import InputError
 from ivr_dagster.resources.progress import track
 from ivr_dagster.resources.settings import SettingsResource
 from ivr_dagster.storage.content_hash import content_hash
 
 GROUP = "tokens"
+FROM_SEQUENCES = {dg.AssetKey("token_sequences")}
 
 
-@dg.asset(
+@dg.multi_asset(
+    name="token_statistics",
     group_name=GROUP,
-    kinds={"parquet", "polars"},
-    owners=OWNERS,
-    io_manager_key="parquet_io",
-    code_version="1",
-    metadata=columns(
-        pretoken=("string", "The pre-token's text"),
-        count=("int64", "Occurrences in the train split"),
-        kind=("string", "`pretoken`, or `added` for tokens like <|endoftext|> in the text"),
-    ),
+    can_subset=True,
+    internal_asset_deps={
+        "token_sequences": {dg.AssetKey("cleaned_corpus"), dg.AssetKey("original_tokenizer")},
+        "pretoken_counts": FROM_SEQUENCES,
+        "token_stats": FROM_SEQUENCES,
+    },
+    outs={
+        "token_sequences": dg.AssetOut(
+            description="The train split as ids of the base tokenizer, document by document. The vanilla baseline is "
+            "trained on them. The text is read once, part by part, for these ids, the token frequencies and the "
+            "pre-token counts; unchanged parts are not read again.",
+            is_required=False,
+            kinds={"parquet", "numpy"},
+            owners=OWNERS,
+            io_manager_key="sequences_io",
+            code_version="1",
+            metadata=columns(
+                document_id=("string", "Hash of the text, as in the cleaned corpus"),
+                ids=("list<uint16 or uint32>", "Ids of the base tokenizer, uint16 if the vocabulary fits"),
+            ),
+        ),
+        "pretoken_counts": dg.AssetOut(
+            description="How often each pre-token type occurs in the train split. A pre-token is a piece of text that "
+            "the base tokenizer encodes independently: a word with its space, a run of digits or symbols. New tokens "
+            "within pre-tokens depend only on these counts.",
+            is_required=False,
+            kinds={"parquet", "polars"},
+            owners=OWNERS,
+            io_manager_key="parquet_io",
+            code_version="1",
+            metadata=columns(
+                pretoken=("string", "Text of the pre-token"),
+                count=("int64", "Occurrences in the train split"),
+                kind=("string", "`pretoken`, or `added` for tokens such as <|endoftext|> in the text"),
+            ),
+        ),
+        "token_stats": dg.AssetOut(
+            description="How often each id of the base tokenizer occurs in the train split, including zeros. Ids that "
+            "the domain never uses can be reassigned to strings that it uses often.",
+            is_required=False,
+            kinds={"parquet", "polars"},
+            owners=OWNERS,
+            io_manager_key="parquet_io",
+            code_version="1",
+            metadata=columns(
+                token_id=("uint32", "Id in the base tokenizer"),
+                token=("string", "String of the token in the byte-level alphabet"),
+                text=("string", "Text of the token, with U+FFFD for incomplete characters"),
+                frequency=("int64", "Occurrences in the train split"),
+            ),
+        ),
+    },
 )
-def pretoken_counts(
+def token_statistics(
     context: dg.AssetExecutionContext,
     settings: SettingsResource,
     cleaned_corpus: CleanedCorpus,
     original_tokenizer: TokenizerFolder,
-) -> dg.MaterializeResult[pl.DataFrame]:
-    """How often each pre-token type (a piece of text that the base tokenizer encodes by itself: a word
-    with its space, a run of digits, of symbols) stands in the train split. All new tokens inside pre-tokens follow
-    from these counts alone. The text is read once, part by part, for these counts, the token frequencies and the id
-    sequences together; parts that stay as they are are not read again.
-    """
+) -> Iterator[dg.MaterializeResult[Any]]:
+    """Counts pre-tokens and encodes the train split, then yields the selected assets."""
     started = time.monotonic()
-    with _statistics(context, settings, cleaned_corpus, original_tokenizer) as statistics:
-        counts, types = statistics.pretoken_counts()
-    table, seconds = counts_table(counts), time.monotonic() - started
+    selected = {key.path[-1] for key in context.selected_asset_keys}
+    cache = settings.paths.shard_cache("token_statistics")
+    with cache.alone():
+        statistics = read_statistics(
+            cleaned_corpus,
+            original_tokenizer.path / "tokenizer.json",
+            cache,
+            max_texts=settings.corpus.max_texts,
+            max_types=settings.tokenizer.max_pretoken_types,
+            run=settings.map_shards,
+            progress=track(context.log, "counting and encoding", "documents"),
+        )
+        seconds = time.monotonic() - started
+        if reencoded := statistics.totals["reencoded"]:
+            context.log.warning(
+                f"gigatoken is not exact for this tokenizer: tokenizers encoded {reencoded:,} documents"
+            )
+        if "token_sequences" in selected:
+            yield _sequences_result(settings, statistics, seconds)
+        if "pretoken_counts" in selected:
+            yield _counts_result(statistics, seconds)
+        if "token_stats" in selected:
+            yield _frequencies_result(statistics, original_tokenizer)
+
+
+def _sequences_result(
+    settings: SettingsResource, statistics: CorpusStatistics, seconds: float
+) -> dg.MaterializeResult[TokenSequences]:
+    with settings.staging("token_sequences") as folder:
+        version = statistics.write_sequences(folder)
+    tokens = statistics.totals["tokens"]
     return dg.MaterializeResult(
+        asset_key="token_sequences",
+        value=TokenSequences(folder),
+        data_version=dg.DataVersion(version),
+        metadata={"tokens": tokens, "seconds": round(seconds, 2), "tokens_per_second": round(tokens / seconds)},
+    )
+
+
+def _counts_result(statistics: CorpusStatistics, seconds: float) -> dg.MaterializeResult[pl.DataFrame]:
+    counts, types = statistics.pretoken_counts()
+    table = counts_table(counts)
+    return dg.MaterializeResult(
+        asset_key="pretoken_counts",
         value=table,
         data_version=dg.DataVersion(content_hash(table)),
         metadata={
@@ -67,56 +147,20 @@ def pretoken_counts(
     )
 
 
-@dg.asset(
-    group_name=GROUP,
-    kinds={"parquet", "polars"},
-    owners=OWNERS,
-    io_manager_key="parquet_io",
-    code_version="1",
-    metadata=columns(
-        token_id=("uint32", "Id in the base tokenizer"),
-        token=("string", "The token's string in the byte-level alphabet"),
-        text=("string", "The token's text, U+FFFD where it is part of a character"),
-        frequency=("int64", "Occurrences in the train split, zeros included"),
-    ),
-)
-def token_stats(
-    context: dg.AssetExecutionContext,
-    settings: SettingsResource,
-    cleaned_corpus: CleanedCorpus,
-    original_tokenizer: TokenizerFolder,
-    pretoken_counts: pl.DataFrame,
-) -> dg.MaterializeResult[pl.DataFrame]:
-    """How often the base tokenizer yields each of its ids on the train split, zeros included: ids that
-    the domain never uses are those that can be given to strings it uses all the time.
-    """
-    tokenizer = original_tokenizer.backend()
-    counts = counts_from_table(pretoken_counts)
-    expected = token_frequencies(counts, tokenizer, ids_of_types(tokenizer, counts.types))
-    for reference in (False, True):
-        with _statistics(context, settings, cleaned_corpus, original_tokenizer, reference=reference) as statistics:
-            frequencies, totals = statistics.frequencies(len(expected)), statistics.totals
-        # types that were not kept bring what is missing
-        all_kept = counts.occurrences == totals["pretokens"]
-        differing = expected != frequencies if all_kept else expected > frequencies
-        if not differing.any():
-            break
-        context.log.warning(f"a fast encoder is not exact on {differing.sum():,} ids of this tokenizer and is left out")
-    else:
-        raise RuntimeError(
-            f"the id sequences and the pre-token counts differ on {differing.sum()} ids, the first "
-            f"{differing.argmax()}: the libraries read this tokenizer differently; please report it"
-        )
-    table = frequency_table(strings_by_id(tokenizer), frequencies)
+def _frequencies_result(statistics: CorpusStatistics, tokenizer: TokenizerFolder) -> dg.MaterializeResult[pl.DataFrame]:
+    strings = strings_by_id(tokenizer.backend())
+    frequencies = statistics.frequencies(len(strings))
+    table = frequency_table(strings, frequencies)
     tokens, unused = int(frequencies.sum()), int((frequencies == 0).sum())
     used = np.sort(frequencies[frequencies > 0])[::-1]
     return dg.MaterializeResult(
+        asset_key="token_stats",
         value=table,
         data_version=dg.DataVersion(content_hash(table)),
         metadata={
             "vocabulary_size": len(table),
             "tokens": tokens,
-            "bytes_per_token": totals["bytes"] / max(tokens, 1),
+            "bytes_per_token": statistics.totals["bytes"] / max(tokens, 1),
             "unused_ids": unused,
             "unused_share": unused / len(table),
             "most frequent": dg.MetadataValue.md(markdown_table(table.sort("frequency", descending=True).head(20))),
@@ -126,72 +170,3 @@ def token_stats(
             ),
         },
     )
-
-
-@dg.asset(
-    group_name=GROUP,
-    kinds={"parquet", "numpy"},
-    owners=OWNERS,
-    io_manager_key="sequences_io",
-    code_version="1",
-    metadata=columns(
-        document_id=("string", "Hash of the document's text, as in the cleaned corpus"),
-        ids=("list<uint16 or uint32>", "Ids of the base tokenizer, in order"),
-    ),
-)
-def token_sequences(
-    context: dg.AssetExecutionContext,
-    settings: SettingsResource,
-    cleaned_corpus: CleanedCorpus,
-    original_tokenizer: TokenizerFolder,
-    token_stats: pl.DataFrame,
-) -> dg.MaterializeResult[TokenSequences]:
-    """The train split as ids of the base tokenizer, document by document (uint16 where the vocabulary
-    fits into it, else uint32). The vanilla baseline is trained on them.
-    """
-    started = time.monotonic()
-    expected = token_stats["frequency"].to_numpy()
-    for reference in (False, True):  # as it was for `token_stats`
-        with _statistics(context, settings, cleaned_corpus, original_tokenizer, reference=reference) as statistics:
-            if not np.array_equal(statistics.frequencies(len(expected)), expected):
-                context.log.warning("token_stats was not made of these sequences, all text is encoded by `tokenizers`")
-                continue
-            with settings.staging("token_sequences") as folder:
-                version = statistics.write_sequences(folder)
-            tokens, seconds = statistics.totals["tokens"], time.monotonic() - started
-            break
-    else:
-        raise InputError(
-            "token_stats is of another text than the cleaned corpus",
-            where=settings.paths["token_stats"],
-            remedy="Materialize pretoken_counts and token_stats first: `ivr analyze`.",
-        )
-    return dg.MaterializeResult(
-        value=TokenSequences(folder),
-        data_version=dg.DataVersion(version),
-        metadata={"tokens": tokens, "seconds": round(seconds, 2), "tokens_per_second": round(tokens / seconds)},
-    )
-
-
-@contextmanager
-def _statistics(
-    context: dg.AssetExecutionContext,
-    settings: SettingsResource,
-    corpus: CleanedCorpus,
-    tokenizer: TokenizerFolder,
-    *,
-    reference: bool = False,
-) -> Iterator[CorpusStatistics]:
-    """The statistics of all parts; only the first asset that asks for them has them made."""
-    results = settings.paths.shard_cache("token_statistics")
-    with results.alone():
-        yield read_statistics(
-            corpus,
-            tokenizer.path / "tokenizer.json",
-            results,
-            max_texts=settings.corpus.max_texts,
-            max_types=settings.tokenizer.max_pretoken_types,
-            reference=reference,
-            run=settings.map_shards,
-            progress=track(context.log, "counting and encoding", "documents"),
-        )

@@ -13,7 +13,7 @@ import numpy as np
 from ivr_dagster.assets import OWNERS
 from ivr_dagster.assets.display import curves, inline_png
 from ivr_dagster.core.corpus.cleaned import SPLITS, CleanedCorpus
-from ivr_dagster.core.corpus.other_text import other_texts, read_other_documents
+from ivr_dagster.core.corpus.other_text import read_other_documents, select_other_texts
 from ivr_dagster.core.corpus.subset import document_sizes, ids_within, validation_ids
 from ivr_dagster.core.model.folder import ModelFolder
 from ivr_dagster.core.tokenizer.folder import TokenizerFolder
@@ -403,22 +403,12 @@ def _general_texts(settings: SettingsResource, corpus: CleanedCorpus, size: int)
     folder = settings.other_corpus_dir("general_corpora_dir")
     if folder is None:
         return []
-    documents = list(
-        read_other_documents(
-            folder,
-            text_key=settings.corpus.text_key,
-            encoding=settings.corpus.encoding,
-            encoding_errors=settings.corpus.encoding_errors,
-            on_bad_input=settings.corpus.on_bad_input,
-            text_split_bytes=settings.corpus.text_split_bytes,
-            setting="general_corpora_dir",
-        )
-    )
+    documents = list(read_other_documents(folder, settings.corpus, "general_corpora_dir"))
     known = {document_id for split in SPLITS for document_id in corpus.ids(split)}
     measured: set[str] = set()
     if settings.other_corpus_dir("retention_corpora_dir") == folder:
         measured = set(
-            other_texts(
+            select_other_texts(
                 documents,
                 known,
                 settings.evaluation.retention_bytes,
@@ -427,7 +417,7 @@ def _general_texts(settings: SettingsResource, corpus: CleanedCorpus, size: int)
             )
         )
     most = max(1, round(size * settings.training.general_share / (1 - settings.training.general_share)))
-    texts = other_texts(documents, known, most, normalization=settings.corpus.normalization)
+    texts = select_other_texts(documents, known, most, normalization=settings.corpus.normalization)
     return [text for text in texts if text not in measured]
 
 

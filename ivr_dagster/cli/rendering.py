@@ -20,8 +20,7 @@ ERR = Console(stderr=True)
 
 if TYPE_CHECKING:
     from ivr_dagster.cli.experiments import Experiment
-    from ivr_dagster.core.vocabulary.log import CurvePoint
-    from ivr_dagster.core.vocabulary.selection import Plan
+    from ivr_dagster.core.vocabulary.selection import CurvePoint, Plan
 
 SECONDS_BETWEEN_LINES = 5.0
 BAR_WIDTH = 40
@@ -132,14 +131,14 @@ def experiments_table(
 
 
 def plan_tables(plan: "Plan", points: list["CurvePoint"], verdict: str) -> None:
-    """A selection that was not written: the saving by number of new tokens, the first of them, what is sacrificed."""
+    """A selection that was not written: the saving by number of new tokens, the first of them, what is given up."""
     OUT.print(f"[bold]{verdict}[/]", highlight=False)
-    if plan.rejected_gain is None:
-        OUT.print(f"Current rules: {plan.kept:,} kept, {plan.moved:,} moved, {plan.dropped:,} dropped.")
+    if plan.foregone is None:
+        OUT.print(f"Of the rules in force {plan.kept:,} stay, {plan.moved:,} get another id, {plan.dropped:,} go.")
     else:
         OUT.print(
-            f"The current selection stays: a new one would save {plan.rejected_gain:.2%} more of held-out tokens, less "
-            "than --least-gain."
+            f"It is in force and stays: the best one now would save {plan.foregone:.2%} more of held-out tokens, less "
+            "than --least-gain asks for."
         )
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("new tokens", "saved", "last hundred"):
@@ -157,7 +156,7 @@ def plan_tables(plan: "Plan", points: list["CurvePoint"], verdict: str) -> None:
     for title, rows, columns in (
         ("first new tokens", plan.table.head(LISTED), ("new_text", "saving", "frequency", "sacrificed_text")),
         (
-            "sacrificed although used",
+            "given up in spite of use",
             plan.table.filter(plan.table["sacrificed_frequency"] > 0)
             .sort("sacrificed_frequency", descending=True)
             .head(LISTED),

@@ -1,9 +1,6 @@
-"""What runs the same function over many shards: processes of this machine, or a cluster.
+"""Where shards are processed: local processes or a Ray cluster. Results do not depend on the choice."""
 
-What belongs here: where work runs. What it is, and that its results do not depend on where, is core's business.
-"""
-
-# what tells libraries that they have one core, before they are imported
+# Limits libraries to one core per worker. Must be set before the libraries are imported.
 ONE_CORE = {
     "OMP_NUM_THREADS": "1",
     "POLARS_MAX_THREADS": "1",

@@ -1,4 +1,4 @@
-"""Shards worked on by processes of this machine, one for each core."""
+"""Processes shards on this machine, with one process per core."""
 
 import multiprocessing
 import os
@@ -16,33 +16,32 @@ from ivr_dagster.storage.parent import end_with
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-# to start processes takes about one, on each core
-WORTH_PROCESSES_SECONDS = 3.0
+# Starting the processes takes about one second per core; `python -m benchmarks` times the sample, which stays below.
+MIN_POOL_SECONDS = 3.0
 
 
 def map_local(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
-    """Results in the items' order; the first error, in that order, is raised, and what has not begun is given up.
+    """Yields results in the order of the items.
 
-    What is under way then is waited for: nothing is written behind the back of whoever is told of the error. Items
-    are worked on here until it can be told that the rest takes longer than it takes to start processes; these do the
-    rest, one for each core.
+    Processes items here until the rest is estimated to take longer than starting a process pool. The first error, in
+    item order, is raised after the running items have ended, so nothing is written after it. Items not yet started are
+    canceled.
     """
-    started, done = time.monotonic(), 0
-    while done < len(items):
-        yield function(items[done])
-        done += 1
-        left = (time.monotonic() - started) / done * (len(items) - done)
-        if left > WORTH_PROCESSES_SECONDS and available_cores() > 1 < len(items) - done:
-            break
-    if done < len(items):
-        yield from _map_in_processes(function, items[done:])
+    started = time.monotonic()
+    for done, item in enumerate(items, start=1):
+        yield function(item)
+        remaining = len(items) - done
+        seconds_left = (time.monotonic() - started) / done * remaining
+        if seconds_left > MIN_POOL_SECONDS and remaining > 1 and available_cores() > 1:
+            yield from _map_in_processes(function, items[done:])
+            return
 
 
 def _map_in_processes(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
-    # threads of libraries that are at work here would not live on in a fork
+    # A forked process would not have the library threads that are running here.
     context = multiprocessing.get_context("spawn")
     processes = min(available_cores(), len(items))
-    with ProcessPoolExecutor(processes, mp_context=context, initializer=_begin, initargs=(os.getpid(),)) as pool:
+    with ProcessPoolExecutor(processes, context, initializer=_start_worker, initargs=(os.getpid(),)) as pool:
         try:
             yield from pool.map(function, items)
         except BrokenProcessPool as error:
@@ -53,12 +52,12 @@ def _map_in_processes(function: Callable[[Item], Result], items: Sequence[Item])
 
 
 def available_cores() -> int:
-    """Cores that this process may use."""
+    """Number of cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _begin(parent: int) -> None:
-    """A worker has one core, leaves stopping to its parent, and ends with it, kill -9 too."""
+def _start_worker(parent: int) -> None:
+    """Limits the worker to one core, leaves Ctrl-C to the parent, and ends the worker when the parent is killed."""
     os.environ |= ONE_CORE
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     end_with(parent)

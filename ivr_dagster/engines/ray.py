@@ -1,7 +1,7 @@
-"""Shards worked on by a Ray cluster: one that is there, or one that is started on this machine.
+"""Processes shards on a Ray cluster: an existing one, or one started on this machine.
 
-Stragglers, lost nodes and where an item goes are Ray's business. Nodes read and write the same paths as this process,
-so corpus and artifacts lie where all of them see them, and this package is installed on each.
+Ray places tasks, retries them and handles lost nodes. All nodes read and write the same paths as this process, so
+corpus and artifacts must be on shared storage and this package must be installed on each node.
 """
 
 import os
@@ -16,52 +16,51 @@ from ivr_dagster.errors import InputError, WorkerLost
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-# for each core, items that are handed out before the oldest result is there
-AHEAD = 2
-# of an item whose worker or node died; more would hide an item that kills every worker
-MOST_RETRIES = 5
+# Items submitted per core before the oldest result is awaited.
+SUBMITTED_PER_CORE = 2
+# Retries of an item whose worker or node died. More would hide an item that kills every worker.
+MAX_RETRIES = 5
 
 
 def map_on_ray(function: Callable[[Item], Result], items: Sequence[Item], *, address: str = "") -> Iterator[Result]:
-    """Results in the items' order; the first error, in that order, is raised, and what is under way is given up.
+    """Yields results in the order of the items; raises the first error, in item order, and cancels running items.
 
     Args:
-        function, items: both are pickled; an item takes one core.
-        address: of the cluster, as `ray.init` has it (`auto`, `ray://host:10001`, `host:6379`); empty for one on this
-            machine that lives as long as the work. A cluster that this process is connected to already is taken as it
-            is.
+        function, items: must be picklable; each item uses one core.
+        address: cluster address as in `ray.init` (`auto`, `ray://host:10001`, `host:6379`). If empty, a cluster is
+            started on this machine and stopped afterwards. An existing connection of this process is reused.
 
     Raises:
-        InputError: Ray is not installed, or there is no cluster at the address.
-        WorkerLost: an item's worker died each time.
+        InputError: Ray is not installed, or no cluster answers at the address.
+        WorkerLost: the worker of an item died on every attempt.
     """
     if not items:
         return
-    ray = _ray()
-    connected = ray.is_initialized()
-    if not connected:
+    ray = _import_ray()
+    was_connected = ray.is_initialized()
+    if not was_connected:
         _connect(ray, address)
     try:
-        work = ray.remote(num_cpus=1, max_retries=MOST_RETRIES, scheduling_strategy="SPREAD")(_work)
-        most = AHEAD * max(1, int(ray.cluster_resources().get("CPU", 1)))
-        under_way: deque[Any] = deque()
+        submit = ray.remote(num_cpus=1, max_retries=MAX_RETRIES, scheduling_strategy="SPREAD")(_run_item).remote
+        max_pending = SUBMITTED_PER_CORE * max(1, int(ray.cluster_resources().get("CPU", 1)))
+        pending: deque[Any] = deque()
         for item in items:
-            if len(under_way) >= most:
-                yield _result(ray, under_way.popleft())
-            under_way.append(work.remote(pickle.dumps((function, item))))
-        while under_way:
-            yield _result(ray, under_way.popleft())
+            if len(pending) >= max_pending:
+                yield _result(ray, pending.popleft())
+            pending.append(submit(pickle.dumps((function, item))))
+        while pending:
+            yield _result(ray, pending.popleft())
     finally:
-        if not connected:
+        if not was_connected:
             ray.shutdown()
 
 
-def _ray() -> Any:
+def _import_ray() -> Any:
     try:
         import ray
     except ImportError as error:
         raise InputError(
-            "work on a Ray cluster was asked for and Ray is not installed",
+            "engine: ray was requested, but Ray is not installed",
             where="engine",
             remedy="Install it with `pip install 'ivr-dagster[ray]'`, or set engine: local.",
         ) from error
@@ -77,7 +76,7 @@ def _connect(ray: Any, address: str) -> None:
         raise InputError(
             f"no Ray cluster answers at {address!r} ({str(error).splitlines()[0]})",
             where="ray_address",
-            remedy="Start one with `ray start --head`, name another address, or leave it empty.",
+            remedy="Start one with `ray start --head`, change the address, or leave it empty.",
         ) from error
 
 
@@ -90,8 +89,8 @@ def _result(ray: Any, reference: Any) -> Any:
         raise WorkerLost(str(error).splitlines()[0]) from error
 
 
-def _work(payload: bytes) -> Any:
-    """One item, on a worker, which has one core: libraries are told before what is unpickled imports them."""
+def _run_item(payload: bytes) -> Any:
+    """Runs one item on a worker. Unpickling imports libraries, so the core limit is set first."""
     os.environ |= ONE_CORE
-    function, item = pickle.loads(payload)  # noqa: S301 (this process's own, by way of Ray)
+    function, item = pickle.loads(payload)  # noqa: S301 (pickled by map_on_ray)
     return function(item)

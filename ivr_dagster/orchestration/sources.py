@@ -14,7 +14,7 @@ import dagster as dg
 
 from ivr_dagster.assets.corpus import observe_corpus, observe_other_corpus
 from ivr_dagster.assets.external import observe_external
-from ivr_dagster.core.corpus.documents import corpus_files
+from ivr_dagster.core.corpus.files import corpus_files
 from ivr_dagster.core.corpus.other_text import other_files
 from ivr_dagster.errors import InputError
 from ivr_dagster.io_managers.tokenizers import external_tokenizer

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from ivr_dagster.assets.evaluation import _curves, _retention_text
-from ivr_dagster.core.corpus.cleaned import CleanedCorpus, CleaningSettings, write_cleaned_corpus
+from ivr_dagster.core.corpus.cleaned import CleanedCorpus, write_cleaned_corpus
 from ivr_dagster.core.tokenizer.folder import TokenizerFolder
 from ivr_dagster.core.training.folders import TrainedModel, TrainingBlocks
 from ivr_dagster.resources.settings import ProjectSettings
 from ivr_dagster.sample import SAMPLE_MODEL, other_text
+from ivr_dagster.settings.groups import CorpusSettings
 from ivr_dagster_tests.small_pipeline import project_settings
 
 BASE = TokenizerFolder(SAMPLE_MODEL)
@@ -25,7 +26,7 @@ def corpus(tmp_path: Path) -> CleanedCorpus:
     (tmp_path / "raw").mkdir()
     lines = [json.dumps({"text": text}) for text in DOCUMENTATION[:10]]
     (tmp_path / "raw" / "pages.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    write_cleaned_corpus(tmp_path / "raw", tmp_path / "cleaned", CleaningSettings(heldout_fraction=0.5))
+    write_cleaned_corpus(tmp_path / "raw", tmp_path / "cleaned", CorpusSettings(heldout_fraction=0.5))
     return CleanedCorpus(tmp_path / "cleaned")
 
 

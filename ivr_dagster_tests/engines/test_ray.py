@@ -53,7 +53,7 @@ def raw(tmp_path_factory: pytest.TempPathFactory, topics: list[str]) -> Path:
 
 def corpus_side(raw: Path, folder: Path, tokenizer: Path, run: Map, **options: Any) -> dict[str, str]:
     """Hashes of everything that the corpus side writes."""
-    write_cleaned_corpus(raw, folder / "cleaned", results=ShardCache(folder / "shards"), run=run, **options)
+    write_cleaned_corpus(raw, folder / "cleaned", cache=ShardCache(folder / "shards"), run=run, **options)
     corpus = CleanedCorpus(folder / "cleaned")
     statistics = read_statistics(corpus, tokenizer, ShardCache(folder / "statistics"), run=run)
     (folder / "sequences").mkdir()

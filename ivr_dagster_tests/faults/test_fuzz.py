@@ -20,9 +20,10 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from faults.harness import FUZZ_CASES as CASES
-from ivr_dagster.core.corpus import documents, long_lines
+from ivr_dagster.core.corpus import decoding, documents, json_records, long_lines
 from ivr_dagster.core.corpus.cleaning import clean
-from ivr_dagster.core.corpus.documents import corpus_files, read_documents
+from ivr_dagster.core.corpus.documents import read_documents
+from ivr_dagster.core.corpus.files import corpus_files
 from ivr_dagster.core.tokenizer.bpe import ByteLevelBPE, read_bpe
 from ivr_dagster.core.training.launch import read_accelerate_config
 from ivr_dagster.core.training.sft_config import DEFAULTS, read_sft_config
@@ -34,6 +35,7 @@ from ivr_dagster.core.vocabulary.rules import (
     rules_as_yaml,
 )
 from ivr_dagster.errors import InputError
+from ivr_dagster.settings.groups import CorpusSettings
 from ivr_dagster.settings.loading import Settings, load_settings, save_settings
 
 SHARES = {"documents": 0.4, "settings": 0.2, "environment": 0.1, "sft_config": 0.05, "launch": 0.1, "rules": 0.15}
@@ -79,13 +81,14 @@ def only_input_errors(what: str, place: Path) -> Iterator[None]:
 def limits_that_small_files_reach() -> Iterator[None]:
     """So that long lines and texts are among the cases."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(documents, "_CHUNK_BYTES", 64)
-        patch.setattr(documents, "_LONG_LINE", 200)
-        patch.setattr(documents, "MOST_WHOLE_BYTES", 300)
-        patch.setattr(documents, "MOST_JSON", 3000)
-        patch.setattr(documents, "GZIP_BORNE_BYTES", 4000)
+        patch.setattr(decoding, "CHUNK_BYTES", 64)
+        patch.setattr(documents, "CHUNK_BYTES", 64)
+        patch.setattr(long_lines, "LONG_LINE", 200)
+        patch.setattr(documents, "MAX_UNCUT_JSON_BYTES", 300)
+        patch.setattr(json_records, "MAX_JSON_FILE", 3000)
+        patch.setattr(decoding, "SAFE_GZIP_BYTES", 4000)
         patch.setattr(long_lines, "LONG_STRING", 50)
-        patch.setattr(long_lines, "MOST_BESIDE", 2000)
+        patch.setattr(long_lines, "MAX_OUTSIDE_STRINGS", 2000)
         yield
 
 
@@ -144,7 +147,7 @@ def corpus_bytes(draw: st.DrawFn) -> bytes:
     encoding=st.sampled_from(ENCODINGS) | st.sampled_from(ODD_ENCODINGS) | st.text(max_size=12),
     errors=st.sampled_from(["strict", "replace"]),
     text_key=st.sampled_from(["text", "a.b", "meta.text", ""]) | st.text(max_size=8),
-    split=st.sampled_from([0, 256, 300, 255, -1, 16_384]),
+    split=st.sampled_from([0, 256, 300, 16_384]),
     skip=st.booleans(),
     damage=st.integers(0, 100),
 )
@@ -168,15 +171,11 @@ def test_any_file_is_read_or_refused(
         file.write_bytes(content)
         with only_input_errors("documents", Path(folder)):
             (path,) = corpus_files(Path(folder))
-            for document in read_documents(
-                path,
-                Path(folder),
-                text_key=text_key,
-                encoding=encoding,
-                encoding_errors=errors,
-                text_split_bytes=split,
-                on_skip=(lambda *_: None) if skip else None,
-            ):
+            settings = CorpusSettings.model_construct(
+                text_key=text_key, encoding=encoding, encoding_errors=errors, text_split_bytes=split
+            )
+            on_skip = (lambda *_: None) if skip else None
+            for document in read_documents(path, Path(folder), settings, on_skip=on_skip):
                 text, _ = clean(document.text)
                 text.encode()
                 document.source.encode()

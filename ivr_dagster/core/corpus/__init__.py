@@ -1,5 +1,5 @@
-"""The corpus: from the user's raw files to clean documents, split into train and held-out.
+"""The corpus: from raw files to clean documents, split into train and held-out.
 
-In reading order: `documents` (raw files to documents), `text_pieces` (a long plain text to documents),
-`cleaning` (a document's characters), `splits` (its id and its side), `cleaned` (all of it, written as Parquet).
+Reading order: `files`, `decoding`, `json_records` and `text_pieces` (raw files to documents, put together in
+`documents`), `cleaning`, `splits`, `parts` (Parquet), `cleaned` (all steps together).
 """

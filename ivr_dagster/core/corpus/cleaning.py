@@ -1,16 +1,13 @@
-"""Cleaning one document: line ends, Unicode normalization, control characters. Nothing else is touched."""
+"""Cleans the text of one document: line ends, Unicode normalization, control characters. Nothing else changes."""
 
 import re
 import unicodedata
 from dataclasses import dataclass
 from typing import Literal
 
-from ivr_dagster.errors import InputError
+Normalization = Literal["NFC", "NFKC", "none"]
 
-_FORMS: dict[str, Literal["NFC", "NFKC"] | None] = {"NFC": "NFC", "NFKC": "NFKC", "none": None}
-NORMALIZATIONS = tuple(_FORMS)
-
-# C0 but tab, LF and CR; DEL; C1; and the lone surrogates that JSON escapes can bring, which no encoding can write
+# C0 except tab, LF and CR; DEL; C1; and lone surrogates, which JSON escapes can produce and UTF-8 cannot encode
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 _LINE_END = re.compile("\r\n?")
 
@@ -20,8 +17,8 @@ class CleaningEffects:
     """What cleaning changed in one document.
 
     Attributes:
-        control_characters_dropped: with them the lone surrogates and the byte order marks at the start.
-        line_ends_changed: CRLF and lone CR that became LF.
+        control_characters_dropped: includes lone surrogates and byte order marks at the start.
+        line_ends_changed: CRLF and lone CR replaced by LF.
         normalized: whether Unicode normalization changed anything.
     """
 
@@ -30,20 +27,13 @@ class CleaningEffects:
     normalized: bool
 
 
-def clean(text: str, *, normalization: str = "NFC") -> tuple[str, CleaningEffects]:
-    """The clean text of a document and what was changed; cleaning a clean text changes nothing.
+def clean(text: str, *, normalization: Normalization = "NFC") -> tuple[str, CleaningEffects]:
+    """The clean text of a document, and what cleaning changed. Cleaning is idempotent.
 
     Args:
-        text: any string, lone surrogates included.
-        normalization: "NFC", "NFKC" or "none".
-
-    Raises:
-        InputError: the normalization is none of these.
+        text: any string, including lone surrogates.
+        normalization: the Unicode normalization form.
     """
-    if normalization not in NORMALIZATIONS:
-        raise InputError(
-            f"unknown Unicode normalization {normalization!r}", remedy=f"Choose one of {', '.join(NORMALIZATIONS)}"
-        )
     dropped = line_ends = 0
     if _CONTROL.search(text):
         text, dropped = _CONTROL.subn("", text)
@@ -53,13 +43,12 @@ def clean(text: str, *, normalization: str = "NFC") -> tuple[str, CleaningEffect
         without_marks = text.lstrip("\ufeff")
         dropped += len(text) - len(without_marks)
         text = without_marks
-    form = _FORMS[normalization]
-    denormal = form is not None and not unicodedata.is_normalized(form, text)
-    if form is not None and denormal:
-        text = unicodedata.normalize(form, text)
-    return text, CleaningEffects(dropped, line_ends, denormal)
+    normalize = normalization != "none" and not unicodedata.is_normalized(normalization, text)
+    if normalization != "none" and normalize:
+        text = unicodedata.normalize(normalization, text)
+    return text, CleaningEffects(dropped, line_ends, normalize)
 
 
 def is_empty(text: str) -> bool:
-    """Whether a document holds nothing but white space."""
+    """Whether a document has only white space."""
     return not text or text.isspace()

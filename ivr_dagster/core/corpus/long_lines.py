@@ -1,8 +1,7 @@
-"""A line of JSON with a text of hundreds of megabytes in it, taken in as it arrives and given out in pieces.
+"""JSON lines with strings of hundreds of megabytes, parsed in parts and read out in pieces.
 
-A parser would hold line and text, in four bytes a character once there is an emoji in it. So long strings are set
-aside in UTF-8, as they stand in the file, and what is left of the line is parsed with a short string in the place of
-each.
+`json.loads` would hold both line and text, at four bytes per character if it contains an emoji. Here long strings are
+kept as UTF-8 in their escaped form, and the rest of the line is parsed with a short placeholder for each of them.
 """
 
 import json
@@ -11,14 +10,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-# shorter ones stay where they are
-LONG_STRING = 1 << 16
-# of the rest of the line, which is parsed whole
-MOST_BESIDE = 1 << 26
-_PLACE = "\x00a long string of this line: {}"
+# Characters. A longer line is scanned for long strings; strings shorter than LONG_STRING are parsed in place.
+LONG_LINE, LONG_STRING = 1 << 24, 1 << 16
+# Characters of a long line outside its long strings, which are parsed as a whole; and of any line.
+MAX_OUTSIDE_STRINGS, MAX_LINE = 1 << 26, (1 << 31) - 1
 
+_PLACEHOLDER = "\x00long string {} of this line"
 _UTF8 = ("utf-8", "surrogatepass")
-
 _UP_TO_QUOTE = re.compile(r'(?:[^"\\]++|\\.)*+', re.DOTALL)
 _ESCAPES = re.compile(r"(?:[^\\]++|\\[^u]|\\u[0-9a-fA-F]{4})*+", re.DOTALL)
 _HIGH_SURROGATE = re.compile(r"\\u[dD][89abAB][0-9a-fA-F]{2}")
@@ -26,89 +24,107 @@ _HIGH_SURROGATE = re.compile(r"\\u[dD][89abAB][0-9a-fA-F]{2}")
 
 @dataclass(frozen=True, slots=True)
 class LongString:
-    """A string that was set aside.
+    """A long string of a line.
 
     Attributes:
-        parts: what stands between its quotes, in parts that may end behind any character.
-        size: bytes of the text that it is, in UTF-8.
+        parts: the escaped content between the quotes, in parts that may end after any character.
+        size: UTF-8 bytes of the unescaped text.
     """
 
     parts: list[bytes]
     size: int
 
-    def drained(self) -> Iterator[str]:
-        """The text in pieces, each given up as it is given out."""
+    def drain(self) -> Iterator[str]:
+        """Yields the text in pieces and frees each part once it is read."""
         self.parts.reverse()
-        return decoded(self.parts.pop() for _ in range(len(self.parts)))
+        return unescape(self.parts.pop() for _ in range(len(self.parts)))
 
 
-class LongLine:
-    """One line, fed in parts.
-
-    Attributes:
-        size: characters fed so far.
-    """
+class JsonLine:
+    """One line of JSON, collected from the parts in which it arrives."""
 
     def __init__(self) -> None:
-        self.size = 0
-        self._beside: list[str] = []
-        self._beside_size = 0
+        self._size = 0
+        self._parts: list[str] = []  # the whole line while it is short, else what is outside its long strings
+        self._size_outside = 0
         self._strings: list[list[bytes]] = []
         self._string: list[bytes] = []
         self._string_size = 0
-        self._inside = self._escaped = False
+        self._in_string = self._escaped = False
+
+    @property
+    def is_long(self) -> bool:
+        """Whether the line has more than `LONG_LINE` characters so far."""
+        return self._size > LONG_LINE
 
     def feed(self, part: str) -> None:
-        """Take in what comes next of the line.
+        """Appends the next part of the line.
 
         Raises:
-            ValueError: beside its long strings the line is too long.
+            ValueError: the line is too long.
         """
-        self.size += len(part)
-        beside: list[str] = []
-        position = 0
-        while position < len(part):
-            if not self._inside:
-                quote = part.find('"', position)
-                end = quote + 1 if quote >= 0 else len(part)
-                beside.append(part[position:end])
-                self._inside = quote >= 0
-            else:
-                end = self._rest_of_string(part, position)
-                self._string.append(part[position:end].encode(*_UTF8))
-                self._string_size += end - position
-                if end < len(part):  # a quote
-                    beside.append(self._put_aside())
-                    self._inside = False
-                    beside.append('"')
-                    end += 1
-            position = end
-        self._beside.append("".join(beside))
-        self._beside_size += len(self._beside[-1])
-        if self._beside_size > MOST_BESIDE:
-            raise ValueError(f"beside strings of {LONG_STRING:,} characters and more it has over {MOST_BESIDE:,}")
+        was_long = self.is_long
+        self._size += len(part)
+        if self._size > MAX_LINE:
+            raise ValueError(f"it has more than {MAX_LINE:,} characters")
+        if not self.is_long:
+            self._parts.append(part)
+            return
+        unscanned = [part] if was_long else [*self._parts, part]
+        if not was_long:
+            self._parts = []
+        for each in unscanned:
+            self._scan(each)
+        if self._size_outside > MAX_OUTSIDE_STRINGS:
+            raise ValueError(f"it has more than {MAX_OUTSIDE_STRINGS:,} characters outside its long strings")
 
-    def value(self) -> tuple[Any, dict[str, LongString]]:
-        """What the line holds, with a string in the place of each long one, and what these stand for.
+    def text(self) -> str:
+        """The line, if it is not long."""
+        return "".join(self._parts)
+
+    def parse(self) -> tuple[Any, dict[str, LongString]]:
+        """The value of a long line, with a placeholder for each long string, and the long strings by placeholder.
 
         Raises:
-            ValueError: it is no JSON.
-            RecursionError: it is nested too deeply.
+            ValueError: invalid JSON.
+            RecursionError: nested too deeply.
         """
-        if self._inside:
+        if self._in_string:
             raise ValueError("Unterminated string")
         try:
-            found = json.loads("".join(self._beside))
-            # decoded once for nothing: what is no JSON further on may not come out in part
-            sizes = [sum(len(text.encode(*_UTF8)) for text in decoded(each)) for each in self._strings]
-        except json.JSONDecodeError as error:  # its position is not one in the line
+            value = json.loads("".join(self._parts))
+            # Unescaping every string now detects an error before any text is yielded.
+            sizes = [sum(len(text.encode(*_UTF8)) for text in unescape(parts)) for parts in self._strings]
+        except json.JSONDecodeError as error:  # its position does not refer to the line
             raise ValueError(error.msg) from error
         strings = map(LongString, self._strings, sizes)
-        return found, {_PLACE.format(number): string for number, string in enumerate(strings)}
+        return value, {_PLACEHOLDER.format(number): string for number, string in enumerate(strings)}
 
-    def _rest_of_string(self, part: str, position: int) -> int:
-        """Where the string ends that `position` lies in: at a quote, or with the part."""
-        if self._escaped:  # by the last character of the part before
+    def _scan(self, part: str) -> None:
+        """Separates string content from the rest of the line."""
+        outside: list[str] = []
+        position = 0
+        while position < len(part):
+            if not self._in_string:
+                quote = part.find('"', position)
+                end = quote + 1 if quote >= 0 else len(part)
+                outside.append(part[position:end])
+                self._in_string = quote >= 0
+            else:
+                end = self._end_of_string(part, position)
+                self._string.append(part[position:end].encode(*_UTF8))
+                self._string_size += end - position
+                if end < len(part):  # at the closing quote
+                    outside += [self._finish_string(), '"']
+                    self._in_string = False
+                    end += 1
+            position = end
+        self._parts.append("".join(outside))
+        self._size_outside += len(self._parts[-1])
+
+    def _end_of_string(self, part: str, position: int) -> int:
+        """Where the string around `position` ends: at its closing quote, or with the part."""
+        if self._escaped:  # the previous part ended with a backslash
             position, self._escaped = position + 1, False
         match = _UP_TO_QUOTE.match(part, position)
         end = match.end() if match else position
@@ -117,34 +133,35 @@ class LongLine:
             return len(part)
         return end
 
-    def _put_aside(self) -> str:
+    def _finish_string(self) -> str:
+        """The content of the string that just ended, or the placeholder of a long one."""
         string, size = self._string, self._string_size
         self._string, self._string_size = [], 0
         if size < LONG_STRING:
             return "".join(part.decode(*_UTF8) for part in string)
         self._strings.append(string)
-        return json.dumps(_PLACE.format(len(self._strings) - 1))[1:-1]
+        return json.dumps(_PLACEHOLDER.format(len(self._strings) - 1))[1:-1]
 
 
-def decoded(string: Iterable[bytes]) -> Iterator[str]:
-    r"""The text, in pieces, of what stands between two quotes in JSON, in parts.
+def unescape(parts: Iterable[bytes]) -> Iterator[str]:
+    r"""Yields the text of escaped JSON string content, which may be divided after any character.
 
     Raises:
-        ValueError: an escape that there is not, or a control character.
+        ValueError: an invalid escape or a control character.
     """
     rest = ""
-    for part in string:
+    for part in parts:
         text = rest + part.decode(*_UTF8)
         match = _ESCAPES.match(text)
         end = match.end() if match else 0
-        if len(text) - end > len("\\u000"):  # no escape that goes on in the next part
+        if len(text) - end > len("\\u000"):  # not an escape that continues in the next part
             end = len(text)
-        # the second half of a pair may follow; behind an odd number of backslashes it is no escape
-        half = end - len("\\ud800")
-        if half >= 0 and _HIGH_SURROGATE.match(text, half, end):
-            before = text[:half]
+        # The second half of a surrogate pair may follow. After an odd number of backslashes, "\ud800" is no escape.
+        high = end - len("\\ud800")
+        if high >= 0 and _HIGH_SURROGATE.match(text, high, end):
+            before = text[:high]
             if (len(before) - len(before.rstrip("\\"))) % 2 == 0:
-                end = half
+                end = high
         rest = text[end:]
         yield json.loads(f'"{text[:end]}"')
     if rest:

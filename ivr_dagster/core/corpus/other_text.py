@@ -1,84 +1,73 @@
-"""Text of another domain: mixed into training so that a model does not forget, and what it forgot is measured on.
+"""Out-of-domain text: mixed into training against forgetting, and used to measure forgetting.
 
-What belongs here: the choice of documents that the run's own corpus does not hold, an even sample of them that is the
-same every time, in pieces short enough that a few long documents do not decide the figure.
+Selects documents that the corpus does not contain: a uniform sample, the same every time, in pieces short enough that
+a few long documents do not dominate the result.
 """
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from ivr_dagster.core.corpus.cleaning import clean, is_empty
-from ivr_dagster.core.corpus.documents import corpus_files, read_documents
+from ivr_dagster.core.corpus.cleaning import Normalization, clean, is_empty
+from ivr_dagster.core.corpus.documents import read_documents
+from ivr_dagster.core.corpus.files import corpus_files
 from ivr_dagster.core.corpus.splits import document_id
 from ivr_dagster.core.corpus.subset import documents_within
 from ivr_dagster.core.corpus.text_pieces import cut_text
 from ivr_dagster.errors import InputError
+from ivr_dagster.settings.groups import CorpusSettings
 
-# a hundred kilobytes are some dozens of such pieces, enough for an interval over documents
+# A hundred kilobytes give some dozens of such pieces, enough for a confidence interval over documents.
 PIECE_BYTES = 4096
 
 
-def other_texts(
+def select_other_texts(
     documents: Iterable[str],
     known: Iterable[str],
-    most_bytes: int,
+    max_bytes: int,
     *,
-    normalization: str = "NFC",
+    normalization: Normalization = "NFC",
     from_the_end: bool = False,
 ) -> list[str]:
-    """Pieces of documents that a corpus does not hold, in the order of their hash.
+    """Pieces of documents that the corpus does not contain, in the order of their hash.
 
     Args:
-        documents: candidates, as they are; they are cleaned as the corpus was.
+        documents: raw candidates; they are cleaned as the corpus was.
         known: ids (`splits.document_id`) of the corpus's documents.
-        most_bytes: UTF-8 bytes of the texts together, at most; one piece is taken in any case, if there is one.
-        normalization: as the corpus was normalized.
-        from_the_end: take those with the greatest hashes, not the least: what is trained on and what is measured on
-            are taken from two ends, so that one folder can serve for both.
+        max_bytes: maximum UTF-8 bytes of the pieces in total; at least one piece is selected, if there is one.
+        normalization: the corpus's normalization.
+        from_the_end: select the largest hashes instead of the smallest. Training and measuring select from different
+            ends, so one folder can serve both.
     """
-    taken, pieces = set(known), {}
+    excluded, pieces = set(known), {}
     for document in documents:
         text, _ = clean(document, normalization=normalization)
-        if is_empty(text) or document_id(text) in taken:
+        if is_empty(text) or document_id(text) in excluded:
             continue
         for _, piece in cut_text([text], PIECE_BYTES):
             if not is_empty(piece):
                 pieces[document_id(piece)] = piece
-    wanted, _ = documents_within(pieces.items(), most_bytes, from_the_end=from_the_end)
-    return [pieces[number] for number in sorted(wanted)]
+    selected, _ = documents_within(pieces.items(), max_bytes, from_the_end=from_the_end)
+    return [pieces[piece_id] for piece_id in sorted(selected)]
 
 
-def read_other_documents(
-    root: Path,
-    *,
-    text_key: str,
-    encoding: str,
-    text_split_bytes: int,
-    encoding_errors: str = "strict",
-    on_bad_input: str = "fail",
-    setting: str = "retention_corpora_dir",
-) -> Iterator[str]:
-    """The documents of a person's folder of text, named by a `setting`, read and cut as the raw corpus is,
-    so that a document of both is the same document.
+def read_other_documents(root: Path, settings: CorpusSettings, setting: str) -> Iterator[str]:
+    """Yields the documents of a folder, read and cut as the raw corpus is, so that shared documents are recognized.
+
+    Args:
+        root: the folder.
+        settings: how to read it, see `read_documents`.
+        setting: the setting that names the folder, for messages.
 
     Raises:
-        InputError: no corpus file there; a file that cannot be read (see `corpus.documents`).
+        InputError: no corpus file in the folder; see `read_documents`.
     """
+    on_skip = (lambda *_: None) if settings.on_bad_input == "skip" else None
     for path in other_files(root, setting):
-        documents = read_documents(
-            path,
-            root,
-            text_key=text_key,
-            encoding=encoding,
-            encoding_errors=encoding_errors,
-            text_split_bytes=text_split_bytes,
-            on_skip=(lambda *_: None) if on_bad_input == "skip" else None,
-        )
-        yield from (document.text for document in documents)
+        yield from (document.text for document in read_documents(path, root, settings, on_skip=on_skip))
 
 
 def other_files(root: Path, setting: str) -> list[Path]:
-    """The corpus files of a folder that a `setting` names.
+    """The corpus files of the folder that `setting` names.
 
     Raises:
         InputError: there are none.
@@ -88,7 +77,7 @@ def other_files(root: Path, setting: str) -> list[Path]:
     except InputError as error:
         found = f"{error.where}: {error.message}" if error.where not in (None, root) else error.message
         raise InputError(
-            f"{setting} names a folder without text that can be read ({found})",
+            f"{setting} names a folder without readable text ({found})",
             where=root,
-            remedy=f"Put .txt, .jsonl or .json files there, or name another folder with --{setting.replace('_', '-')}.",
+            remedy=f"Add .txt, .jsonl or .json files, or choose another folder with --{setting.replace('_', '-')}.",
         ) from error

@@ -1,31 +1,22 @@
-"""Which documents are held out: decided by the document's own hash, never by its place or its neighbours."""
+"""Which documents are held out: decided by the hash of the document alone, not by its position or other documents."""
 
 import hashlib
-from typing import Literal
-
-from ivr_dagster.errors import InputError
+from typing import Literal, get_args
 
 Split = Literal["train", "heldout"]
+SPLITS: tuple[Split, ...] = get_args(Split)
 
 
 def document_id(text: str) -> str:
-    """The 128-bit BLAKE2b hash of the text's UTF-8 bytes, as 32 hexadecimal digits. `text` must be clean."""
+    """128-bit BLAKE2b hash of the UTF-8 bytes of a clean text, as 32 hexadecimal digits."""
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def is_heldout(document_id: str, fraction: float) -> bool:
-    """Whether a document is held out, where `fraction` (0 to 1) of all documents are.
+    """Whether a document is held out, given the held-out `fraction` (0 to 1) of all documents.
 
-    The id is a point between 0 and 1, held out below `fraction`: adding or removing other documents moves
-    nothing, and a larger fraction only adds to those held out.
-
-    Raises:
-        InputError: the fraction is not between 0 and 1.
+    The id maps to a number between 0 and 1; documents below `fraction` are held out. Adding or removing documents
+    moves no others, and a larger fraction only adds held-out documents.
     """
-    if not 0 <= fraction <= 1:
-        raise InputError(
-            f"the held-out share must lie between 0 and 1, found {fraction}",
-            remedy="Set --heldout-fraction to 0.05, say",
-        )
-    # the last 64 bits, so that whoever shuffles or shards by the first ones stays independent of the split
+    # The last 64 bits: code that shuffles or shards by the first ones stays independent of the split.
     return int(document_id[-16:], 16) < fraction * 2**64

@@ -1,53 +1,53 @@
-"""An even sample of a corpus that stays nearly the same as documents come and go."""
+"""Uniform samples of a corpus that hardly change when documents are added or removed."""
 
 from collections.abc import Iterable, Mapping
 
-# of a split's bytes, the share that may be kept from training to validate on
-MOST_VALIDATION = 0.05
+# Largest share of the trained bytes that may be used for validation.
+MAX_VALIDATION_SHARE = 0.05
 
 
 def document_sizes(documents: Iterable[tuple[str, str]]) -> dict[str, int]:
-    """UTF-8 bytes of documents by their id."""
+    """UTF-8 bytes of documents by id, from (id, text) pairs."""
     return {document_id: len(text.encode("utf-8")) for document_id, text in documents}
 
 
-def ids_within(sizes: Mapping[str, int], most_bytes: int, *, from_the_end: bool = False) -> tuple[set[str], int]:
-    """Ids of documents that make up at most `most_bytes` of text (0: all of them), and their UTF-8 bytes.
+def ids_within(sizes: Mapping[str, int], max_bytes: int, *, from_the_end: bool = False) -> tuple[set[str], int]:
+    """Ids of documents with at most `max_bytes` of text in total (0: all documents), and their UTF-8 bytes.
 
-    Documents are taken by their id, a hash of the text, in ascending order or `from_the_end`. At least one is taken,
-    if there is one.
+    Documents are selected in ascending order of their id, a hash of the text, or in descending order if
+    `from_the_end`. At least one is selected, if there is one.
     """
-    wanted: set[str] = set()
+    selected: set[str] = set()
     total = 0
     for document_id in sorted(sizes, reverse=from_the_end):
-        if most_bytes and wanted and total + sizes[document_id] > most_bytes:
+        if max_bytes and selected and total + sizes[document_id] > max_bytes:
             break
-        wanted.add(document_id)
+        selected.add(document_id)
         total += sizes[document_id]
-    return wanted, total
+    return selected, total
 
 
 def documents_within(
-    documents: Iterable[tuple[str, str]], most_bytes: int, *, from_the_end: bool = False
+    documents: Iterable[tuple[str, str]], max_bytes: int, *, from_the_end: bool = False
 ) -> tuple[set[str], int]:
-    """:func:`ids_within` for documents that nothing else is to be known of."""
-    return ids_within(document_sizes(documents), most_bytes, from_the_end=from_the_end)
+    """:func:`ids_within` of (id, text) pairs."""
+    return ids_within(document_sizes(documents), max_bytes, from_the_end=from_the_end)
 
 
 def validation_ids(sizes: Mapping[str, int], validation_bytes: int, train_bytes: int = 0) -> tuple[set[str], int]:
-    """Ids of the documents of the train split that are kept from training to validate on, and their UTF-8 bytes.
+    """Ids of train documents to validate on instead of training on them, and their UTF-8 bytes.
 
-    They are taken from the end, `MOST_VALIDATION` of what is trained on at most; none are where a single document is
-    more than twice what is wanted.
+    They are selected from the end, at most `MAX_VALIDATION_SHARE` of the trained bytes. None are selected if a single
+    document has more than twice the bytes wanted.
 
     Args:
-        sizes: UTF-8 bytes by document of the train split.
-        validation_bytes: what is wanted; 0 for none.
-        train_bytes: what is trained on, 0 for all.
+        sizes: UTF-8 bytes by document id of the train split.
+        validation_bytes: bytes wanted; 0 for none.
+        train_bytes: bytes to train on; 0 for all.
     """
     everything = sum(sizes.values())
-    wanted = min(validation_bytes, round(MOST_VALIDATION * min(everything, train_bytes or everything)))
+    wanted = min(validation_bytes, round(MAX_VALIDATION_SHARE * min(everything, train_bytes or everything)))
     if not wanted:
         return set(), 0
-    kept, size = ids_within(sizes, wanted, from_the_end=True)
-    return (kept, size) if size <= 2 * wanted else (set(), 0)
+    selected, size = ids_within(sizes, wanted, from_the_end=True)
+    return (selected, size) if size <= 2 * wanted else (set(), 0)

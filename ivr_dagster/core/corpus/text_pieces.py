@@ -1,7 +1,7 @@
-"""Cutting a long plain text into documents, such that an edit moves only the cuts next to it.
+"""Cuts a long plain text into documents so that an edit moves only the cuts next to it.
 
-Fixed sizes would not do: a line added at the top would give every document below it new text, a new hash and
-perhaps the other side of the split. So the content itself decides where to cut (content-defined chunking).
+With fixed sizes, a line added at the top would give every document below a new text, a new hash and possibly the other
+side of the split. So the content decides where to cut (content-defined chunking).
 """
 
 import re
@@ -9,9 +9,9 @@ import zlib
 from collections.abc import Iterable, Iterator
 
 _CONTEXT_BYTES = 64
-LEAST_SPLIT_BYTES = 4 * _CONTEXT_BYTES  # so that the context of every possible cut lies inside its piece
+MIN_SPLIT_BYTES = 4 * _CONTEXT_BYTES  # the context of every possible cut is inside its piece
 
-# CRLF is taken whole (possessive), or its LF would pass for a blank line of its own
+# CRLF is matched as a unit (possessive), or its LF would count as a blank line
 _END = rb"(?:\n|\r\n?+)"
 _LINE_END = re.compile(_END)
 _BLANK = re.compile(_END + rb"(?:[ \t]*+" + _END + rb")+")
@@ -19,21 +19,21 @@ _SPACE = re.compile(rb"[ \t]+")
 _BLANK_LINES = re.compile(rb"(?:[ \t]*+" + _END + rb")*")
 
 
-def cut_text(chunks: Iterable[str], most: int) -> Iterator[tuple[int, str]]:
-    """Cuts a text that arrives in chunks into pieces of at most `most` UTF-8 bytes, streaming.
+def cut_text(chunks: Iterable[str], max_bytes: int) -> Iterator[tuple[int, str]]:
+    """Yields the pieces of a text, of at most `max_bytes` UTF-8 bytes, while the text is read.
 
-    A text of at most `most` bytes stays whole. Otherwise a piece ends between `most`/4 and `most` bytes after its
-    start, at the blank line whose preceding 64 bytes have the smallest CRC-32: a choice that another start makes
-    alike as soon as its window holds the same line. Where that window has no blank line, a line end is chosen
-    likewise; where it has none, the last line end before the window (a shorter piece); for a line longer than
-    `most`, a space, and without spaces the last character that fits.
+    A text of at most `max_bytes` bytes stays whole. Otherwise a piece ends between `max_bytes`/4 and `max_bytes` bytes
+    after its start, at the blank line whose preceding 64 bytes have the smallest CRC-32: pieces with other starts
+    choose the same line once it is in their window. If the window has no blank line, a line end is chosen the same
+    way; if it has none, the last line end before the window (a shorter piece); for a line longer than `max_bytes`, a
+    space; without spaces, the last character that fits.
 
-    Nothing but white space is lost: the text is its pieces in order, less the white space before each cut and the
+    Only white space is lost: the text equals its pieces in order, except for the white space before each cut and the
     blank lines (at a space, the spaces) after it. How the text is divided into chunks makes no difference.
 
     Args:
         chunks: the text.
-        most: UTF-8 bytes, at least LEAST_SPLIT_BYTES.
+        max_bytes: at least MIN_SPLIT_BYTES.
 
     Yields:
         The line on which a piece starts, counted from 1, and the piece.
@@ -41,10 +41,10 @@ def cut_text(chunks: Iterable[str], most: int) -> Iterator[tuple[int, str]]:
     source = (chunk.encode("utf-8", "surrogatepass") for chunk in chunks if chunk)
     buffer, position, line, uncut, ended = b"", 0, 1, True, False
     while True:
-        if not ended and len(buffer) - position <= most:
+        if not ended and len(buffer) - position <= max_bytes:
             parts, size = [buffer[position:]], len(buffer) - position
-            # a trailing CR waits for its LF, or the pair would count as two line ends
-            while not ended and (size <= most or parts[-1].endswith(b"\r")):
+            # wait for the LF after a trailing CR, or the pair would count as two line ends
+            while not ended and (size <= max_bytes or parts[-1].endswith(b"\r")):
                 parts.append(next(source, b""))
                 size += len(parts[-1])
                 ended = not parts[-1]
@@ -56,9 +56,9 @@ def cut_text(chunks: Iterable[str], most: int) -> Iterator[tuple[int, str]]:
                 position = blank.end()
                 if not ended:
                     continue
-        if ended and len(buffer) - position <= most:
+        if ended and len(buffer) - position <= max_bytes:
             break
-        end, following = _find_cut(buffer, position, most)
+        end, following = _find_cut(buffer, position, max_bytes)
         if buffer[following - 1 : following + 1] == b"\r\n":  # the window ended inside the pair
             following += 1
         piece = buffer[position:end].rstrip()
@@ -71,9 +71,9 @@ def cut_text(chunks: Iterable[str], most: int) -> Iterator[tuple[int, str]]:
         yield line, last.decode("utf-8", "surrogatepass")
 
 
-def _find_cut(buffer: bytes, start: int, most: int) -> tuple[int, int]:
-    """Where the piece that begins at `start` ends, and where what follows begins. More than `most` bytes follow."""
-    low, high = start + most // 4, start + most
+def _find_cut(buffer: bytes, start: int, max_bytes: int) -> tuple[int, int]:
+    """End of the piece that begins at `start`, and start of the next one. More than `max_bytes` bytes must follow."""
+    low, high = start + max_bytes // 4, start + max_bytes
     for boundary in (_BLANK, _LINE_END):
         if cut := _choose(boundary, buffer, low, high):
             return cut
@@ -88,7 +88,7 @@ def _find_cut(buffer: bytes, start: int, most: int) -> tuple[int, int]:
 
 
 def _choose(boundary: re.Pattern[bytes], buffer: bytes, low: int, high: int) -> tuple[int, int] | None:
-    """The span of the boundary in [low, high) whose context has the smallest CRC, the first of equals."""
+    """The span of the boundary in [low, high) whose context has the smallest CRC; the first one on ties."""
     best: tuple[int, int] | None = None
     least = 1 << 32
     for match in boundary.finditer(buffer, low, high):

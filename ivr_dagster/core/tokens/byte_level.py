@@ -1,7 +1,7 @@
-"""The byte-level alphabet: a token's *string* (`Ġthe`, one character a byte) and its *text* (decoded bytes).
+"""The byte-level alphabet: a token's *string* (`Ġthe`, one character per byte) and its *text* (decoded bytes).
 
 The bijection between the 256 byte values and 256 printable characters is GPT-2's (`bytes_to_unicode`,
-Radford et al. 2019); every byte-level BPE of transformers uses it.
+Radford et al. 2019); every byte-level BPE in transformers uses it.
 """
 
 from collections.abc import Iterable, Sequence
@@ -24,12 +24,12 @@ _BYTE_OF_CODE[_CODE_OF_BYTE] = np.arange(256)
 
 
 def string_of(text: str) -> str:
-    """The byte-level string of a text: one character of the alphabet for each of its UTF-8 bytes."""
+    """Byte-level string of a text: one character per UTF-8 byte."""
     return "".join([BYTE_TO_CHARACTER[byte] for byte in text.encode("utf-8")])
 
 
 def strings_of(texts: Iterable[str]) -> list[str]:
-    """The byte-level strings of many texts."""
+    """Byte-level strings of many texts."""
     encoded = [text.encode("utf-8") for text in texts]
     codes = _CODE_OF_BYTE[np.frombuffer(b"".join(encoded), dtype=np.uint8)]
     joined = codes.astype("<u2").tobytes().decode("utf-16-le")
@@ -37,29 +37,29 @@ def strings_of(texts: Iterable[str]) -> list[str]:
 
 
 def bytes_of(string: str) -> bytes:
-    """The bytes a byte-level string stands for.
+    """Bytes of a byte-level string.
 
     Raises:
-        KeyError: a character is not of the byte-level alphabet (an added token, say).
+        KeyError: a character is outside the byte-level alphabet, for example in an added token.
     """
     return bytes([CHARACTER_TO_BYTE[character] for character in string])
 
 
 def is_byte_level(string: str) -> bool:
-    """Whether every character of the string is of the byte-level alphabet."""
+    """Whether every character of the string is in the byte-level alphabet."""
     return all(character in CHARACTER_TO_BYTE for character in string)
 
 
 def text_of(string: str) -> str:
-    """The text of a token's string, for people to read: U+FFFD where its bytes are no whole UTF-8 characters.
+    """Human-readable text of a token's string, with U+FFFD for incomplete UTF-8 characters.
 
-    A string outside the byte-level alphabet (`<｜end｜>`) is its own text.
+    A string outside the byte-level alphabet (`<｜end｜>`) is returned unchanged.
     """
     return bytes_of(string).decode("utf-8", "replace") if is_byte_level(string) else string
 
 
 def texts_of(strings: Sequence[str]) -> list[str]:
-    """The texts of many strings, as :func:`text_of`."""
+    """Texts of many strings, see :func:`text_of`."""
     codes = np.frombuffer("".join(strings).encode("utf-32-le", "surrogatepass"), dtype="<u4")
     values = _BYTE_OF_CODE[np.minimum(codes, len(_BYTE_OF_CODE) - 1)]
     values[codes >= len(_BYTE_OF_CODE)] = -1
@@ -73,7 +73,7 @@ def texts_of(strings: Sequence[str]) -> list[str]:
 
 
 def whole_text(string: str) -> str | None:
-    """The text of a byte-level string, None where its bytes are no whole UTF-8 characters."""
+    """Text of a byte-level string, or None if it has incomplete UTF-8 characters."""
     try:
         return bytes_of(string).decode("utf-8")
     except UnicodeDecodeError:

@@ -1,7 +1,7 @@
-"""Token statistics as sums over a corpus: pre-token counts and, from them, token frequencies.
+"""Pre-token counts of a corpus and the token frequencies that follow from them.
 
-BPE encodes each pre-token by itself, so the counts of pre-token types hold everything that frequencies and
-within-pre-token reassignment depend on: a corpus is read once, and all later work grows with the types.
+BPE encodes each pre-token independently, so frequencies and reassignment within pre-tokens depend only on the counts
+of pre-token types. The corpus is read once; all later work depends on the number of types.
 """
 
 import os
@@ -17,36 +17,31 @@ from gigatoken.gigatoken_rs import pretokenized_counts
 from tokenizers import Tokenizer
 
 from ivr_dagster.core.tokens.byte_level import texts_of
-from ivr_dagster.core.tokens.pretokens import (
-    BATCH_CHARACTERS,
-    GPT2_PATTERN,
-    batches_of,
-    read_pretokenization,
-)
+from ivr_dagster.core.tokens.pretokens import GPT2_PATTERN, iter_batches, read_pretokenization
 
-# of how many texts the beginnings are cut by `tokenizers` too, and how many characters of them
+# A sample of the first texts is also split by `tokenizers`: this many texts, and of their characters one in
+# VERIFIED_SHARE, within the bounds.
 VERIFIED_TEXTS, VERIFIED_SHARE = 200, 64
-LEAST_VERIFIED, MOST_VERIFIED = 2_000, 100_000
-# stands in no cleaned text
+MIN_VERIFIED, MAX_VERIFIED = 2_000, 100_000
+# Does not occur in cleaned text.
 _SEPARATOR = "\x00"
-# parts of counts that are kept before they are added up
-MERGED_PARTS = 16
+# Partial counts that are kept before they are summed.
+MAX_PARTIAL_COUNTS = 16
 
-
-# texts to their pre-tokens' counts, `pretoken` and `count`
+# From texts to the counts of their pre-tokens, with columns `pretoken` and `count`.
 CountTexts = Callable[[list[str]], pl.DataFrame]
 
 
 @dataclass(frozen=True)
 class PretokenCounts:
-    """How often each pre-token type stands in a corpus.
+    """How often each pre-token type occurs in a corpus.
 
     Attributes:
-        types: the types as text, the most frequent first, ties by code points.
-        counts: occurrences, int64, as long as `types`.
-        added: occurrences of added tokens (`<|endoftext|>`) written out in the text.
-        bytes: UTF-8 bytes of the text read.
-        texts: how many texts were read.
+        types: texts of the types, most frequent first, ties by code points.
+        counts: occurrences of each type, int64 [types].
+        added: occurrences of added tokens (`<|endoftext|>`) in the text.
+        bytes: UTF-8 bytes of the text.
+        texts: number of texts.
     """
 
     types: list[str]
@@ -56,69 +51,70 @@ class PretokenCounts:
     texts: int
 
     def frame(self) -> pl.DataFrame:
-        """`pretoken` and `count` of the types."""
+        """The types with columns `pretoken` and `count`."""
         return pl.DataFrame({"pretoken": pl.Series(self.types, dtype=pl.String), "count": self.counts})
 
     @property
     def occurrences(self) -> int:
-        """Pre-tokens in the text, added tokens left out."""
+        """Number of pre-tokens in the text, without added tokens."""
         return int(self.counts.sum())
 
 
 class PretokenCounter:
-    """Counts the pre-tokens of a tokenizer, again and again for different texts.
+    """Counts the pre-tokens of texts as a tokenizer splits them.
 
-    Patterns that `gigatoken` has built in are left to it, all others to `polars`, `regex` or `tokenizers`. Of each lot
-    of texts a sample is cut by `tokenizers` too; where that differs, `tokenizers` cuts the whole lot.
+    GPT-2's pattern is counted by `gigatoken`, other patterns by `polars`, `regex` or `tokenizers`. The counts of a
+    sample are verified against `tokenizers`, which counts all texts if they differ.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._pretokenization = read_pretokenization(tokenizer)
         self._split = self._pretokenization.column_splitter(tokenizer)
-        self._exact = replace(self._pretokenization, pattern=None).column_splitter(tokenizer)
-        self._built_in = self._pretokenization.pattern == GPT2_PATTERN and tokenizer.normalizer is None
+        self._exact_split = replace(self._pretokenization, pattern=None).column_splitter(tokenizer)
+        self._use_gigatoken = self._pretokenization.pattern == GPT2_PATTERN and tokenizer.normalizer is None
 
     def count(self, texts: Iterable[str]) -> PretokenCounts:
-        """Counts of all pre-token types of `texts`, read once; memory grows with the types."""
+        """Counts all pre-token types of `texts`, which are read once. Memory depends on the number of types."""
         texts = iter(texts)
         sample = list(islice(texts, VERIFIED_TEXTS))
-        count = self._trusted(sample)
+        count_texts = self._fastest_exact_count(sample)
         parts: list[pl.DataFrame] = []
         added: Counter[str] = Counter()
-        size = read = 0
-        for batch in batches_of(chain(sample, texts), len, BATCH_CHARACTERS):
-            parts.append(count(batch))
-            if len(parts) >= MERGED_PARTS:
-                parts = [sum_of(parts)]
+        total_bytes = total_texts = 0
+        for batch in iter_batches(chain(sample, texts)):
+            parts.append(count_texts(batch))
+            if len(parts) >= MAX_PARTIAL_COUNTS:
+                parts = [sum_counts(parts)]
             for text in batch:
                 added.update(self._pretokenization.count_added_tokens(text))
-                size += len(text.encode("utf-8"))
-            read += len(batch)
-        counted = sum_of(parts).sort(["count", "pretoken"], descending=[True, False])
-        return PretokenCounts(counted["pretoken"].to_list(), counted["count"].to_numpy(), dict(added), size, read)
+                total_bytes += len(text.encode("utf-8"))
+            total_texts += len(batch)
+        counted = sum_counts(parts).sort(["count", "pretoken"], descending=[True, False])
+        types, counts = counted["pretoken"].to_list(), counted["count"].to_numpy()
+        return PretokenCounts(types, counts, dict(added), total_bytes, total_texts)
 
-    def _trusted(self, sample: list[str]) -> CountTexts:
-        """The fastest way of counting that cuts a sample as the tokenizer does."""
-        plain = [text for text in sample if not self._pretokenization.holds_added_token(text)]
-        most = min(max(sum(map(len, plain)) // VERIFIED_SHARE, LEAST_VERIFIED), MOST_VERIFIED)
-        verified = [text[: max(most // len(plain), 1)] for text in plain]
+    def _fastest_exact_count(self, sample: list[str]) -> CountTexts:
+        """The fastest function whose counts of a sample equal those of `tokenizers`."""
+        plain = [text for text in sample if not self._pretokenization.has_added_token(text)]
+        characters = min(max(sum(map(len, plain)) // VERIFIED_SHARE, MIN_VERIFIED), MAX_VERIFIED)
+        verified = [text[: max(characters // len(plain), 1)] for text in plain]
         expected = self._count_exactly(verified)
-        ways: list[CountTexts] = [self._count_built_in] if self._built_in else []
-        for count in [*ways, self._count_by_pattern]:
-            if count(verified).sort("pretoken").equals(expected.sort("pretoken")):
-                return count
+        candidates: list[CountTexts] = [self._count_with_gigatoken] if self._use_gigatoken else []
+        for count_texts in [*candidates, self._count_by_pattern]:
+            if count_texts(verified).sort("pretoken").equals(expected.sort("pretoken")):
+                return count_texts
         return self._count_exactly
 
     def _count_exactly(self, texts: list[str]) -> pl.DataFrame:
-        return _count_column(self._exact(texts))
+        return _count_column(self._exact_split(texts))
 
     def _count_by_pattern(self, texts: list[str]) -> pl.DataFrame:
         return _count_column(self._split(texts))
 
-    def _count_built_in(self, texts: list[str]) -> pl.DataFrame:
-        odd = [_SEPARATOR in text or self._pretokenization.holds_added_token(text) for text in texts]
-        joined = _SEPARATOR.join(text for text, is_odd in zip(texts, odd, strict=True) if not is_odd)
-        with _silenced():
+    def _count_with_gigatoken(self, texts: list[str]) -> pl.DataFrame:
+        special = [_SEPARATOR in text or self._pretokenization.has_added_token(text) for text in texts]
+        joined = _SEPARATOR.join(text for text, is_special in zip(texts, special, strict=True) if not is_special)
+        with _silent_stderr():
             found = pretokenized_counts(joined.encode("utf-8"), _SEPARATOR.encode())
         pieces, counts = [piece for piece, _ in found], [count for _, count in found]
         plain = pl.DataFrame(
@@ -127,17 +123,17 @@ class PretokenCounter:
                 "count": pl.Series(counts, dtype=pl.Int64),
             }
         )
-        rest = [text for text, is_odd in zip(texts, odd, strict=True) if is_odd]
-        return sum_of([plain, self._count_by_pattern(rest)])
+        rest = [text for text, is_special in zip(texts, special, strict=True) if is_special]
+        return sum_counts([plain, self._count_by_pattern(rest)])
 
 
 def count_pretokens(texts: Iterable[str], tokenizer: Tokenizer) -> PretokenCounts:
-    """Counts of all pre-token types of `texts`, read once; memory grows with the types."""
+    """Counts all pre-token types of `texts`, see :meth:`PretokenCounter.count`."""
     return PretokenCounter(tokenizer).count(texts)
 
 
-def sum_of(parts: list[pl.DataFrame]) -> pl.DataFrame:
-    """Counts (`pretoken`, `count`) of several texts as those of all of them, in no particular order."""
+def sum_counts(parts: list[pl.DataFrame]) -> pl.DataFrame:
+    """Sum of several counts (`pretoken`, `count`), in no particular order."""
     empty = pl.DataFrame(schema={"pretoken": pl.String, "count": pl.Int64})
     return pl.concat([empty, *parts]).group_by("pretoken").agg(pl.col("count").sum())
 
@@ -148,40 +144,46 @@ def _count_column(pieces: pl.Series) -> pl.DataFrame:
 
 
 @contextmanager
-def _silenced() -> Iterator[None]:
-    """Standard error of this process goes nowhere: `gigatoken` tells there how many threads it counts with."""
-    kept = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
+def _silent_stderr() -> Iterator[None]:
+    """Discards standard error of this process: `gigatoken` prints its number of threads."""
+    original = os.dup(2)
+    null = os.open(os.devnull, os.O_WRONLY)
     try:
-        os.dup2(nowhere, 2)
+        os.dup2(null, 2)
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(nowhere)
-        os.close(kept)
+        os.dup2(original, 2)
+        os.close(null)
+        os.close(original)
 
 
 def encode_types(tokenizer: Tokenizer, types: list[str]) -> list[list[int]]:
-    """Ids of every pre-token type under `tokenizer`, special tokens not added."""
+    """Ids of each pre-token type, without special tokens."""
     return [encoding.ids for encoding in tokenizer.encode_batch_fast(types, add_special_tokens=False)]
 
 
+def flat_ids_of_types(tokenizer: Tokenizer, types: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """All ids of pre-token types, int64 [tokens], and the offsets of each type's ids and of the end, int64 [types + 1].
+
+    `sequences.ids_of_types` is faster for some tokenizers.
+    """
+    ids_by_type = encode_types(tokenizer, types)
+    offsets = np.cumsum([0, *map(len, ids_by_type)], dtype=np.int64)
+    return np.fromiter(chain.from_iterable(ids_by_type), np.int64, offsets[-1]), offsets
+
+
 def token_frequencies(
-    counts: PretokenCounts, tokenizer: Tokenizer, known: tuple[np.ndarray, np.ndarray] | None = None
+    counts: PretokenCounts, tokenizer: Tokenizer, encoded: tuple[np.ndarray, np.ndarray] | None = None
 ) -> np.ndarray:
-    """How often `tokenizer` yields each id on the counted text, int64 [V], zeros included.
+    """Occurrences of each id in the counted text, int64 [V], including zeros.
 
     Args:
         counts: of the text.
-        tokenizer: V ids.
-        known: the types' ids, where they are known, as of `sequences.ids_of_types`.
+        tokenizer: has V ids.
+        encoded: ids and offsets of the types, if known (see `flat_ids_of_types`).
     """
-    if known is None:
-        encoded = encode_types(tokenizer, counts.types)
-        lengths = np.fromiter(map(len, encoded), np.int64, len(encoded))
-        ids = np.fromiter(chain.from_iterable(encoded), np.int64, lengths.sum())
-    else:
-        ids, lengths = known[0], np.diff(known[1])
+    ids, offsets = encoded or flat_ids_of_types(tokenizer, counts.types)
+    lengths = np.diff(offsets)
     frequencies = np.zeros(tokenizer.get_vocab_size(with_added_tokens=True), dtype=np.int64)
     np.add.at(frequencies, ids, np.repeat(counts.counts, lengths))
     for token, count in counts.added.items():
@@ -190,7 +192,7 @@ def token_frequencies(
 
 
 def frequency_table(strings: Iterable[str], frequencies: np.ndarray) -> pl.DataFrame:
-    """`token_id`, `token` (byte-level string), `text` (decoded, U+FFFD for part of a character), `frequency` by id."""
+    """Table of all ids: `token_id`, `token` (byte-level string), `text` (see `byte_level.text_of`), `frequency`."""
     strings = list(strings)
     return pl.DataFrame(
         {
@@ -203,7 +205,7 @@ def frequency_table(strings: Iterable[str], frequencies: np.ndarray) -> pl.DataF
 
 
 def counts_table(counts: PretokenCounts) -> pl.DataFrame:
-    """`pretoken` (text), `count` and `kind` ("pretoken" or "added"), most frequent first."""
+    """Table of counts: `pretoken` (text), `count`, `kind` ("pretoken" or "added"), most frequent first."""
     return pl.DataFrame(
         {
             "pretoken": pl.Series([*counts.types, *counts.added], dtype=pl.String),
@@ -214,7 +216,7 @@ def counts_table(counts: PretokenCounts) -> pl.DataFrame:
 
 
 def counts_from_table(table: pl.DataFrame) -> PretokenCounts:
-    """The inverse of :func:`counts_table`; bytes are those of the pre-tokens, the number of texts is not kept (0)."""
+    """Inverse of :func:`counts_table`, except that `bytes` is the size of the pre-tokens and `texts` is 0."""
     types = table.filter(pl.col("kind") == "pretoken")
     added = table.filter(pl.col("kind") == "added")
     size = int((table["pretoken"].str.len_bytes().cast(pl.Int64) * table["count"]).sum())

@@ -1,7 +1,7 @@
-"""Everything that is counted about the train split under the base tokenizer, part by part, in one pass over the text.
+"""Statistics of the train split under the base tokenizer, in one pass over the text.
 
-What belongs here: the counts and id sequences of one part of the cleaned corpus, which stay as long as part and
-tokenizer do, and their sums over all parts.
+Each part of the cleaned corpus gives pre-token counts, token frequencies and id sequences, which are cached as long as
+the part and the tokenizer are unchanged. The statistics of the corpus are their sums.
 """
 
 import json
@@ -20,13 +20,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tokenizers import Tokenizer
 
-from ivr_dagster.core.corpus.cleaned import CleanedCorpus, part_digest, read_part, rows_of
-from ivr_dagster.core.tokens.counts import PretokenCounter, PretokenCounts, sum_of
+from ivr_dagster.core.corpus.cleaned import CleanedCorpus
+from ivr_dagster.core.corpus.parts import count_rows, part_digest, part_name, read_columns
+from ivr_dagster.core.tokens.counts import (
+    PretokenCounter,
+    PretokenCounts,
+    flat_ids_of_types,
+    sum_counts,
+    token_frequencies,
+)
 from ivr_dagster.core.tokens.sequences import (
-    Encoder,
     SequencesWriter,
-    built_in_encoder,
-    encoder_by_types,
+    gigatoken_encoder,
+    ids_of_types,
+    pretoken_encoder,
     reference_encoder,
 )
 from ivr_dagster.core.tokens.tokenizer_file import read_tokenizer
@@ -34,17 +41,18 @@ from ivr_dagster.storage.atomic import link
 from ivr_dagster.storage.content_hash import content_hash
 from ivr_dagster.storage.shard_cache import Map, ShardCache, result_key
 
-# the number is raised when the same part and tokenizer come out otherwise than before; libraries may have it so too
-STATISTICS = (3, *(version(name) for name in ("gigatoken", "polars", "regex", "tokenizers")))
-# rows of counts that are added up at once, and that can be read by themselves
+# Part of the cache keys. Raise the number when the same part and tokenizer give another result; new versions of the
+# libraries may do so too.
+STATISTICS_VERSION = (4, *(version(name) for name in ("gigatoken", "polars", "regex", "tokenizers")))
+# Rows of counts that are summed at once, and rows per row group.
 MERGED_ROWS, GROUP_ROWS = 2_000_000, 50_000
-# hashes and their counts, which are numbers, that are added up at once
+# Hashes with counts that are summed at once.
 SUMMED_HASHES = 8_000_000
-# times the types that are kept: so many hashes are held at most
-MOST_ALIKE = 8
-# Results that are added up into one, until there are few: of a corpus that changed in one place, only the sums that it
-# is part of are made anew
-SUMMED, MOST_SUMS = 8, 16
+# At most so many hashes are kept per type that is kept.
+MAX_HASHES_PER_TYPE = 8
+# About so many results are summed into one, repeatedly, until at most MAX_SUMS are left. After a local change of the
+# corpus only the sums that contain the change are computed again.
+SUM_SIZE, MAX_SUMS = 8, 16
 _PRETOKENS, _SEQUENCES, _FREQUENCIES, _SUMMARY = (
     "pretokens.parquet",
     "sequences.parquet",
@@ -55,86 +63,88 @@ _PRETOKENS, _SEQUENCES, _FREQUENCIES, _SUMMARY = (
 
 @dataclass(frozen=True)
 class CorpusStatistics:
-    """What was counted, part by part; each property reads what it needs.
+    """Handle of the statistics; each method reads what it needs.
 
     Attributes:
-        places: the results of the parts, in order.
-        sums: results that hold the counts of all parts between them.
-        counts: the result that holds the counts of the types that are kept.
+        parts: result folders of the parts, in order.
+        sums: result folders that together have the counts and frequencies of all parts.
+        counts: result folder with the counts of the types that are kept.
     """
 
-    places: tuple[Path, ...]
+    parts: tuple[Path, ...]
     sums: tuple[Path, ...]
     counts: Path
 
     @cached_property
     def totals(self) -> Counter[str]:
-        """`texts`, `bytes` (UTF-8), `pretokens` and `tokens` of all parts."""
-        return sum((Counter(each["totals"]) for each in map(_summary_of, self.sums)), Counter())
+        """`texts`, `bytes` (UTF-8), `pretokens` and `tokens` of all parts, and texts that were `reencoded`."""
+        return _sum_summaries(self.sums, "totals")
 
     def frequencies(self, size: int) -> np.ndarray:
-        """How often each id stands in the sequences, int64 [size]."""
+        """Occurrences of each id in the sequences, int64 [size]."""
         total = np.zeros(size, dtype=np.int64)
-        for place in self.sums:
-            part = pl.read_parquet(place / _FREQUENCIES)
+        for folder in self.sums:
+            part = pl.read_parquet(folder / _FREQUENCIES)
             total[part["token_id"].to_numpy()] += part["frequency"].to_numpy()
         return total
 
     def pretoken_counts(self) -> tuple[PretokenCounts, int]:
-        """Counts of the pre-token types that are kept, the most frequent ones, and how many types there are."""
-        found, summary = pl.read_parquet(self.counts / _PRETOKENS), _summary_of(self.counts)
+        """Counts of the most frequent pre-token types that are kept, and the number of all types."""
+        found, summary = pl.read_parquet(self.counts / _PRETOKENS), _read_summary(self.counts)
         types, counts = found["pretoken"].to_list(), found["count"].to_numpy()
         totals = self.totals
         return PretokenCounts(types, counts, summary["added"], totals["bytes"], totals["texts"]), summary["types"]
 
     def write_sequences(self, target: Path) -> str:
-        """The parts' id sequences as the parts of one folder, see :class:`TokenSequences`; a hash of what they hold."""
-        for number, place in enumerate(self.places):
-            link(place / _SEQUENCES, target / f"part-{number:05d}.parquet")
-        return content_hash(" ".join(_summary_of(place)["sequences"] for place in self.places))
+        """Writes the id sequences into a folder (see :class:`TokenSequences`); returns a hash of their content."""
+        for number, folder in enumerate(self.parts):
+            link(folder / _SEQUENCES, target / part_name(number))
+        return content_hash(" ".join(_read_summary(folder)["sequences"] for folder in self.parts))
+
+
+@dataclass(frozen=True)
+class _PartTask:
+    part: Path
+    rows: int
+    tokenizer: Path
+    tokenizer_hash: str
 
 
 def read_statistics(
     corpus: CleanedCorpus,
     tokenizer: Path,
-    results: ShardCache,
+    cache: ShardCache,
     *,
     max_texts: int = 0,
     max_types: int = 0,
-    reference: bool = False,
     run: Map = map,
     progress: Callable[[int, int], None] | None = None,
 ) -> CorpusStatistics:
-    """Statistics of the train split; parts that were not counted yet are, and those of other texts forgotten.
+    """Statistics of the train split. Computes the parts that are not cached and deletes results of other corpora.
 
-    Other runs must be kept off the results (:meth:`ShardCache.alone`) as long as the statistics are read.
+    Hold the cache's lock (:meth:`ShardCache.alone`) while the statistics are in use.
 
     Args:
         corpus: the cleaned corpus.
-        tokenizer: the base tokenizer's tokenizer.json.
-        results: what is kept of parts.
-        max_texts: look at the first so many documents only, 0 for all.
-        max_types: keep the counts of so many pre-token types, the most frequent ones, 0 for all.
-        reference: whether `tokenizers` itself encodes all text.
-        run: what counts parts, here or in other processes.
-        progress: called with documents done and in all.
+        tokenizer: tokenizer.json of the base tokenizer.
+        cache: results of parts.
+        max_texts: read only so many first documents; 0 for all.
+        max_types: keep the counts of so many most frequent pre-token types; 0 for all.
+        run: applies the counting function to parts, here or in other processes.
+        progress: called with the documents done and in total.
     """
-    content = content_hash(tokenizer.read_text(encoding="utf-8"))
+    tokenizer_hash = content_hash(tokenizer.read_text(encoding="utf-8"))
     tasks: dict[str, _PartTask] = {}
-    of_all: dict[bool, list[str]] = {False: [], True: []}
-    total, most = 0, max_texts or corpus.count("train")
+    whole_parts: list[str] = []
+    total, max_rows = 0, max_texts or corpus.count("train")
     for part in corpus.parts("train"):
-        digest, all_rows = part_digest(part), rows_of(part)
-        rows = min(all_rows, most - total)
+        digest, all_rows = part_digest(part), count_rows(part)
+        rows = min(all_rows, max_rows - total)
         if rows > 0:
-            tasks[result_key(STATISTICS, content, digest, rows, reference)] = _PartTask(
-                part, rows, tokenizer, content, reference
-            )
+            key = result_key(STATISTICS_VERSION, tokenizer_hash, digest, rows)
+            tasks[key] = _PartTask(part, rows, tokenizer, tokenizer_hash)
             total += rows
-        for way, keys in of_all.items():
-            keys.append(result_key(STATISTICS, content, digest, all_rows, way))
-    # a look at a few texts, or another way, does not cost what is known of all
-    in_use = {key for keys in of_all.values() for level in _levels(keys) for key in level}
+        whole_parts.append(result_key(STATISTICS_VERSION, tokenizer_hash, digest, all_rows))
     done = 0
 
     def advance(key: str) -> None:
@@ -143,186 +153,208 @@ def read_statistics(
         if progress:
             progress(done, total)
 
-    results.complete(_write_part, tasks, run, advance)
-    levels = list(_levels(list(tasks)))
+    cache.complete(_write_part, tasks, run, advance)
+    # A run with `max_texts` does not delete the results of the whole corpus.
+    in_use = {key for level in _sum_levels(whole_parts) for key in level}
+    levels = list(_sum_levels(list(tasks)))
     for level in levels:
-        sums = {key: [*map(results.place, parts)] for key, parts in level.items() if parts}
-        results.complete(_write_sum, sums, run)
+        sums = {key: [*map(cache.place, addends)] for key, addends in level.items() if addends}
+        cache.complete(_write_sum, sums, run)
         in_use.update(level)
-    tops = tuple(map(results.place, levels[-1]))
-    counts = result_key(STATISTICS, "counts", list(levels[-1]), max_types)
-    results.complete(_write_counts, {counts: (tops, max_types)})
-    results.keep_only(in_use | {counts})
-    return CorpusStatistics(tuple(map(results.place, tasks)), tops, results.place(counts))
+    top = tuple(map(cache.place, levels[-1]))
+    counts = result_key(STATISTICS_VERSION, "counts", list(levels[-1]), max_types)
+    cache.complete(_write_counts, {counts: (top, max_types)})
+    cache.keep_only(in_use | {counts})
+    return CorpusStatistics(tuple(map(cache.place, tasks)), top, cache.place(counts))
 
 
-def _levels(keys: Sequence[str]) -> Iterator[dict[str, list[str]]]:
-    """The parts, and sums of them and of sums until there are few: by key what each adds up, nothing for parts."""
-    level: dict[str, list[str]] = {key: [] for key in keys}
+def _sum_levels(parts: Sequence[str]) -> Iterator[dict[str, list[str]]]:
+    """Yields the keys of the parts, then of sums of them, then of sums of sums, each with the keys of its addends."""
+    level: dict[str, list[str]] = {key: [] for key in parts}
     yield level
-    while len(level) > MOST_SUMS:
-        level = {result_key(STATISTICS, "sum", parts): parts for parts in _groups(list(level))}
+    while len(level) > MAX_SUMS:
+        level = {result_key(STATISTICS_VERSION, "sum", addends): addends for addends in _group_keys(list(level))}
         yield level
 
 
-def _groups(keys: Sequence[str]) -> Iterator[list[str]]:
-    """Neighbours together, two or more, about `SUMMED` of them.
+def _group_keys(keys: Sequence[str]) -> Iterator[list[str]]:
+    """Groups neighbors, at least two and about `SUM_SIZE`.
 
-    Where a group ends is decided by each key itself, so that a part that changes moves hardly a boundary but its own.
+    Each key itself decides whether a group ends there, so a changed part hardly moves other boundaries.
     """
     group: list[str] = []
     for n, key in enumerate(keys):
         group.append(key)
-        is_end = int(key, 16) % SUMMED == 0 or len(group) == 4 * SUMMED
-        if is_end and len(group) > 1 and n != len(keys) - 2:  # none is left alone
+        is_end = int(key, 16) % SUM_SIZE == 0 or len(group) == 4 * SUM_SIZE
+        if is_end and len(group) > 1 and n != len(keys) - 2:  # leaves no single key at the end
             yield group
             group = []
     if group:
         yield group
 
 
-@dataclass(frozen=True, slots=True)
-class _PartTask:
-    part: Path
-    rows: int
-    tokenizer: Path
-    content: str
-    reference: bool
-
-
 def _write_part(task: _PartTask, target: Path) -> None:
-    tokenizer, counter, fast = _tools(task.tokenizer, task.content)
-    reference = reference_encoder(tokenizer)
-    size = tokenizer.get_vocab_size(with_added_tokens=True)
+    """Counts and encodes the first documents of a part."""
+    tools = _load_tools(task.tokenizer, task.tokenizer_hash)
     totals: Counter[str] = Counter()
     added: Counter[str] = Counter()
     pretokens: list[pl.DataFrame] = []
-    with SequencesWriter(target / _SEQUENCES, size) as sequences:
+    with SequencesWriter(target / _SEQUENCES, tools.size) as writer:
         left = task.rows
-        for ids, texts in read_part(task.part):
+        for ids, texts in read_columns(task.part, "document_id", "text"):
             ids, texts = ids[:left], texts[:left]
             left -= len(ids)
-            counts = counter.count(texts)
-            encode = reference if task.reference else fast or encoder_by_types(tokenizer, counts.types)
-            sequences.write(ids, encode(texts))
+            counts = tools.counter.count(texts)
+            sequences, is_reencoded = tools.encode(texts, counts)
+            writer.write(ids, sequences)
             pretokens.append(counts.frame())
             added.update(counts.added)
-            totals.update(texts=counts.texts, bytes=counts.bytes, pretokens=counts.occurrences)
+            totals.update(
+                texts=counts.texts,
+                bytes=counts.bytes,
+                pretokens=counts.occurrences,
+                reencoded=len(texts) if is_reencoded else 0,
+            )
             if not left:
                 break
-    totals["tokens"] = int(sequences.frequencies.sum())
-    counts_by_hash = sum_of(pretokens).with_columns(hash=pl.col("pretoken").hash()).sort("hash", "pretoken")
+    totals["tokens"] = int(writer.frequencies.sum())
+    counts_by_hash = sum_counts(pretokens).with_columns(hash=pl.col("pretoken").hash()).sort("hash", "pretoken")
     counts_by_hash.write_parquet(target / _PRETOKENS, row_group_size=GROUP_ROWS)
-    used = np.flatnonzero(sequences.frequencies)
-    pl.DataFrame({"token_id": used, "frequency": sequences.frequencies[used]}).write_parquet(target / _FREQUENCIES)
-    (target / _SUMMARY).write_text(
-        json.dumps({"totals": totals, "added": added, "rows": len(counts_by_hash), "sequences": sequences.digest()}),
-        encoding="utf-8",
-    )
+    used = np.flatnonzero(writer.frequencies)
+    pl.DataFrame({"token_id": used, "frequency": writer.frequencies[used]}).write_parquet(target / _FREQUENCIES)
+    summary = {"totals": totals, "added": added, "rows": len(counts_by_hash), "sequences": writer.digest()}
+    (target / _SUMMARY).write_text(json.dumps(summary), encoding="utf-8")
+
+
+class _Tools:
+    """Counter and encoders of a tokenizer, created once per process."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.size = tokenizer.get_vocab_size(with_added_tokens=True)
+        self.counter = PretokenCounter(tokenizer)
+        self._tokenizer = tokenizer
+        self._reference = reference_encoder(tokenizer)
+        self._fast = gigatoken_encoder(tokenizer)
+
+    def encode(self, texts: list[str], counts: PretokenCounts) -> tuple[list[np.ndarray], bool]:
+        """Ids of texts with these pre-token counts, and whether `tokenizers` encoded all of them.
+
+        Their frequencies are verified against those that follow from the counts. If a fast encoder differs,
+        `tokenizers` encodes the texts.
+        """
+        encoded = ids_of_types(self._tokenizer, counts.types) or flat_ids_of_types(self._tokenizer, counts.types)
+        expected = token_frequencies(counts, self._tokenizer, encoded)
+        encode = self._fast or pretoken_encoder(self._tokenizer, counts.types, encoded)
+        sequences = encode(texts)
+        if np.array_equal(self._frequencies(sequences), expected):
+            return sequences, False
+        sequences = self._reference(texts)
+        difference = self._frequencies(sequences) != expected
+        if difference.any():
+            raise RuntimeError(
+                f"id sequences and pre-token counts differ on {difference.sum()} ids, first on {difference.argmax()}: "
+                "gigatoken and tokenizers disagree on this tokenizer; please report it"
+            )
+        return sequences, True
+
+    def _frequencies(self, sequences: list[np.ndarray]) -> np.ndarray:
+        return np.bincount(np.concatenate(sequences), minlength=self.size)
 
 
 @lru_cache(maxsize=1)
-def _tools(file: Path, content: str) -> tuple[Tokenizer, PretokenCounter, Encoder | None]:
-    """What a process needs of a tokenizer for every part; `content` is the file's hash."""
-    tokenizer = read_tokenizer(file)
-    return tokenizer, PretokenCounter(tokenizer), built_in_encoder(tokenizer)
+def _load_tools(file: Path, content: str) -> _Tools:
+    """The tools of a tokenizer file whose hash is `content`."""
+    return _Tools(read_tokenizer(file))
 
 
-def _summary_of(place: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((place / _SUMMARY).read_text(encoding="utf-8"))
-    return content
+def _read_summary(folder: Path) -> dict[str, Any]:
+    summary: dict[str, Any] = json.loads((folder / _SUMMARY).read_text(encoding="utf-8"))
+    return summary
 
 
-def _lots(places: Sequence[Path], columns: Sequence[str], most: int) -> Iterator[pl.DataFrame]:
-    """Counts of several results, a range of hashes at a time, about `most` rows.
-
-    Memory does not grow with the types: files are sorted by hash, so that of each only what is wanted is read.
-    """
-    lots = -(-sum(_summary_of(place)["rows"] for place in places) // most)
-    scans = [pl.scan_parquet(place / _PRETOKENS).select(columns) for place in places]
-    for lot in range(lots):
-        ours = pl.col("hash").is_between(lot * 2**64 // lots, (lot + 1) * 2**64 // lots - 1)
-        yield pl.concat(pl.collect_all([scan.filter(ours) if lots > 1 else scan for scan in scans]))
-
-
-def _merged(places: Sequence[Path]) -> Iterator[pl.DataFrame]:
-    """`hash`, `pretoken` and `count` of all that these results hold, some of the types at a time, by hash."""
-    for rows in _lots(places, ("hash", "pretoken", "count"), MERGED_ROWS):
-        yield rows.group_by("hash", "pretoken").agg(pl.col("count").sum()).sort("hash", "pretoken")
-
-
-def _most_frequent(places: Sequence[Path], most: int) -> tuple[pl.DataFrame, int]:
-    """Counts of the `most` most frequent types, in their order, and how many types there are.
-
-    Most types are rare, and are not compared as texts: only those are whose hash occurs often enough.
-    """
-    hashes, least, types = _frequent_hashes(places, most)
-    found = _first(places, most, hashes)
-    if hashes is not None and found["count"][-1] < least:  # types that share a hash passed for a more frequent one
-        found = _first(places, most, None)
-    return found, types
-
-
-def _first(places: Sequence[Path], most: int, hashes: pl.DataFrame | None) -> pl.DataFrame:
-    """The most frequent of the types with these hashes, or of all, ties by code points."""
-    found = sum_of([])
-    for rows in _lots(places, ("hash", "pretoken", "count"), MERGED_ROWS):
-        ours = rows if hashes is None else rows.join(hashes, on="hash", how="semi")
-        found = (
-            pl.concat([found, sum_of([ours.drop("hash")])])
-            .sort(["count", "pretoken"], descending=[True, False])
-            .head(most)
-        )
-    return found
-
-
-def _frequent_hashes(places: Sequence[Path], most: int) -> tuple[pl.DataFrame | None, int, int]:
-    """Hashes of types that may be among the most frequent, the least count among them, and how many hashes there are.
-
-    No type occurs more often than its hash. None where all may be, or too many occur alike to tell them apart.
-    """
-    kept, types, least = pl.DataFrame(schema={"hash": pl.UInt64, "count": pl.Int64}), 0, 0
-    for rows in _lots(places, ("hash", "count"), SUMMED_HASHES):
-        sums = rows.group_by("hash").agg(pl.col("count").sum())
-        types += len(sums)
-        kept = pl.concat([kept, sums.filter(pl.col("count") >= least)])
-        if len(kept) > most:
-            least = int(kept["count"].top_k(most).min())  # type: ignore[arg-type]
-            kept = kept.filter(pl.col("count") >= least)
-        if len(kept) > MOST_ALIKE * most:  # of all that occur as often as the last
-            kept, least = kept.clear(), sys.maxsize
-    if types <= most or least == sys.maxsize:
-        return None, least, types
-    return kept.select("hash"), least, types
-
-
-def _added_up(places: Sequence[Path], name: str) -> Counter[str]:
+def _sum_summaries(folders: Sequence[Path], name: str) -> Counter[str]:
     total: Counter[str] = Counter()
-    for place in places:
-        total.update(_summary_of(place)[name])
+    for folder in folders:
+        total.update(_read_summary(folder)[name])
     return total
 
 
-def _write_sum(places: Sequence[Path], target: Path) -> None:
-    """Counts and frequencies of several results as one; their sequences stay where they are."""
+def _iter_hash_partitions(folders: Sequence[Path], columns: Sequence[str], max_rows: int) -> Iterator[pl.DataFrame]:
+    """Yields counts of several results, one range of hashes with about `max_rows` rows at a time.
+
+    The files are sorted by hash, so only the range is read and memory does not depend on the number of types.
+    """
+    partitions = -(-sum(_read_summary(folder)["rows"] for folder in folders) // max_rows)
+    scans = [pl.scan_parquet(folder / _PRETOKENS).select(columns) for folder in folders]
+    for number in range(partitions):
+        first, last = number * 2**64 // partitions, (number + 1) * 2**64 // partitions - 1
+        in_range = pl.col("hash").is_between(first, last)
+        yield pl.concat(pl.collect_all([scan.filter(in_range) if partitions > 1 else scan for scan in scans]))
+
+
+def _most_frequent(folders: Sequence[Path], max_types: int) -> tuple[pl.DataFrame, int]:
+    """Counts of the `max_types` most frequent types, sorted, and the number of all types.
+
+    Most types are rare. Only types whose hash occurs often enough are compared as texts.
+    """
+    hashes, min_count, types = _frequent_hashes(folders, max_types)
+    found = _most_frequent_among(folders, max_types, hashes)
+    if hashes is not None and found["count"][-1] < min_count:  # several types with one hash counted as a frequent type
+        found = _most_frequent_among(folders, max_types, None)
+    return found, types
+
+
+def _most_frequent_among(folders: Sequence[Path], max_types: int, hashes: pl.DataFrame | None) -> pl.DataFrame:
+    """The most frequent types with one of these hashes, or of all types if None; ties by code points."""
+    found = sum_counts([])
+    for rows in _iter_hash_partitions(folders, ("hash", "pretoken", "count"), MERGED_ROWS):
+        candidates = rows if hashes is None else rows.join(hashes, on="hash", how="semi")
+        merged = pl.concat([found, sum_counts([candidates.drop("hash")])])
+        found = merged.sort(["count", "pretoken"], descending=[True, False]).head(max_types)
+    return found
+
+
+def _frequent_hashes(folders: Sequence[Path], max_types: int) -> tuple[pl.DataFrame | None, int, int]:
+    """Hashes of the types that may be among the most frequent, their smallest count, and the number of all hashes.
+
+    A type occurs at most as often as its hash. The hashes are None if all types may be among the most frequent, or if
+    too many have the same count.
+    """
+    kept, types, min_count = pl.DataFrame(schema={"hash": pl.UInt64, "count": pl.Int64}), 0, 0
+    for rows in _iter_hash_partitions(folders, ("hash", "count"), SUMMED_HASHES):
+        sums = rows.group_by("hash").agg(pl.col("count").sum())
+        types += len(sums)
+        kept = pl.concat([kept, sums.filter(pl.col("count") >= min_count)])
+        if len(kept) > max_types:
+            min_count = int(kept["count"].top_k(max_types).min())  # type: ignore[arg-type]
+            kept = kept.filter(pl.col("count") >= min_count)
+        if len(kept) > MAX_HASHES_PER_TYPE * max_types:
+            kept, min_count = kept.clear(), sys.maxsize
+    if types <= max_types or min_count == sys.maxsize:
+        return None, min_count, types
+    return kept.select("hash"), min_count, types
+
+
+def _write_sum(folders: Sequence[Path], target: Path) -> None:
+    """Sums the counts and frequencies of several results."""
     rows = 0
     schema = pa.schema([("pretoken", pa.large_string()), ("count", pa.int64()), ("hash", pa.uint64())])
     with pq.ParquetWriter(target / _PRETOKENS, schema, compression="zstd") as writer:
-        for lot in _merged(places):
-            writer.write_table(lot.select(schema.names).to_arrow().cast(schema), row_group_size=GROUP_ROWS)
-            rows += len(lot)
-    frequencies = pl.concat([pl.read_parquet(place / _FREQUENCIES) for place in places])
-    frequencies.group_by("token_id").agg(pl.col("frequency").sum()).sort("token_id").write_parquet(
-        target / _FREQUENCIES
-    )
-    summary = {"totals": _added_up(places, "totals"), "added": _added_up(places, "added"), "rows": rows}
+        for partition in _iter_hash_partitions(folders, ("hash", "pretoken", "count"), MERGED_ROWS):
+            merged = partition.group_by("hash", "pretoken").agg(pl.col("count").sum()).sort("hash", "pretoken")
+            writer.write_table(merged.select(schema.names).to_arrow().cast(schema), row_group_size=GROUP_ROWS)
+            rows += len(merged)
+    frequencies = pl.concat([pl.read_parquet(folder / _FREQUENCIES) for folder in folders])
+    total = frequencies.group_by("token_id").agg(pl.col("frequency").sum()).sort("token_id")
+    total.write_parquet(target / _FREQUENCIES)
+    summary = {"totals": _sum_summaries(folders, "totals"), "added": _sum_summaries(folders, "added"), "rows": rows}
     (target / _SUMMARY).write_text(json.dumps(summary), encoding="utf-8")
 
 
 def _write_counts(task: tuple[Sequence[Path], int], target: Path) -> None:
-    """The types that are kept, the most frequent first, and how many there are."""
-    places, most = task
-    found, types = _most_frequent(places, most or sys.maxsize)
+    """Writes the types that are kept, most frequent first, and the number of all types."""
+    folders, max_types = task
+    found, types = _most_frequent(folders, max_types or sys.maxsize)
     found.write_parquet(target / _PRETOKENS)
-    summary = {"added": _added_up(places, "added"), "types": types}
+    summary = {"added": _sum_summaries(folders, "added"), "types": types}
     (target / _SUMMARY).write_text(json.dumps(summary), encoding="utf-8")

@@ -1,6 +1,7 @@
-"""Lines of JSON in parts, against the json module on the whole line."""
+"""JSON lines parsed in parts, compared with the json module on the whole line."""
 
 import json
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -9,49 +10,47 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ivr_dagster.core.corpus import long_lines
-from ivr_dagster.core.corpus.long_lines import LongLine, decoded
+from ivr_dagster.core.corpus.long_lines import JsonLine, unescape
 
 CUTS = st.lists(st.integers(0, 400), max_size=12)
-# what escapes are made of, so that cuts fall inside of them
+# characters of escapes, so that cuts fall inside them
 ESCAPED = st.text(st.sampled_from(list('\\"\\\\/bfnrtu0123456789abdDcCeEfF😀é한 ')), max_size=60)
 
 
-def parts_of(text: str, cuts: list[int]) -> list[str]:
-    places = [0, *sorted(cut for cut in cuts if cut < len(text)), len(text)]
-    return [text[begin:end] for begin, end in pairwise(places)]
-
-
-def taken(text: str, cuts: list[int]) -> Any:
-    line = LongLine()
-    for part in parts_of(text, cuts):
-        line.feed(part)
-    value, strings = line.value()
-
-    def restored(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {restored(key): restored(each) for key, each in value.items()}
-        if isinstance(value, list):
-            return [restored(each) for each in value]
-        if isinstance(value, str) and value in strings:
-            assert strings[value].size == len("".join(decoded(strings[value].parts)).encode("utf-8", "surrogatepass"))
-            return "".join(strings[value].drained())
-        return value
-
-    return restored(value)
-
-
-def outcome(make: Any) -> Any:
-    try:
-        return make()
-    except ValueError:
-        return ValueError
-
-
 @pytest.fixture(autouse=True, scope="module")
-def short_strings_are_long() -> Any:
+def every_line_is_long() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(long_lines, "LONG_LINE", -1)
         patch.setattr(long_lines, "LONG_STRING", 7)
         yield
+
+
+def parse(text: str, cuts: list[int]) -> Any:
+    """Feeds the text divided at `cuts` and puts the long strings back into the parsed value."""
+    line = JsonLine()
+    positions = [0, *sorted(cut for cut in cuts if cut < len(text)), len(text)]
+    for start, end in pairwise(positions):
+        line.feed(text[start:end])
+    value, strings = line.parse()
+
+    def restore(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {restore(key): restore(each) for key, each in value.items()}
+        if isinstance(value, list):
+            return [restore(each) for each in value]
+        if isinstance(value, str) and value in strings:
+            assert strings[value].size == len("".join(unescape(strings[value].parts)).encode("utf-8", "surrogatepass"))
+            return "".join(strings[value].drain())
+        return value
+
+    return restore(value)
+
+
+def outcome(function: Callable[[], Any]) -> Any:
+    try:
+        return function()
+    except ValueError:
+        return ValueError
 
 
 VALUES = st.recursive(
@@ -62,14 +61,14 @@ VALUES = st.recursive(
 
 
 @given(VALUES, CUTS, st.booleans())
-def test_a_line_holds_what_json_holds(value: Any, cuts: list[int], ascii_only: bool) -> None:
-    assert taken(json.dumps(value, ensure_ascii=ascii_only), cuts) == value
+def test_line_has_the_value_that_the_json_module_gives(value: Any, cuts: list[int], ascii_only: bool) -> None:
+    assert parse(json.dumps(value, ensure_ascii=ascii_only), cuts) == value
 
 
 @given(ESCAPED, CUTS)
-def test_any_escapes_are_read_or_refused_as_json_does(inside: str, cuts: list[int]) -> None:
+def test_escapes_are_read_or_refused_as_by_the_json_module(inside: str, cuts: list[int]) -> None:
     text = f'{{"text": "{inside}", "n": 1}}'
-    assert outcome(lambda: taken(text, cuts)) == outcome(lambda: json.loads(text))
+    assert outcome(lambda: parse(text, cuts)) == outcome(lambda: json.loads(text))
 
 
 @given(
@@ -78,19 +77,11 @@ def test_any_escapes_are_read_or_refused_as_json_does(inside: str, cuts: list[in
     ),
     CUTS,
 )
-def test_surrogates_pair_as_json_pairs_them(text: str, cuts: list[int]) -> None:
+def test_surrogates_are_paired_as_by_the_json_module(text: str, cuts: list[int]) -> None:
     line = json.dumps("long enough " + text)
-    assert taken(line, cuts) == json.loads(line)
+    assert parse(line, cuts) == json.loads(line)
 
 
-def test_what_stands_beside_strings_may_not_be_endless(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(long_lines, "MOST_BESIDE", 100)
-    line = LongLine()
-    with pytest.raises(ValueError, match="it has over 100"):
-        for _ in range(20):
-            line.feed("[1, 2], ")
-
-
-def test_a_string_without_end_is_refused() -> None:
+def test_string_without_end_is_refused() -> None:
     with pytest.raises(ValueError, match="Unterminated"):
-        taken('{"text": "' + "x" * 50, [])
+        parse('{"text": "' + "x" * 50, [])

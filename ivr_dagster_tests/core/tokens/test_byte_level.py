@@ -1,4 +1,4 @@
-"""The byte-level alphabet against tokenizers' own pre-tokenizer and decoder."""
+"""The byte-level alphabet compared with the pre-tokenizer and decoder of tokenizers."""
 
 import pytest
 from hypothesis import given
@@ -19,20 +19,20 @@ from ivr_dagster.core.tokens.byte_level import (
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 
 
-def test_the_alphabet_is_that_of_tokenizers_with_one_character_a_byte() -> None:
+def test_alphabet_equals_that_of_tokenizers() -> None:
     assert set(CHARACTER_TO_BYTE) == set(pre_tokenizers.ByteLevel.alphabet())
     assert sorted(BYTE_TO_CHARACTER) == list(range(256))
     assert all(CHARACTER_TO_BYTE[character] == byte for byte, character in BYTE_TO_CHARACTER.items())
 
 
 @given(TEXT)
-def test_a_text_becomes_the_string_that_tokenizers_makes_of_it(text: str) -> None:
+def test_string_of_text_equals_that_of_tokenizers(text: str) -> None:
     whole = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     assert string_of(text) == "".join(piece for piece, _ in whole.pre_tokenize_str(text))
 
 
 @given(TEXT)
-def test_text_comes_back_from_its_string(text: str) -> None:
+def test_text_round_trips_through_its_string(text: str) -> None:
     string = string_of(text)
     assert len(string) == len(text.encode())
     assert is_byte_level(string)
@@ -41,19 +41,19 @@ def test_text_comes_back_from_its_string(text: str) -> None:
 
 
 @given(st.binary())
-def test_bytes_that_are_no_whole_characters_show_as_the_decoder_of_tokenizers_shows_them(content: bytes) -> None:
+def test_text_of_any_bytes_equals_that_of_the_decoder(content: bytes) -> None:
     string = "".join(BYTE_TO_CHARACTER[byte] for byte in content)
     assert bytes_of(string) == content
     assert text_of(string) == decoders.ByteLevel().decode([string])
 
 
 @pytest.mark.parametrize("length", [1, 2])
-def test_part_of_a_character_shows_as_the_replacement_character(length: int) -> None:
+def test_incomplete_character_becomes_the_replacement_character(length: int) -> None:
     assert text_of(string_of("한")[:length]) == "\ufffd"
     assert text_of("a" + string_of("한")[:length]) == "a\ufffd"
 
 
-def test_a_string_outside_the_alphabet_is_its_own_text_and_has_no_bytes() -> None:
+def test_string_outside_the_alphabet_is_its_own_text_and_has_no_bytes() -> None:
     assert not is_byte_level("<｜end｜>")
     assert text_of("<｜end｜>") == "<｜end｜>"
     with pytest.raises(KeyError, match="｜"):
@@ -61,10 +61,10 @@ def test_a_string_outside_the_alphabet_is_its_own_text_and_has_no_bytes() -> Non
 
 
 @given(st.lists(TEXT))
-def test_many_texts_at_once_become_the_strings_that_they_become_one_by_one(texts: list[str]) -> None:
+def test_strings_of_many_texts_equal_those_of_each(texts: list[str]) -> None:
     assert strings_of(texts) == [string_of(text) for text in texts]
 
 
 @given(st.lists(st.text() | st.text(st.sampled_from(sorted(CHARACTER_TO_BYTE)))))
-def test_many_strings_at_once_become_the_texts_that_they_become_one_by_one(strings: list[str]) -> None:
+def test_texts_of_many_strings_equal_those_of_each(strings: list[str]) -> None:
     assert texts_of(strings) == [text_of(string) for string in strings]

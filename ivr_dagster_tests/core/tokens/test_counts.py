@@ -1,4 +1,4 @@
-"""Frequencies from pre-token counts against encoding the texts themselves."""
+"""Frequencies computed from pre-token counts, compared with encoding the texts."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -33,7 +33,7 @@ def frequencies_by_encoding(texts: list[str], tokenizer: Tokenizer) -> np.ndarra
     return np.bincount(np.array(ids, np.int64), minlength=tokenizer.get_vocab_size(with_added_tokens=True))
 
 
-def test_frequencies_from_counts_are_those_of_the_encoded_texts(
+def test_frequencies_equal_those_of_the_encoded_texts(
     topics: list[str], topics_counts: PretokenCounts, gpt2: Tokenizer
 ) -> None:
     frequencies = token_frequencies(topics_counts, gpt2)
@@ -42,7 +42,7 @@ def test_frequencies_from_counts_are_those_of_the_encoded_texts(
 
 
 @given(TEXTS)
-def test_frequencies_hold_for_any_texts_added_tokens_among_them(tiny_bpe: Tokenizer, texts: list[str]) -> None:
+def test_frequencies_are_exact_for_any_texts_with_added_tokens(tiny_bpe: Tokenizer, texts: list[str]) -> None:
     np.testing.assert_array_equal(
         token_frequencies(count_pretokens(texts, tiny_bpe), tiny_bpe), frequencies_by_encoding(texts, tiny_bpe)
     )
@@ -51,25 +51,23 @@ def test_frequencies_hold_for_any_texts_added_tokens_among_them(tiny_bpe: Tokeni
 ODD_TEXTS = ["cafe\u0301 cre\u0300me <|endoftext|>", "12 345, 6", "<|endoftext|><|endoftext|> \u1100\u1161\u11a8"]
 
 
-def normalizing(tokenizer: Tokenizer) -> None:
+def normalize(tokenizer: Tokenizer) -> None:
     tokenizer.normalizer = normalizers.NFC()
 
 
-def splitting_digits(tokenizer: Tokenizer) -> None:
+def split_digits(tokenizer: Tokenizer) -> None:
     digits = pre_tokenizers.Split(Regex(r"\p{N}{1,2}"), "isolated")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, tokenizer.pre_tokenizer])
 
 
-def splitting_with_gaps(tokenizer: Tokenizer) -> None:
+def split_with_gaps(tokenizer: Tokenizer) -> None:
     letters = pre_tokenizers.Split(Regex(r"\p{L}+"), "isolated")
     whole = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([letters, whole])
 
 
-@pytest.mark.parametrize("change", [normalizing, splitting_digits, splitting_with_gaps])
-def test_frequencies_hold_whatever_lies_before_the_model(
-    tiny_bpe: Tokenizer, change: Callable[[Tokenizer], None]
-) -> None:
+@pytest.mark.parametrize("change", [normalize, split_digits, split_with_gaps])
+def test_frequencies_are_exact_for_any_pre_tokenizer(tiny_bpe: Tokenizer, change: Callable[[Tokenizer], None]) -> None:
     tokenizer = Tokenizer.from_str(tiny_bpe.to_str())
     change(tokenizer)
     np.testing.assert_array_equal(
@@ -79,9 +77,7 @@ def test_frequencies_hold_whatever_lies_before_the_model(
 
 
 @pytest.mark.parametrize("flag", ["lstrip", "rstrip", "single_word"])
-def test_added_tokens_that_mind_their_neighbours_are_counted_as_they_are_encoded(
-    tiny_bpe: Tokenizer, flag: str
-) -> None:
+def test_context_dependent_added_tokens_are_counted_as_encoded(tiny_bpe: Tokenizer, flag: str) -> None:
     tokenizer = Tokenizer.from_str(tiny_bpe.to_str())
     tokenizer.add_tokens([AddedToken("mask", normalized=False, **{flag: True})])
     texts = ["the  mask  is", "unmasked mask<|endoftext|>mask", "mask", "masks 한mask mask."]
@@ -90,7 +86,7 @@ def test_added_tokens_that_mind_their_neighbours_are_counted_as_they_are_encoded
     )
 
 
-def test_bytes_that_the_base_lacks_are_dropped_from_the_frequencies(train_bpe: Callable[..., Tokenizer]) -> None:
+def test_bytes_missing_in_the_vocabulary_are_not_counted(train_bpe: Callable[..., Tokenizer]) -> None:
     tokenizer = train_bpe(["banana bandana"], 5, alphabet=sorted(CHARACTER_TO_BYTE.keys() - {"d"}))
     texts = ["banana bandana", "d"]
     frequencies = token_frequencies(count_pretokens(texts, tokenizer), tokenizer)
@@ -98,9 +94,7 @@ def test_bytes_that_the_base_lacks_are_dropped_from_the_frequencies(train_bpe: C
 
 
 @given(TEXTS)
-def test_types_are_counted_by_falling_count_and_texts_and_bytes_with_them(
-    tiny_bpe: Tokenizer, texts: list[str]
-) -> None:
+def test_counts_are_sorted_and_include_texts_and_bytes(tiny_bpe: Tokenizer, texts: list[str]) -> None:
     counts = count_pretokens(iter(texts), tiny_bpe)
     expected: Counter[str] = Counter()
     for text in texts:
@@ -120,7 +114,7 @@ def test_types_are_encoded_without_special_tokens(gpt2: Tokenizer) -> None:
     assert encode_types(gpt2, []) == []
 
 
-def test_the_frequency_table_shows_every_id_with_string_text_and_frequency() -> None:
+def test_frequency_table_has_every_id_with_string_text_and_frequency() -> None:
     table = frequency_table(["Ġthe", string_of("한")[:2], "<｜end｜>"], np.array([3, 0, 1]))
     assert table.to_dict(as_series=False) == {
         "token_id": [0, 1, 2],
@@ -132,7 +126,7 @@ def test_the_frequency_table_shows_every_id_with_string_text_and_frequency() -> 
 
 
 @given(TEXTS)
-def test_counts_come_back_from_their_table(tiny_bpe: Tokenizer, texts: list[str]) -> None:
+def test_counts_round_trip_through_their_table(tiny_bpe: Tokenizer, texts: list[str]) -> None:
     counts = count_pretokens(texts, tiny_bpe)
     back = counts_from_table(counts_table(counts))
     assert (back.types, back.added, back.bytes) == (counts.types, counts.added, counts.bytes)

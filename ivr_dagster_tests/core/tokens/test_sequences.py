@@ -1,4 +1,4 @@
-"""The fast encoder against tokenizers, and sequences through Parquet."""
+"""Fast encoders compared with tokenizers, and sequences in Parquet."""
 
 import json
 from collections.abc import Callable
@@ -21,10 +21,10 @@ from ivr_dagster.core.tokens.sequences import (
     Encoder,
     SequencesWriter,
     TokenSequences,
-    built_in_encoder,
-    encoder_by_types,
+    gigatoken_encoder,
     id_dtype,
     ids_of_types,
+    pretoken_encoder,
     reference_encoder,
 )
 
@@ -33,53 +33,40 @@ TEXT = st.lists(
 ).map("".join)
 
 
-def is_by_types(encode: Encoder) -> bool:
-    return "_verified" in encode.__qualname__
-
-
 def assert_same(ids: list[np.ndarray], expected: list[np.ndarray]) -> None:
     assert [(i.dtype, i.tolist()) for i in ids] == [(e.dtype, e.tolist()) for e in expected]
 
 
 @pytest.fixture(scope="module")
-def gpt2_fast(gpt2: Tokenizer, topics_counts: PretokenCounts) -> Encoder:
-    return encoder_by_types(gpt2, topics_counts.types)
+def gpt2_pretoken(gpt2: Tokenizer, topics_counts: PretokenCounts) -> Encoder:
+    return pretoken_encoder(gpt2, topics_counts.types)
 
 
-def test_the_encoder_by_types_gives_the_ids_of_tokenizers(
-    gpt2: Tokenizer, gpt2_fast: Encoder, topics: list[str]
+def test_pretoken_encoder_gives_the_ids_of_tokenizers(
+    gpt2: Tokenizer, gpt2_pretoken: Encoder, topics: list[str]
 ) -> None:
-    assert is_by_types(gpt2_fast)
     texts = [*topics, "", "<|endoftext|>", "a<|endoftext|> b"]
-    assert_same(gpt2_fast(texts), reference_encoder(gpt2)(texts))
-
-
-@given(TEXT)
-def test_the_encoder_by_types_gives_the_ids_of_tokenizers_on_any_text(
-    gpt2: Tokenizer, gpt2_fast: Encoder, text: str
-) -> None:
-    assert_same(gpt2_fast([text]), reference_encoder(gpt2)([text]))
+    assert_same(gpt2_pretoken(texts), reference_encoder(gpt2)(texts))
 
 
 @given(st.lists(TEXT, max_size=6))
-def test_texts_together_get_the_ids_that_each_gets_alone(gpt2: Tokenizer, gpt2_fast: Encoder, texts: list[str]) -> None:
-    assert_same(gpt2_fast(texts), reference_encoder(gpt2)(texts))
+def test_pretoken_encoder_is_exact_on_any_texts(gpt2: Tokenizer, gpt2_pretoken: Encoder, texts: list[str]) -> None:
+    assert_same(gpt2_pretoken(texts), reference_encoder(gpt2)(texts))
 
 
-def test_a_type_that_was_not_counted_is_encoded_all_the_same(gpt2: Tokenizer) -> None:
+def test_pretoken_encoder_encodes_unknown_types(gpt2: Tokenizer) -> None:
     texts = ["known words", "known strange words", "", "known"]
-    encode = encoder_by_types(gpt2, ["known", " words"])
-    assert is_by_types(encode)
+    encode = pretoken_encoder(gpt2, ["known", " words"])
     assert_same(encode(texts), reference_encoder(gpt2)(texts))
 
 
-def test_a_split_that_is_not_the_tokenizers_is_noticed(gpt2: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pretoken_encoder_detects_a_wrong_split(gpt2: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     def every_character(self: PreTokenization, tokenizer: Tokenizer) -> Callable[[list[str]], pl.Series]:
         return lambda texts: pl.Series([list(text) for text in texts], dtype=pl.List(pl.String))
 
     monkeypatch.setattr(PreTokenization, "column_splitter", every_character)
     texts = ["the words", "the", "of the words"]
-    assert_same(encoder_by_types(gpt2, sorted(set("the words of")))(texts), reference_encoder(gpt2)(texts))
+    assert_same(pretoken_encoder(gpt2, sorted(set("the words of")))(texts), reference_encoder(gpt2)(texts))
 
 
 def changed(tokenizer: Tokenizer, change: Callable[[dict[str, dict[str, dict[str, int]]]], None]) -> Tokenizer:
@@ -88,33 +75,32 @@ def changed(tokenizer: Tokenizer, change: Callable[[dict[str, dict[str, dict[str
     return Tokenizer.from_str(json.dumps(spec))
 
 
-def test_ids_in_another_order_than_the_merges_are_still_exact(tiny_bpe: Tokenizer, topics: list[str]) -> None:
+def test_pretoken_encoder_is_exact_if_ids_are_not_in_merge_order(tiny_bpe: Tokenizer, topics: list[str]) -> None:
 
     def reverse(spec: dict[str, dict[str, dict[str, int]]]) -> None:
         vocabulary = spec["model"]["vocab"]
         spec["model"]["vocab"] = {string: len(vocabulary) - 1 - i for string, i in vocabulary.items()}
 
     tokenizer = changed(tiny_bpe, reverse)
-    encode = encoder_by_types(tokenizer, count_pretokens(topics[:5], tokenizer).types)
-    assert is_by_types(encode)
+    encode = pretoken_encoder(tokenizer, count_pretokens(topics[:5], tokenizer).types)
     assert_same(encode(topics[:5]), reference_encoder(tokenizer)(topics[:5]))
 
 
-def test_bytes_that_a_base_lacks_are_dropped(train_bpe: Callable[..., Tokenizer]) -> None:
+def test_pretoken_encoder_drops_bytes_missing_in_the_vocabulary(train_bpe: Callable[..., Tokenizer]) -> None:
     tokenizer = train_bpe(["banana bandana"], 5, alphabet=sorted(CHARACTER_TO_BYTE.keys() - {"d"}))
-    encode = encoder_by_types(tokenizer, ["banana", " bandana"])
+    encode = pretoken_encoder(tokenizer, ["banana", " bandana"])
     assert_same(encode(["d bandana"]), reference_encoder(tokenizer)(["d bandana"]))
 
 
-def test_a_base_that_normalizes_is_encoded_by_tokenizers(tiny_bpe: Tokenizer) -> None:
+def test_pretoken_encoder_leaves_normalizing_tokenizers_to_tokenizers(tiny_bpe: Tokenizer) -> None:
     tokenizer = Tokenizer.from_str(tiny_bpe.to_str())
     tokenizer.normalizer = normalizers.NFC()
-    assert_same(encoder_by_types(tokenizer, ["e"])(["e\u0301"]), reference_encoder(tokenizer)(["é"]))
+    assert_same(pretoken_encoder(tokenizer, ["e"])(["e\u0301"]), reference_encoder(tokenizer)(["é"]))
 
 
-@pytest.mark.parametrize("way", [lambda tokenizer: encoder_by_types(tokenizer, [" is"]), built_in_encoder])
+@pytest.mark.parametrize("way", [lambda tokenizer: pretoken_encoder(tokenizer, [" is"]), gigatoken_encoder])
 @pytest.mark.parametrize("flag", ["lstrip", "rstrip", "single_word"])
-def test_a_text_with_an_added_token_that_minds_its_neighbours_is_encoded_by_tokenizers(
+def test_encoders_leave_context_dependent_added_tokens_to_tokenizers(
     tiny_bpe: Tokenizer, flag: str, way: Callable[[Tokenizer], Encoder]
 ) -> None:
     tokenizer = Tokenizer.from_str(tiny_bpe.to_str())
@@ -125,15 +111,15 @@ def test_a_text_with_an_added_token_that_minds_its_neighbours_is_encoded_by_toke
     assert_same(way(tokenizer)(texts), reference_encoder(tokenizer)(texts))
 
 
-def test_a_string_outside_the_byte_level_alphabet_in_the_vocabulary_does_no_harm(tiny_bpe: Tokenizer) -> None:
+def test_pretoken_encoder_accepts_a_vocabulary_with_strings_outside_the_alphabet(tiny_bpe: Tokenizer) -> None:
     def add(spec: dict[str, dict[str, dict[str, int]]]) -> None:
         spec["model"]["vocab"]["▁odd"] = len(spec["model"]["vocab"]) + 1
 
     tokenizer = changed(tiny_bpe, add)
-    assert_same(encoder_by_types(tokenizer, ["odd"])(["▁odd one"]), reference_encoder(tokenizer)(["▁odd one"]))
+    assert_same(pretoken_encoder(tokenizer, ["odd"])(["▁odd one"]), reference_encoder(tokenizer)(["▁odd one"]))
 
 
-def test_ids_take_two_bytes_as_long_as_they_fit() -> None:
+def test_id_dtype_is_uint16_if_ids_fit() -> None:
     assert id_dtype(50_257) is np.uint16
     assert id_dtype(65_536) is np.uint16
     assert id_dtype(65_537) is np.uint32
@@ -157,7 +143,7 @@ def digest_of(target: Path, documents: list[tuple[str, list[int]]], at_once: int
     return file.digest()
 
 
-def test_a_digest_is_of_documents_and_ids_not_of_row_groups(tmp_path: Path) -> None:
+def test_digest_depends_on_documents_and_ids_but_not_on_row_groups(tmp_path: Path) -> None:
     documents = [("a", [1, 2]), ("b", [3]), ("c", []), ("d", [4, 5, 6])]
     digest = digest_of(tmp_path / "x", documents, 4)
     assert digest == digest_of(tmp_path / "x", documents, 3) == digest_of(tmp_path / "x", documents, 1)
@@ -171,37 +157,37 @@ def test_a_digest_is_of_documents_and_ids_not_of_row_groups(tmp_path: Path) -> N
     assert len({digest, *(digest_of(tmp_path / "x", other, 2) for other in others)}) == 1 + len(others)
 
 
-def test_sequences_come_back_from_parquet_in_order_and_dtype(
-    tmp_path: Path, gpt2: Tokenizer, gpt2_fast: Encoder, topics: list[str], monkeypatch: pytest.MonkeyPatch
+def test_sequences_round_trip_through_parquet(
+    tmp_path: Path, gpt2: Tokenizer, gpt2_pretoken: Encoder, topics: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     texts = ["", *topics[:40], "", "", "the end"]
     documents = [(f"document {n}", text) for n, text in enumerate(texts)]
-    frequencies = write(tmp_path, documents[:30], gpt2_fast, gpt2) + write(tmp_path, documents[30:], gpt2_fast, gpt2)
-    monkeypatch.setattr(sequences, "READ_TEXTS", 3)
+    frequencies = sum(write(tmp_path, part, gpt2_pretoken, gpt2) for part in (documents[:30], documents[30:]))
+    monkeypatch.setattr(sequences, "DOCUMENTS_PER_READ", 3)
     expected = reference_encoder(gpt2)(texts)
     stored = TokenSequences(tmp_path)
     assert len(list(tmp_path.glob("*.parquet"))) == 2
-    assert frequencies.sum() == sum(map(len, expected))
+    assert np.sum(frequencies) == sum(map(len, expected))
     assert [document for document, _ in stored.documents()] == [document for document, _ in documents]
     assert_same([ids for _, ids in stored.documents()], expected)
     assert_same(list(stored), expected)
     assert expected[0].dtype == np.uint16
 
 
-def test_frequencies_of_sequences_are_those_of_the_counts(
-    tmp_path: Path, gpt2: Tokenizer, gpt2_fast: Encoder, topics: list[str], topics_counts: PretokenCounts
+def test_frequencies_of_sequences_equal_those_of_the_counts(
+    tmp_path: Path, gpt2: Tokenizer, gpt2_pretoken: Encoder, topics: list[str], topics_counts: PretokenCounts
 ) -> None:
-    counted = write(tmp_path, [(str(n), text) for n, text in enumerate(topics)], gpt2_fast, gpt2)
+    counted = write(tmp_path, [(str(n), text) for n, text in enumerate(topics)], gpt2_pretoken, gpt2)
     np.testing.assert_array_equal(counted, TokenSequences(tmp_path).frequencies(gpt2.get_vocab_size()))
     np.testing.assert_array_equal(counted, token_frequencies(topics_counts, gpt2))
 
 
-def test_no_parts_are_no_sequences(tmp_path: Path) -> None:
+def test_empty_folder_has_no_sequences(tmp_path: Path) -> None:
     assert list(TokenSequences(tmp_path)) == []
     assert TokenSequences(tmp_path).frequencies(3).tolist() == [0, 0, 0]
 
 
-def test_only_empty_documents_are_sequences_without_ids(tmp_path: Path, tiny_bpe: Tokenizer) -> None:
+def test_empty_documents_have_no_ids(tmp_path: Path, tiny_bpe: Tokenizer) -> None:
     assert not write(tmp_path, [("a", ""), ("b", "")], reference_encoder(tiny_bpe), tiny_bpe).any()
     assert [(d, i.tolist()) for d, i in TokenSequences(tmp_path).documents()] == [("a", []), ("b", [])]
 
@@ -212,7 +198,7 @@ LLAMA3_PATTERN = (
 )
 
 
-def with_llama3s_pattern(tokenizer: Tokenizer) -> Tokenizer:
+def with_llama3_pattern(tokenizer: Tokenizer) -> Tokenizer:
     changed = Tokenizer.from_str(tokenizer.to_str())
     whole = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     changed.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(LLAMA3_PATTERN), "isolated"), whole])
@@ -220,55 +206,55 @@ def with_llama3s_pattern(tokenizer: Tokenizer) -> Tokenizer:
 
 
 @pytest.fixture(scope="module")
-def gpt2_built_in(gpt2: Tokenizer) -> Encoder:
-    encode = built_in_encoder(gpt2)
+def gpt2_gigatoken(gpt2: Tokenizer) -> Encoder:
+    encode = gigatoken_encoder(gpt2)
     assert encode is not None
     return encode
 
 
 @given(st.lists(TEXT, max_size=6))
-def test_the_built_in_encoder_gives_the_ids_of_tokenizers(
-    gpt2: Tokenizer, gpt2_built_in: Encoder, texts: list[str]
+def test_gigatoken_encoder_gives_the_ids_of_tokenizers(
+    gpt2: Tokenizer, gpt2_gigatoken: Encoder, texts: list[str]
 ) -> None:
-    assert_same(gpt2_built_in(texts), reference_encoder(gpt2)(texts))
+    assert_same(gpt2_gigatoken(texts), reference_encoder(gpt2)(texts))
 
 
-def test_the_built_in_encoder_knows_other_patterns(gpt2: Tokenizer, topics: list[str]) -> None:
-    tokenizer = with_llama3s_pattern(gpt2)
-    encode = built_in_encoder(tokenizer)
+def test_gigatoken_encoder_supports_other_patterns(gpt2: Tokenizer, topics: list[str]) -> None:
+    tokenizer = with_llama3_pattern(gpt2)
+    encode = gigatoken_encoder(tokenizer)
     assert encode is not None
     texts = [*topics, "한국어 12345 \r\n\n  x", "<|endoftext|>a"]
     assert_same(encode(texts), reference_encoder(tokenizer)(texts))
 
 
-def test_there_is_no_built_in_encoder_for_a_pattern_it_does_not_know(gpt2: Tokenizer) -> None:
+def test_gigatoken_encoder_is_none_for_an_unsupported_pattern(gpt2: Tokenizer) -> None:
     tokenizer = Tokenizer.from_str(gpt2.to_str())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), gpt2.pre_tokenizer]
     )
-    assert built_in_encoder(tokenizer) is None
+    assert gigatoken_encoder(tokenizer) is None
 
 
-def test_the_built_in_encoder_forgets_what_it_met(
+def test_gigatoken_encoder_reloads_to_clear_its_cache(
     gpt2: Tokenizer, topics: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded: list[str] = []
     load = gigatoken.Tokenizer.from_json
     monkeypatch.setattr(gigatoken.Tokenizer, "from_json", lambda text: loaded.append(text) or load(text))
-    monkeypatch.setattr(sequences, "CACHED_CHARACTERS", 10_000)
-    encode = built_in_encoder(gpt2)
+    monkeypatch.setattr(sequences, "CACHED_CHARACTERS", 50_000)
+    encode = gigatoken_encoder(gpt2)
     assert encode is not None
     for text in topics:
         assert_same(encode([text]), reference_encoder(gpt2)([text]))
-    assert len(loaded) == pytest.approx(sum(map(len, topics)) / 10_000, rel=0.5)
+    assert len(loaded) == pytest.approx(sum(map(len, topics)) / 50_000, rel=0.5)
 
 
-def test_an_encoder_that_is_not_exact_gives_way_to_tokenizers(gpt2: Tokenizer, topics: list[str]) -> None:
+def test_verified_encoder_falls_back_to_tokenizers(gpt2: Tokenizer, topics: list[str]) -> None:
     wrong = sequences._verified(lambda texts: [np.zeros(1, np.uint16) for _ in texts], reference_encoder(gpt2))
     assert_same(wrong(topics[:3]), reference_encoder(gpt2)(topics[:3]))
 
 
-def test_types_are_encoded_as_by_tokenizers(gpt2: Tokenizer, topics_counts: PretokenCounts) -> None:
+def test_ids_of_types_equal_those_of_tokenizers(gpt2: Tokenizer, topics_counts: PretokenCounts) -> None:
     types = [*topics_counts.types, "\n\n", "한국어", " é"]
     found = ids_of_types(gpt2, types)
     assert found is not None
@@ -280,7 +266,7 @@ def test_types_are_encoded_as_by_tokenizers(gpt2: Tokenizer, topics_counts: Pret
     )
 
 
-def test_types_with_an_added_token_in_them_are_not_encoded_the_fast_way(gpt2: Tokenizer) -> None:
+def test_ids_of_types_is_none_if_a_type_contains_an_added_token(gpt2: Tokenizer) -> None:
     assert ids_of_types(gpt2, ["a", "<|endoftext|>"]) is None
     tokenizer = Tokenizer.from_str(gpt2.to_str())
     tokenizer.add_tokens([AddedToken("mask")])
@@ -288,15 +274,15 @@ def test_types_with_an_added_token_in_them_are_not_encoded_the_fast_way(gpt2: To
     assert ids_of_types(tokenizer, ["a", "unmasked"]) is None
 
 
-def test_types_that_no_added_token_keeps_apart_are_not_encoded_the_fast_way(gpt2: Tokenizer) -> None:
+def test_ids_of_types_is_none_without_a_separating_added_token(gpt2: Tokenizer) -> None:
     specification = json.loads(gpt2.to_str())
     specification["added_tokens"] = []
     assert ids_of_types(Tokenizer.from_str(json.dumps(specification)), ["a", "b"]) is None
 
 
-def test_types_are_not_encoded_by_what_differs_from_tokenizers(
+def test_ids_of_types_is_none_if_gigatoken_differs_from_tokenizers(
     gpt2: Tokenizer, tiny_bpe: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = gigatoken.Tokenizer.from_json(tiny_bpe.to_str())
-    monkeypatch.setattr(sequences, "_built_in", lambda tokenizer: other)
+    monkeypatch.setattr(sequences, "_load_gigatoken", lambda tokenizer: other)
     assert ids_of_types(gpt2, [" statement", " the"]) is None

@@ -1,4 +1,4 @@
-"""Statistics by parts against those of the texts as a whole."""
+"""Statistics summed over parts, compared with those of the whole text."""
 
 import hashlib
 import json
@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from ivr_dagster.core.corpus import cleaned
+from ivr_dagster.core.corpus import parts
 from ivr_dagster.core.corpus.cleaned import CleanedCorpus, write_cleaned_corpus
 from ivr_dagster.core.tokens import statistics
 from ivr_dagster.core.tokens.counts import count_pretokens, token_frequencies
-from ivr_dagster.core.tokens.sequences import TokenSequences, reference_encoder
+from ivr_dagster.core.tokens.sequences import Encoder, TokenSequences, gigatoken_encoder, reference_encoder
 from ivr_dagster.core.tokens.statistics import CorpusStatistics, read_statistics
 from ivr_dagster.storage.content_hash import content_hash
 from ivr_dagster.storage.shard_cache import ShardCache
@@ -36,8 +36,8 @@ def raw(tmp_path: Path, topics: list[str]) -> Path:
 
 @pytest.fixture
 def corpus(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CleanedCorpus:
-    monkeypatch.setattr(cleaned, "_ROW_GROUP_BYTES", 60_000)
-    monkeypatch.setattr(cleaned, "_PART_BYTES", 150_000)
+    monkeypatch.setattr(parts, "_ROW_GROUP_BYTES", 60_000)
+    monkeypatch.setattr(parts, "_PART_BYTES", 150_000)
     return clean(raw, tmp_path)
 
 
@@ -58,14 +58,13 @@ def read(corpus: CleanedCorpus, tokenizer: Path, folder: Path, **options: int) -
 
 
 @pytest.mark.parametrize("max_texts", [0, 40])
-@pytest.mark.parametrize("reference", [False, True])
-def test_parts_add_up_to_what_the_whole_text_holds(
-    corpus: CleanedCorpus, tokenizer: Path, tmp_path: Path, max_texts: int, reference: bool
+def test_parts_sum_to_the_statistics_of_the_whole_text(
+    corpus: CleanedCorpus, tokenizer: Path, tmp_path: Path, max_texts: int
 ) -> None:
     base = Tokenizer.from_file(str(tokenizer))
-    found = read(corpus, tokenizer, tmp_path, max_texts=max_texts, reference=reference)
+    found = read(corpus, tokenizer, tmp_path, max_texts=max_texts)
     texts = list(corpus.texts("train", max_texts=max_texts or None))
-    assert len(found.places) > 1
+    assert len(found.parts) > 1
     expected = count_pretokens(texts, base)
     counts, types = found.pretoken_counts()
     assert (counts.types, counts.added, counts.bytes, counts.texts) == (
@@ -83,6 +82,7 @@ def test_parts_add_up_to_what_the_whole_text_holds(
         "bytes": expected.bytes,
         "pretokens": expected.occurrences,
         "tokens": frequencies.sum(),
+        "reencoded": 0,
     }
     (tmp_path / "sequences").mkdir()
     found.write_sequences(tmp_path / "sequences")
@@ -90,7 +90,41 @@ def test_parts_add_up_to_what_the_whole_text_holds(
         assert ids.tolist() == reference_encoder(base)([text])[0].tolist()
 
 
-def test_the_most_frequent_types_are_kept_however_counts_are_added_up(
+def test_inexact_encoder_is_replaced_by_tokenizers(
+    corpus: CleanedCorpus, tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = read(corpus, tokenizer, tmp_path / "exact")
+    size = Tokenizer.from_file(str(tokenizer)).get_vocab_size()
+    one, other = np.argsort(-expected.frequencies(size))[:2]
+
+    def swap_ids(encode: Encoder) -> Encoder:
+        """Swaps two frequent ids in the middle of each sequence, without the verification on a sample."""
+        return lambda texts: [np.where(ids == one, other, ids).astype(ids.dtype) for ids in encode(texts)]
+
+    monkeypatch.setattr(statistics, "gigatoken_encoder", lambda tokenizer: swap_ids(gigatoken_encoder(tokenizer)))
+    statistics._load_tools.cache_clear()
+    found = read(corpus, tokenizer, tmp_path / "inexact")
+    statistics._load_tools.cache_clear()
+    assert found.totals["reencoded"] == found.totals["texts"]
+    np.testing.assert_array_equal(found.frequencies(size), expected.frequencies(size))
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    assert found.write_sequences(tmp_path / "a") == expected.write_sequences(tmp_path / "b")
+
+
+def test_disagreement_of_the_libraries_is_an_error(
+    corpus: CleanedCorpus, tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = lambda tokenizer: lambda texts: [np.zeros(1, np.uint16) for _ in texts]  # noqa: E731
+    monkeypatch.setattr(statistics, "gigatoken_encoder", wrong)
+    monkeypatch.setattr(statistics, "reference_encoder", wrong)
+    statistics._load_tools.cache_clear()
+    with pytest.raises(RuntimeError, match=r"differ on \d+ ids, first on 0"):
+        read(corpus, tokenizer, tmp_path)
+    statistics._load_tools.cache_clear()
+
+
+def test_most_frequent_types_do_not_depend_on_the_partitions(
     corpus: CleanedCorpus, tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = read(corpus, tokenizer, tmp_path)
@@ -104,63 +138,62 @@ def test_the_most_frequent_types_are_kept_however_counts_are_added_up(
     assert counts.bytes == whole.bytes
 
 
-def test_sums_of_sums_are_those_of_the_whole_and_only_those_on_the_way_to_a_change_are_made_anew(
+def test_sums_of_sums_are_reused_unless_a_part_of_them_changed(
     raw: Path, corpus: CleanedCorpus, tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain = read(corpus, tokenizer, tmp_path / "plain")
-    assert plain.sums == plain.places
-    monkeypatch.setattr(statistics, "MOST_SUMS", 2)
-    monkeypatch.setattr(statistics, "SUMMED", 2)
-    made: list[Path] = []
+    assert plain.sums == plain.parts
+    monkeypatch.setattr(statistics, "MAX_SUMS", 2)
+    monkeypatch.setattr(statistics, "SUM_SIZE", 2)
+    computed: list[Path] = []
     write = statistics._write_sum
-    monkeypatch.setattr(statistics, "_write_sum", lambda places, target: made.append(target) or write(places, target))
+    monkeypatch.setattr(statistics, "_write_sum", lambda task, target: computed.append(target) or write(task, target))
     summed = read(corpus, tokenizer, tmp_path)
     size = Tokenizer.from_file(str(tokenizer)).get_vocab_size()
-    assert len(summed.sums) <= 2 < len(summed.places) == len(plain.places)
-    first = len(made)
+    assert len(summed.sums) <= 2 < len(summed.parts) == len(plain.parts)
+    first = len(computed)
     assert first
     assert_equal(summed, plain, size)
 
-    made.clear()
+    computed.clear()
     assert_equal(read(corpus, tokenizer, tmp_path), plain, size)
-    assert made == []
+    assert computed == []
     read(corpus, tokenizer, tmp_path, max_texts=30)
-    read(corpus, tokenizer, tmp_path, reference=True)
-    made.clear()
+    computed.clear()
     assert_equal(read(corpus, tokenizer, tmp_path), plain, size)
-    assert made == []
+    assert computed == []
     with (raw / "5.jsonl").open("a") as file:
         file.write('\n{"text": "one more"}')
     changed = clean(raw, tmp_path)
     after = read(changed, tokenizer, tmp_path)
-    assert 0 < len(made) <= first
-    assert_equal(after, read(changed, tokenizer, tmp_path / "anew"), size)
+    assert 0 < len(computed) <= first
+    assert_equal(after, read(changed, tokenizer, tmp_path / "new"), size)
 
 
 def assert_equal(one: CorpusStatistics, other: CorpusStatistics, size: int) -> None:
     np.testing.assert_array_equal(one.frequencies(size), other.frequencies(size))
     assert one.totals == other.totals
-    (counts, types), (others_counts, others_types) = one.pretoken_counts(), other.pretoken_counts()
-    assert (counts.types, counts.added, types) == (others_counts.types, others_counts.added, others_types)
-    np.testing.assert_array_equal(counts.counts, others_counts.counts)
+    (counts, types), (other_counts, other_types) = one.pretoken_counts(), other.pretoken_counts()
+    assert (counts.types, counts.added, types) == (other_counts.types, other_counts.added, other_types)
+    np.testing.assert_array_equal(counts.counts, other_counts.counts)
 
 
-def test_of_a_changed_corpus_only_what_changed_is_counted(
+def test_changed_corpus_counts_only_changed_parts(
     raw: Path, corpus: CleanedCorpus, tokenizer: Path, tmp_path: Path
 ) -> None:
     before = read(corpus, tokenizer, tmp_path)
-    times = {place: place.stat().st_mtime_ns for place in before.places}
+    times = {part: part.stat().st_mtime_ns for part in before.parts}
     with (raw / "5.jsonl").open("a") as file:
         file.write('\n{"text": "one more"}')
     changed = clean(raw, tmp_path)
     after = read(changed, tokenizer, tmp_path)
-    assert len(set(after.places) - set(before.places)) == 1
-    assert all(place.stat().st_mtime_ns == times[place] for place in after.places if place in times)
-    assert not (set(before.places) - set(after.places)).pop().exists()
-    assert after.totals == read(changed, tokenizer, tmp_path / "anew").totals
+    assert len(set(after.parts) - set(before.parts)) == 1
+    assert all(part.stat().st_mtime_ns == times[part] for part in after.parts if part in times)
+    assert not (set(before.parts) - set(after.parts)).pop().exists()
+    assert after.totals == read(changed, tokenizer, tmp_path / "new").totals
 
 
-def test_another_tokenizer_at_the_same_place_is_noticed(
+def test_changed_tokenizer_file_is_detected(
     corpus: CleanedCorpus, tmp_path: Path, gpt2: Tokenizer, tiny_bpe: Tokenizer
 ) -> None:
     tokens = []
@@ -170,32 +203,32 @@ def test_another_tokenizer_at_the_same_place_is_noticed(
     assert tokens[0] < tokens[1]
 
 
-def test_progress_tells_all_documents(corpus: CleanedCorpus, tokenizer: Path, tmp_path: Path) -> None:
-    told: list[tuple[int, int]] = []
+def test_progress_ends_at_all_documents(corpus: CleanedCorpus, tokenizer: Path, tmp_path: Path) -> None:
+    reported: list[tuple[int, int]] = []
     read_statistics(
-        corpus, tokenizer, ShardCache(tmp_path / "results"), progress=lambda *progress: told.append(progress)
+        corpus, tokenizer, ShardCache(tmp_path / "results"), progress=lambda *progress: reported.append(progress)
     )
-    assert told == sorted(told)
-    assert told[-1] == (corpus.count("train"), corpus.count("train"))
+    assert reported == sorted(reported)
+    assert reported[-1] == (corpus.count("train"), corpus.count("train"))
 
 
 def most_frequent(
     parts: list[dict[str, int]], most: int, rows: int, folder: Path, hash_of: Callable[[str], int]
 ) -> tuple[list[tuple[str, int]], int]:
-    """What is kept of these counts, and of how many types, where so many rows are looked at at once."""
-    places = []
+    """The types kept of these counts and the number of all types, read in partitions of `rows` rows."""
+    folders = []
     for number, counts in enumerate(parts):
-        places.append(folder / str(number))
-        places[-1].mkdir()
+        folders.append(folder / str(number))
+        folders[-1].mkdir()
         found = sorted((hash_of(pretoken), pretoken, count) for pretoken, count in counts.items())
         schema = {"hash": pl.UInt64, "pretoken": pl.String, "count": pl.Int64}
-        pl.DataFrame(found, schema=schema, orient="row").write_parquet(places[-1] / "pretokens.parquet")
-        (places[-1] / "summary.json").write_text(json.dumps({"rows": len(found), "added": {}}))
+        pl.DataFrame(found, schema=schema, orient="row").write_parquet(folders[-1] / "pretokens.parquet")
+        (folders[-1] / "summary.json").write_text(json.dumps({"rows": len(found), "added": {}}))
     (folder / "counts").mkdir()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(statistics, "MERGED_ROWS", rows)
         patch.setattr(statistics, "SUMMED_HASHES", rows)
-        statistics._write_counts((places, most), folder / "counts")
+        statistics._write_counts((folders, most), folder / "counts")
     kept = pl.read_parquet(folder / "counts" / "pretokens.parquet").rows()
     return kept, json.loads((folder / "counts" / "summary.json").read_text())["types"]
 
@@ -216,7 +249,7 @@ TYPES = st.dictionaries(st.text("ab", max_size=4), st.integers(1, 9), max_size=1
     hashes=st.integers(1, 40),
     rows=st.integers(1, 40),
 )
-def test_types_that_share_a_hash_are_counted_apart(
+def test_types_with_the_same_hash_are_counted_separately(
     parts: list[dict[str, int]], most: int, hashes: int, rows: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     def hash_of(pretoken: str) -> int:
@@ -229,7 +262,7 @@ def test_types_that_share_a_hash_are_counted_apart(
 @pytest.mark.parametrize("rows", [10_000, 1_000, 150])
 @pytest.mark.parametrize("greatest", [1, 3, 1_000_000])
 @pytest.mark.parametrize("most", [1, 60, 237, 449, 2_000])
-def test_the_most_frequent_of_many_types_are_found_in_however_many_steps(
+def test_most_frequent_of_many_types_are_found_in_any_number_of_partitions(
     most: int, greatest: int, rows: int, tmp_path: Path
 ) -> None:
     draw = np.random.default_rng(most + greatest + rows)
@@ -242,11 +275,7 @@ def test_the_most_frequent_of_many_types_are_found_in_however_many_steps(
     assert most_frequent(parts, most, rows, tmp_path, hash_of) == (expected[:most], len(expected))
 
 
-# if it changes, raise `statistics.STATISTICS`, or what is kept of parts would be taken for the new
-DIGEST = "2801c2be4b5754fefa69f5d0428df88f"
-
-
-def test_what_counting_gives_is_what_it_gave(tmp_path: Path, gpt2: Tokenizer) -> None:
+def test_statistics_are_unchanged_for_this_version(tmp_path: Path, gpt2: Tokenizer) -> None:
     (tmp_path / "raw").mkdir()
     texts = [f"The {n} quick\n\n  foxes' 한국어 ==== <|endoftext|>{n}" for n in range(200)]
     (tmp_path / "raw" / "a.jsonl").write_text("\n".join(map(json.dumps, texts)))
@@ -257,22 +286,23 @@ def test_what_counting_gives_is_what_it_gave(tmp_path: Path, gpt2: Tokenizer) ->
     found.write_sequences(tmp_path / "sequences")
     ids = [ids.tolist() for ids in TokenSequences(tmp_path / "sequences")]
     digest = content_hash(json.dumps([counts.types, counts.counts.tolist(), counts.added, ids]))
-    assert (statistics.STATISTICS[0], digest) == (3, DIGEST)
+    # If this digest changes, raise STATISTICS_VERSION, or cached results of the old version would be used.
+    assert (statistics.STATISTICS_VERSION[0], digest) == (4, "2801c2be4b5754fefa69f5d0428df88f")
 
 
 KEYS = st.lists(st.integers(0, 2**128 - 1).map(lambda n: f"{n:032x}"), min_size=2, max_size=200, unique=True)
 
 
 @given(KEYS)
-def test_neighbours_are_grouped_in_order_none_alone(keys: list[str]) -> None:
-    groups = list(statistics._groups(keys))
+def test_neighboring_keys_are_grouped_in_order_none_alone(keys: list[str]) -> None:
+    groups = list(statistics._group_keys(keys))
     assert [key for group in groups for key in group] == keys
-    assert all(2 <= len(group) <= 4 * statistics.SUMMED + 1 for group in groups)
+    assert all(2 <= len(group) <= 4 * statistics.SUM_SIZE + 1 for group in groups)
 
 
-def test_a_key_that_changes_changes_its_own_group_and_at_most_the_next() -> None:
+def test_changed_key_changes_its_group_and_at_most_one_other() -> None:
     keys = [hashlib.blake2b(bytes([n % 256, n // 256]), digest_size=16).hexdigest() for n in range(1_000)]
-    before = {tuple(group) for group in statistics._groups(keys)}
+    before = {tuple(group) for group in statistics._group_keys(keys)}
     for place in range(0, 1_000, 50):
         changed = [*keys[:place], "f" * 32, *keys[place + 1 :]]
-        assert len({tuple(group) for group in statistics._groups(changed)} - before) <= 2
+        assert len({tuple(group) for group in statistics._group_keys(changed)} - before) <= 2
