@@ -35,7 +35,7 @@ from ivr_dagster.core.embedding.extract import read_embeddings, replace_embeddin
 from ivr_dagster.core.embedding.initialize import STRATEGIES, initialize_embeddings
 from ivr_dagster.core.embedding.reorder import reorder_embeddings, row_sources
 from ivr_dagster.core.embedding.token_distillation import cut_snippets, fit_new_rows
-from ivr_dagster.core.evaluation.bits_per_byte import BitsPerByte, bits_per_byte, byte_lengths, context_that_fits
+from ivr_dagster.core.evaluation.bits_per_byte import BitsPerByte, ScoringTokenizer, bits_per_byte
 from ivr_dagster.core.model.folder import ModelFolder
 from ivr_dagster.core.tokenizer.bpe import read_bpe, strings_by_id
 from ivr_dagster.core.tokenizer.folder import TokenizerFolder
@@ -80,7 +80,7 @@ class Bench:
         self.backends = {name: folder.backend() for name, folder in self.tokenizers.items()}
         self.encoders = {name: reference_encoder(backend) for name, backend in self.backends.items()}
         self.eos_id = int(self.tokenizers["base"].load().eos_token_id)
-        self.lengths = {name: byte_lengths(strings_by_id(backend)) for name, backend in self.backends.items()}
+        self.scoring = {name: ScoringTokenizer.of(each, self.eos_id) for name, each in self.backends.items()}
         self.rules = read_rules(paths["remap_rules"])
         self.bpe = read_bpe(self.backends["base"])
         self.constituents = {rule.id: [self.bpe.ids[part] for part in rule.constituents] for rule in self.rules}
@@ -102,8 +102,7 @@ class Bench:
             others = read_other_documents(general, CorpusSettings(text_split_bytes=10_000), "--general")
             size = sum(len(text.encode()) for text in self.train)
             self.general = select_other_texts(others, (), round(size * general_share / (1 - general_share)))
-        encoded = self.encoders["base"](self.heldout)
-        self.context_bytes = context_that_fits([self.lengths["base"][ids] for ids in encoded], self.context)
+        self.context_bytes = self.scoring["base"].fitting_context_bytes(self.heldout, self.context)
         self.base = read_embeddings(model)
         sources = row_sources(self.bpe.ids, strings_by_id(self.backends["remapped"]))
         self.reordered = reorder_embeddings(self.base, sources)
@@ -132,12 +131,10 @@ class Bench:
         with torch.autocast("cpu", torch.bfloat16, enabled=self.dtype == "bfloat16"):
             return bits_per_byte(
                 model,
-                self.encoders[tokenizer],
+                self.scoring[tokenizer],
                 texts or self.heldout,
-                eos_id=self.eos_id,
                 context=self.context,
                 context_bytes=self.context_bytes,
-                token_bytes=self.lengths[tokenizer],
             )
 
     def distilled(self, size: int, hidden_weight: float, learning_rate: float) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -78,7 +78,7 @@ def padding(artifacts: Path, steps: int) -> dict[str, Any]:
     encoded = [tokenizer(text, truncation=True, max_length=length)["input_ids"] for text in texts]
     sizes = [len(tokenizer.decode(ids).encode()) for ids in encoded]
     config = read_sft_config(bench.shared.sft_config_file(), vanilla=True, max_steps=steps)
-    device = Accelerator(bench.settings.compute.device).found_device()
+    device = Accelerator(bench.settings.compute.device).find_device()
     with tempfile.TemporaryDirectory() as scratch:
         arguments = TrainingArguments(
             **{**config.arguments, "output_dir": scratch, "report_to": [], "disable_tqdm": True, "eval_strategy": "no"},

@@ -74,7 +74,8 @@ def build_definitions(
     paths = project.paths
     left_out = {name for name in ASSETS if not is_enabled(name, settings)} | paths.replaced.keys()
     loaded: list[Any] = list(dg.load_assets_from_modules(ASSET_MODULES))
-    loaded.append(evaluation.evaluation_report_asset(baselines(settings)))
+    has_retention_corpus = project.other_corpus_dir("retention_corpora_dir") is not None
+    loaded.append(evaluation.evaluation_report_asset(baselines(settings), has_retention_corpus=has_retention_corpus))
     assets = [asset for asset in loaded if left_out.isdisjoint(_names(asset))]
     automatic = automation(settings, places=paths, left_out=paths.replaced)
     conditions = automatic_assets(

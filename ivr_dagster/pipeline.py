@@ -381,11 +381,6 @@ class ArtifactPaths:
         """Launch settings, unless `--accelerate-config` names others; need not exist."""
         return self.root / ACCELERATE_CONFIG_FILE
 
-    @property
-    def launched(self) -> Path:
-        """Where processes that train together find their request."""
-        return self.root / "training/.launched"
-
 
 def _resolved(path: str) -> Path:
     return Path(path).expanduser().resolve()

@@ -81,7 +81,7 @@ def test_the_same_models_evaluated_again_make_the_same_report_and_nothing_stale(
 ) -> None:
     bench = workbench(folder)
     before = bench.data_version("evaluation_report")
-    card = folder / "artifacts/training/sft_checkpoint/final_model/README.md"
+    card = folder / "artifacts/evaluation/model_card.md"
     assert card.read_text(encoding="utf-8").startswith("---\nlibrary_name: transformers\n")
     bench.run(["evaluation_report"])
     assert bench.data_version("evaluation_report") == before

@@ -258,9 +258,11 @@ def _fine_tuned(
     max_steps: int | None = None,
     made_of: str | None = None,
 ) -> dg.MaterializeResult[TrainedModel]:
+    from ivr_dagster.core.training.progress import describe_progress
     from ivr_dagster.core.training.sft import Training, Validation, fine_tune
     from ivr_dagster.core.training.sft_config import read_sft_config
-    from ivr_dagster.resources.launcher import accelerator_for, train_on_several
+    from ivr_dagster.core.training.worker import TrainingRequest
+    from ivr_dagster.resources.launcher import accelerator_for, train_with_torchrun
 
     config_file, launch = settings.sft_config_file(), settings.launch()
     config = read_sft_config(config_file, vanilla=text == "base", max_steps=max_steps)
@@ -284,21 +286,9 @@ def _fine_tuned(
     text_bytes = blocks.bytes_per_token(text)
 
     def on_log(entry: dict[str, float]) -> None:
-        place_in_run = f"step {entry['step']:.0f} of {entry['max_steps']:.0f}"
-        if "bits_per_byte" in entry:
-            context.log.info(f"{place_in_run}: validation {entry['bits_per_byte']:.4f} bits per byte")
-            return
-        if "micro_batch" in entry:
-            context.log.warning(
-                f"out of memory; {place_in_run}: going on with {entry['micro_batch']:.0f} blocks at a time, "
-                f"{entry['accumulated']:.0f} times a step. The batch stays as it is, and so do losses up to rounding"
-            )
-            return
-        advance(entry["step"], entry["max_steps"])
-        context.log.info(
-            f"{place_in_run}: loss {entry['loss']:.4f} nats/token, {_as_text(entry, text_bytes)}, "
-            f"{entry['seconds_left']:,.0f} s left"
-        )
+        if "loss" in entry:
+            advance(entry["step"], entry["max_steps"])
+        (context.log.warning if "micro_batch" in entry else context.log.info)(describe_progress(entry, text_bytes))
 
     bytes_per_token = blocks.bytes_per_token(text, "validation")
     training = Training(
@@ -314,11 +304,18 @@ def _fine_tuned(
         validation=Validation(kept, bytes_per_token) if kept.is_dir() and bytes_per_token else None,
     )
     if launch.processes > 1:
-        result = train_on_several(context, settings.paths.launched, training, launch, on_log)
+        result = train_with_torchrun(context, TrainingRequest(training, text_bytes), launch)
     else:
         result = fine_tune(training, on_log=on_log)
     trained = TrainedModel(place)
-    trained.write_history(result.steps, result.tokens, result.loss_history, result.validation)
+    trained.write_history(
+        result.steps,
+        result.tokens,
+        result.loss_history,
+        result.validation,
+        bytes_per_token=text_bytes,
+        text_bytes=blocks.text_bytes(),
+    )
     return dg.MaterializeResult(
         value=trained,
         data_version=dg.DataVersion(content_hash(result.final_model)),
@@ -432,16 +429,6 @@ def _speed(result: "SftResult", bytes_per_token: float | None) -> dict[str, floa
         "flops_per_second": round(result.flops_per_second),
         **({} if result.mfu is None else {"mfu": round(result.mfu, 4)}),
     }
-
-
-def _as_text(entry: Mapping[str, float], bytes_per_token: float | None) -> str:
-    """The same for a line of the log."""
-    tokens = entry["tokens_per_second"]
-    figures = [f"{tokens:,.0f} tokens/s"]
-    figures += [f"{tokens * bytes_per_token:,.0f} bytes/s"] if bytes_per_token else []
-    figures += [f"{entry['flops_per_second'] / 1e9:,.1f} GFLOP/s"]
-    figures += [f"MFU {entry['mfu']:.1%}"] if "mfu" in entry else []
-    return ", ".join(figures)
 
 
 def _figures(result: "SftResult") -> dict[str, dg.MetadataValue | float | int | str]:

@@ -424,22 +424,13 @@ def status(request: Request, /, verify: bool) -> None:
         raise SystemExit(FAILED)
 
 
-@cli.command()
-@click.option(
-    "--machine-rank",
-    type=click.IntRange(1),
-    required=True,
-    help="This machine's number, from 1; 0 is the one that Dagster runs on.",
-)
-@click.pass_obj
-def join(request: Request, /, machine_rank: int) -> None:
-    """Take part, on another machine, in trainings on several (accelerate_config.yaml), until stopped.
-
-    The artifacts folder, the base model and the environment have to be at the same places on all machines.
-    """
-    from ivr_dagster.processes.machine import take_part
-
-    take_part(ArtifactPaths(request.artifacts_dir).launched, machine_rank, lambda line: click.echo(line, err=True))
+@cli.command(hidden=True, context_settings={"ignore_unknown_options": True})
+@click.argument("arguments", nargs=-1)
+def join(arguments: tuple[str, ...]) -> None:
+    """Removed: torchrun starts the processes on other machines."""
+    raise InputError(
+        "`ivr join` was removed", remedy="Run the torchrun command that the log of the training prints for each node."
+    )
 
 
 @cli.command()

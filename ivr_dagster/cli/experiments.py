@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
-import yaml
 from dagster._core.definitions.asset_checks.asset_check_evaluation import AssetCheckEvaluationTargetMaterializationData
 from dagster._core.definitions.data_version import (
     CODE_VERSION_TAG,
@@ -28,6 +27,7 @@ from ivr_dagster.orchestration.staleness import TAKEN_OVER
 from ivr_dagster.pipeline import ASSETS, EXTERNAL, ArtifactPaths
 from ivr_dagster.settings.loading import OUTPUT_PATHS, load_settings, save_settings
 from ivr_dagster.storage.atomic import link, remove, remove_leftovers, staging_path
+from ivr_dagster.storage.yaml_files import read_settings_yaml
 
 # written whole under a temporary name and renamed, never changed in their place: a second name costs no space
 _NEVER_CHANGED = {".parquet", ".safetensors", ".arrow"}
@@ -131,12 +131,12 @@ def _seen(name: str, bench: Workbench, parent: Workbench) -> Experiment:
 def _shown_settings(bench: Workbench) -> dict[str, Any]:
     """Settings by key, those of training among them, without the places that differ in any case."""
     config = bench.shared.sft_config_file()
-    training = yaml.safe_load(config.read_text(encoding="utf-8")) if config.is_file() else None
+    training = read_settings_yaml(config, "the training settings", "Fix the file")[0] if config.is_file() else {}
     return {
         key: value
         for key, value in bench.settings.model_dump().items()
         if key not in (*OUTPUT_PATHS, "raw_corpora_dir", "config_path")
-    } | ({f"sft_config.{key}": value for key, value in training.items()} if isinstance(training, dict) else {})
+    } | {f"sft_config.{key}": value for key, value in training.items()}
 
 
 def _write_settings(parent: Workbench, staged: ArtifactPaths, given: Mapping[str, Any]) -> None:

@@ -6,7 +6,7 @@ from ivr_dagster.io_managers.artifacts import ArtifactIOManager
 from ivr_dagster.io_managers.documents import BlocksIOManager, DocumentsIOManager, ReportIOManager, SequencesIOManager
 from ivr_dagster.io_managers.models import ModelIOManager, TrainedModelIOManager, TuningIOManager
 from ivr_dagster.io_managers.tables import CsvIOManager, ParquetIOManager
-from ivr_dagster.io_managers.tensors import TensorsIOManager
+from ivr_dagster.io_managers.tensors import FittedEmbeddingsIOManager, TensorsIOManager
 from ivr_dagster.io_managers.texts import MarkdownIOManager, RulesIOManager
 from ivr_dagster.io_managers.tokenizers import TokenizerIOManager
 from ivr_dagster.pipeline import ArtifactPaths
@@ -21,6 +21,7 @@ _MANAGERS: dict[str, type[ArtifactIOManager]] = {  # type: ignore[type-arg]
     "rules_io": RulesIOManager,
     "markdown_io": MarkdownIOManager,
     "tensors_io": TensorsIOManager,
+    "fitted_embeddings_io": FittedEmbeddingsIOManager,
     "model_io": ModelIOManager,
     "trained_model_io": TrainedModelIOManager,
     "tuning_io": TuningIOManager,

@@ -1,121 +1,82 @@
-"""Training on several processes: a step starts them, hears from the first of them, and ends them with itself."""
+"""Training with several processes: runs torchrun through Dagster Pipes."""
 
 import os
-import secrets
-import signal
-import socket
-import subprocess
-import time
+import shlex
+import sys
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import dagster as dg
 
 from ivr_dagster.core.training.launch import Launch
-from ivr_dagster.core.training.launched import (
-    ProcessesFailed,
-    Request,
-    launched_as,
-    result_from_json,
-)
-from ivr_dagster.core.training.sft import SftResult, Training
+from ivr_dagster.core.training.sft import SftResult
+from ivr_dagster.core.training.worker import TrainingRequest, read_failure, result_from_json, write_request
 from ivr_dagster.errors import InputError
-from ivr_dagster.processes.machine import command
 from ivr_dagster.resources.accelerator import Accelerator
+from ivr_dagster.storage.atomic import remove
 
-SECONDS_BETWEEN_LOOKS = 0.2
-# how long processes may take to end when they are told to
-SECONDS_TO_END = 20.0
+WORKER = "ivr_dagster.core.training.worker"
+# the shell gives way to torchrun, whose output goes to a file: standard output is for figures
+_SHELL = ["sh", "-c", 'exec "$@" >"$0" 2>&1']
+
+
+class WorkersFailedError(RuntimeError):
+    """torchrun failed, and no worker could say why."""
 
 
 def accelerator_for(launch: Launch, accelerator: Accelerator) -> Accelerator:
-    """Device and arithmetic: those of the settings, and what these leave open as the launch settings have it.
+    """Device and dtype of a training: those of the settings, or those of the launch settings for `auto`.
 
     Raises:
-        InputError: so many processes cannot train on this machine's device.
+        InputError: this machine has too few devices for the processes.
     """
     device = launch.device if accelerator.device == "auto" and launch.device else accelerator.device
     dtype = launch.dtype if accelerator.dtype == "auto" and launch.dtype else accelerator.dtype
     chosen = Accelerator(device, dtype)
     if launch.processes > 1:
-        _check_devices(launch, chosen.found_device())
+        _check_devices(launch, chosen.find_device())
     return chosen
 
 
-def train_on_several(
-    context: dg.AssetExecutionContext,
-    launched: Path,
-    training: Training,
-    launch: Launch,
-    on_log: Callable[[dict[str, float]], None],
-) -> SftResult:
-    """Fine-tune on several processes, and machines.
+def train_with_torchrun(context: dg.AssetExecutionContext, request: TrainingRequest, launch: Launch) -> SftResult:
+    """Fine-tune in several processes; this machine is node 0.
+
+    The folder `torchrun/` in the training's folder holds the request and torchrun's output.
 
     Args:
-        context: of the step, which the first process reports to.
-        launched: where the training gets a folder, which tells the processes what to do; other machines look there too.
-        training: what to do.
-        launch: on how many, this machine being the first.
-        on_log: as for :func:`~ivr_dagster.core.training.sft.fine_tune`.
+        context: receives log lines and the result from rank 0.
+        request: the training.
+        launch: number of processes and nodes.
 
     Raises:
-        InputError, TrainingDiverged: as of :func:`~ivr_dagster.core.training.sft.fine_tune`, in whichever process.
-        ProcessesFailed: a process was killed, or failed otherwise. All others are ended then, and checkpoints stay.
+        InputError, TrainingDiverged, OutOfMemory: as of :func:`~ivr_dagster.core.training.sft.fine_tune` in any rank.
+        WorkersFailedError: a rank failed otherwise or was killed. torchrun ends all ranks; checkpoints are kept.
     """
     if launch.machine_rank:
         raise InputError(
-            f"machine_rank is {launch.machine_rank}, but Dagster's machine is the first, 0",
+            f"machine_rank is {launch.machine_rank}, but the machine that runs Dagster is node 0",
             where=launch.source,
-            remedy="Set machine_rank: 0; on the other machines run `ivr join --machine-rank N`",
+            remedy="Set machine_rank: 0, and run the torchrun command from the log on the other nodes",
         )
-    if not launch.port:
-        launch = replace(launch, port=_free_port())
-    if launch.machines > 1:
-        context.log.info(
-            f"training begins once all {launch.machines} machines take part, within ten minutes; on the others: "
-            "`ivr --artifacts-dir DIR join --machine-rank N`, N from 1"
-        )
-    results: list[str] = []
-
-    def hear(message: Mapping[str, Any]) -> None:
-        if "log" in message:
-            on_log(message["log"])
-        else:
-            results.append(message["result"])
-
-    with (
-        launched_as(launched, Request(secrets.token_hex(8), launch, training)) as folder,
-        warnings.catch_warnings(action="ignore", category=dg.PreviewWarning),  # Dagster's, of its own code
-        dg.open_pipes_session(context, dg.PipesTempFileContextInjector(), dg.PipesTempFileMessageReader()) as session,
-    ):
-        heard = 0
-        process = subprocess.Popen(
-            command(folder),
-            env={**os.environ, **session.get_bootstrap_env_vars()},
-            stdout=2,  # standard output is for figures
-            start_new_session=True,  # what interrupts the step reaches them once, through the step
-        )
-        try:
-            while process.poll() is None:
-                time.sleep(SECONDS_BETWEEN_LOOKS)
-                messages = session.message_handler.get_custom_messages()
-                for message in messages[heard:]:
-                    heard += 1
-                    hear(message)
-        finally:
-            _end(process)
-        failure = folder.failure()
-    for message in session.message_handler.get_custom_messages()[heard:]:
-        hear(message)
-    if process.returncode or not results:
-        raise failure or ProcessesFailed(
-            f"the processes ended before their time, with exit code {process.returncode}; what they said is in the "
-            "step's standard error, and the next run goes on from the last complete checkpoint"
-        )
-    return result_from_json(results[-1])
+    folder = request.training.output_dir / "torchrun"
+    remove(folder)
+    folder.mkdir(parents=True)
+    file, log = folder / "request.json", folder / "torchrun.log"
+    write_request(request, file)
+    for rank in range(1, launch.machines):
+        command = shlex.join(["torchrun", *launch.torchrun(rank, WORKER, str(file))])
+        context.log.info(f"training starts when all nodes have joined; run this on node {rank}: {command}")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", *launch.torchrun(0, WORKER, str(file), str(os.getpid()))]
+    try:
+        with warnings.catch_warnings(action="ignore", category=dg.PreviewWarning):
+            done = dg.PipesSubprocessClient(env=launch.environment(os.environ)).run(
+                context=context, command=[*_SHELL, str(log), *torchrun]
+            )
+    except Exception as error:  # DagsterPipesExecutionError, which is not public
+        raise read_failure(folder) or WorkersFailedError(
+            f"training with {launch.processes} processes failed, see {log}; the next run resumes from the last "
+            "complete checkpoint"
+        ) from error
+    return result_from_json(done.get_custom_messages()[-1])
 
 
 def _check_devices(launch: Launch, device: str) -> None:
@@ -123,32 +84,14 @@ def _check_devices(launch: Launch, device: str) -> None:
 
     if device == "mps":
         raise InputError(
-            f"{launch.processes} processes were asked for, and mps is one device",
+            f"{launch.processes} processes requested, but mps is one device",
             where=launch.source,
             remedy="Set num_processes: 1, or use_cpu: true",
         )
-    if device == "cuda" and torch.cuda.device_count() < launch.processes_here:
+    if device == "cuda" and torch.cuda.device_count() < launch.processes_per_node:
         raise InputError(
-            f"{launch.processes_here} processes a machine were asked for, and there are {torch.cuda.device_count()} "
-            "GPUs here",
+            f"{launch.processes_per_node} processes per node requested, but this machine has "
+            f"{torch.cuda.device_count()} GPUs",
             where=launch.source,
-            remedy="Each process takes one: set num_processes to that number, times num_machines",
+            remedy="Set num_processes to the number of GPUs per machine times num_machines",
         )
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def _end(process: "subprocess.Popen[bytes]") -> None:
-    """End the machine's launcher, and with it its processes, if it has not ended by itself."""
-    if process.poll() is None:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(SECONDS_TO_END)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()

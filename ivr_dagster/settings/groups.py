@@ -208,7 +208,7 @@ class TokenizerSettings(SettingsGroup):
         "Maximum number of pre-token types, most frequent first, that get explicit cuts where scores cannot reproduce "
         "the base tokenizer. 0 or off: none.",
         affects="distilled_tokenizer remapped_tokenizer tuning_study",
-        words={"off": 0, "on": 10_000, "false": 0, "true": 10_000},
+        words={"off": 0, "on": 10_000, "no": 0, "yes": 10_000, "false": 0, "true": 10_000},
         ge=0,
     )
 

@@ -247,7 +247,7 @@ def read_settings_file(file: Path) -> tuple[dict[str, Any], dict[str, int]]:
     Raises:
         InputError: as for :func:`~ivr_dagster.storage.yaml_files.read_settings_yaml`.
     """
-    return read_settings_yaml(file, "the settings file", "Write `key: value` lines, each key once", version="1.1")
+    return read_settings_yaml(file, "the settings file", "Write `key: value` lines, each key once")
 
 
 def save_settings(file: Path, values: Mapping[str, Any]) -> None:

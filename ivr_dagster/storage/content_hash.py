@@ -13,8 +13,6 @@ import numpy as np
 import polars as pl
 
 BLOCK = 1 << 20
-# describes a folder's content and is not part of it
-DESCRIPTION = "README.md"
 
 
 def new_digest(content: bytes = b"") -> "hashlib.blake2b":
@@ -24,7 +22,7 @@ def new_digest(content: bytes = b"") -> "hashlib.blake2b":
 
 @singledispatch
 def content_hash(value: object) -> str:
-    """The hash of a text, a table, tensors by name, or the files in a folder except its README.md.
+    """The hash of a text, a table, tensors by name, or the files in a folder.
 
     Raises:
         TypeError: a value of another type, or a column with nulls.
@@ -81,8 +79,7 @@ def _(value: Mapping[str, Any]) -> str:
 def _(value: Path) -> str:
     if not value.is_dir():
         raise NotADirectoryError(f"{value} is not a folder")
-    files = (file for file in value.rglob("*") if file.is_file() and not file.name.startswith("."))
-    return hash_files(value, (file for file in files if file != value / DESCRIPTION))
+    return hash_files(value, (file for file in value.rglob("*") if file.is_file() and not file.name.startswith(".")))
 
 
 def hash_file(file: Path) -> str:

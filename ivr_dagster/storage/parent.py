@@ -1,22 +1,40 @@
-"""Processes that end with the one that started them, however that ends."""
+"""Ends a process together with the processes that it works for."""
 
 import os
 import signal
 import threading
 import time
 
-SECONDS_BETWEEN_LOOKS = 0.5
+import psutil
+
+SECONDS_BETWEEN_CHECKS = 0.5
 
 
-def end_with(parent: int) -> None:
-    """End this process, by SIGTERM, as soon as its parent has ended, however that was, or if it has already.
+def end_with(*pids: int) -> None:
+    """End this process with SIGTERM as soon as one of these processes has ended, or if it already has.
 
-    A process whose parent is killed goes on otherwise, and would work on beside the next run.
+    Otherwise a process continues after a hard kill of its parent, and works beside the next run.
     """
 
     def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(SECONDS_BETWEEN_LOOKS)
+        while all(map(_is_running, watched)):
+            time.sleep(SECONDS_BETWEEN_CHECKS)
         os.kill(os.getpid(), signal.SIGTERM)
 
+    watched = [_find(pid) for pid in pids]
     threading.Thread(target=watch, name="end with parent", daemon=True).start()
+
+
+def _find(pid: int) -> psutil.Process | None:
+    try:
+        return psutil.Process(pid)
+    except psutil.NoSuchProcess:
+        return None
+
+
+def _is_running(process: psutil.Process | None) -> bool:
+    try:
+        # is_running recognizes a reused id
+        return process is not None and process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

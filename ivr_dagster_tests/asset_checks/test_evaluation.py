@@ -1,4 +1,4 @@
-"""What the checks on the report make of its figures."""
+"""The checks on the report."""
 
 import json
 from pathlib import Path
@@ -29,49 +29,51 @@ def other_text(**rises: float) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("sft", "vanilla", "passes"), [(0.34, 0.18, False), (0.22, 0.18, True), (-0.1, 0.0, True), (0.0, -0.06, False)]
+    ("sft", "vanilla", "tolerance", "passes"),
+    [
+        (0.34, 0.18, None, False),
+        (0.34, 0.18, 0.2, True),
+        (0.22, 0.18, None, True),
+        (-0.1, 0.0, None, True),
+        (0.0, -0.06, None, False),
+    ],
 )
-def test_unlearning_more_than_the_vanilla_baseline_is_warned_of(
-    sft: float, vanilla: float, passes: bool, tmp_path: Path
+def test_retention_warns_about_more_forgetting_than_the_baseline(
+    sft: float, vanilla: float, tolerance: float | None, passes: bool, tmp_path: Path
 ) -> None:
-    result = verdict_of(retention, tmp_path, set_to(), retention=other_text(sft=sft, vanilla_sft=vanilla))
+    settings = set_to(retention_tolerance=tolerance) if tolerance else set_to()
+    result = verdict_of(retention, tmp_path, settings, retention=other_text(sft=sft, vanilla_sft=vanilla))
     assert result.passed is passes
     assert result.severity == dg.AssetCheckSeverity.WARN
     assert (result.metadata["rise"].value, result.metadata["rise_vanilla"].value) == (sft, vanilla)
     assert bool(result.description) is not passes
 
 
-def test_what_cannot_be_compared_passes_and_says_why(tmp_path: Path) -> None:
-    notes = [
+def test_retention_passes_with_a_note_if_it_cannot_be_compared(tmp_path: Path) -> None:
+    results = [
         verdict_of(retention, tmp_path, set_to(), retention=measured)
-        for measured in (None, {"skipped": "the corpus holds it.", "variants": {}}, other_text(sft=9.0))
+        for measured in (None, {"skipped": "the corpus contains it.", "variants": {}}, other_text(sft=9.0))
     ]
-    assert all(result.passed for result in notes)
-    assert [result.metadata["note"].value for result in notes] == [
+    assert all(result.passed for result in results)
+    assert [result.metadata["note"].value for result in results] == [
         "not measured: retention_bytes is 0",
-        "not measured: the corpus holds it.",
+        "not measured: the corpus contains it.",
         "no vanilla baseline to compare with",
     ]
 
 
-def test_training_that_made_it_worse_and_a_distilled_tokenizer_that_costs_are_warned_of(tmp_path: Path) -> None:
-    def variants(**bpb: float) -> dict[str, Any]:
-        return {name: {"bpb": value} for name, value in bpb.items()}
-
-    assert verdict_of(bpb_falls_with_training, tmp_path, variants=variants(initialized=2.0, sft=1.9)).passed
-    assert not verdict_of(bpb_falls_with_training, tmp_path, variants=variants(initialized=2.0, sft=2.1)).passed
-    assert verdict_of(
-        bpb_of_distilled_near_base, tmp_path, set_to(), variants=variants(base=1.0, distilled=1.004)
-    ).passed
-    assert not verdict_of(
-        bpb_of_distilled_near_base, tmp_path, set_to(), variants=variants(base=1.0, distilled=1.006)
-    ).passed
+@pytest.mark.parametrize(("sft", "passes"), [(1.9, True), (2.1, False)])
+def test_bpb_must_fall_with_training(sft: float, passes: bool, tmp_path: Path) -> None:
+    variants = {"initialized": {"bpb": 2.0}, "sft": {"bpb": sft}}
+    assert verdict_of(bpb_falls_with_training, tmp_path, variants=variants).passed is passes
 
 
-def test_the_thresholds_are_settings(tmp_path: Path) -> None:
-    variants = {"base": {"bpb": 1.0}, "distilled": {"bpb": 1.006}}
-    result = verdict_of(bpb_of_distilled_near_base, tmp_path, set_to(distilled_tolerance=0.01), variants=variants)
-    assert result.passed and result.metadata["tolerance"].value == 0.01
-    unlearned = other_text(sft=0.34, vanilla_sft=0.18)
-    result = verdict_of(retention, tmp_path, set_to(retention_tolerance=0.2), retention=unlearned)
-    assert result.passed and result.metadata["tolerance"].value == 0.2
+@pytest.mark.parametrize(
+    ("distilled", "changed", "passes"),
+    [(1.004, {}, True), (1.006, {}, False), (1.006, {"distilled_tolerance": 0.01}, True)],
+)
+def test_bpb_of_the_distilled_tokenizer_must_be_near_the_base(
+    distilled: float, changed: dict[str, float], passes: bool, tmp_path: Path
+) -> None:
+    variants = {"base": {"bpb": 1.0}, "distilled": {"bpb": distilled}}
+    assert verdict_of(bpb_of_distilled_near_base, tmp_path, set_to(**changed), variants=variants).passed is passes

@@ -1,4 +1,4 @@
-"""Which text rows are fitted to."""
+"""Which documents new rows are fitted to."""
 
 import json
 from itertools import islice
@@ -7,11 +7,9 @@ from typing import Any
 
 import pytest
 
-from ivr_dagster.assets.embedding import _Text
 from ivr_dagster.assets.training import _divided
 from ivr_dagster.core.corpus.cleaned import CleanedCorpus, write_cleaned_corpus
-from ivr_dagster.core.tokenizer.folder import TokenizerFolder
-from ivr_dagster.sample import SAMPLE_MODEL
+from ivr_dagster.core.embedding.fit import read_texts, split_documents
 from ivr_dagster_tests.small_pipeline import project_settings
 
 
@@ -25,17 +23,16 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> CleanedCorpus:
     return CleanedCorpus(folder / "cleaned")
 
 
-@pytest.mark.parametrize("given", [{}, {"max_texts": 100}, {"train_bytes": 20_000}, {"validation_bytes": 0}])
-def test_it_is_without_the_documents_that_training_validates_on(
-    corpus: CleanedCorpus, tmp_path: Path, given: dict[str, Any]
+@pytest.mark.parametrize("changed", [{}, {"max_texts": 100}, {"train_bytes": 20_000}, {"validation_bytes": 0}])
+def test_rows_are_fitted_without_the_documents_that_training_validates_on(
+    corpus: CleanedCorpus, tmp_path: Path, changed: dict[str, Any]
 ) -> None:
-    settings = project_settings(tmp_path, **given)
+    settings = project_settings(tmp_path, **changed)
     encoded = {i for i, _ in islice(corpus.documents("train"), settings.corpus.max_texts or None)}
     _, validation, _, _ = _divided(settings, corpus, encoded, lambda _: True)
-    text = _Text(settings, corpus, TokenizerFolder(SAMPLE_MODEL))
-    of_validation = {each for i, each in corpus.documents("train") if i in validation}
-    fitted, size = text.to_fit(0)
-    assert set(fitted) == {each for i, each in corpus.documents("train") if i in encoded} - of_validation
-    assert size == sum(len(each.encode()) for each in fitted)
-    assert set(text.to_measure()) == of_validation
-    assert bool(of_validation) == (settings.training.validation_bytes > 0)
+    sizes, validation_sizes = split_documents(corpus, settings.training, settings.corpus.max_texts)
+    assert validation_sizes.keys() == validation
+    assert bool(validation) == (settings.training.validation_bytes > 0)
+    texts, size = read_texts(corpus, sizes, 0)
+    assert set(texts) == {text for i, text in corpus.documents("train") if i in encoded - validation}
+    assert size == sum(len(text.encode()) for text in texts)

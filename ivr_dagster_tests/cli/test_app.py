@@ -113,7 +113,7 @@ def test_training_on_several_processes_is_asked_for_by_accelerates_file(folder: 
     (folder / "accelerate_config.yaml").write_text("num_processes: 3\nuse_cpu: true\n")
     refused = ivr("train", *alone)
     assert refused.returncode == 2
-    assert "blocks cannot be divided among 3 processes" in refused.stderr.splitlines()[-1]
+    assert "are not divisible by 3 processes" in refused.stderr.splitlines()[-1]
     (folder / "accelerate_config.yaml").write_text("num_processes: 2\nuse_cpu: true\n")
     done = ivr("--json", "train", *alone)
     assert done.returncode == 0, done.stderr

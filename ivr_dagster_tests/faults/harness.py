@@ -95,7 +95,7 @@ VOLATILE = re.compile(
     | (.*/)?logs/           # TensorBoard: times
     | (.*/)?training_args\.bin  # names the folder
     | (.*/)?complete\.json  # the run's fingerprint, with a checkpoint beside it that is compared
-    | training/\.launched/
+    | (.*/)?torchrun/
     | embeddings/\.token_distillation\.safetensors  # under way; see `leftovers`
     """,
     re.VERBOSE,
@@ -514,8 +514,7 @@ def unit_of(name: str) -> str:
     if parts[0] == ".shards":
         return "/".join(parts[:3])
     if parts[0] == "training" and parts[1] != "blocks":
-        inside = len(parts) > 3 and parts[3] != "README.md"  # the model card comes with the evaluation
-        return "/".join(parts[:3]) if inside else name
+        return "/".join(parts[:3]) if len(parts) > 3 else name
     for place in (record.path for record in ASSETS.values()):
         if name == place or name.startswith(f"{place}/"):
             return place
@@ -587,7 +586,7 @@ def broken(artifacts: Path, old: Contents | None, new: Contents, passing: Iterab
 
 def _may_go(unit: str) -> bool:
     """Kept for speed alone, or removed on purpose: a training begins by removing another's checkpoints."""
-    return unit.startswith(".shards") or "/checkpoint-" in unit or unit.endswith("/README.md")
+    return unit.startswith(".shards") or "/checkpoint-" in unit
 
 
 def leftovers(artifacts: Path) -> list[str]:

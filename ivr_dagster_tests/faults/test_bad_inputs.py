@@ -215,14 +215,12 @@ SETTINGS = [
     settings("infinity", ("tune_seconds is inf: input should be a finite number",), "tune_seconds: .inf\n"),
     settings("no number", ("heldout_fraction is nan",), "heldout_fraction: .nan\n"),
     settings("a huge integer", ("max_texts is a whole number of 36,000 bits",), f"max_texts: 0x{'f' * 9000}\n"),
-    settings("5,000 digits", ("ivr.yaml:1: 'seed' has a value that cannot be read",), f"seed: {'9' * 5000}\n"),
+    settings("5,000 digits", ("ivr.yaml:1: 'seed' has an invalid value",), f"seed: {'9' * 5000}\n"),
     settings("more than 64 bits", ("max_texts is 9223372036854775808",), "max_texts: 9223372036854775808\n"),
-    settings(
-        "a 13th month", ("ivr.yaml:1: 'seed' has a value that cannot be read: '2024-13-01'",), "seed: 2024-13-01\n"
-    ),
+    settings("a 13th month", ("ivr.yaml:1: 'seed' has an invalid value: '2024-13-01'",), "seed: 2024-13-01\n"),
     settings("a NUL in a path", (r"raw_corpora_dir is 'a\x00b'",), 'raw_corpora_dir: "a\\0b"\n'),
     settings("a lone surrogate", (r"text_key is '\ud800'",), 'text_key: "\\ud800"\n'),
-    settings("a key twice", ("ivr.yaml:2: the key 'seed' is given twice, first in line 1",), "seed: 1\nseed: 2\n"),
+    settings("a key twice", ("ivr.yaml:2: duplicate key 'seed', first in line 1",), "seed: 1\nseed: 2\n"),
     settings("a tab", ("ivr.yaml:2: the settings file cannot be read as YAML", "key: value"), "seed: 1\n\tx: 1\n"),
     settings("a bracket left open", ("ivr.yaml:", "cannot be read as YAML"), "seed: [1\n"),
     settings(
@@ -232,9 +230,9 @@ SETTINGS = [
     ),
     settings("a billion laughs", ("ivr.yaml:1: ", "used again by an alias"), f"l0: &l0 lol\n{LAUGHS}"),
     settings("merged laughs", ("used again by an alias",), "a: &a {x: 1}\nb: {<<: [*a, *a]}\n"),
-    settings("a list", ("ivr.yaml: a mapping of settings was expected, found a list",), "- seed\n"),
-    settings("a number for a key", ("ivr.yaml:1: the name of a setting was expected, found '5'",), "5: 1\n"),
-    settings("a list for a key", ("ivr.yaml:1: the name of a setting was expected",), "? [a]\n: 1\n"),
+    settings("a list", ("ivr.yaml: expected a mapping of settings, found a list",), "- seed\n"),
+    settings("a number for a key", ("ivr.yaml:1: expected the name of a setting, found '5'",), "5: 1\n"),
+    settings("a list for a key", ("ivr.yaml:1: expected the name of a setting",), "? [a]\n: 1\n"),
     settings("two documents", ("ivr.yaml:2: ", "another document"), "seed: 1\n---\nseed: 2\n"),
     settings("nested too deeply", ("ivr.yaml: ", "nested too deeply"), f"seed: {'[' * 5000}\n"),
     settings("a megabyte", ("ivr.yaml: ", "more than 262,144 bytes"), "#" * (1 << 20)),
@@ -281,18 +279,18 @@ def training(wrong: str, told: tuple[str, ...], content: str | bytes, file: str 
 
 
 TRAINING = [
-    training("no setting of training", ("sft_config.yaml:1: sed is no setting, did you mean seed",), "sed: 1\n"),
+    training("no setting of training", ("sft_config.yaml:1: unknown setting 'sed' (did you mean 'seed'",), "sed: 1\n"),
     training(
         "several of them",
         ("3 settings are at fault: line 1", "line 2", "line 3"),
         "sed: 1\nseed: -1\nlearning_rate: .inf\n",
     ),
     training("a seed of 33 bits", ("sft_config.yaml:1: seed is 4294967296",), "seed: 4294967296\n"),
-    training("a setting twice", ("sft_config.yaml:2: the key 'seed' is given twice",), "seed: 1\nseed: 1\n"),
+    training("a setting twice", ("sft_config.yaml:2: duplicate key 'seed'",), "seed: 1\nseed: 1\n"),
     training("an alias", ("sft_config.yaml:1: ", "used again by an alias"), "seed: &a 1\ndata_seed: *a\n"),
     training(
         "no launch setting",
-        ("accelerate_config.yaml:1: num_proc is no key",),
+        ("accelerate_config.yaml:1: unknown key 'num_proc'",),
         "num_proc: 2\n",
         "accelerate_config.yaml",
     ),
@@ -351,7 +349,7 @@ RULES = [
         ("rules.yaml:2: id 0 ", "rules.yaml:3: id 99999 ", "rules.yaml:4: new token 'a'"),
         f"rules:\n{rule('0', 'x')}{rule('99999')}{rule(new='a', parts='[a]')}",
     ),
-    rules("a key twice in a rule", ("rules.yaml:2: the key 'id' is given twice",), "rules:\n- {{id: 1, id: 2}}\n"),
+    rules("a key twice in a rule", ("rules.yaml:2: duplicate key 'id'",), "rules:\n- {{id: 1, id: 2}}\n"),
     rules("rules by alias", ("used again by an alias",), "rules:\n- &a {{id: 1}}\n- *a\n"),
     rules("no rules", ("a list under the key `rules` was expected", "delete the file"), "rule: 1\n"),
     rules("no YAML", ("rules.yaml:2: the remap rules cannot be read as YAML",), "rules:\n\t- id\n"),

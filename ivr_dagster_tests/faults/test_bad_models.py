@@ -283,7 +283,7 @@ def test_a_model_of_no_use_is_refused_when_it_is_first_looked_at(
 def test_a_file_in_place_of_a_folder_is_refused(init: Begun, bad: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, said, _ = init.ivr(capsys, "init", "--model-name", str(bad / WEIGHTS))
     assert code == 2
-    check_told(said, "model_name", f"{str(bad / WEIGHTS)!r} is a file", "Give the folder")
+    check_told(said, "model_name", f"{str(bad / WEIGHTS)!r} is a file", "Pass the folder")
 
 
 def no_tokenizer(folder: Path) -> None:

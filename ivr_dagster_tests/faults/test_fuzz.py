@@ -324,7 +324,7 @@ def test_any_launch_settings_are_read_or_refused(content: bytes) -> None:
         file.write_bytes(content)
         with only_input_errors("launch", Path(folder)):
             launch = read_accelerate_config(file)
-            launch.torchrun("name", "module")
+            launch.torchrun(0, "module")
             launch.environment({})
 
 

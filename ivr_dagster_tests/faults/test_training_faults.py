@@ -1,4 +1,4 @@
-"""Training that diverges, runs out of memory, or is asked for what does not go together."""
+"""Training that diverges, runs out of memory, or has contradictory settings."""
 
 import gc
 import json
@@ -20,7 +20,6 @@ from ivr_dagster.assets.training import _figures
 from ivr_dagster.cli.app import main
 from ivr_dagster.core.training.blocks import write_blocks
 from ivr_dagster.core.training.checkpoints import MARKER
-from ivr_dagster.core.training.launched import LaunchFolder
 from ivr_dagster.core.training.sft import (
     OutOfMemory,
     SftResult,
@@ -121,10 +120,10 @@ def plain(given: Path, tmp_path_factory: pytest.TempPathFactory) -> SftResult:
     return train(given, tmp_path_factory.mktemp("plain"))
 
 
-class TestTooLittleMemory:
-    """Micro-batches become smaller, batches do not."""
+class TestOutOfMemory:
+    """Micro-batches get smaller, batches do not."""
 
-    def test_the_losses_are_those_of_the_same_batches_at_once(
+    def test_losses_equal_those_of_full_batches(
         self, given: Path, tmp_path: Path, plain: SftResult, memory_for: Callable[..., list[int]]
     ) -> None:
         memory_for(3)
@@ -138,7 +137,7 @@ class TestTooLittleMemory:
         told = [entry for entry in log if "micro_batch" in entry]
         assert told == [{"step": 0, "max_steps": 14, "micro_batch": m, "accumulated": 8 / m} for m in (4, 2)]
 
-    def test_a_run_goes_on_from_its_newest_checkpoint(
+    def test_run_resumes_from_its_newest_checkpoint(
         self, given: Path, tmp_path: Path, plain: SftResult, memory_for: Callable[..., list[int]]
     ) -> None:
         seen = memory_for(4, calls_before=8)  # the ninth step
@@ -151,7 +150,7 @@ class TestTooLittleMemory:
         assert result.loss_history == [(step, pytest.approx(loss, abs=1e-5)) for step, loss in plain.loss_history]
         assert result.tokens == plain.tokens
 
-    def test_batches_that_cannot_be_halved_are_divided_without_rest(
+    def test_odd_batches_are_divided_by_their_smallest_factor(
         self, given: Path, tmp_path: Path, memory_for: Callable[..., list[int]]
     ) -> None:
         settings = {"per_device_train_batch_size": 9, "gradient_accumulation_steps": 2, "max_steps": 3}
@@ -161,7 +160,7 @@ class TestTooLittleMemory:
         assert (result.micro_batch, result.accumulated) == (3, 6)
         assert result.loss_history == [(step, pytest.approx(loss, abs=1e-5)) for step, loss in whole.loss_history]
 
-    def test_validation_reads_no_more_blocks_at_once_than_training(
+    def test_validation_batches_are_not_larger_than_training_batches(
         self, given: Path, tmp_path: Path, memory_for: Callable[..., list[int]]
     ) -> None:
         arguments: dict[str, Any] = {
@@ -174,7 +173,7 @@ class TestTooLittleMemory:
         assert max(seen[seen.index(8) + 1 :]) == 1
         assert result.validation == [(step, pytest.approx(bits, abs=1e-5)) for step, bits in whole.validation]
 
-    def test_where_one_block_is_too_much_the_settings_to_change_are_named(
+    def test_error_names_the_settings_to_change_if_one_block_is_too_large(
         self, given: Path, tmp_path: Path, memory_for: Callable[..., list[int]]
     ) -> None:
         seen = memory_for(0, calls_before=4)
@@ -194,7 +193,7 @@ class TestTooLittleMemory:
         assert not (tmp_path / "final_model").exists()
 
     @pytest.mark.parametrize("why", ["several processes", "left-out rests"])
-    def test_where_micro_batches_must_stay_a_smaller_one_is_asked_for(
+    def test_error_asks_for_smaller_batches_if_they_must_not_change(
         self, why: str, given: Path, tmp_path: Path, memory_for: Callable[..., list[int]], monkeypatch: Any
     ) -> None:
         memory_for(4)
@@ -206,7 +205,7 @@ class TestTooLittleMemory:
             monkeypatch.setattr("ivr_dagster.core.training.sft._run", out_of_memory)
             monkeypatch.setenv("WORLD_SIZE", "2")
             size = "4"
-        with pytest.raises(OutOfMemory, match=f"a smaller per_device_train_batch_size than {size}, with more"):
+        with pytest.raises(OutOfMemory, match=f"a per_device_train_batch_size below {size} with more"):
             train(given, tmp_path, settings=settings)
 
     @pytest.mark.parametrize(
@@ -221,28 +220,22 @@ class TestTooLittleMemory:
         ],
         ids=["of the CPU", "of the CPU on Windows", "of Python"],
     )
-    def test_whichever_allocator_tells_of_it(
+    def test_errors_of_every_allocator_are_recognized(
         self, error: Exception, given: Path, tmp_path: Path, memory_for: Callable[..., list[int]]
     ) -> None:
         memory_for(4, error)
         assert train(given, tmp_path, settings={"max_steps": 1}).micro_batch == 4
 
-    def test_another_error_is_left_as_it_is(
+    def test_other_errors_are_not_changed(
         self, given: Path, tmp_path: Path, memory_for: Callable[..., list[int]]
     ) -> None:
         memory_for(0, RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
         with pytest.raises(RuntimeError, match="mat1 and mat2"):
             train(given, tmp_path)
 
-    def test_it_stands_in_the_metadata(self, plain: SftResult) -> None:
+    def test_micro_batch_is_in_the_metadata(self, plain: SftResult) -> None:
         figures = _figures(plain)
         assert (figures["micro_batch"], figures["gradient_accumulation_steps"]) == (8, 1)
-
-    def test_processes_tell_it_as_what_it_is(self, tmp_path: Path) -> None:
-        LaunchFolder(tmp_path).tell(1, OutOfMemory("4 blocks at a time are too many"))
-        failure = LaunchFolder(tmp_path).failure()
-        assert isinstance(failure, OutOfMemory)
-        assert str(failure) == "4 blocks at a time are too many"
 
 
 def out_of_memory(*_: Any, **__: Any) -> Any:
@@ -250,7 +243,7 @@ def out_of_memory(*_: Any, **__: Any) -> Any:
 
 
 class TestDivergence:
-    """It is told by its step; no checkpoint holds it."""
+    """The error names the step; no checkpoint contains the diverged state."""
 
     def finite(self, output_dir: Path) -> bool:
         from safetensors.torch import load_file
@@ -261,7 +254,7 @@ class TestDivergence:
             for tensor in load_file(output_dir / f"checkpoint-{step}" / "model.safetensors").values()
         )
 
-    def test_a_loss_that_becomes_no_number_leaves_the_checkpoint_before_it_and_the_next_run_goes_on(
+    def test_nan_loss_keeps_the_earlier_checkpoint_and_the_next_run_resumes(
         self, given: Path, tmp_path: Path, plain: SftResult, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         from transformers import GPT2LMHeadModel
@@ -269,7 +262,7 @@ class TestDivergence:
         forward, calls = GPT2LMHeadModel.forward, []
 
         @wraps(forward)
-        def spoilt(self: Any, *given: Any, **others: Any) -> Any:
+        def corrupted(self: Any, *given: Any, **others: Any) -> Any:
             output: Any = forward(self, *given, **others)
             calls.append(1)
             if len(calls) == 5:
@@ -277,7 +270,7 @@ class TestDivergence:
             return output
 
         with monkeypatch.context() as patch, pytest.raises(TrainingDiverged) as error:
-            patch.setattr(GPT2LMHeadModel, "forward", spoilt)
+            patch.setattr(GPT2LMHeadModel, "forward", corrupted)
             train(given, tmp_path)
         for part in ("sft_config.yaml: the loss is nan at step 5 of 14", "lower learning_rate", "checkpoint-3 is kept"):
             assert part in str(error.value)
@@ -290,7 +283,7 @@ class TestDivergence:
         weights = [(each.final_model / "model.safetensors").read_bytes() for each in (result, plain)]
         assert weights[0] == weights[1]
 
-    def test_mended_settings_begin_anew(self, given: Path, tmp_path: Path) -> None:
+    def test_changed_settings_restart_the_training(self, given: Path, tmp_path: Path) -> None:
         wild = {"learning_rate": 1e4, "max_grad_norm": 0, "lr_scheduler_type": "constant", "warmup_steps": 0}
         with pytest.raises(TrainingDiverged) as error:
             train(given, tmp_path, settings=wild)
@@ -301,7 +294,7 @@ class TestDivergence:
         assert result.resumed_from is None
         assert result.steps == 14
 
-    def test_a_loss_that_explodes_is_stopped_before_it_is_no_number(
+    def test_exploding_loss_is_stopped_before_it_is_nan(
         self, given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         from transformers import GPT2LMHeadModel
@@ -321,28 +314,26 @@ class TestDivergence:
             train(given, tmp_path, settings={"learning_rate": 1e-9})
         assert complete(tmp_path) == [3]
 
-    def test_an_update_that_spoils_the_weights_reaches_no_checkpoint(
-        self, given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_infinite_weights_are_not_saved(self, given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         from accelerate.optimizer import AcceleratedOptimizer
 
         step, steps = AcceleratedOptimizer.step, []
 
-        def spoilt(self: Any, *given: Any, **others: Any) -> Any:
+        def corrupted(self: Any, *given: Any, **others: Any) -> Any:
             done = step(self, *given, **others)
             steps.append(1)
             if len(steps) == 6:
                 self.param_groups[0]["params"][0].data[:1] = math.inf
             return done
 
-        monkeypatch.setattr(AcceleratedOptimizer, "step", spoilt)
-        with pytest.raises(TrainingDiverged, match=r"\.weight holds what is no finite number at step 6 of 14.*t-3 is"):
+        monkeypatch.setattr(AcceleratedOptimizer, "step", corrupted)
+        with pytest.raises(
+            TrainingDiverged, match=r"\.weight contains values that are not finite at step 6 of.*t-3 is"
+        ):
             train(given, tmp_path)
         assert complete(tmp_path) == [3]
 
-    def test_a_validation_that_is_no_number_reaches_no_checkpoint(
-        self, given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_nan_validation_is_not_saved(self, given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("ivr_dagster.core.training.row_trainer.math.log", lambda *_: math.nan)
         validation = Validation(given / "validation", 1.0)
         settings = {"eval_strategy": "steps", "eval_steps": 3}
@@ -365,12 +356,12 @@ class TestDivergence:
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_settings_that_contradict_each_other_or_this_machine_are_told_by_their_file(
+def test_contradictory_settings_are_rejected_with_their_file(
     settings: dict[str, Any], says: str, given: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(InputError) as error:
         train(given, tmp_path, settings=settings)
-    assert "the training settings contradict each other or this machine (" in str(error.value)
+    assert "the training settings contradict each other or do not fit this machine (" in str(error.value)
     assert says in str(error.value)
     assert str(error.value.where).endswith("sft_config.yaml")
     assert "\n" not in str(error.value)
@@ -378,7 +369,7 @@ def test_settings_that_contradict_each_other_or_this_machine_are_told_by_their_f
 
 @pytest.fixture(scope="module")
 def root(given: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What is brought, and a folder for artifacts."""
+    """External inputs, and a folder for artifacts."""
     root = tmp_path_factory.mktemp("brought")
     (root / "raw").mkdir()
     (root / "raw" / "one.txt").write_text("one document")
@@ -404,7 +395,7 @@ def root(given: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class TestCommandLine:
-    """`ivr train` on a model, a tokenizer, rules and blocks that were brought."""
+    """`ivr train` with external model, tokenizer, rules and blocks."""
 
     @pytest.fixture
     def ivr(
@@ -428,7 +419,7 @@ class TestCommandLine:
 
         return run
 
-    def test_divergence_is_a_failure_told_in_a_line_and_the_next_run_is_well(
+    def test_divergence_fails_with_one_line_and_the_next_run_succeeds(
         self, ivr: Callable[..., tuple[int, list[str], str]], root: Path
     ) -> None:
         place = root / "artifacts" / "training" / "sft_checkpoint"
@@ -436,7 +427,7 @@ class TestCommandLine:
         code, said, out = ivr(wild)
         assert (code, out) == (1, "")
         assert "Traceback" not in "".join(said)
-        for part in (str(root / "sft_config.yaml"), " at step ", " of 14", "take a lower learning_rate"):
+        for part in (str(root / "sft_config.yaml"), " at step ", " of 14", "set a lower learning_rate"):
             assert part in said[-1]
         assert not (place / "final_model").exists()
         code, said, out = ivr({})
@@ -444,17 +435,17 @@ class TestCommandLine:
         figures = json.loads(out)["assets"]["sft_checkpoint"]
         assert (figures["micro_batch"], figures["gradient_accumulation_steps"]) == (8, 1)
 
-    def test_too_little_memory_is_told_in_log_and_figures_and_fails_only_in_the_end(
+    def test_out_of_memory_is_logged_and_training_succeeds(
         self, ivr: Callable[..., tuple[int, list[str], str]], memory_for: Callable[..., list[int]]
     ) -> None:
         memory_for(4)
         code, said, out = ivr({"seed": 7})
         assert code == 0, said
-        assert any("going on with 4 blocks at a time, 2 times a step" in line for line in said)
+        assert any("continuing with micro-batches of 4 blocks, 2 per step" in line for line in said)
         figures = json.loads(out)["assets"]["sft_checkpoint"]
         assert (figures["micro_batch"], figures["gradient_accumulation_steps"]) == (4, 2)
 
-    def test_no_memory_at_all_is_a_failure(
+    def test_out_of_memory_with_one_block_fails(
         self, ivr: Callable[..., tuple[int, list[str], str]], memory_for: Callable[..., list[int]]
     ) -> None:
         memory_for(0)
@@ -462,7 +453,7 @@ class TestCommandLine:
         assert (code, out) == (1, "")
         assert "Traceback" not in "".join(said)
 
-    def test_a_device_that_is_not_there_is_the_requests_fault(
+    def test_missing_device_is_an_invalid_request(
         self, ivr: Callable[..., tuple[int, list[str], str]], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("torch.cuda.is_available", lambda: False)
@@ -472,7 +463,7 @@ class TestCommandLine:
 
 
 class TestBlocks:
-    """What training is given in place of blocks that fit the model."""
+    """Invalid training blocks."""
 
     def refused(self, given: Path, tmp_path: Path, blocks: Path) -> str:
         with pytest.raises(InputError) as error:
@@ -480,24 +471,24 @@ class TestBlocks:
         assert error.value.where == blocks
         return str(error.value)
 
-    def test_ids_that_the_model_has_no_row_for_are_told(self, given: Path, tmp_path: Path) -> None:
+    def test_ids_without_an_embedding_row_are_rejected(self, given: Path, tmp_path: Path) -> None:
         write_blocks(iter([np.full(40, 300)]), tmp_path / "blocks", block_size=BLOCK, eos_id=END, vocab_size=400)
         said = self.refused(given, tmp_path, tmp_path / "blocks")
-        assert "the blocks hold the id 300, the model has 257 embedding rows" in said
+        assert "the blocks contain the id 300, the model has 257 embedding rows" in said
 
-    def test_rows_of_several_lengths_are_no_blocks(self, given: Path, tmp_path: Path) -> None:
+    def test_rows_of_several_lengths_are_rejected(self, given: Path, tmp_path: Path) -> None:
         from datasets import Dataset
 
         Dataset.from_dict({"input_ids": [[1, 2, 3], [4, 5]]}).save_to_disk(tmp_path / "blocks")
         assert "blocks of one length were asked for" in self.refused(given, tmp_path, tmp_path / "blocks")
 
     @pytest.mark.parametrize("name", ["data-00000-of-00001.arrow", "state.json", "dataset_info.json"])
-    def test_a_file_that_is_cut_short_is_told(self, name: str, given: Path, tmp_path: Path) -> None:
+    def test_truncated_file_is_rejected(self, name: str, given: Path, tmp_path: Path) -> None:
         blocks = Path(shutil.copytree(given / "blocks", tmp_path / "blocks"))
         (blocks / name).write_bytes((blocks / name).read_bytes()[:40])
         assert "no training blocks can be read here (" in self.refused(given, tmp_path, blocks)
 
-    def test_text_for_less_than_a_block_is_told_with_its_numbers(self, tmp_path: Path) -> None:
+    def test_text_for_less_than_a_block_is_rejected_with_its_size(self, tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"15 tokens in 2 documents, fewer than one block of 16.*smaller --bl"):
             write_blocks(
                 (np.arange(n) for n in (6, 7)), tmp_path / "blocks", block_size=BLOCK, eos_id=END, vocab_size=257

@@ -1,4 +1,4 @@
-"""Device and arithmetic that `auto` comes to."""
+"""Resolution of device and dtype."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ from ivr_dagster.resources.accelerator import Accelerator
         ({}, "float32"),
     ],
 )
-def test_a_processor_trains_in_bfloat16_where_it_computes_with_it(
+def test_a_cpu_trains_in_bfloat16_if_it_computes_in_it(
     capabilities: dict[str, Any], dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
@@ -26,20 +26,16 @@ def test_a_processor_trains_in_bfloat16_where_it_computes_with_it(
     assert Accelerator("cpu", "float32").resolved_dtype() == "float32"
 
 
-def test_a_gpu_is_asked_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("supported", "dtype"), [(True, "bfloat16"), (False, "float32")])
+def test_a_gpu_is_found_and_asked_for_its_dtype(supported: bool, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    for supported, dtype in ((True, "bfloat16"), (False, "float32")):
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda supported=supported: supported)
-        assert Accelerator().resolved_device() == "cuda"
-        assert Accelerator().resolved_dtype() == dtype
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: supported)
+    assert (Accelerator().resolved_device(), Accelerator().resolved_dtype()) == ("cuda", dtype)
 
 
-def test_a_device_that_is_not_there_is_named_with_those_that_are() -> None:
+def test_an_unavailable_device_or_dtype_is_rejected() -> None:
     missing = "mps" if not torch.backends.mps.is_available() else "cuda"
-    with pytest.raises(InputError, match=f"no {missing} device here, found .*cpu"):
+    with pytest.raises(InputError, match=f"requested a {missing} device, found .*cpu"):
         Accelerator(missing).resolved_device()
-
-
-def test_arithmetic_that_the_device_does_not_train_in_is_refused() -> None:
-    with pytest.raises(InputError, match="float16 was asked for, and the CPU"):
+    with pytest.raises(InputError, match="requested float16"):
         Accelerator("cpu", "float16").resolved_dtype()

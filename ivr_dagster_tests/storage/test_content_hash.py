@@ -114,15 +114,6 @@ def test_chosen_files_are_hashed_in_any_order(tmp_path: Path) -> None:
     assert hash_files(root, root.iterdir()) == content_hash(root)
 
 
-def test_a_description_beside_the_content_is_no_content(tmp_path: Path) -> None:
-    root = folder(tmp_path, {"model": b"1", "sub/README.md": b"2"})
-    before = content_hash(root)
-    (root / "README.md").write_bytes(b"how it does")
-    assert content_hash(root) == before
-    (root / "sub" / "README.md").write_bytes(b"3")
-    assert content_hash(root) != before
-
-
 def test_what_is_no_folder_is_refused_by_its_name(tmp_path: Path) -> None:
     with pytest.raises(NotADirectoryError, match="missing"):
         content_hash(tmp_path / "missing")

@@ -133,6 +133,13 @@ class RowObjective:
             loss = loss + self._hidden_weight * distance.mean()
         return loss
 
+    def write_rows(self, initial: "Embeddings") -> "Embeddings":
+        """A copy of `initial` with the trained rows, in its dtypes, on the CPU."""
+        tensors = {name: matrix.clone() for name, matrix in initial.items()}
+        for name, rows in self.rows.items():
+            tensors[name][self._new.cpu()] = rows.detach().cpu().to(tensors[name].dtype)
+        return tensors
+
     def max_kept_norm(self, name: str) -> float:
         """The largest norm of a kept row."""
         import torch
@@ -214,17 +221,11 @@ def fit_new_rows(
         base: embedding tensors by base id, [V', d].
         initial: embedding tensors by new id, new rows initialized.
         new_tokens: id → byte-level string.
-        snippets: from the train split.
-        epochs: passes over the snippets.
-        batch: snippets per step.
-        learning_rate: for rows by their own gradients.
-        shared_rate: factor for the n-grams that new tokens share, see :mod:`.new_rows`.
-        hidden_weight: weight of the hidden state distance.
-        seed: of the snippets' order.
-        device: cpu, cuda or mps.
-        dtype: float32, or bfloat16 for mixed precision.
-        checkpoint: safetensors file to save to and to resume from.
-        run: identifies the run; a checkpoint of another run is ignored and overwritten.
+        snippets: from the train split, read `epochs` times in an order given by `seed`, `batch` per step.
+        learning_rate: for rows by their own gradients; times `shared_rate` for the n-grams that new tokens share.
+        hidden_weight: weight of the hidden state distance; 0 skips the teacher.
+        device, dtype: cpu, cuda or mps; float32, or bfloat16 for mixed precision.
+        checkpoint: safetensors file to save to and to resume from, unless it is of another `run`.
         progress: called after every step with steps done, steps in total, and the loss.
 
     Raises:
@@ -252,14 +253,9 @@ def fit_new_rows(
             _save(checkpoint, run, objective, optimizer, losses)
         if progress is not None:
             progress(len(losses), len(steps), loss)
-    tensors = {name: matrix.clone() for name, matrix in initial.items()}
-    new_ids = torch.tensor(sorted(new_tokens), dtype=torch.long)
-    for name, parameter in objective.rows.items():
-        tensors[name][new_ids] = parameter.detach().cpu().to(tensors[name].dtype)
-    read = [snippets[number] for number in order]
-    tokens = sum(len(snippet.ids) - 1 for snippet in read)
-    base_tokens = sum(len(snippet.base_ids) - 1 for snippet in read) if hidden_weight else 0
-    return FittedRows(tensors, losses, tokens, base_tokens, resumed_from)
+    tokens = sum(len(snippet.ids) - 1 for step in steps for snippet in step)
+    base_tokens = sum(len(snippet.base_ids) - 1 for step in steps for snippet in step) if hidden_weight else 0
+    return FittedRows(objective.write_rows(initial), losses, tokens, base_tokens, resumed_from)
 
 
 def _train(

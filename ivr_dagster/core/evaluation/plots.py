@@ -4,10 +4,11 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ivr_dagster.core.evaluation.figures import EvaluationReport, LossCurve, in_order
+from ivr_dagster.core.evaluation.figures import EvaluationReport
+from ivr_dagster.core.evaluation.intervals import Interval
 
-# Okabe and Ito's palette, which people with any colour vision can tell apart (https://jfly.uni-koeln.de/color/)
-_COLOURS = {
+# Okabe and Ito's palette, safe for color-blind readers (https://jfly.uni-koeln.de/color/)
+_COLORS = {
     "base": "#999999",
     "distilled": "#56B4E9",
     "initialized": "#E69F00",
@@ -23,98 +24,77 @@ PLOT_TITLES = {
     "validation_by_text": "Validation during training, by text read",
     "validation_by_compute": "Validation during training, by compute",
 }
+_TEXT_READ, _VALIDATION = "text read, MB (including repetitions)", "bits per byte on validation text"
 
 
-def plots(report: EvaluationReport, curves: Mapping[str, LossCurve] | None = None) -> dict[str, bytes]:
-    """The plots as PNG, by name: `bpb`, `bytes_per_token` and, where there are curves, `training_loss`,
-    `validation_by_text` and `validation_by_compute`.
+def plots(report: EvaluationReport) -> dict[str, bytes]:
+    """The plots by name: `bpb`, `bytes_per_token`, and the curves that the report has data for."""
+    variants = report.ordered()[::-1]
+    images = {
+        "bpb": _bars(
+            {name: variant.bpb for name, variant in variants},
+            {name: variant.interval for name, variant in variants if variant.interval},
+            title=PLOT_TITLES["bpb"],
+            label="%.3f",
+        ),
+        "bytes_per_token": _bars(
+            {name: variant.bytes_per_token for name, variant in variants}, {}, PLOT_TITLES["bytes_per_token"], "%.2f"
+        ),
+    }
+    losses = {name: (each.bytes_seen, each.bits_per_byte) for name, each in report.training_loss.items()}
+    by_text = {name: (each.bytes_seen, each.bits_per_byte) for name, each in report.validation.items()}
+    by_tokens = {name: (each.tokens_seen, each.bits_per_byte) for name, each in report.validation.items()}
+    for name, curves, x_label, y_label in (
+        ("training_loss", losses, _TEXT_READ, "training loss, bits per byte"),
+        ("validation_by_text", by_text, _TEXT_READ, _VALIDATION),
+        ("validation_by_compute", by_tokens, "tokens trained on, millions", _VALIDATION),
+    ):
+        if curves := {variant: curve for variant, curve in curves.items() if curve[0]}:
+            images[name] = _lines(curves, PLOT_TITLES[name], x_label, y_label)
+    return images
 
-    Args:
-        report: the values.
-        curves: variant name → its training loss; `sft` and `vanilla_sft` are usual.
-    """
+
+def _bars(values: Mapping[str, float], intervals: Mapping[str, Interval], title: str, label: str) -> bytes:
+    """One bar per variant, with error bars if every variant has an interval."""
     from matplotlib.figure import Figure
 
-    result = {}
-    for name, decimals in (("bpb", 3), ("bytes_per_token", 2)):
-        rows = [(variant, float(getattr(value, name))) for variant, value in in_order(report)][::-1]
-        figure = Figure(figsize=(7, 0.5 * len(rows) + 1.1), layout="constrained")
-        axes = figure.subplots()
-        bars = axes.barh(
-            [variant for variant, _ in rows],
-            [value for _, value in rows],
-            color=[_COLOURS.get(variant, "#000000") for variant, _ in rows],
-            height=0.7,
-            **(_error_bars(report, [variant for variant, _ in rows]) if name == "bpb" else {}),
-        )
-        axes.bar_label(bars, fmt=f"%.{decimals}f", padding=4)
-        axes.margins(x=0.12)
-        axes.set_title(PLOT_TITLES[name], loc="left")
-        axes.spines[["top", "right"]].set_visible(False)
-        result[name] = _png(figure)
-    losses = {
-        name: (curve.bytes_seen, curve.bits_per_byte) for name, curve in (curves or {}).items() if curve.bytes_seen
-    }
-    known = {name: curve for name, curve in report.learning.items() if curve.bits_per_byte}
-    for name, lines, x, y in (
-        ("training_loss", losses, "text seen, MB (repetitions counted)", "training loss, bits per byte"),
-        (
-            "validation_by_text",
-            {name: (curve.bytes_seen, curve.bits_per_byte) for name, curve in known.items()},
-            "text seen, MB (repetitions counted)",
-            "bits per byte on validation text",
-        ),
-        (
-            "validation_by_compute",
-            {name: (curve.tokens_seen, curve.bits_per_byte) for name, curve in known.items()},
-            "tokens trained on, millions",
-            "bits per byte on validation text",
-        ),
-    ):
-        if lines:
-            result[name] = _lines(lines, PLOT_TITLES[name], x, y)
-    return result
-
-
-def _error_bars(report: EvaluationReport, names: Sequence[str]) -> dict[str, Any]:
-    """Arguments of a bar plot that draw the intervals, none where a variant has none."""
-    intervals = [report.variants[name].interval for name in names]
-    ends = [(each.value - each.low, each.high - each.value) for each in intervals if each is not None]
-    if len(ends) < len(names) or not ends:
-        return {}
-    # an interval need not hold its figure, but an error bar must
-    below, above = zip(*((max(0.0, low), max(0.0, high)) for low, high in ends), strict=True)
-    return {"xerr": [below, above], "error_kw": {"elinewidth": 1.2, "capsize": 3, "ecolor": "#333333"}}
+    figure = Figure(figsize=(7, 0.5 * len(values) + 1.1), layout="constrained")
+    axes = figure.subplots()
+    errors: dict[str, Any] = {}
+    if intervals and intervals.keys() == values.keys():
+        # bootstrap intervals may exclude their figure, error bars must not be negative
+        below = [max(0.0, each.value - each.low) for each in intervals.values()]
+        above = [max(0.0, each.high - each.value) for each in intervals.values()]
+        errors = {"xerr": [below, above], "error_kw": {"elinewidth": 1.2, "capsize": 3, "ecolor": "#333333"}}
+    colors = [_COLORS[name] for name in values]
+    bars = axes.barh(list(values), list(values.values()), color=colors, height=0.7, **errors)
+    axes.bar_label(bars, fmt=label, padding=4)
+    axes.margins(x=0.12)
+    return _png(figure, axes, title)
 
 
 def _lines(
-    lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], title: str, x_label: str, y_label: str
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], title: str, x_label: str, y_label: str
 ) -> bytes:
-    """A plot of a line a variant; the horizontal axis in millions."""
+    """One line per variant; the x axis is in millions."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    for (name, (places, values)), line in zip(lines.items(), ("-", "--", ":", "-."), strict=False):
-        axes.plot(
-            [place / 1e6 for place in places],
-            values,
-            line,
-            color=_COLOURS.get(name, "#000000"),
-            label=name,
-            marker="o" if len(places) == 1 else None,
-        )
+    for (name, (xs, ys)), style in zip(curves.items(), ("-", "--", ":", "-."), strict=False):
+        marker = "o" if len(xs) == 1 else None
+        axes.plot([x / 1e6 for x in xs], ys, style, color=_COLORS[name], label=name, marker=marker)
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
-    axes.set_title(title, loc="left")
-    axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="#dddddd", linewidth=0.6)
     axes.legend(frameon=False)
-    return _png(figure)
+    return _png(figure, axes, title)
 
 
-def _png(figure: Any) -> bytes:
-    """PNG of 150 dots per inch; the same bytes from the same figure, so without matplotlib's version in it."""
+def _png(figure: Any, axes: Any, title: str) -> bytes:
+    """PNG at 150 dpi, reproducible: without matplotlib's version."""
+    axes.set_title(title, loc="left")
+    axes.spines[["top", "right"]].set_visible(False)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
     return buffer.getvalue()

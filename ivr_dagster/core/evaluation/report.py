@@ -1,106 +1,49 @@
-"""The evaluation report for people: what came out in plain words, tables, and where the plots go."""
+"""The evaluation report as Markdown: a summary in words, tables, plots and samples."""
 
 import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ivr_dagster.core.evaluation.figures import VARIANTS, EvaluationReport, LossCurve, as_json, in_order
+from ivr_dagster.core.evaluation.figures import VARIANTS, EvaluationReport, as_json
 from ivr_dagster.core.evaluation.intervals import FEW_DOCUMENTS, Interval
 from ivr_dagster.core.evaluation.plots import PLOT_TITLES, plots
 
-# baseline → its name in a sentence, and what the comparison with it says
+# baseline → its name in a sentence, and what the comparison means
 _BASELINES = {
     "vanilla_sft": (
         "the vanilla baseline on the same text",
-        "That baseline is the base model fine-tuned on the same text (equal bytes) with its own tokenizer; it read that"
-        " text in more tokens, so it took more compute. The difference is what the new vocabulary costs or brings where"
-        " text is what there is little of.",
+        "That baseline is the base model fine-tuned on the same text with its own tokenizer. It read the text in more"
+        " tokens, so it used more compute. The difference is the effect of the new vocabulary if text is limited.",
     ),
     "vanilla_compute_sft": (
-        "the vanilla baseline on equal compute",
-        "That baseline is the base model fine-tuned with its own tokenizer on as many tokens as the adapted model,"
-        " which is less text (equal compute). The difference is what the new vocabulary costs or brings where compute"
-        " is what there is little of.",
+        "the vanilla baseline with the same compute",
+        "That baseline is the base model fine-tuned with its own tokenizer on as many tokens as the adapted model, so"
+        " on less text. The difference is the effect of the new vocabulary if compute is limited.",
     ),
 }
-
-# from one seed to the next the BPB of a fine-tuned model moves by about this much
+# BPB of a fine-tuned model varies by about this much between seeds
 _SEED_NOISE = 0.05
+_UNITS = (
+    "BPB (bits per byte) is the negative log-likelihood of the whole held-out text in bits, divided by its UTF-8 bytes."
+    " Lower is better, and values are comparable between tokenizers. More bytes per token mean fewer tokens for the"
+    " same text."
+)
+_PLOT_NOTES = {
+    "validation_by_text": "By text read: which model learns more from the same text.",
+    "validation_by_compute": "By tokens trained on, a measure of compute: all models have the same architecture and"
+    " vocabulary size, so a token costs each of them the same.",
+}
 
 
-def as_markdown(report: EvaluationReport, plot_paths: Mapping[str, str] | None = None) -> str:
-    """The report for people: what came out in plain words, the tables, the plots, samples side by side.
-
-    Args:
-        report: the values.
-        plot_paths: name of a plot of :func:`plots` → its path, relative to the Markdown file.
-    """
-    parts = ["# Evaluation", *summary(report), "## Quality", quality_table(report), _UNITS]
-    if report.context_bytes is not None:
-        parts += [_contexts(report)]
-    parts += _differences(report)
-    parts += _token_groups(report)
-    parts += _retention(report)
-    parts += _speed(report)
-    parts += ["## Tokenizer", _tokenizer_table(report)]
-    if plot_paths:
-        parts += ["## Plots"]
-    for name, path in (plot_paths or {}).items():
-        parts += [f"![{PLOT_TITLES.get(name, name)}]({path})"]
-        parts += [_PLOT_NOTES[name]] if name in _PLOT_NOTES else []
-    parts += _samples(report)
-    if report.settings:
-        parts += [
-            "## Settings",
-            table(("setting", "value"), [(key, code(str(value))) for key, value in report.settings.items()]),
-        ]
-    return "\n\n".join(parts) + "\n"
-
-
-def summary(report: EvaluationReport) -> list[str]:
-    """What came out, in plain words: a paragraph an entry."""
-    variants = report.variants
-    saving = f"{_percent(abs(report.token_saving))} {'fewer' if report.token_saving >= 0 else 'more'} tokens"
-    text = f"{report.heldout_documents:,} documents, {report.heldout_bytes:,} bytes"
-    paragraphs = [f"The new vocabulary writes the held-out text with **{saving}** than the base tokenizer ({text})."]
-    if 0 < report.token_saving < 1:
-        paragraphs[0] += f" A context of the same length holds {1 / (1 - report.token_saving):.1f} times the text."
-    if "sft" in variants:
-        for other, than, meaning in (
-            ("base", "the base model", ""),
-            *((name, *_BASELINES[name]) for name in _BASELINES),
-        ):
-            if other in variants:
-                subject = "The fine-tuned model is " if other == "base" or "base" not in variants else "It is "
-                told = _comparison(
-                    variants["sft"].bpb, variants[other].bpb, than, report.differences.get(("sft", other))
-                )
-                paragraphs.append(f"{subject}{told} {meaning}".rstrip())
-    paragraphs += [each for each in (_new_tokens_told(report), _speed_told(report), _retention_told(report)) if each]
-    if report.differences and _few(report):
-        paragraphs.append(
-            f"**The intervals are rough:** {report.heldout_documents} held-out documents are too few to tell how much"
-            " the figures depend on them. Hold out more documents, or shorter ones."
-        )
-    if report.round_trip < 1:
-        paragraphs.append(
-            f"**Not every text comes back:** {_percent(1 - report.round_trip)} of the held-out documents differ after"
-            " encoding and decoding."
-        )
-    return paragraphs
-
-
-def write_report(
-    report: EvaluationReport, folder: Path, curves: Mapping[str, LossCurve] | None = None
-) -> dict[str, bytes]:
+def write_report(report: EvaluationReport, folder: Path) -> dict[str, bytes]:
     """Write `report.json`, `report.md` and `plots/<name>.png` into `folder`; returns the plots by name.
 
     Raises:
-        InputError: a figure that is no finite number; nothing is written then.
+        InputError: a figure is not finite; nothing is written.
     """
     values = json.dumps(as_json(report), indent=2, ensure_ascii=False, allow_nan=False)
-    images = plots(report, curves)
+    images = plots(report)
     (folder / "plots").mkdir(parents=True, exist_ok=True)
     for name, image in images.items():
         (folder / "plots" / f"{name}.png").write_bytes(image)
@@ -110,109 +53,153 @@ def write_report(
     return images
 
 
-_UNITS = (
-    "BPB: bits per byte, the negative log-likelihood of the whole held-out text in bits over its UTF-8 bytes; lower is"
-    " better, and it may be compared between tokenizers. Bytes per token: higher means fewer tokens for the same text."
-)
+def as_markdown(report: EvaluationReport, plot_paths: Mapping[str, str] | None = None) -> str:
+    """The report as Markdown.
 
-_PLOT_NOTES = {
-    "validation_by_text": "Against the text read: who learns more from the same text.",
-    "validation_by_compute": "Against the tokens trained on, which stand for compute: the models have one architecture"
-    " and one vocabulary size, so a token costs each of them the same.",
-}
+    Args:
+        report: the figures.
+        plot_paths: name of a plot → its path relative to the Markdown file.
+    """
+    parts = [
+        "# Evaluation",
+        *summary(report),
+        "## Quality",
+        quality_table(report),
+        _UNITS,
+        *_contexts(report),
+        *_differences(report),
+        *_token_groups(report),
+        *_retention(report),
+        *_speed(report),
+        "## Tokenizer",
+        _tokenizer_table(report),
+    ]
+    if plot_paths:
+        parts += ["## Plots"]
+    for name, path in (plot_paths or {}).items():
+        parts += [f"![{PLOT_TITLES.get(name, name)}]({path})"]
+        parts += [_PLOT_NOTES[name]] if name in _PLOT_NOTES else []
+    parts += _samples(report)
+    if report.settings:
+        parts += ["## Settings", settings_table(report)]
+    return "\n\n".join(parts) + "\n"
 
 
-def _comparison(value: float, other: float, than: str, difference: Interval | None = None) -> str:
-    """'better than <than>: …' with figures, for BPB."""
+def summary(report: EvaluationReport) -> list[str]:
+    """The result in words, one entry per paragraph."""
+    saving = f"{_percent(abs(report.token_saving))} {'fewer' if report.token_saving >= 0 else 'more'} tokens"
+    text = f"{report.heldout_documents:,} documents, {report.heldout_bytes:,} bytes"
+    first = f"The new vocabulary encodes the held-out text in **{saving}** than the base tokenizer ({text})."
+    if 0 < report.token_saving < 1:
+        first += f" A context of the same length holds {1 / (1 - report.token_saving):.1f} times the text."
+    paragraphs = [first, *_comparisons(report), _new_tokens_sentence(report), _speed_sentence(report)]
+    paragraphs += [_forgetting_sentence(report)]
+    if report.differences and _has_few_documents(report):
+        paragraphs.append(
+            f"**The intervals are rough:** {report.heldout_documents} held-out documents are too few to estimate how"
+            " much the figures vary. Hold out more documents, or shorter ones."
+        )
+    if report.round_trip < 1:
+        paragraphs.append(
+            f"**Not every text is decoded exactly:** {_percent(1 - report.round_trip)} of the held-out documents differ"
+            " after encoding and decoding."
+        )
+    return [paragraph for paragraph in paragraphs if paragraph]
+
+
+def _comparisons(report: EvaluationReport) -> list[str]:
+    variants = report.variants
+    paragraphs: list[str] = []
+    for other, (name, meaning) in {"base": ("the base model", ""), **_BASELINES}.items():
+        if "sft" in variants and other in variants:
+            subject = "It is" if paragraphs else "The fine-tuned model is"
+            difference = report.differences.get(("sft", other))
+            result = _comparison(variants["sft"].bpb, variants[other].bpb, name, difference)
+            paragraphs.append(f"{subject} {result} {meaning}".rstrip())
+    return paragraphs
+
+
+def _comparison(value: float, other: float, name: str, difference: Interval | None) -> str:
+    """'better than <name>: …' with figures in BPB."""
     if value == other:
-        return f"exactly as good as {than}: {value:.3f} BPB."
-    word = "better" if value < other else "worse"
+        return f"exactly as good as {name}: {value:.3f} BPB."
     share = abs(value - other) / other
-    verdict = f"**{_percent(share)} {word}** than" if share >= 0.0005 else "**as good as**"
-    caution = f" One seed: a difference below {_SEED_NOISE} may be chance." if abs(value - other) < _SEED_NOISE else ""
-    between = (
-        f" (difference {difference.value:+.3f}, 95 % interval {difference.low:+.3f} to {difference.high:+.3f})"
-        if difference
-        else ""
-    )
-    zero = (
-        " The interval holds zero: with other documents it might be the other way round."
-        if difference and difference.low < 0 < difference.high
-        else ""
-    )
-    return f"{verdict} {than}: {value:.3f} BPB against {other:.3f}{between}.{zero}{caution}"
+    verdict = f"**{_percent(share)} {'better' if value < other else 'worse'}** than"
+    text = f"{verdict if share >= 0.0005 else '**as good as**'} {name}: {value:.3f} BPB against {other:.3f}"
+    if difference:
+        text += f" (difference {difference.value:+.3f}, 95 % interval {difference.low:+.3f} to {difference.high:+.3f})"
+    text += "."
+    if difference and not difference.is_significant:
+        text += " The difference is not significant at 95 %."
+    if abs(value - other) < _SEED_NOISE:
+        text += f" With one seed, a difference below {_SEED_NOISE} may be chance."
+    return text
 
 
-def _new_tokens_told(report: EvaluationReport) -> str:
+def _new_tokens_sentence(report: EvaluationReport) -> str:
     sft = report.variants.get("sft")
     if sft is None or "new" not in sft.groups:
         return ""
     new, kept = sft.groups["new"], sft.groups.get("kept")
-    told = f"New tokens are {_percent(new.share)} of the tokens of the held-out text"
+    text = f"New tokens make up {_percent(new.share)} of the tokens of the held-out text"
     if sft.new_tokens_written is not None:
-        told += f" and {_percent(sft.new_tokens_written)} of those that the fine-tuned model writes itself"
-    told += "."
+        text += f" and {_percent(sft.new_tokens_written)} of the tokens that the fine-tuned model writes"
+    text += "."
     if kept is not None:
-        told += f" It needs {new.bits_per_byte:.2f} bits for a byte of theirs, {kept.bits_per_byte:.2f} for one of kept"
-        told += " tokens."
-    return told
+        text += f" The model needs {new.bits_per_byte:.2f} bits per byte of new tokens, {kept.bits_per_byte:.2f} per"
+        text += " byte of kept tokens."
+    return text
 
 
-def _speed_told(report: EvaluationReport) -> str:
+def _speed_sentence(report: EvaluationReport) -> str:
     speeds = report.bytes_per_second
-    if "base" not in speeds or "sft" not in speeds:
+    if not {"base", "sft"} <= speeds.keys():
         return ""
     return (
-        f"Where it writes text like the held-out one it is {speeds['sft'] / speeds['base']:.2f} times as fast as the"
-        f" base model: {speeds['sft']:,.0f} against {speeds['base']:,.0f} bytes a second, on the machine of this"
-        " evaluation."
+        f"It generates text like the held-out text {speeds['sft'] / speeds['base']:.2f} times as fast as the base"
+        f" model: {speeds['sft']:,.0f} against {speeds['base']:,.0f} bytes per second on this machine."
     )
 
 
-def _retention_told(report: EvaluationReport) -> str:
-    retention = report.retention
-    if retention is None or retention.skipped:
+def _forgetting_sentence(report: EvaluationReport) -> str:
+    forgetting = report.retention.forgetting if report.retention else {}
+    if "sft" not in forgetting or report.retention is None:
         return ""
-    rises = retention.rises
-    if "sft" not in rises:
-        return ""
-    moved = {name: f"{'rose' if rise >= 0 else 'fell'} by {_percent(abs(rise))}" for name, rise in rises.items()}
-    told = f"On text of another domain ({retention.source}) its bits per byte {moved['sft']} against the base model's"
-    return (
-        "; ".join([told, *(f"those of {_BASELINES[name][0]} {moved[name]}" for name in _BASELINES if name in moved)])
-        + "."
+    names = {"sft": "the fine-tuned model"} | {name: each for name, (each, _) in _BASELINES.items()}
+    changes = ", ".join(
+        f"{_percent(forgetting[name], sign=True)} for {names[name]}" for name in names if name in forgetting
     )
+    return f"Forgetting: bits per byte on out-of-domain text ({report.retention.source}) changed by {changes}."
 
 
 def quality_table(report: EvaluationReport) -> str:
-    """Bits per byte and bytes per token of every variant, as a Markdown table."""
+    """Bits per byte and bytes per token of every variant."""
     base = report.variants.get("base")
     rows = [
         (
             f"`{name}`",
-            VARIANTS.get(name, ""),
+            VARIANTS[name],
             f"{variant.bpb:.4f}",
             f"{variant.interval.low:.3f} to {variant.interval.high:.3f}" if variant.interval else "",
-            f"{100 * (variant.bpb / base.bpb - 1):+.1f} %" if base else "",
+            _percent(variant.bpb / base.bpb - 1, sign=True) if base else "",
             f"{variant.bytes_per_token:.3f}",
             f"{variant.tokens:,}",
         )
-        for name, variant in in_order(report)
+        for name, variant in report.ordered()
     ]
-    header = ("variant", "what it is", "BPB", "95 % interval", "against base", "bytes per token", "tokens")
+    header = ("variant", "description", "BPB", "95 % interval", "against base", "bytes per token", "tokens")
     return table(header, rows, right_from=2)
 
 
-def _contexts(report: EvaluationReport) -> str:
-    told = (
-        f"Every model has at most {report.context_bytes:,} bytes of text before a token, so none sees more than"
-        " another."
-    )
-    short = {name: variant.shortened / variant.tokens for name, variant in in_order(report) if variant.shortened}
+def _contexts(report: EvaluationReport) -> list[str]:
+    if report.context_bytes is None:
+        return []
+    text = f"Every model sees at most {report.context_bytes:,} bytes of text before a token, the same for all variants."
+    short = {name: variant.shortened / variant.tokens for name, variant in report.ordered() if variant.shortened}
     if short:
         listed = ", ".join(f"`{name}` {_percent(share, 2)}" for name, share in short.items())
-        told += f" Tokens read with less, where so many bytes take more tokens than the model reads at once: {listed}."
-    return told
+        text += f" Tokens with less, because so many bytes exceed the model's context: {listed}."
+    return [text]
 
 
 def _differences(report: EvaluationReport) -> list[str]:
@@ -221,24 +208,23 @@ def _differences(report: EvaluationReport) -> list[str]:
     rows = [
         (
             f"`{variant}`",
-            f"`{against}`",
-            f"{interval.value:+.4f}",
-            f"{interval.low:+.4f} to {interval.high:+.4f}",
-            "yes" if interval.low * interval.high > 0 else "no",
+            f"`{reference}`",
+            f"{each.value:+.4f}",
+            f"{each.low:+.4f} to {each.high:+.4f}",
+            "yes" if each.is_significant else "no",
         )
-        for (variant, against), interval in report.differences.items()
+        for (variant, reference), each in report.differences.items()
     ]
-    rough = f" With {report.heldout_documents} documents they are rough." if _few(report) else ""
+    rough = f" With {report.heldout_documents} documents they are rough." if _has_few_documents(report) else ""
     return [
         "### Differences",
-        table(("variant", "less", "BPB", "95 % interval", "zero is outside"), rows, right_from=2),
-        "Intervals say how much the figures depend on which documents were held out (bootstrap over documents, both"
-        " variants on the same ones). What another training seed would change is not in them: about"
-        f" {_SEED_NOISE} BPB.{rough}",
+        table(("variant", "minus", "BPB", "95 % interval", "significant at 95 %"), rows, right_from=2),
+        "Intervals estimate how much the figures depend on the choice of held-out documents (paired bootstrap over"
+        f" documents). They do not include variation between training seeds, about {_SEED_NOISE} BPB.{rough}",
     ]
 
 
-def _few(report: EvaluationReport) -> bool:
+def _has_few_documents(report: EvaluationReport) -> bool:
     return report.heldout_documents < FEW_DOCUMENTS
 
 
@@ -252,47 +238,44 @@ def _token_groups(report: EvaluationReport) -> list[str]:
             f"{group.bits_per_token:.3f}",
             f"{group.bits_per_byte:.3f}",
         )
-        for name, variant in in_order(report)
+        for name, variant in report.ordered()
         for key, group in variant.groups.items()
     ]
     if not rows:
         return []
     header = ("variant", "tokens", "occurrences", "share", "bits per token", "bits per byte")
-    parts = ["## New and kept tokens", table(header, rows, right_from=2)]
+    text = "New tokens stand for more bytes than kept ones and need more bits per token; compare bits per byte."
     written = [
         f"`{name}` {_percent(variant.new_tokens_written)}"
-        for name, variant in in_order(report)
+        for name, variant in report.ordered()
         if variant.new_tokens_written is not None
     ]
-    told = (
-        "A new token stands for more bytes than a kept one, so more bits per token are no fault; compare bits per byte."
-    )
     if written:
-        told += f" Share of new tokens in what the models write themselves: {', '.join(written)}."
-    return [*parts, told]
+        text += f" Share of new tokens in the models' continuations: {', '.join(written)}."
+    return ["## New and kept tokens", table(header, rows, right_from=2), text]
 
 
 def _retention(report: EvaluationReport) -> list[str]:
-    retention = report.retention
+    retention, title = report.retention, "## Forgetting"
     if retention is None:
         return []
     if retention.skipped:
-        return ["## Other text", f"Not measured: {retention.skipped}"]
-    rises = retention.rises
+        return [title, f"Not measured: {retention.skipped}"]
+    forgetting = retention.forgetting
     rows = [
         (
             f"`{name}`",
             f"{each.value:.4f}",
             f"{each.low:.3f} to {each.high:.3f}",
-            _signed_percent(rises[name]) if name in rises else "",
+            _percent(forgetting[name], sign=True) if name in forgetting else "",
         )
         for name, each in retention.bpb.items()
     ]
-    rough = "; the intervals are rough" if retention.documents < FEW_DOCUMENTS else ""
+    rough = " (few documents: the intervals are rough)" if retention.documents < FEW_DOCUMENTS else ""
     return [
-        "## Other text",
-        f"How much of what the base model could do is left: bits per byte on {retention.source},"
-        f" {retention.documents:,} documents, {retention.bytes:,} bytes{rough}.",
+        title,
+        f"Bits per byte on out-of-domain text: {retention.source}, {retention.documents:,} documents,"
+        f" {retention.bytes:,} bytes{rough}.",
         table(("variant", "BPB", "95 % interval", "against base"), rows, right_from=1),
     ]
 
@@ -311,13 +294,13 @@ def _speed(report: EvaluationReport) -> list[str]:
         )
         for name, speed in report.speeds.items()
     ]
-    header = ("variant", "tokens a second", "bytes a second", "against base", "bytes a second, own words")
+    header = ("variant", "tokens per second", "bytes per second", "against base", "bytes per second, generated")
     return [
         "## Speed",
         table(header, rows, right_from=1),
-        "Bytes a second are tokens a second times bytes per token of the held-out text. Own words: of what it wrote"
-        " while it was timed, greedily, one text at a time; a model that repeats itself does so in tokens of any"
-        " length. Taken on the machine of this evaluation and with whatever else it did; not the same twice.",
+        "Bytes per second are tokens per second times bytes per token of the held-out text. The last column counts the"
+        " text that was generated greedily while timing; models that repeat themselves do so in tokens of any length."
+        " Measured on this machine under its current load, not reproducible.",
     ]
 
 
@@ -326,42 +309,42 @@ def _tokenizer_table(report: EvaluationReport) -> str:
     rows = [
         ("token saving", _percent(report.token_saving)),
         ("agreement of the distilled tokenizer", _percent(report.agreement, 3)),
-        ("documents that come back exactly", _percent(report.round_trip, 2)),
-        ("new tokens that the held-out text uses", used),
+        ("documents decoded exactly", _percent(report.round_trip, 2)),
+        ("new tokens that occur in the held-out text", used),
     ]
     return table(("figure", "value"), rows, right_from=1)
 
 
 def _samples(report: EvaluationReport) -> list[str]:
-    written = [(name, variant.continuations) for name, variant in in_order(report) if variant.continuations]
+    written = [(name, variant.continuations) for name, variant in report.ordered() if variant.continuations]
     if not report.prompts or not written:
         return []
-    parts = ["## Samples", "What each model writes after a prompt; a glimpse, not a measure."]
+    parts = ["## Samples", "Greedy continuations of prompts from the held-out text. Not a quality measure."]
     for number, prompt in enumerate(report.prompts):
-        parts += [f"### After {code(prompt)}" if prompt else "### At the beginning of a document"]
         rows = [(f"`{name}`", code(texts[number])) for name, texts in written if number < len(texts)]
-        parts += [table(("variant", "continuation"), rows)]
+        parts += [f"### Prompt {code(prompt)}", table(("variant", "continuation"), rows)]
     return parts
 
 
+def settings_table(report: EvaluationReport) -> str:
+    """The settings of the run."""
+    return table(("setting", "value"), [(key, code(str(value))) for key, value in report.settings.items()])
+
+
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], right_from: int | None = None) -> str:
-    """A Markdown table; columns from `right_from` on are set flush right."""
+    """A Markdown table; columns from `right_from` on are right-aligned."""
     rule = ["---:" if right_from is not None and column >= right_from else "---" for column in range(len(header))]
     return "\n".join("| " + " | ".join(row) + " |" for row in [header, rule, *rows])
 
 
 def code(text: str) -> str:
-    """Any text as Markdown code on one line, also in a table."""
-    shown = re.sub(r"[\x00-\x1f\x7f\x85\u2028\u2029]", " ", text.replace("\n", "⏎")).replace("|", "¦")
-    fence = "`" * (max((len(run) for run in re.findall("`+", shown)), default=0) + 1)
-    if not shown.strip():
-        return "(white space only)" if shown else "(nothing)"
-    return f"{fence} {shown} {fence}"
+    """Any text as Markdown code on one line, safe inside tables."""
+    line = re.sub(r"[\x00-\x1f\x7f\x85\u2028\u2029]", " ", text.replace("\n", "⏎")).replace("|", "¦")
+    if not line.strip():
+        return "(white space only)" if line else "(empty)"
+    fence = "`" * (max((len(run) for run in re.findall("`+", line)), default=0) + 1)
+    return f"{fence} {line} {fence}"
 
 
-def _percent(share: float, decimals: int = 1) -> str:
-    return f"{100 * share:.{decimals}f} %"
-
-
-def _signed_percent(share: float) -> str:
-    return f"{100 * share:+.1f} %"
+def _percent(share: float, decimals: int = 1, *, sign: bool = False) -> str:
+    return f"{100 * share:{'+' if sign else ''}.{decimals}f} %"

@@ -1,7 +1,7 @@
-"""Losses by what became of a token's id: kept tokens, whose rows the base model brought, and new ones.
+"""Losses of kept and of new tokens.
 
-A new token stands for more bytes than a kept one and is therefore harder to guess: its bits per token are higher where
-all is well. Its bits per byte tell whether the model has learnt it.
+A new token stands for more bytes than a kept one and is harder to predict, so its bits per token are higher even if
+all is well. Bits per byte show whether the model has learned it.
 """
 
 import math
@@ -16,14 +16,14 @@ from ivr_dagster.core.evaluation.bits_per_byte import BitsPerByte
 
 @dataclass(frozen=True)
 class TokenGroup:
-    """Tokens of one kind in the scored text.
+    """The occurrences of one kind of token in the scored text.
 
     Attributes:
         tokens: occurrences.
         share: of all tokens of the text.
-        bytes: bytes they stand for.
-        bits_per_token: mean negative log-likelihood of an occurrence, in bits.
-        bits_per_byte: their negative log-likelihood in bits over their bytes; 0 where they stand for none.
+        bytes: UTF-8 bytes they stand for.
+        bits_per_token: mean negative log-likelihood in bits.
+        bits_per_byte: summed negative log-likelihood in bits / bytes; 0 if there are no bytes.
     """
 
     tokens: int
@@ -33,33 +33,26 @@ class TokenGroup:
     bits_per_byte: float
 
 
-def token_groups(
-    scored: BitsPerByte, new_ids: Collection[int], token_bytes: NDArray[np.int64]
-) -> dict[str, TokenGroup]:
-    """The groups `kept` and `new`; one that does not occur in the text is left out.
+def token_groups(score: BitsPerByte, new_ids: Collection[int], token_bytes: NDArray[np.int64]) -> dict[str, TokenGroup]:
+    """The groups `kept` and `new`, each only if it occurs.
 
     Args:
-        scored: with losses by id.
+        score: with losses by token id.
         new_ids: ids of new tokens.
-        token_bytes: int64 `[≥ ids]`, bytes of every token, as of `bits_per_byte.byte_lengths`.
+        token_bytes: int64 `[≥ ids]`, see `bits_per_byte.byte_lengths`.
     """
-    is_new = np.zeros(len(scored.token_counts), dtype=bool)
-    is_new[[token for token in new_ids if token < len(is_new)]] = True
-    rows = min(len(token_bytes), len(is_new))
+    rows = min(len(token_bytes), len(score.token_counts))
+    is_new = np.isin(np.arange(rows), list(new_ids))
     groups = {}
-    for name, chosen in (("kept", ~is_new[:rows]), ("new", is_new[:rows])):
-        counts, nats = scored.token_counts[:rows][chosen], scored.token_nats[:rows][chosen]
-        tokens, size, bits = (
-            int(counts.sum()),
-            int(counts @ token_bytes[:rows][chosen]),
-            float(nats.sum() / math.log(2)),
-        )
-        if tokens:
-            groups[name] = TokenGroup(tokens, tokens / scored.tokens, size, bits / tokens, bits / size if size else 0.0)
+    for name, chosen in (("kept", ~is_new), ("new", is_new)):
+        counts, nats = score.token_counts[:rows][chosen], score.token_nats[:rows][chosen]
+        if tokens := int(counts.sum()):
+            size, bits = int(counts @ token_bytes[:rows][chosen]), float(nats.sum() / math.log(2))
+            groups[name] = TokenGroup(tokens, tokens / score.tokens, size, bits / tokens, bits / size if size else 0.0)
     return groups
 
 
-def share_of(ids: Iterable[int], new_ids: Collection[int]) -> float:
-    """Share of new tokens among ids, 0 where there are none."""
+def new_token_share(ids: Iterable[int], new_ids: Collection[int]) -> float | None:
+    """Share of new tokens among ids, None if there are no ids."""
     known, listed = frozenset(new_ids), list(ids)
-    return sum(token in known for token in listed) / len(listed) if listed else 0.0
+    return sum(token in known for token in listed) / len(listed) if listed else None

@@ -31,13 +31,27 @@ class TrainedModel:
         tokens: int,
         losses: Sequence[tuple[int, float]],
         validation: Sequence[tuple[int, float]] = (),
+        *,
+        bytes_per_token: float | None = None,
+        text_bytes: int | None = None,
     ) -> None:
-        """Keep steps, tokens, (step, loss in nats per token) and (step, validation in bits per byte) for the plots."""
+        """Record a run for the evaluation.
+
+        Args:
+            steps: optimizer steps.
+            tokens: tokens trained on, including repetitions.
+            losses: (step, loss in nats per token).
+            validation: (step, validation in bits per byte).
+            bytes_per_token: UTF-8 bytes per token of the training text; None if unknown.
+            text_bytes: UTF-8 bytes of the training text, without repetitions; None if unknown.
+        """
         content = {
             "steps": steps,
             "tokens": tokens,
             "losses": [list(entry) for entry in losses],
             "validation": [list(entry) for entry in validation],
+            "bytes_per_token": bytes_per_token,
+            "text_bytes": text_bytes,
         }
         with atomic_write(self.path / HISTORY) as staged:
             staged.write_text(json.dumps(content) + "\n", encoding="utf-8")

@@ -1,40 +1,39 @@
-"""transformers' Trainer with rates of their own for rows of embeddings, and with steps that several processes share.
+"""transformers' Trainer with learning rates for embedding rows, and the same steps for any number of processes.
 
-Trainer gives each process other blocks in another order than one process has, and where blocks do not suffice for all
-it takes some a second time. Here every process looks up the same blocks as one process would, in the same order, and
-keeps every N-th of them; a step's loss is the mean over all tokens of all its blocks, whoever has them.
+Trainer distributes the blocks in an order that depends on the number of processes, and repeats blocks to fill the last
+batch. Here every process iterates over the batches of a single process and keeps every N-th block; the loss of a step
+is the mean over all tokens of all its blocks. Import this module inside functions: it imports transformers.
 """
 
 import math
 from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
+from accelerate.data_loader import prepare_data_loader
+from torch.utils.data import DataLoader
+from transformers import Trainer
+from transformers.trainer_utils import EvalLoopOutput
 
 from ivr_dagster.core.embedding.new_rows import RowRates, RowUpdates, embedding_parameters
 from ivr_dagster.core.training.blocks import COLUMN
+from ivr_dagster.core.training.callbacks import BITS_PER_BYTE
 
-if TYPE_CHECKING:
-    import torch
-    from torch.utils.data import DataLoader
-
-BITS_PER_BYTE = "eval_bits_per_byte"
-# the label of what is not to be predicted (transformers' and torch's own)
+# the label that torch's cross entropy ignores
 _NO_LABEL = -100
 
 
-def collate(rows: list[dict[str, Any]], index: int = 0, processes: int = 1) -> "dict[str, torch.Tensor]":
+def collate(rows: list[dict[str, Any]], index: int = 0, processes: int = 1) -> dict[str, torch.Tensor]:
     """Blocks to a batch: int64 ids `[batch, block_size]`, which are also the labels (the model shifts them).
 
     Args:
         rows: blocks of one batch.
-        index: of several processes this one, from 0.
-        processes: among how many the batch is shared. One that gets no block has two tokens without a label, since all
-            have to take part in every step.
+        index: rank of this process.
+        processes: number of processes that share the batch. One without a block gets two tokens without a label,
+            because every process has to take part in every step.
     """
-    import torch
-
     mine = rows[index::processes]
     if not mine:
         return {"input_ids": torch.zeros(1, 2, dtype=torch.int64), "labels": torch.full((1, 2), _NO_LABEL)}
@@ -42,105 +41,102 @@ def collate(rows: list[dict[str, Any]], index: int = 0, processes: int = 1) -> "
     return {"input_ids": ids, "labels": ids}
 
 
-def trainer_class() -> Any:
-    """The class; its instances are given `rates`, `new_tokens` by id, and `bytes_per_token` of what validates."""
-    import torch
-    from transformers import Trainer
-    from transformers.trainer_utils import EvalLoopOutput
+class RowTrainer(Trainer):
+    """The Trainer of a run.
 
-    class RowTrainer(Trainer):
-        rates: RowRates
-        new_tokens: Mapping[int, str]
-        bytes_per_token: float
+    Attributes:
+        rates: learning rates of embedding rows.
+        new_tokens: byte-level string by id.
+        bytes_per_token: UTF-8 bytes per token of the validation text.
+    """
 
-        def create_optimizer(self, model: Any = None) -> "torch.optim.Optimizer":
-            rates = self.rates
-            for_all = RowRates(kept=rates.kept, floored=rates.floored)
-            if self.optimizer is not None or (rates if self.new_tokens else for_all) == RowRates():
-                return super().create_optimizer(model)
-            matrices = embedding_parameters(self.model)
-            rows = RowUpdates(matrices, self.new_tokens, rates)
-            for matrix in matrices:  # Trainer takes what learns, and these have groups of their own
-                matrix.requires_grad_(False)
-            optimizer = super().create_optimizer(model)
-            for matrix in matrices:
-                matrix.requires_grad_(True)
-            for group in rows.parameter_groups(self.args.learning_rate, self.args.weight_decay):
-                optimizer.add_param_group(group)
-            rows.attach(optimizer)
-            return optimizer
+    rates: RowRates
+    new_tokens: Mapping[int, str]
+    bytes_per_token: float
 
-        def get_train_dataloader(self) -> "DataLoader[Any]":
-            if self.args.world_size == 1:
-                return super().get_train_dataloader()
-            return self._shared(
-                self.train_dataset,
-                self.args.train_batch_size,
-                sampler=self._get_train_sampler(),
-                drop_last=self.args.dataloader_drop_last,
-            )
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        rates = self.rates
+        for_all = RowRates(kept=rates.kept, floored=rates.floored)
+        if self.optimizer is not None or (rates if self.new_tokens else for_all) == RowRates():
+            return super().create_optimizer(model)
+        matrices = embedding_parameters(self.model)
+        rows = RowUpdates(matrices, self.new_tokens, rates)
+        for matrix in matrices:  # exclude them from the groups that Trainer makes
+            matrix.requires_grad_(False)
+        optimizer = super().create_optimizer(model)
+        for matrix in matrices:
+            matrix.requires_grad_(True)
+        for group in rows.parameter_groups(self.args.learning_rate, self.args.weight_decay):
+            optimizer.add_param_group(group)
+        rows.attach(optimizer)
+        return optimizer
 
-        def get_eval_dataloader(self, eval_dataset: Any = None) -> "DataLoader[Any]":
-            if self.args.world_size == 1:
-                return super().get_eval_dataloader(eval_dataset)
-            return self._shared(self.eval_dataset, self.args.eval_batch_size)
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        if self.args.world_size == 1:
+            return super().get_train_dataloader()
+        return self._shared_batches(
+            self.train_dataset,
+            self.args.train_batch_size,
+            sampler=self._get_train_sampler(),
+            drop_last=self.args.dataloader_drop_last,
+        )
 
-        def _shared(self, dataset: Any, blocks_each: int, **order: Any) -> "DataLoader[Any]":
-            """Batches of all processes as one would have them, of which collating keeps this process's share."""
-            from accelerate.data_loader import prepare_data_loader
-            from torch.utils.data import DataLoader
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
+        if self.args.world_size == 1:
+            return super().get_eval_dataloader(eval_dataset)
+        return self._shared_batches(self.eval_dataset, self.args.eval_batch_size)
 
-            args = self.args
-            whole = DataLoader(
-                dataset,
-                batch_size=blocks_each * args.world_size,
-                collate_fn=partial(collate, index=args.process_index, processes=args.world_size),
-                num_workers=args.dataloader_num_workers,
-                prefetch_factor=args.dataloader_prefetch_factor,
-                persistent_workers=args.dataloader_persistent_workers,
-                pin_memory=args.dataloader_pin_memory,
-                **order,
-            )
-            loader: DataLoader[Any] = prepare_data_loader(
-                whole,
-                args.device,
-                num_processes=1,
-                process_index=0,
-                put_on_device=True,
-                use_seedable_sampler=True,
-                data_seed=args.data_seed,
-            )
-            return loader
+    def _shared_batches(self, dataset: Any, blocks_each: int, **order: Any) -> DataLoader[Any]:
+        """The batches of a single process, of which collating keeps this process's share."""
+        args = self.args
+        whole = DataLoader(
+            dataset,
+            batch_size=blocks_each * args.world_size,
+            collate_fn=partial(collate, index=args.process_index, processes=args.world_size),
+            num_workers=args.dataloader_num_workers,
+            prefetch_factor=args.dataloader_prefetch_factor,
+            persistent_workers=args.dataloader_persistent_workers,
+            pin_memory=args.dataloader_pin_memory,
+            **order,
+        )
+        loader: DataLoader[Any] = prepare_data_loader(
+            whole,
+            args.device,
+            num_processes=1,
+            process_index=0,
+            put_on_device=True,
+            use_seedable_sampler=True,
+            data_seed=args.data_seed,
+        )
+        return loader
 
-        def _track_num_input_tokens(self, inputs: dict[str, "torch.Tensor"]) -> None:
-            count: Any = super()._track_num_input_tokens
-            count(inputs if self.args.world_size == 1 else {COLUMN: _with_labels(inputs)})
+    def _track_num_input_tokens(self, inputs: dict[str, torch.Tensor]) -> None:
+        count: Any = super()._track_num_input_tokens
+        count(inputs if self.args.world_size == 1 else {COLUMN: _with_labels(inputs)})
 
-        def evaluation_loop(self, dataloader: Any, *arguments: Any, **options: Any) -> Any:
-            alone = self.args.world_size == 1
-            output: Any = (
-                super().evaluation_loop(dataloader, *arguments, **options) if alone else self._evaluated(dataloader)
-            )
-            output.metrics[BITS_PER_BYTE] = output.metrics["eval_loss"] / math.log(2) / self.bytes_per_token
-            return output
+    def evaluation_loop(self, dataloader: Any, *arguments: Any, **options: Any) -> Any:
+        alone = self.args.world_size == 1
+        output: Any = (
+            super().evaluation_loop(dataloader, *arguments, **options) if alone else self._mean_loss(dataloader)
+        )
+        output.metrics[BITS_PER_BYTE] = output.metrics["eval_loss"] / math.log(2) / self.bytes_per_token
+        return output
 
-        def _evaluated(self, dataloader: Any) -> EvalLoopOutput:
-            """The mean loss of all blocks, each read by one process; Trainer's own counts some of them twice."""
-            total = torch.zeros(2, dtype=torch.float64)
-            model: Any = self.model
-            model.eval()
-            with torch.no_grad():
-                for inputs in dataloader:
-                    blocks = len(_with_labels(inputs))
-                    if blocks:
-                        total += torch.tensor([model(**inputs).loss.item() * blocks, blocks], dtype=torch.float64)
-            loss, blocks = self.accelerator.reduce(total.to(self.args.device), "sum").tolist()
-            return EvalLoopOutput(np.empty(0), None, {"eval_loss": loss / blocks}, int(blocks))
-
-    return RowTrainer
+    def _mean_loss(self, dataloader: Any) -> EvalLoopOutput:
+        """The mean loss of all blocks, each read by one process; Trainer would count some blocks twice."""
+        total = torch.zeros(2, dtype=torch.float64)
+        model: Any = self.model
+        model.eval()
+        with torch.no_grad():
+            for inputs in dataloader:
+                blocks = len(_with_labels(inputs))
+                if blocks:
+                    total += torch.tensor([model(**inputs).loss.item() * blocks, blocks], dtype=torch.float64)
+        loss, blocks = self.accelerator.reduce(total.to(self.args.device), "sum").tolist()
+        return EvalLoopOutput(np.empty(0), None, {"eval_loss": loss / blocks}, int(blocks))
 
 
-def _with_labels(inputs: Mapping[str, "torch.Tensor"]) -> "torch.Tensor":
-    """Ids of the blocks in a batch, without the row that stands for none."""
+def _with_labels(inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Ids of the blocks in a batch, without the placeholder of an empty one."""
     ids, labels = inputs["input_ids"], inputs["labels"]
     return ids[:0] if labels[0, 0] == _NO_LABEL else ids

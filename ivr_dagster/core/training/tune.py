@@ -206,7 +206,7 @@ def search_space(config: SftConfig, blocks: int, new_tokens: Sequence[int]) -> t
         "learning_rate": float(config.arguments["learning_rate"]),
         "new_row_rate": float(config.rates.new),
         "shared_row_rate": float(config.rates.shared),
-        "embedding_phase": float(config.embedding_phase),
+        "embedding_phase": float(config.arguments["embedding_phase"]),
         "per_device_train_batch_size": batch,
         NEW_TOKENS: new_tokens[0],
     }

@@ -1,3 +1,5 @@
+"""Updates of new tokens' rows, checked against Adam in NumPy."""
+
 import numpy as np
 import pytest
 import torch
@@ -17,28 +19,25 @@ def dense(strings: list[str], longest: int = 3) -> np.ndarray:
     return matrix
 
 
-def test_only_ngrams_of_several_tokens_are_shared() -> None:
+def test_ngrams_of_several_tokens_are_shared() -> None:
     shared = dense([NEW[i] for i in sorted(NEW)]).astype(bool).T.tolist()
     assert sorted(shared) == [
         [True, False, True, False],  # " " at the beginning
         [True, False, True, False],  # " " anywhere
         [True, True, True, False],  # "다"
-        [True, True, True, True],  # what all tokens have
+        [True, True, True, True],  # common to all
     ]
 
 
-def test_a_row_moves_as_far_however_many_ngrams_it_has() -> None:
+def test_rows_of_the_share_matrix_have_length_one_and_initial_ngrams_are_distinct() -> None:
     lengths = np.linalg.norm(dense([NEW[i] for i in sorted(NEW)]), axis=1)
     assert lengths == pytest.approx(np.ones(len(NEW)))
-
-
-def test_a_beginning_is_told_apart_from_the_same_characters_inside() -> None:
     shared = dense(["ab", "ac", "za"]).astype(bool).T.tolist()
     assert sorted(shared) == [[True, True, False], [True, True, True], [True, True, True]]
 
 
 class Adam:
-    """Kingma and Ba (2015), algorithm 1; `floored`: second moments are raised to those of the mean row beforehand."""
+    """Kingma and Ba (2015), algorithm 1; `floored`: second moments are at least those of the mean row."""
 
     def __init__(self, shape: tuple[int, int], floored: bool) -> None:
         self.first, self.second, self.floor = np.zeros(shape), np.zeros(shape), np.zeros(shape[1])
@@ -56,13 +55,13 @@ class Adam:
 
 
 def rare(generator: torch.Generator) -> torch.Tensor:
-    """A gradient that is large for few rows, as those of tokens in a batch are."""
+    """A gradient that is large for few rows, like that of a batch."""
     occurs = torch.rand(V, 1, generator=generator) < 0.3
     return torch.randn(V, D, generator=generator) * torch.where(occurs, 1.0, 1e-3)
 
 
 @pytest.mark.parametrize("floored", [False, True])
-def test_rows_move_as_adam_of_their_own_and_of_their_ngrams_gradients(floored: bool) -> None:
+def test_rows_follow_adam_on_their_own_and_their_ngrams_gradients(floored: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     matrix = torch.nn.Parameter(torch.randn(V, D, generator=generator))
     rates, lr, ids = RowRates(kept=0.5, new=3.0, shared=2.0, floored=floored), 0.01, sorted(NEW)
@@ -85,7 +84,7 @@ def test_rows_move_as_adam_of_their_own_and_of_their_ngrams_gradients(floored: b
     assert matrix.detach().numpy() == pytest.approx(expected, abs=1e-5)
 
 
-def test_with_a_floor_rows_of_tokens_that_do_not_occur_hardly_move() -> None:
+def test_floored_rows_of_absent_tokens_hardly_move() -> None:
     moved = []
     for floored in (False, True):
         generator = torch.Generator().manual_seed(0)
@@ -106,7 +105,7 @@ def test_with_a_floor_rows_of_tokens_that_do_not_occur_hardly_move() -> None:
 
 
 @pytest.mark.parametrize("fused", [True, False])
-def test_a_step_that_the_loss_scaler_leaves_out_changes_nothing(fused: bool) -> None:
+def test_a_step_skipped_by_the_loss_scaler_changes_nothing(fused: bool) -> None:
     def run(overflow: bool) -> torch.Tensor:
         generator = torch.Generator().manual_seed(0)
         matrix = torch.nn.Parameter(torch.zeros(V, D))
@@ -114,7 +113,7 @@ def test_a_step_that_the_loss_scaler_leaves_out_changes_nothing(fused: bool) -> 
         optimizer = torch.optim.AdamW(rows.parameter_groups(0.1, 0.0), lr=0.1, fused=fused)
         rows.attach(optimizer)
         scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=10**6)
-        scaler.scale(torch.zeros(1))  # it makes its scale when it is first used
+        scaler.scale(torch.zeros(1))  # creates its scale
         for step in range(6):
             gradient = rare(generator)
             if step == 3:
@@ -133,18 +132,26 @@ def test_a_step_that_the_loss_scaler_leaves_out_changes_nothing(fused: bool) -> 
     assert torch.allclose(run(overflow=True), run(overflow=False), atol=1e-6)
 
 
-def test_an_optimizer_without_second_moments_is_left_alone() -> None:
-    matrix = torch.nn.Parameter(torch.zeros(V, D))
-    rows = RowUpdates([matrix], {}, RowRates(floored=True))
-    optimizer = torch.optim.SGD(rows.parameter_groups(0.1, 0.0), lr=0.1)
-    rows.attach(optimizer)
-    for _ in range(2):
-        matrix.grad = torch.ones(V, D)
-        optimizer.step()
-    assert torch.allclose(matrix.detach(), torch.full((V, D), -0.2))
+@pytest.mark.parametrize("name", ["SGD", "Adafactor"])  # without second moments; of another kind and without betas
+def test_optimizers_without_adams_moments_are_unchanged(name: str) -> None:
+    from transformers import Adafactor
+
+    options = {"relative_step": False, "scale_parameter": False}
+    moved = []
+    for floored in (False, True):
+        bias = torch.nn.Parameter(torch.zeros(V))
+        rows = RowUpdates([bias], NEW, RowRates(new=2.0, floored=floored))
+        groups = rows.parameter_groups(0.1, 0.0)
+        optimizer = torch.optim.SGD(groups, lr=0.1) if name == "SGD" else Adafactor(groups, lr=0.1, **options)
+        rows.attach(optimizer)
+        for _ in range(3):
+            bias.grad = torch.linspace(0.1, 1.0, V)
+            optimizer.step()
+        moved.append(bias.detach())
+    assert torch.equal(*moved)
 
 
-def test_kept_rows_move_as_without_new_ones() -> None:
+def test_kept_rows_move_as_without_new_tokens() -> None:
     kept = [i for i in range(V) if i not in NEW]
     moved = []
     for rates in (RowRates(), RowRates(new=10.0, shared=10.0)):
@@ -159,7 +166,7 @@ def test_kept_rows_move_as_without_new_ones() -> None:
     assert torch.equal(*moved)
 
 
-def test_a_run_gone_on_with_from_the_optimizers_state_is_the_same_run() -> None:
+def test_resuming_from_the_optimizers_state_is_exact() -> None:
     def run(stop: int | None) -> torch.Tensor:
         torch.manual_seed(2)
         matrix = torch.nn.Parameter(torch.randn(V, D))
@@ -185,7 +192,7 @@ def test_a_run_gone_on_with_from_the_optimizers_state_is_the_same_run() -> None:
     assert torch.equal(run(None), run(3))
 
 
-def test_a_bias_has_its_own_rate_and_no_ngrams() -> None:
+def test_a_bias_follows_the_rate_of_new_tokens_without_ngrams() -> None:
     bias = torch.nn.Parameter(torch.zeros(V))
     rows = RowUpdates([bias], NEW, RowRates(new=4.0, shared=4.0))
     optimizer = torch.optim.SGD(rows.parameter_groups(0.1, 0.0), lr=0.1)
@@ -197,26 +204,8 @@ def test_a_bias_has_its_own_rate_and_no_ngrams() -> None:
     assert torch.allclose(bias.detach(), expected)
 
 
-def test_matrices_decay_as_they_are_told_and_biases_and_ngrams_do_not() -> None:
+def test_only_matrices_have_weight_decay() -> None:
     matrix, bias = torch.nn.Parameter(torch.ones(V, D)), torch.nn.Parameter(torch.ones(V))
     groups = RowUpdates([matrix, bias], NEW, RowRates(shared=1.0)).parameter_groups(0.1, 0.25)
-    optimizer = torch.optim.AdamW(groups, lr=0.1)
-    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.25, 0.0, 0.0]
+    assert [group["weight_decay"] for group in groups] == [0.25, 0.0, 0.0]
     assert [group["params"][0] is each for group, each in zip(groups, (matrix, bias), strict=False)] == [True, True]
-
-
-def test_an_optimizer_with_second_moments_of_another_kind_than_adams_is_left_alone() -> None:
-    from transformers import Adafactor
-
-    moved = []
-    for floored in (False, True):  # it keeps whole second moments of a bias, and has no betas
-        bias = torch.nn.Parameter(torch.zeros(V))
-        rows = RowUpdates([bias], NEW, RowRates(new=2.0, floored=floored))
-        groups = rows.parameter_groups(0.1, 0.0)
-        optimizer = Adafactor(groups, lr=0.1, relative_step=False, scale_parameter=False)
-        rows.attach(optimizer)
-        for _ in range(3):
-            bias.grad = torch.linspace(0.1, 1.0, V)
-            optimizer.step()
-        moved.append(bias.detach())
-    assert torch.equal(*moved)

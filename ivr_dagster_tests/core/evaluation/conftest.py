@@ -1,4 +1,4 @@
-"""Models small enough to be called token by token."""
+"""Models small enough for one call per token."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -11,7 +11,7 @@ CONTEXT = 16
 
 @pytest.fixture(scope="package", autouse=True)
 def one_thread() -> Iterator[None]:
-    """Models this small are slower on several threads, and much slower beside other work."""
+    """Several threads slow down such small models."""
     import torch
 
     threads = torch.get_num_threads()
@@ -22,7 +22,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session", params=["gpt2", "llama", "gemma2"])
 def model(request: pytest.FixtureRequest) -> Any:
-    """An untrained byte model with strong opinions: learnt positions, rotary ones, and softly capped logits."""
+    """An untrained byte model with large weights: learned and rotary positions, and soft-capped logits."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 

@@ -67,7 +67,7 @@ def undisturbed(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> SftResu
     return train(tiny, tmp_path_factory.mktemp("undisturbed"))
 
 
-def test_a_run_takes_every_step_and_counts_every_token(undisturbed: SftResult) -> None:
+def test_run_takes_every_step_and_counts_every_token(undisturbed: SftResult) -> None:
     assert undisturbed.steps == 26
     assert undisturbed.tokens == 2 * 50 * 16
     assert undisturbed.resumed_from is None
@@ -79,12 +79,12 @@ def test_a_run_takes_every_step_and_counts_every_token(undisturbed: SftResult) -
     assert [step for step, _ in undisturbed.loss_history] == [3, 5, 6, 9, 10, 12, 15, 18, 20, 21, 24, 25, 26]
 
 
-def test_the_train_loss_is_the_mean_over_all_steps(tiny: Path, tmp_path: Path, undisturbed: SftResult) -> None:
+def test_train_loss_is_the_mean_over_all_steps(tiny: Path, tmp_path: Path, undisturbed: SftResult) -> None:
     single = train(tiny, tmp_path, settings={"logging_steps": 1})
     assert undisturbed.train_loss == pytest.approx(np.mean([loss for _, loss in single.loss_history]))
 
 
-def test_the_loss_is_the_mean_over_predictions_and_every_token_is_a_label(tiny: Path, tmp_path: Path) -> None:
+def test_loss_is_the_mean_over_predictions_and_every_token_is_a_label(tiny: Path, tmp_path: Path) -> None:
     import torch
     from transformers import GPT2LMHeadModel
 
@@ -99,9 +99,7 @@ def test_the_loss_is_the_mean_over_predictions_and_every_token_is_a_label(tiny: 
     assert result.train_loss == pytest.approx(wanted, rel=1e-5)
 
 
-def test_a_run_stopped_by_an_error_goes_on_to_the_very_same_bits(
-    tiny: Path, tmp_path: Path, undisturbed: SftResult
-) -> None:
+def test_interrupted_run_resumes_to_the_same_bits(tiny: Path, tmp_path: Path, undisturbed: SftResult) -> None:
     for stop_at in (12, 18):
         with pytest.raises(Stopped):
             train(tiny, tmp_path, stop_at=stop_at)
@@ -112,7 +110,7 @@ def test_a_run_stopped_by_an_error_goes_on_to_the_very_same_bits(
     assert (result.steps, result.tokens, result.train_loss) == (26, undisturbed.tokens, undisturbed.train_loss)
 
 
-def test_a_run_killed_while_it_writes_a_checkpoint_goes_on_from_the_one_before(
+def test_run_killed_while_saving_resumes_from_the_previous_checkpoint(
     tiny: Path, tmp_path: Path, undisturbed: SftResult
 ) -> None:
     script = """
@@ -143,7 +141,7 @@ fine_tune(Training(tiny / "model", tiny / "blocks", output_dir, config, tiny / "
     assert weights(result) == weights(undisturbed)
 
 
-def test_a_checkpoint_of_another_run_is_discarded(tiny: Path, tmp_path: Path, undisturbed: SftResult) -> None:
+def test_checkpoint_of_another_run_is_discarded(tiny: Path, tmp_path: Path, undisturbed: SftResult) -> None:
     with pytest.raises(Stopped):
         train(tiny, tmp_path, stop_at=12, fingerprint="another")
     assert checkpoints(tmp_path) == [5, 10]
@@ -153,7 +151,7 @@ def test_a_checkpoint_of_another_run_is_discarded(tiny: Path, tmp_path: Path, un
     assert len(list((tmp_path / "logs").iterdir())) == 1
 
 
-def test_a_finished_run_writes_its_model_anew_without_another_step(tiny: Path, tmp_path: Path) -> None:
+def test_finished_run_rewrites_its_model_without_another_step(tiny: Path, tmp_path: Path) -> None:
     settings = {"max_steps": 7}
     first = train(tiny, tmp_path, settings=settings)
     before = weights(first)
@@ -164,7 +162,7 @@ def test_a_finished_run_writes_its_model_anew_without_another_step(tiny: Path, t
     assert again.loss_history == first.loss_history
 
 
-def test_only_so_many_checkpoints_are_kept_and_one_is_always_whole(tiny: Path, tmp_path: Path) -> None:
+def test_save_total_limit_holds_and_one_checkpoint_is_always_complete(tiny: Path, tmp_path: Path) -> None:
     whole: list[int] = []
 
     def on_log(_: dict[str, float]) -> None:
@@ -175,9 +173,7 @@ def test_only_so_many_checkpoints_are_kept_and_one_is_always_whole(tiny: Path, t
     assert set(whole[whole.index(1) :]) == {1}
 
 
-def test_a_run_killed_before_it_removed_older_checkpoints_keeps_no_more_than_it_should(
-    tiny: Path, tmp_path: Path
-) -> None:
+def test_finished_run_removes_checkpoints_that_a_killed_one_left(tiny: Path, tmp_path: Path) -> None:
     settings = {"max_steps": 12, "save_total_limit": 1}
     train(tiny, tmp_path, settings=settings)
     assert checkpoints(tmp_path) == [12]
@@ -187,7 +183,7 @@ def test_a_run_killed_before_it_removed_older_checkpoints_keeps_no_more_than_it_
     assert checkpoints(tmp_path) == [12]
 
 
-def test_a_pickle_put_into_a_checkpoint_is_refused_and_not_run(tiny: Path, tmp_path: Path) -> None:
+def test_pickle_in_a_checkpoint_is_rejected_and_not_executed(tiny: Path, tmp_path: Path) -> None:
     class Planted:
         def __reduce__(self) -> tuple[object, ...]:
             return Path.touch, (tmp_path / "it ran",)
@@ -200,7 +196,7 @@ def test_a_pickle_put_into_a_checkpoint_is_refused_and_not_run(tiny: Path, tmp_p
     assert not (tmp_path / "it ran").exists()
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_reaches_no_checkpoint(tiny: Path, tmp_path: Path) -> None:
+def test_nan_loss_stops_the_run_and_is_not_saved(tiny: Path, tmp_path: Path) -> None:
     from safetensors.numpy import load_file
 
     with pytest.raises(TrainingDiverged, match=r"the (loss|grad_norm) is (nan|inf) at step \d+ of 26"):
@@ -210,7 +206,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_reaches_no_checkpoint(tiny: 
         assert all(np.isfinite(tensor).all() for tensor in load_file(checkpoint / "model.safetensors").values())
 
 
-def test_progress_tells_where_the_run_is_and_nothing_else_is_printed(
+def test_progress_is_reported_and_nothing_is_printed(
     tiny: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     seen: list[dict[str, float]] = []
@@ -223,7 +219,7 @@ def test_progress_tells_where_the_run_is_and_nothing_else_is_printed(
     assert (seen[-1]["step"], seen[-1]["max_steps"], seen[-1]["seconds_left"]) == (26, 26, 0)
 
 
-def test_the_final_model_generates_and_has_the_tokenizer_and_the_dtype_it_came_with(tiny: Path, tmp_path: Path) -> None:
+def test_final_model_has_the_tokenizer_and_the_dtype_of_the_initial_one(tiny: Path, tmp_path: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel
 
@@ -241,7 +237,7 @@ def test_the_final_model_generates_and_has_the_tokenizer_and_the_dtype_it_came_w
     assert len(AutoTokenizer.from_pretrained(final)("two 단어")["input_ids"]) == len("two 단어".encode())
 
 
-def test_a_tokenizer_of_a_models_own_class_beside_the_model_goes_along(tiny: Path, tmp_path: Path) -> None:
+def test_tokenizer_with_its_own_class_is_copied(tiny: Path, tmp_path: Path) -> None:
     from transformers import AutoTokenizer, GPT2Tokenizer
 
     shutil.copytree(tiny / "model", tmp_path / "model")
@@ -260,7 +256,7 @@ def test_a_tokenizer_of_a_models_own_class_beside_the_model_goes_along(tiny: Pat
     assert loaded("two 단어")["input_ids"] == tokenizer("two 단어")["input_ids"]
 
 
-def test_training_moves_float32_weights_whatever_the_stored_dtype(tiny: Path, tmp_path: Path) -> None:
+def test_training_updates_float32_weights_for_any_stored_dtype(tiny: Path, tmp_path: Path) -> None:
     import torch
     from safetensors.torch import load_file
     from transformers import GPT2LMHeadModel
@@ -271,13 +267,13 @@ def test_training_moves_float32_weights_whatever_the_stored_dtype(tiny: Path, tm
     assert {tensor.dtype for tensor in stored.values()} == {torch.float32}
 
 
-def test_mixed_precision_trains_another_but_similar_model(tiny: Path, tmp_path: Path, undisturbed: SftResult) -> None:
+def test_mixed_precision_trains_a_similar_model(tiny: Path, tmp_path: Path, undisturbed: SftResult) -> None:
     result = train(tiny, tmp_path, dtype="bfloat16")
     assert result.train_loss == pytest.approx(undisturbed.train_loss, rel=0.02)
     assert result.train_loss != undisturbed.train_loss
 
 
-def test_tensorboard_finds_the_loss_of_a_resumed_run_once_a_step(tiny: Path, tmp_path: Path) -> None:
+def test_tensorboard_has_each_loss_of_a_resumed_run_once(tiny: Path, tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     with pytest.raises(Stopped):
@@ -290,7 +286,7 @@ def test_tensorboard_finds_the_loss_of_a_resumed_run_once_a_step(tiny: Path, tmp
 
 
 @pytest.mark.parametrize(("report_to", "logging_dir"), [("none", None), ("tensorboard", "boards")])
-def test_tensorboards_files_go_where_they_are_asked_to(
+def test_tensorboard_logs_go_to_logging_dir(
     tiny: Path, tmp_path: Path, report_to: str, logging_dir: str | None
 ) -> None:
     wanted = {"report_to": report_to, "logging_dir": logging_dir and str(tmp_path / logging_dir), "max_steps": 1}
@@ -302,35 +298,33 @@ def test_tensorboards_files_go_where_they_are_asked_to(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"device": "tpu"}, "the device 'tpu' is none of cpu, cuda, mps"),
-        ({"dtype": "int8"}, "the dtype 'int8' is none of float32, bfloat16, float16"),
-        ({"dtype": "float16"}, "float16 does not train on the CPU"),
+        ({"device": "tpu"}, "unknown device 'tpu', expected one of cpu, cuda, mps"),
+        ({"dtype": "int8"}, "unknown dtype 'int8', expected one of float32, bfloat16, float16"),
+        ({"dtype": "float16"}, "the CPU does not train in float16"),
         ({"settings": {"fp16": True, "bf16": True}}, r"sft_config.yaml: .*At most one of fp16 and bf16"),
-        ({"model_dir": Path("no/model")}, "no/model: no model there"),
+        ({"model_dir": Path("no/model")}, "no/model: no model found"),
         ({"blocks": Path("no/blocks")}, "no/blocks: no training blocks"),
-        ({"tokenizer_dir": Path("no/tokenizer")}, "no/tokenizer: no tokenizer can be loaded"),
+        ({"tokenizer_dir": Path("no/tokenizer")}, "no/tokenizer/tokenizer.json: no tokenizer"),
     ],
 )
-def test_a_request_that_cannot_be_met_is_refused(
-    tiny: Path, tmp_path: Path, arguments: dict[str, Any], message: str
-) -> None:
+def test_invalid_request_is_rejected(tiny: Path, tmp_path: Path, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         train(tiny, tmp_path, **arguments)
 
 
-def test_a_device_that_is_not_there_is_refused(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_device_is_rejected(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    with pytest.raises(InputError, match="the device cuda was asked for, and torch finds none"):
+    with pytest.raises(InputError, match="device cuda requested, but torch finds none"):
         train(tiny, tmp_path, device="cuda")
 
 
-def test_blocks_longer_than_the_models_context_are_refused(tiny: Path, tmp_path: Path) -> None:
+def test_blocks_longer_than_the_context_are_rejected(tiny: Path, tmp_path: Path) -> None:
     write_blocks(iter([np.arange(99)]), tmp_path / "long", block_size=33, eos_id=256, vocab_size=257)
     with pytest.raises(InputError, match="the blocks have 33 tokens, the model's context 32"):
         train(tiny, tmp_path, blocks=tmp_path / "long")
 
 
-def test_folders_that_do_not_belong_together_are_refused(tiny: Path, tmp_path: Path) -> None:
+def test_folders_that_do_not_fit_are_rejected(tiny: Path, tmp_path: Path) -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     small = GPT2Config(vocab_size=200, n_embd=4, n_layer=1, n_head=1, bos_token_id=0, eos_token_id=0)
@@ -339,13 +333,13 @@ def test_folders_that_do_not_belong_together_are_refused(tiny: Path, tmp_path: P
         train(tiny, tmp_path, model_dir=tmp_path / "small")
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
-    with pytest.raises(InputError, match="broken: the model's weights are not in safetensors format, found none"):
+    with pytest.raises(InputError, match="broken: expected weights in safetensors format, found none"):
         train(tiny, tmp_path, model_dir=tmp_path / "broken")
-    with pytest.raises(InputError, match="broken: this folder holds no tokenizer"):
+    with pytest.raises(InputError, match=r"broken/tokenizer.json: no tokenizer"):
         train(tiny, tmp_path, tokenizer_dir=tmp_path / "broken")
 
 
-def test_importing_the_module_brings_no_heavy_library() -> None:
+def test_module_import_loads_no_heavy_library() -> None:
     script = (
         "import sys, ivr_dagster.core.training.sft; print({'torch', 'transformers', 'datasets'} & set(sys.modules))"
     )

@@ -1,0 +1,260 @@
+"""Measures every variant on the same held-out text and collects the figures of the report."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from ivr_dagster.core.corpus.cleaned import CleanedCorpus
+from ivr_dagster.core.corpus.subset import documents_within
+from ivr_dagster.core.evaluation.bits_per_byte import BitsPerByte, ScoringTokenizer, bits_per_byte
+from ivr_dagster.core.evaluation.continuations import Speed, continue_texts, generation_speed
+from ivr_dagster.core.evaluation.figures import (
+    EvaluationReport,
+    Retention,
+    TrainingCurve,
+    Variant,
+    pairs_to_compare,
+    to_bits_per_byte,
+)
+from ivr_dagster.core.evaluation.intervals import bpb_intervals
+from ivr_dagster.core.evaluation.model_card import Provenance
+from ivr_dagster.core.evaluation.token_groups import new_token_share, token_groups
+from ivr_dagster.core.model.files import read_config
+from ivr_dagster.core.model.folder import ModelFolder
+from ivr_dagster.core.tokenizer.agreement import compare_lengths, measure_round_trip
+from ivr_dagster.core.tokenizer.folder import TokenizerFolder
+from ivr_dagster.core.tokenizer.write import read_certificate
+from ivr_dagster.core.training.folders import TrainedModel
+from ivr_dagster.core.vocabulary.rules import applied_rules
+from ivr_dagster.settings.groups import EvaluationSettings
+
+PROMPT_CHARACTERS = 200
+CONTINUATION_BYTES = 160
+# prompts that generation is timed on, and bytes to write per prompt
+SPEED_PROMPTS, SPEED_BYTES = 3, 160
+ADAPTED = ("initialized", "sft")
+TIMED = ("base", "sft")
+
+# (label, unit) -> callback (done, total)
+Progress = Callable[[str, str], Callable[[float, float], None]]
+
+
+@dataclass(frozen=True)
+class OutOfDomainText:
+    """Text to measure forgetting on; without texts, `skipped` says why."""
+
+    source: str
+    texts: list[str] = field(default_factory=list)
+    skipped: str = ""
+
+
+@dataclass(frozen=True)
+class EvaluatedModels:
+    """The models to compare.
+
+    Attributes:
+        base: the base model.
+        distilled: the distilled tokenizer, with the base tokenizer.
+        initialized: the initialized model, with the remapped tokenizer and its rules.
+        trained: `sft` and the vanilla baselines by variant, each with its tokenizer.
+    """
+
+    base: ModelFolder
+    distilled: TokenizerFolder
+    initialized: ModelFolder
+    trained: Mapping[str, TrainedModel]
+
+    @property
+    def remapped(self) -> TokenizerFolder:
+        """The remapped tokenizer."""
+        return TokenizerFolder(self.initialized.path)
+
+    def variants(self) -> dict[str, tuple[ModelFolder, Tokenizer, int]]:
+        """Variant → model, tokenizer and end-of-text id, in the order of evaluation."""
+        eos_id = self.distilled.end_of_text_id()
+        own = {"initialized": self.initialized} | {name: each.final_model for name, each in self.trained.items()}
+        return {
+            "base": (self.base, self.distilled.base_backend(), eos_id),
+            "distilled": (self.base, self.distilled.backend(), eos_id),
+        } | {
+            name: (model, TokenizerFolder(model.path).backend(), TokenizerFolder(model.path).end_of_text_id())
+            for name, model in own.items()
+        }
+
+
+def evaluate(
+    models: EvaluatedModels,
+    corpus: CleanedCorpus,
+    settings: EvaluationSettings,
+    out_of_domain: OutOfDomainText | None,
+    *,
+    seed: int,
+    device: str,
+    progress: Progress,
+    run_settings: Mapping[str, Any],
+) -> EvaluationReport:
+    """Evaluate all variants.
+
+    Args:
+        models: the models to compare.
+        corpus: its held-out split is evaluated.
+        settings: amounts of text and number of continuations.
+        out_of_domain: text to measure forgetting on; None to skip.
+        seed: of the bootstrap.
+        device: cpu, cuda or mps.
+        progress: makes progress callbacks.
+        run_settings: settings of the run that the report lists.
+    """
+    wanted, size = documents_within(corpus.documents("heldout"), settings.evaluation_bytes)
+    texts = [text for document, text in corpus.documents("heldout") if document in wanted]
+    prompts = [text[:PROMPT_CHARACTERS].rstrip() for text in texts if len(text) > 2 * PROMPT_CHARACTERS]
+    new_ids = set(applied_rules(models.remapped).new_tokens())
+    runs = _Runs(models, texts, out_of_domain, device, progress)
+    for name in runs.variants:
+        runs.measure(name, prompts or [texts[0][:PROMPT_CHARACTERS]], settings.continuations, new_ids)
+    scores = runs.scores
+    intervals, differences = bpb_intervals(
+        {name: score.document_bits for name, score in scores.items()},
+        scores["base"].document_bytes,
+        pairs_to_compare(list(scores)),
+        seed=seed,
+    )
+    base_tokenizer, remapped = models.distilled.base_backend(), models.remapped.backend()
+    round_trip = measure_round_trip(remapped, texts)
+    losses, validation = training_curves(models.trained)
+    return EvaluationReport(
+        variants={name: replace(each, interval=intervals[name]) for name, each in runs.measured.items()},
+        token_saving=compare_lengths(base_tokenizer, remapped, corpus.texts("heldout")).saving,
+        agreement=float(read_certificate(models.distilled.path)["heldout"]["agreement"]),
+        round_trip=round_trip.exact / max(round_trip.texts, 1),
+        new_tokens=len(new_ids),
+        new_tokens_used=len(new_ids & set(np.flatnonzero(scores["sft"].token_counts).tolist())),
+        heldout_documents=len(texts),
+        heldout_bytes=size,
+        prompts=tuple(prompts[: settings.continuations]),
+        settings=run_settings,
+        differences=differences,
+        context_bytes=runs.context_bytes,
+        retention=runs.retention(seed),
+        training_loss=losses,
+        validation=validation,
+        speeds=runs.speeds,
+    )
+
+
+class _Runs:
+    """Loads one variant after the other and collects its measurements."""
+
+    def __init__(
+        self,
+        models: EvaluatedModels,
+        texts: list[str],
+        out_of_domain: OutOfDomainText | None,
+        device: str,
+        progress: Progress,
+    ) -> None:
+        self.variants = models.variants()
+        self.measured: dict[str, Variant] = {}
+        self.scores: dict[str, BitsPerByte] = {}
+        self.speeds: dict[str, Speed] = {}
+        self._texts, self._other, self._device, self._progress = texts, out_of_domain, device, progress
+        self._other_scores: dict[str, BitsPerByte] = {}
+        self._other_variants = {"base", *models.trained}
+        self._context = min(model.sequence_tokens() for model, _, _ in self.variants.values())
+        # the base tokenizer has the most tokens, so what fits it fits the others
+        _, backend, eos_id = self.variants["base"]
+        base = ScoringTokenizer.of(backend, eos_id)
+        self.context_bytes = base.fitting_context_bytes(texts, self._context)
+        self._other_context_bytes = 0
+        if out_of_domain and out_of_domain.texts:
+            self._other_context_bytes = base.fitting_context_bytes(out_of_domain.texts, self._context)
+
+    def measure(self, name: str, prompts: Sequence[str], continuations: int, new_ids: set[int]) -> None:
+        """Measure one variant."""
+        folder, backend, eos_id = self.variants[name]
+        model, tokenizer = folder.load("float32"), ScoringTokenizer.of(backend, eos_id)
+        score = self._score(model, tokenizer, self._texts, self.context_bytes, f"evaluating {name}")
+        if self._other_context_bytes and self._other and name in self._other_variants:
+            label = f"evaluating {name} on out-of-domain text"
+            self._other_scores[name] = self._score(
+                model, tokenizer, self._other.texts, self._other_context_bytes, label
+            )
+        generation: dict[str, Any] = {"eos_id": eos_id, "device": self._device}
+        if name in TIMED:
+            timed = prompts[:SPEED_PROMPTS]
+            self.speeds[name] = generation_speed(model, backend, timed, new_bytes=SPEED_BYTES, **generation)
+        written = continue_texts(
+            model, backend, prompts[:continuations], max_new_bytes=CONTINUATION_BYTES, **generation
+        )
+        adapted: dict[str, Any] = {}
+        if name in ADAPTED:
+            ids = [token for each in written for token in each.ids]
+            adapted = {
+                "groups": token_groups(score, new_ids, tokenizer.token_bytes),
+                "new_tokens_written": new_token_share(ids, new_ids),
+            }
+        self.scores[name] = score
+        self.measured[name] = Variant.from_score(score, continuations=tuple(each.text for each in written), **adapted)
+
+    def retention(self, seed: int) -> Retention | None:
+        """Forgetting, after all variants were measured."""
+        if self._other is None or not self._other_scores:
+            return Retention(self._other.source, skipped=self._other.skipped) if self._other else None
+        bits = {name: score.document_bits for name, score in self._other_scores.items()}
+        sizes = self._other_scores["base"].document_bytes
+        intervals, _ = bpb_intervals(bits, sizes, seed=seed)
+        return Retention(self._other.source, len(sizes), int(sizes.sum()), intervals)
+
+    def _score(
+        self, model: Any, tokenizer: ScoringTokenizer, texts: list[str], context_bytes: int, label: str
+    ) -> BitsPerByte:
+        return bits_per_byte(
+            model,
+            tokenizer,
+            texts,
+            context=self._context,
+            context_bytes=context_bytes,
+            device=self._device,
+            progress=self._progress(label, "tokens"),
+        )
+
+
+def training_curves(
+    trained: Mapping[str, TrainedModel],
+) -> tuple[dict[str, TrainingCurve], dict[str, TrainingCurve]]:
+    """Training loss and validation by variant, for runs that recorded them."""
+    losses, validation = {}, {}
+    for name, run in trained.items():
+        history = run.history()
+        bytes_per_token = history.get("bytes_per_token")
+        if not bytes_per_token or not history["steps"]:
+            continue
+        scale = {"tokens_per_step": history["tokens"] / history["steps"], "bytes_per_token": bytes_per_token}
+        points = [(int(step), to_bits_per_byte(loss, bytes_per_token)) for step, loss in history["losses"]]
+        losses[name] = TrainingCurve.from_steps(points, **scale)
+        if history.get("validation"):
+            points = [(int(step), float(bpb)) for step, bpb in history["validation"]]
+            validation[name] = TrainingCurve.from_steps(points, **scale)
+    return losses, validation
+
+
+def provenance(
+    models: EvaluatedModels, corpus: CleanedCorpus, *, base_model: str, is_on_hub: bool, base_version: str
+) -> Provenance:
+    """What the fine-tuned model was made from, for its model card."""
+    sft = models.trained["sft"]
+    return Provenance(
+        base_model=base_model,
+        is_on_hub=is_on_hub,
+        base_version=base_version,
+        architecture=str(read_config(sft.final_model.path)["model_type"]),
+        corpus_digest=corpus.digest(),
+        train_documents=corpus.count("train"),
+        train_bytes=sft.history().get("text_bytes"),
+        heldout_documents=corpus.count("heldout"),
+        rules=len(applied_rules(models.remapped)),
+        vocabulary=models.remapped.backend().get_vocab_size(),
+    )
