@@ -1,7 +1,7 @@
-"""The errors that carry a message for the person at the terminal or in the Dagster UI.
+"""Errors with a message for the user at the terminal or in the Dagster UI.
 
-Everything that is the fault of the request or the input is an :class:`InputError`; the command line turns it
-into one line on standard error and exit code 2. Anything else that goes wrong is a bug or a failed run (exit code 1).
+An invalid request or input raises :class:`InputError`: the command line prints one line and exits with 2. Any other
+error is a bug or a failed run and exits with 1.
 """
 
 import errno
@@ -11,27 +11,28 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-_AGAIN = "what is done stays, the same command goes on from there"
-# what a machine runs short of or does not allow, and what to do about it
+_RESUME = "run the same command again to resume"
+# what a machine runs out of or does not allow, and how to fix it
 _SHORTAGES: dict[int, tuple[str, str]] = {
-    errno.ENOSPC: ("no space is left on the disk", f"Free some; {_AGAIN}."),
-    errno.EDQUOT: ("the disk quota is used up", f"Free some space; {_AGAIN}."),
-    errno.EFBIG: ("a file may not grow so large", f"Raise the limit (ulimit -f); {_AGAIN}."),
-    errno.EROFS: ("the file system is read-only", "Have it mounted for writing, or name another --artifacts-dir."),
-    errno.EACCES: ("permission is denied", "Give this user the right to it, or name another folder."),
-    errno.EPERM: ("permission is denied", "Give this user the right to it, or name another folder."),
-    errno.EMFILE: ("too many files are open", f"Raise the limit (ulimit -n); {_AGAIN}."),
+    errno.ENOSPC: ("no space is left on the disk", f"Free some space, then {_RESUME}."),
+    errno.EDQUOT: ("the disk quota is exceeded", f"Free some space, then {_RESUME}."),
+    errno.EFBIG: ("the file size limit is exceeded", f"Raise the limit (ulimit -f), then {_RESUME}."),
+    errno.EROFS: ("the file system is read-only", "Mount it for writing, or choose another --artifacts-dir."),
+    errno.EACCES: ("permission is denied", "Grant this user access, or choose another folder."),
+    errno.EPERM: ("permission is denied", "Grant this user access, or choose another folder."),
+    errno.EMFILE: ("too many files are open", f"Raise the limit (ulimit -n), then {_RESUME}."),
     errno.ENOMEM: (
         "there is not enough memory",
-        f"Stop other programs, raise the limit (ulimit -v, the container's), or take a larger machine; {_AGAIN}.",
+        "Stop other programs, raise the limit (ulimit -v, or the container's), or use a larger machine, "
+        f"then {_RESUME}.",
     ),
     errno.EIO: (
         "the disk cannot be read or written, or there is too little memory for it",
-        f"Look which; {_AGAIN}. `ivr status --verify` reads all artifacts.",
+        f"Check both, then {_RESUME}. `ivr status --verify` reads all artifacts.",
     ),
 }
-# how libraries that are no Python tell of the same
-_SAID: dict[str, int] = {
+# how native libraries describe the same
+_LIBRARY_MESSAGES: dict[str, int] = {
     "no space left on device": errno.ENOSPC,
     "database or disk is full": errno.ENOSPC,
     "disk quota exceeded": errno.EDQUOT,
@@ -51,54 +52,49 @@ _SAID: dict[str, int] = {
     "failed to launch worker thread": errno.ENOMEM,
     "disk i/o error": errno.EIO,
 }
-
-
-# a disk with less is full, whatever is said of it
+# a disk with less free space counts as full, whatever a library reports
 _FULL_BYTES = 1 << 20
 
 
 class InputError(Exception):
-    """The request or the input is at fault: what was asked, what was found, where, and how to mend it.
+    """The request or the input is invalid.
 
     Args:
-        message: what was asked and what was found, one sentence without a full stop at its end.
-        where: the file, `file:line` or setting at fault.
-        remedy: what the person can do about it.
+        message: what was requested and what was found, without a final full stop.
+        where: the file, `file:line` or setting.
+        remedy: how to fix it.
     """
 
     def __init__(self, message: str, *, where: str | Path | None = None, remedy: str | None = None) -> None:
         self.message, self.where, self.remedy = message, where, remedy
         text = f"{where}: {message}" if where else message
-        ends = text.endswith(("?", "."))
-        super().__init__(f"{text}{' ' if ends else '. '}{remedy}" if remedy else text)
+        super().__init__(f"{text}. {remedy}" if remedy else text)
 
     def __reduce__(self) -> tuple[object, ...]:
-        # worker processes hand exceptions back by pickle, which knows nothing of keyword arguments
+        # worker processes return exceptions by pickle, which does not support keyword arguments
         return _rebuild, (type(self), self.message, self.where, self.remedy)
-
-
-class WorkerLost(Exception):
-    """A process that worked on a part of the corpus died, again and again where it was tried again."""
-
-    def __init__(self, how: str) -> None:
-        super().__init__(
-            f"a process that worked on a shard of the corpus ended ({how}), most often for want of memory. Split the "
-            "largest files, or let fewer work at once (taskset, or fewer cores in the Ray cluster); what is done stays."
-        )
 
 
 def _rebuild(kind: type[InputError], message: str, where: str | Path | None, remedy: str | None) -> InputError:
     return kind(message, where=where, remedy=remedy)
 
 
-def describe_shortage(error: BaseException, folder: Path | None = None) -> str | None:
-    """What the machine ran short of or did not allow, where that is what an error comes from: a sentence with a remedy.
+class WorkerLost(Exception):
+    """A process that worked on a part of the corpus died, also when retried."""
 
-    None where it comes from something else.
+    def __init__(self, how: str) -> None:
+        super().__init__(
+            f"a process that worked on a shard of the corpus ended ({how}), most often because memory ran out. Split "
+            f"the largest files, or use fewer workers (taskset, or fewer cores in the Ray cluster), then {_RESUME}."
+        )
+
+
+def describe_shortage(error: BaseException, folder: Path | None = None) -> str | None:
+    """What the machine ran out of or did not allow, and how to fix it; None if that is not why the error occurred.
 
     Args:
-        error: with its causes.
-        folder: what was worked on: libraries that do not say where they failed did so there, and often not why.
+        error: the error, with its causes.
+        folder: where the command worked: some libraries report neither where they failed nor exactly why.
     """
     for each in _with_causes(error):
         number, place = getattr(each, "errno", None), ""
@@ -107,9 +103,9 @@ def describe_shortage(error: BaseException, folder: Path | None = None) -> str |
         elif isinstance(each, OSError) and number in _SHORTAGES:
             place = str(each.filename or "")
         else:
-            number = _said(each)
+            number = _number_in_message(each)
             if number is not None and folder is not None and folder.is_dir():
-                number = _what_it_is(number, folder)
+                number = _check_folder(number, folder)
                 place = "" if number == errno.ENOMEM else str(folder)
         if number in _SHORTAGES:
             what, remedy = _SHORTAGES[number]
@@ -118,16 +114,17 @@ def describe_shortage(error: BaseException, folder: Path | None = None) -> str |
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error comes from too little memory, whatever was made of it."""
+    """Whether an error was caused by too little memory."""
     return any(
         isinstance(each, MemoryError)
-        or (not isinstance(each, InputError) and _said(each) == errno.ENOMEM)
+        or (not isinstance(each, InputError) and _number_in_message(each) == errno.ENOMEM)
         or getattr(each, "errno", None) == errno.ENOMEM
         for each in _with_causes(error)
     )
 
 
-def _what_it_is(number: int, folder: Path) -> int:
+def _check_folder(number: int, folder: Path) -> int:
+    """The likely cause of an error that a library reported while it worked in `folder`."""
     if number in (errno.EIO, errno.EACCES, errno.EROFS) and shutil.disk_usage(folder).free < _FULL_BYTES:
         return errno.ENOSPC
     if number == errno.EROFS and not os.statvfs(folder).f_flag & os.ST_RDONLY:
@@ -135,9 +132,9 @@ def _what_it_is(number: int, folder: Path) -> int:
     return number
 
 
-def _said(error: BaseException) -> int | None:
-    said = str(error).lower()
-    return next((known for text, known in _SAID.items() if text in said), None)
+def _number_in_message(error: BaseException) -> int | None:
+    message = str(error).lower()
+    return next((number for text, number in _LIBRARY_MESSAGES.items() if text in message), None)
 
 
 def _with_causes(error: BaseException) -> Iterator[BaseException]:
@@ -153,10 +150,10 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
-# more would not be read, and the first ones are what is mended first
-MOST_TOLD = 20
+# how many errors one message lists
+MOST_ERRORS = 20
 _LONGEST_NUMBER_BITS = 128
-# of a library's message, which can list all models there are
+# of a library's message, which may list all known models
 _MOST_CHARACTERS = 200
 
 
@@ -167,31 +164,31 @@ class _ShortRepr(reprlib.Repr):
         self.maxdict = self.maxlist = self.maxtuple = self.maxset = 8
 
     def repr_int(self, x: int, level: int) -> str:
-        # Python refuses to write out numbers of thousands of digits
-        return repr(x) if x.bit_length() <= _LONGEST_NUMBER_BITS else f"a whole number of {x.bit_length():,} bits"
+        # Python refuses to format numbers of thousands of digits
+        return repr(x) if x.bit_length() <= _LONGEST_NUMBER_BITS else f"an integer of {x.bit_length():,} bits"
 
 
 _SHORT = _ShortRepr()
 
 
 def short_repr(value: object) -> str:
-    """A value as Python writes it, on one line, shortened where it is long or deep."""
+    """The `repr` of a value on one line, shortened if it is long or deep."""
     return " ".join(_SHORT.repr(value).split("\n"))
 
 
 def short_message(error: BaseException) -> str:
-    """A library's message on one line, cut where it becomes long."""
+    """A library's message on one line, truncated if it is long."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= _MOST_CHARACTERS else text[:_MOST_CHARACTERS].rsplit(" ", 1)[0] + " …"
 
 
-def combine_errors(faults: Sequence[InputError]) -> InputError:
-    """Several faults of a kind as one error that names all their places, `MOST_TOLD` at most; one is left as it is."""
-    if len(faults) == 1:
-        return faults[0]
-    places = {str(fault.where) for fault in faults}
-    where = faults[0].where if len(places) == 1 else None
-    told = [fault.message if where else f"{fault.where}: {fault.message}" for fault in faults[:MOST_TOLD]]
-    more = [f"and {len(faults) - MOST_TOLD} more"] if len(faults) > MOST_TOLD else []
-    remedies = dict.fromkeys(fault.remedy for fault in faults if fault.remedy)
-    return InputError("; ".join(told + more), where=where, remedy=". ".join(remedies) or None)
+def combine_errors(errors: Sequence[InputError]) -> InputError:
+    """One error that lists up to `MOST_ERRORS` errors with their places; a single one is returned unchanged."""
+    if len(errors) == 1:
+        return errors[0]
+    same_place = len({str(error.where) for error in errors}) == 1
+    where = errors[0].where if same_place else None
+    messages = [error.message if where else f"{error.where}: {error.message}" for error in errors[:MOST_ERRORS]]
+    more = [f"and {len(errors) - MOST_ERRORS} more"] if len(errors) > MOST_ERRORS else []
+    remedies = dict.fromkeys(error.remedy for error in errors if error.remedy)
+    return InputError("; ".join(messages + more), where=where, remedy=". ".join(remedies) or None)

@@ -1,4 +1,4 @@
-"""What people are told where the machine falls short."""
+"""Messages about a machine that lacks space, memory or permissions."""
 
 import errno
 import os
@@ -28,7 +28,7 @@ def raised(error: BaseException, cause: BaseException | None = None) -> BaseExce
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), "there is not enough"),
     ],
 )  # fmt: skip
-def test_a_shortage_is_told_with_what_to_do(error: BaseException, says: str) -> None:
+def test_shortage_is_described_with_its_remedy(error: BaseException, says: str) -> None:
     told = describe_shortage(error)
     assert told is not None
     assert told.startswith(says)
@@ -41,5 +41,5 @@ def test_a_shortage_is_told_with_what_to_do(error: BaseException, says: str) -> 
 @pytest.mark.parametrize(
     "error", [ValueError("no such key"), FileNotFoundError(2, "No such file", "/x"), InputError("x")]
 )
-def test_what_is_none_is_not_taken_for_one(error: BaseException) -> None:
+def test_other_errors_are_not_shortages(error: BaseException) -> None:
     assert describe_shortage(error) is None

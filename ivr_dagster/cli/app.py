@@ -654,14 +654,14 @@ def _run_command(arguments: list[str], debug: bool, streams: Sequence[int]) -> N
         _complain(str(error), debug)
         raise SystemExit(AT_FAULT) from None
     except (KeyboardInterrupt, click.Abort):
-        _complain("stopped; what was finished stays, the same command goes on from there", debug)
+        _complain("interrupted; run the same command again to resume", debug)
         raise SystemExit(FAILED) from None
     except Exception as error:  # noqa: BLE001 (the last line before the person at the terminal)
         name = type(error).__name__
         for number, stream in zip((1, 2), streams, strict=True):
             os.dup2(stream, number)
         if name == "Interrupted":
-            _complain("stopped; what was finished stays, the same command goes on from there", debug)
+            _complain("interrupted; run the same command again to resume", debug)
         elif name in ("StageFailed", "TrainingDiverged", "OutOfMemory"):
             _complain(str(error), debug)
         elif (short := describe_shortage(error, _artifacts_dir(arguments))) is not None:

@@ -214,7 +214,7 @@ SETTINGS = [
     settings("no such choice", ("merge_scope is 'sideways'", "within, across"), "merge_scope: sideways\n"),
     settings("infinity", ("tune_seconds is inf: input should be a finite number",), "tune_seconds: .inf\n"),
     settings("no number", ("heldout_fraction is nan",), "heldout_fraction: .nan\n"),
-    settings("a huge integer", ("max_texts is a whole number of 36,000 bits",), f"max_texts: 0x{'f' * 9000}\n"),
+    settings("a huge integer", ("max_texts is an integer of 36,000 bits",), f"max_texts: 0x{'f' * 9000}\n"),
     settings("5,000 digits", ("ivr.yaml:1: 'seed' has an invalid value",), f"seed: {'9' * 5000}\n"),
     settings("more than 64 bits", ("max_texts is 9223372036854775808",), "max_texts: 9223372036854775808\n"),
     settings("a 13th month", ("ivr.yaml:1: 'seed' has an invalid value: '2024-13-01'",), "seed: 2024-13-01\n"),

@@ -12,7 +12,7 @@ import pytest
 from dagster._core.storage.tags import GRPC_INFO_TAG
 
 from ivr_dagster.definitions import build_definitions
-from ivr_dagster.orchestration.dead_runs import PROCESS_TAG, fail_dead_runs, lives, process_mark
+from ivr_dagster.orchestration.dead_runs import PROCESS_TAG, fail_dead_runs, is_alive, process_mark
 from ivr_dagster.settings import Settings
 
 
@@ -24,7 +24,7 @@ def instance() -> Iterator[dg.DagsterInstance]:
 
 @pytest.fixture
 def dead() -> str:
-    """The mark of a process that was and is not any more."""
+    """The mark of a process that has ended."""
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     mark = process_mark(process.pid)
     process.kill()
@@ -33,7 +33,7 @@ def dead() -> str:
 
 
 def started(instance: dg.DagsterInstance, tmp_path: Path, **tags: str) -> str:
-    """Id of a run under way."""
+    """Id of a started run."""
     job = build_definitions(Settings(), artifacts_dir=tmp_path).resolve_implicit_global_asset_job_def()
     return instance.create_run_for_job(job, status=dg.DagsterRunStatus.STARTED, tags=tags).run_id
 
@@ -44,21 +44,17 @@ def status(instance: dg.DagsterInstance, run_id: str) -> dg.DagsterRunStatus:
     return run.status
 
 
-def test_a_killed_commands_run_fails_and_a_living_ones_goes_on(
-    instance: dg.DagsterInstance, dead: str, tmp_path: Path
-) -> None:
+def test_run_of_a_killed_command_fails(instance: dg.DagsterInstance, dead: str, tmp_path: Path) -> None:
     killed = started(instance, tmp_path, **{PROCESS_TAG: dead})
     living = started(instance, tmp_path, **{PROCESS_TAG: process_mark(os.getpid())})
-    reused = started(instance, tmp_path, **{PROCESS_TAG: process_mark(os.getpid()) + "9"})  # its number alone lives
+    reused = started(instance, tmp_path, **{PROCESS_TAG: process_mark(os.getpid()) + "9"})  # the number was reused
     fail_dead_runs(instance, of_commands_alone=True)
     assert status(instance, killed) == dg.DagsterRunStatus.FAILURE
     assert status(instance, living) == dg.DagsterRunStatus.STARTED
     assert status(instance, reused) == dg.DagsterRunStatus.FAILURE
 
 
-def test_a_servers_run_goes_with_its_server_and_is_left_to_dagster_while_it_serves(
-    instance: dg.DagsterInstance, tmp_path: Path
-) -> None:
+def test_run_of_a_stopped_server_fails_unless_left_to_dagster(instance: dg.DagsterInstance, tmp_path: Path) -> None:
     tags = {GRPC_INFO_TAG: json.dumps({"host": "localhost", "socket": str(tmp_path / "gone.sock")})}
     run_id = started(instance, tmp_path, **tags)
     fail_dead_runs(instance, of_commands_alone=True)
@@ -67,19 +63,15 @@ def test_a_servers_run_goes_with_its_server_and_is_left_to_dagster_while_it_serv
     assert status(instance, run_id) == dg.DagsterRunStatus.FAILURE
 
 
-def test_of_a_run_that_tells_nothing_of_its_process_nothing_is_known(
-    instance: dg.DagsterInstance, tmp_path: Path
-) -> None:
+def test_run_without_a_process_tag_is_left_alone(instance: dg.DagsterInstance, tmp_path: Path) -> None:
     run = instance.get_run_by_id(started(instance, tmp_path))
     assert run is not None
-    assert lives(run) is None
+    assert is_alive(run) is None
     fail_dead_runs(instance)
     assert status(instance, run.run_id) == dg.DagsterRunStatus.STARTED
 
 
-def test_the_watch_over_sources_looks_for_killed_commands_too(
-    instance: dg.DagsterInstance, dead: str, tmp_path: Path
-) -> None:
+def test_watch_sources_fails_runs_of_killed_commands(instance: dg.DagsterInstance, dead: str, tmp_path: Path) -> None:
     killed = started(instance, tmp_path, **{PROCESS_TAG: dead})
     definitions = build_definitions(Settings.of(model_name="sample", preset="sample"), artifacts_dir=tmp_path)
     repository = definitions.get_repository_def()

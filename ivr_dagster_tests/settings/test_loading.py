@@ -189,7 +189,7 @@ def test_all_faults_are_reported_together_each_with_its_place(tmp_path: Path) ->
         ("heldout_fraction: .nan", "heldout_fraction is nan: input should be a finite number"),
         (r'raw_corpora_dir: "a\0b"', r"raw_corpora_dir is 'a\x00b': expected one line of UTF-8 text"),
         (r'text_key: "\ud800"', r"text_key is '\ud800': expected one line of UTF-8 text"),
-        ("seed: 0x" + "f" * 9000, "seed is a whole number of 36,000 bits: "),
+        ("seed: 0x" + "f" * 9000, "seed is an integer of 36,000 bits: "),
         ("seed: " + "x" * 9000, "xxx...xxx"),
         ("max_token_len: 3\nmin_token_len: 4", "max_token_len is 3, less than min_token_len, 4"),
     ],

@@ -85,7 +85,7 @@ def test_processes_share_the_cores_unless_the_environment_decides(read: Any, mon
         ("distributed_type: FSDP", "distributed_type 'FSDP' is not supported: every process holds the whole model"),
         ("deepspeed_config: {zero_stage: 3}", "deepspeed_config {'zero_stage': 3} is not supported"),
         ("gpu_ids: 0,1", "choose GPUs with CUDA_VISIBLE_DEVICES"),
-        ("debug: true\nnum_processes: 0x" + "f" * 9000, ":2: num_processes is a whole number of 36,000 bits"),
+        ("debug: true\nnum_processes: 0x" + "f" * 9000, ":2: num_processes is an integer of 36,000 bits"),
         ("num_machines: .inf", "num_machines is inf, expected an integer from 1"),
         ("main_process_port: 65536", "main_process_port is 65536, expected an integer from 1 to 65,535"),
         ("main_process_ip: a b", "main_process_ip is 'a b'"),

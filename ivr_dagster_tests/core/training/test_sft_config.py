@@ -104,7 +104,7 @@ def test_settings_without_effect_are_accepted_with_a_note(tmp_path: Path) -> Non
         ("vanilla: 3", ":1: vanilla is 3, expected settings of the baseline"),
         ("seed: 1\nvanilla:\n  learnig_rate: 1.0", ":2: unknown setting 'learnig_rate'"),
         ("warmup_ratio: 0.1\nwarmup_steps: 5", ":2: warmup_steps duplicates another setting"),
-        ("seed: 0x" + "f" * 9000, ":1: seed is a whole number of 36,000 bits, expected at most 4,294,967,295"),
+        ("seed: 0x" + "f" * 9000, ":1: seed is an integer of 36,000 bits, expected at most 4,294,967,295"),
         (
             "max_steps: 9223372036854775808",
             ":1: max_steps is 9223372036854775808, expected at most 9,223,372",

@@ -214,7 +214,7 @@ def test_all_rules_of_the_wrong_shape_are_reported_together() -> None:
         ("rules: " + "[" * 900, "edited.yaml"),
         ("rules:\n- {id: 2024-99-99}\n", "edited.yaml:2: the rule has an invalid value (month must be"),
         ("rules:\n- {id: !!python/object/apply:os.abort []}\n", "edited.yaml:2: the rule has an invalid value"),
-        ("rules:\n- {id: 0x" + "f" * 9000 + "}\n", "2: `id` must be from 0 to 2,147,483,647, found a whole number of"),
+        ("rules:\n- {id: 0x" + "f" * 9000 + "}\n", "2: `id` must be from 0 to 2,147,483,647, found an integer of"),
     ],
 )
 def test_what_yaml_has_and_rules_do_not_is_refused(text: str, told: str) -> None:
