@@ -54,8 +54,7 @@ class FitOptions:
     Attributes:
         max_texts: documents of the train split that are used; 0 for all.
         seed: of random rows, sampled documents and the order of snippets.
-        device: cpu, cuda or mps.
-        dtype: float32, or bfloat16 or float16 for mixed precision.
+        device, dtype: cpu, cuda or mps; float32, or bfloat16 or float16 for mixed precision.
         checkpoint: token distillation resumes from this file and deletes it when done.
         score: (model, texts, context in tokens) → bits per byte, measured before and after token distillation.
         progress: makes progress callbacks.
@@ -120,14 +119,8 @@ def fit_embeddings(
     constituents = {rule.id: [bpe.ids[part] for part in rule.constituents] for rule in rules}
     check_new_ids(row_sources(bpe.ids, strings_by_id(tokenizer.backend())), constituents)
     original = read_embeddings(base.path)
-    tensors = initialize_embeddings(
-        reordered,
-        original,
-        constituents,
-        strategy=embedding.init_strategy,
-        seed=options.seed,
-        vocabulary_size=bpe.size,
-    )
+    settings: dict[str, Any] = {"strategy": embedding.init_strategy, "seed": options.seed}
+    tensors = initialize_embeddings(reordered, original, constituents, vocabulary_size=bpe.size, **settings)
     calibration = distillation = bpb = None
     if constituents and (embedding.calibration_bytes or embedding.token_distillation_bytes):
         fitter = _Fitter(base, tokenizer, corpus, embedding, training, options)
@@ -141,11 +134,8 @@ def fit_embeddings(
             after = fitter.score(tensors)
             bpb = None if before is None or after is None else (before, after)
             options.checkpoint.unlink(missing_ok=True)
-    compute = InitializationCompute(
-        calibration[0].tokens if calibration else 0,
-        distillation[0].tokens if distillation else 0,
-        distillation[0].base_tokens if distillation else 0,
-    )
+    distilled = (distillation[0].tokens, distillation[0].base_tokens) if distillation else (0, 0)
+    compute = InitializationCompute(calibration[0].tokens if calibration else 0, *distilled)
     norms = (_norms(original["wte"], bpe.size), _norms(tensors["wte"], bpe.size))
     fitted = FittedEmbeddings(tensors, compute)
     return EmbeddingFit(fitted, sorted(constituents), *norms, calibration, distillation, bpb)
@@ -181,6 +171,7 @@ class _Fitter:
         options: FitOptions,
     ) -> None:
         self._corpus, self._embedding, self._training, self._options = corpus, embedding, training, options
+        self._common = {"seed": options.seed, "device": options.device, "dtype": options.dtype}
         self._encode, self._eos_id = reference_encoder(tokenizer.backend()), tokenizer.end_of_text_id()
         self._model, self._length = base.load("float32"), min(SNIPPET_TOKENS, base.context() or SNIPPET_TOKENS)
         self._sizes, validation = split_documents(corpus, training, options.max_texts)
@@ -194,21 +185,13 @@ class _Fitter:
         return self._options.score(self._model, self._validation, self._length)
 
     def calibrate(self, tensors: "Embeddings", new_ids: Sequence[int]) -> tuple[Calibration, int]:
-        limit = self._embedding.calibration_bytes
+        limit, progress = self._embedding.calibration_bytes, self._options.progress("calibration", "tokens")
         texts, size = read_texts(self._corpus, self._sizes, min(limit, self._training.train_bytes or limit))
-        calibration = calibrate_new_rows(
-            self._model,
-            tensors,
-            new_ids,
-            self._encode(texts),
-            eos_id=self._eos_id,
-            length=self._length,
-            seed=self._options.seed,
-            device=self._options.device,
-            dtype=self._options.dtype,
-            progress=self._options.progress("calibration", "tokens"),
+        options: dict[str, Any] = {"eos_id": self._eos_id, "length": self._length, **self._common}
+        return (
+            calibrate_new_rows(self._model, tensors, new_ids, self._encode(texts), progress=progress, **options),
+            size,
         )
-        return calibration, size
 
     def distill(
         self,
@@ -222,9 +205,7 @@ class _Fitter:
         settings: dict[str, Any] = {
             "learning_rate": self._embedding.token_distillation_learning_rate,
             "hidden_weight": self._embedding.token_distillation_hidden_weight,
-            "seed": self._options.seed,
-            "device": self._options.device,
-            "dtype": self._options.dtype,
+            **self._common,
         }
         inputs = json.dumps([sequences, sorted(constituents.items()), {k: str(v) for k, v in settings.items()}])
         advance = self._options.progress("token distillation", "steps")

@@ -33,7 +33,7 @@ CHUNK = 4096
 
 
 class KeptRows:
-    """Statistics of the kept rows of one tensor, computed on first use.
+    """Column statistics of the kept rows of one tensor, float32 [d], accumulated in float64 on first use.
 
     Args:
         rows: one tensor by new id, [V', d] or [V'].
@@ -45,12 +45,11 @@ class KeptRows:
 
     @cached_property
     def mean(self) -> "torch.Tensor":
-        """Column means, float32 [d], accumulated in float64."""
         return (self._sum(lambda rows: rows) / len(self._ids)).float()
 
     @cached_property
     def std(self) -> "torch.Tensor":
-        """Column sample standard deviations (n - 1), float32 [d], accumulated in float64."""
+        """Sample standard deviations (n - 1)."""
         mean = self.mean.double()
         squares = self._sum(lambda rows: (rows - mean) ** 2)
         return (squares / max(len(self._ids) - 1, 1)).sqrt().float()
@@ -64,62 +63,60 @@ class KeptRows:
         return total
 
 
-# (base rows [V', d], kept rows, constituents of n new tokens, generator) -> float32 [n, d]
-InitialRows = Callable[["torch.Tensor", KeptRows, Sequence[Sequence[int]], "torch.Generator"], "torch.Tensor"]
+@dataclass(frozen=True)
+class NewTokens:
+    """What a strategy may use for one tensor.
+
+    Attributes:
+        base: the base model's rows, [V', d], in their own dtype.
+        kept: statistics of kept rows.
+        constituents: base ids of the constituents of each of n new tokens.
+        generator: for random rows.
+    """
+
+    base: "torch.Tensor"
+    kept: KeptRows
+    constituents: Sequence[Sequence[int]]
+    generator: "torch.Generator"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the new rows, [n, d]."""
+        return (len(self.constituents), *self.base.shape[1:])
 
 
 @dataclass(frozen=True)
 class Strategy:
-    """An initialization strategy: a description and a function that returns the rows of n new tokens."""
+    """An initialization strategy: its description, and a function that returns the new rows, float32 [n, d]."""
 
     description: str
-    initial_rows: InitialRows
+    initial_rows: "Callable[[NewTokens], torch.Tensor]"
 
 
-def weighted_mean(weights: Callable[[int], Sequence[float]]) -> InitialRows:
-    """Rows that are weighted means of their constituents' rows; the mean of the kept rows without constituents.
+def weighted_mean(weights: Callable[[int], Sequence[float]]) -> "Callable[[NewTokens], torch.Tensor]":
+    """Weighted means of the constituents' rows, or the mean of the kept rows for a token without constituents.
 
     Args:
         weights: number of constituents → their weights, in order, not normalized.
     """
 
-    def initial_rows(
-        base: "torch.Tensor", kept: KeptRows, constituents: Sequence[Sequence[int]], generator: "torch.Generator"
-    ) -> "torch.Tensor":
+    def initial_rows(new: NewTokens) -> "torch.Tensor":
         import torch
 
         def mean(ids: Sequence[int]) -> "torch.Tensor":
-            by_place = torch.tensor(weights(len(ids))).reshape(-1, *[1] * (base.dim() - 1))
-            return (base[list(ids)].float() * by_place).sum(dim=0) / by_place.sum()
+            by_place = torch.tensor(weights(len(ids))).reshape(-1, *[1] * (new.base.dim() - 1))
+            return (new.base[list(ids)].float() * by_place).sum(dim=0) / by_place.sum()
 
-        return torch.stack([mean(ids) if ids else kept.mean for ids in constituents])
+        return torch.stack([mean(ids) if ids else new.kept.mean for ids in new.constituents])
 
     return initial_rows
 
 
-def mean_of_kept(
-    base: "torch.Tensor", kept: KeptRows, constituents: Sequence[Sequence[int]], generator: "torch.Generator"
-) -> "torch.Tensor":
-    """The mean of all kept rows, for every new token."""
-    return kept.mean.expand(len(constituents), *base.shape[1:])
-
-
-def normal_like_kept(
-    base: "torch.Tensor", kept: KeptRows, constituents: Sequence[Sequence[int]], generator: "torch.Generator"
-) -> "torch.Tensor":
+def normal_like_kept(new: NewTokens) -> "torch.Tensor":
     """Independent normal samples with the column means and standard deviations of the kept rows."""
     import torch
 
-    return kept.mean + kept.std * torch.randn((len(constituents), *base.shape[1:]), generator=generator)
-
-
-def zeros(
-    base: "torch.Tensor", kept: KeptRows, constituents: Sequence[Sequence[int]], generator: "torch.Generator"
-) -> "torch.Tensor":
-    """Zeros."""
-    import torch
-
-    return torch.zeros((len(constituents), *base.shape[1:]))
+    return new.kept.mean + new.kept.std * torch.randn(new.shape, generator=new.generator)
 
 
 STRATEGIES: dict[str, Strategy] = {
@@ -138,11 +135,11 @@ STRATEGIES: dict[str, Strategy] = {
         "mean of the first and the last constituent's rows",
         weighted_mean(lambda count: [float(n in (0, count - 1)) for n in range(count)]),
     ),
-    "mean": Strategy("mean of all kept rows", mean_of_kept),
+    "mean": Strategy("mean of all kept rows", lambda new: new.kept.mean.expand(new.shape)),
     "random": Strategy(
         "normal samples with the column means and standard deviations of the kept rows", normal_like_kept
     ),
-    "zeros": Strategy("zeros", zeros),
+    "zeros": Strategy("zeros", lambda new: new.base.new_zeros(new.shape)),
 }
 
 
@@ -185,6 +182,6 @@ def initialize_embeddings(
         is_kept[new_ids] = False
         is_kept[vocabulary_size or len(rows) :] = False
         kept = KeptRows(rows, is_kept.nonzero().flatten())
-        values = STRATEGIES[strategy].initial_rows(base[name], kept, parts, generator)
+        values = STRATEGIES[strategy].initial_rows(NewTokens(base[name], kept, parts, generator))
         filled[name][new_ids] = values.to(rows.dtype)
     return filled

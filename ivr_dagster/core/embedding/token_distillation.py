@@ -116,7 +116,7 @@ class RowObjective:
         }
 
     def __call__(self, snippets: Sequence[Snippet]) -> "torch.Tensor":
-        """The loss of a batch; the likelihood is in nats per token."""
+        """The loss of a batch, the likelihood in nats per token."""
         import torch
 
         ids, is_token = _pad([snippet.ids for snippet in snippets], self._device)
@@ -306,12 +306,11 @@ def _schedule(step: int, steps: int) -> float:
     return float(_FINAL + (1 - _FINAL) * 0.5 * (1 + np.cos(np.pi * (step - warmup) / max(1, steps - warmup))))
 
 
+Losses = list[tuple[int, float]]
+
+
 def _save(
-    checkpoint: Path,
-    run: str,
-    objective: RowObjective,
-    optimizer: "torch.optim.Optimizer",
-    losses: list[tuple[int, float]],
+    checkpoint: Path, run: str, objective: RowObjective, optimizer: "torch.optim.Optimizer", losses: Losses
 ) -> None:
     from safetensors.torch import save_file
 
@@ -322,9 +321,7 @@ def _save(
         save_file(tensors, staged, metadata={"run": run, "losses": json.dumps(losses)})
 
 
-def _resume(
-    checkpoint: Path, run: str, objective: RowObjective, optimizer: "torch.optim.Optimizer"
-) -> list[tuple[int, float]]:
+def _resume(checkpoint: Path, run: str, objective: RowObjective, optimizer: "torch.optim.Optimizer") -> Losses:
     """Load rows and optimizer state; returns the losses so far, none if there is no checkpoint of this run."""
     import torch
     from safetensors import SafetensorError, safe_open

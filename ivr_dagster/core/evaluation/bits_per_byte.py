@@ -249,11 +249,7 @@ def _batches(windows: list[_Window], batch_tokens: int, max_scored: int) -> Iter
 
 
 def _iter_losses(
-    model: Any,
-    documents: list[NDArray[np.int64]],
-    batches: Iterable[list[_Window]],
-    eos_id: int,
-    device: str,
+    model: Any, documents: list[NDArray[np.int64]], batches: Iterable[list[_Window]], eos_id: int, device: str
 ) -> Iterator[tuple[list[_Window], NDArray[np.int64], NDArray[np.float64]]]:
     """Batches with the ids that they score and the losses of these in nats, window by window."""
     import torch

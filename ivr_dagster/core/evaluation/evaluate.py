@@ -161,8 +161,7 @@ class _Runs:
         self.scores: dict[str, BitsPerByte] = {}
         self.speeds: dict[str, Speed] = {}
         self._texts, self._other, self._device, self._progress = texts, out_of_domain, device, progress
-        self._other_scores: dict[str, BitsPerByte] = {}
-        self._other_variants = {"base", *models.trained}
+        self._other_variants, self._other_scores = {"base", *models.trained}, dict[str, BitsPerByte]()
         self._context = min(model.sequence_tokens() for model, _, _ in self.variants.values())
         # the base tokenizer has the most tokens, so what fits it fits the others
         _, backend, eos_id = self.variants["base"]

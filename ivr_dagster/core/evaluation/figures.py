@@ -29,9 +29,8 @@ class Variant:
 
     Attributes:
         bpb: bits per byte.
-        bytes_per_token: UTF-8 bytes of the text / tokens.
-        tokens: tokens of the text.
-        bytes: UTF-8 bytes of the text, the same for all variants.
+        bytes_per_token: `bytes / tokens`.
+        tokens, bytes: of the text.
         continuations: text written after each of the report's prompts.
         interval: 95 % interval of `bpb` over documents.
         groups: losses of `kept` and `new` tokens, for variants with the new vocabulary.
@@ -61,8 +60,7 @@ class Retention:
 
     Attributes:
         source: description of the text.
-        documents: number of documents.
-        bytes: UTF-8 bytes of their text.
+        documents, bytes: of the text.
         bpb: variant → bits per byte with interval.
         skipped: why it was not measured, a sentence; empty if it was.
     """
@@ -121,15 +119,13 @@ class EvaluationReport:
         round_trip: share of held-out documents that the new tokenizer decodes exactly.
         new_tokens: number of new tokens.
         new_tokens_used: how many of them occur in the held-out text.
-        heldout_documents: number of documents.
-        heldout_bytes: UTF-8 bytes of their text.
-        prompts: prompts of the continuations.
-        settings: settings of the run, JSON values.
+        heldout_documents, heldout_bytes: of the held-out text.
+        prompts: of the continuations.
+        settings: of the run, JSON values.
         differences: (variant, reference) → BPB of the variant minus that of the reference.
         context_bytes: maximum bytes of text before a token, for every variant.
         retention: forgetting; None if not requested.
-        training_loss: variant → training loss.
-        validation: variant → validation during training.
+        training_loss, validation: variant → curve during training.
         speeds: variant → generation speed. Not reproducible.
     """
 

@@ -175,18 +175,12 @@ def _forgetting_sentence(report: EvaluationReport) -> str:
 def quality_table(report: EvaluationReport) -> str:
     """Bits per byte and bytes per token of every variant."""
     base = report.variants.get("base")
-    rows = [
-        (
-            f"`{name}`",
-            VARIANTS[name],
-            f"{variant.bpb:.4f}",
-            f"{variant.interval.low:.3f} to {variant.interval.high:.3f}" if variant.interval else "",
-            _percent(variant.bpb / base.bpb - 1, sign=True) if base else "",
-            f"{variant.bytes_per_token:.3f}",
-            f"{variant.tokens:,}",
-        )
-        for name, variant in report.ordered()
-    ]
+    rows = []
+    for name, each in report.ordered():
+        interval = f"{each.interval.low:.3f} to {each.interval.high:.3f}" if each.interval else ""
+        change = _percent(each.bpb / base.bpb - 1, sign=True) if base else ""
+        bpb = (f"{each.bpb:.4f}", interval, change)
+        rows.append((f"`{name}`", VARIANTS[name], *bpb, f"{each.bytes_per_token:.3f}", f"{each.tokens:,}"))
     header = ("variant", "description", "BPB", "95 % interval", "against base", "bytes per token", "tokens")
     return table(header, rows, right_from=2)
 
@@ -205,16 +199,10 @@ def _contexts(report: EvaluationReport) -> list[str]:
 def _differences(report: EvaluationReport) -> list[str]:
     if not report.differences:
         return []
-    rows = [
-        (
-            f"`{variant}`",
-            f"`{reference}`",
-            f"{each.value:+.4f}",
-            f"{each.low:+.4f} to {each.high:+.4f}",
-            "yes" if each.is_significant else "no",
-        )
-        for (variant, reference), each in report.differences.items()
-    ]
+    rows = []
+    for (variant, reference), each in report.differences.items():
+        figures = (f"{each.value:+.4f}", f"{each.low:+.4f} to {each.high:+.4f}")
+        rows.append((f"`{variant}`", f"`{reference}`", *figures, "yes" if each.is_significant else "no"))
     rough = f" With {report.heldout_documents} documents they are rough." if _has_few_documents(report) else ""
     return [
         "### Differences",
@@ -229,27 +217,17 @@ def _has_few_documents(report: EvaluationReport) -> bool:
 
 
 def _token_groups(report: EvaluationReport) -> list[str]:
-    rows = [
-        (
-            f"`{name}`",
-            key,
-            f"{group.tokens:,}",
-            _percent(group.share),
-            f"{group.bits_per_token:.3f}",
-            f"{group.bits_per_byte:.3f}",
-        )
-        for name, variant in report.ordered()
-        for key, group in variant.groups.items()
-    ]
+    rows, written = [], []
+    for name, variant in report.ordered():
+        for key, group in variant.groups.items():
+            bits = (f"{group.bits_per_token:.3f}", f"{group.bits_per_byte:.3f}")
+            rows.append((f"`{name}`", key, f"{group.tokens:,}", _percent(group.share), *bits))
+        if variant.new_tokens_written is not None:
+            written.append(f"`{name}` {_percent(variant.new_tokens_written)}")
     if not rows:
         return []
     header = ("variant", "tokens", "occurrences", "share", "bits per token", "bits per byte")
     text = "New tokens stand for more bytes than kept ones and need more bits per token; compare bits per byte."
-    written = [
-        f"`{name}` {_percent(variant.new_tokens_written)}"
-        for name, variant in report.ordered()
-        if variant.new_tokens_written is not None
-    ]
     if written:
         text += f" Share of new tokens in the models' continuations: {', '.join(written)}."
     return ["## New and kept tokens", table(header, rows, right_from=2), text]
@@ -261,16 +239,11 @@ def _retention(report: EvaluationReport) -> list[str]:
         return []
     if retention.skipped:
         return [title, f"Not measured: {retention.skipped}"]
-    forgetting = retention.forgetting
-    rows = [
-        (
-            f"`{name}`",
-            f"{each.value:.4f}",
-            f"{each.low:.3f} to {each.high:.3f}",
-            _percent(forgetting[name], sign=True) if name in forgetting else "",
-        )
-        for name, each in retention.bpb.items()
-    ]
+    rows = []
+    for name, each in retention.bpb.items():
+        change = retention.forgetting.get(name)
+        figures = (f"{each.value:.4f}", f"{each.low:.3f} to {each.high:.3f}")
+        rows.append((f"`{name}`", *figures, "" if change is None else _percent(change, sign=True)))
     rough = " (few documents: the intervals are rough)" if retention.documents < FEW_DOCUMENTS else ""
     return [
         title,
@@ -283,17 +256,10 @@ def _retention(report: EvaluationReport) -> list[str]:
 def _speed(report: EvaluationReport) -> list[str]:
     if not report.speeds:
         return []
-    speeds = report.bytes_per_second
-    rows = [
-        (
-            f"`{name}`",
-            f"{speed.tokens:,.1f}",
-            f"{speeds[name]:,.0f}",
-            f"{speeds[name] / speeds['base']:.2f}" if "base" in speeds else "",
-            f"{speed.bytes:,.0f}",
-        )
-        for name, speed in report.speeds.items()
-    ]
+    speeds, rows = report.bytes_per_second, []
+    for name, speed in report.speeds.items():
+        ratio = f"{speeds[name] / speeds['base']:.2f}" if "base" in speeds else ""
+        rows.append((f"`{name}`", f"{speed.tokens:,.1f}", f"{speeds[name]:,.0f}", ratio, f"{speed.bytes:,.0f}"))
     header = ("variant", "tokens per second", "bytes per second", "against base", "bytes per second, generated")
     return [
         "## Speed",
