@@ -1,4 +1,4 @@
-"""Each strategy against values computed by hand."""
+"""Initialization strategies, checked against values computed by hand."""
 
 from typing import Any, get_args
 
@@ -32,35 +32,37 @@ def rows_of(strategy: str, **settings: int) -> dict[str, list[object]]:
     return {name: rows[[1, 3]].tolist() for name, rows in filled.items()}
 
 
-def test_constituents_are_averaged_from_the_bases_rows_also_of_ids_given_away() -> None:
+def test_constituents_are_averaged_over_base_rows_including_sacrificed_ids() -> None:
     found = rows_of("constituents")
     assert found["wte"] == [[4.0, 3.0], pytest.approx([11 / 3, 22 / 3])]
     assert found["lm_head"] == [[4.0, 5.0], pytest.approx([8 / 3, 11 / 3])]
     assert found["lm_head_bias"] == [3.0, pytest.approx(7 / 3)]
 
 
-def test_weights_grow_linearly_towards_the_first_or_the_last_constituent() -> None:
-    constituents = {1: [0, 4], 3: [1, 2, 4]}
-    for strategy, two, three in [
+@pytest.mark.parametrize(
+    ("strategy", "two", "three"),
+    [
         ("constituents_first", [2 / 3, 1 / 3], [3 / 6, 2 / 6, 1 / 6]),
         ("constituents_last", [1 / 3, 2 / 3], [1 / 6, 2 / 6, 3 / 6]),
         ("first_last", [1 / 2, 1 / 2], [1 / 2, 0, 1 / 2]),
         ("constituents", [1 / 2, 1 / 2], [1 / 3, 1 / 3, 1 / 3]),
-    ]:
-        filled = initialize_embeddings(REORDERED, BASE, constituents, strategy=strategy)
-        for name, rows in filled.items():
-            torch.testing.assert_close(rows[1], sum(w * BASE[name][n] for w, n in zip(two, [0, 4], strict=True)))
-            torch.testing.assert_close(rows[3], sum(w * BASE[name][n] for w, n in zip(three, [1, 2, 4], strict=True)))
+    ],
+)
+def test_constituents_are_weighted_by_place(strategy: str, two: list[float], three: list[float]) -> None:
+    filled = initialize_embeddings(REORDERED, BASE, {1: [0, 4], 3: [1, 2, 4]}, strategy=strategy)
+    for name, rows in filled.items():
+        torch.testing.assert_close(rows[1], sum(w * BASE[name][n] for w, n in zip(two, [0, 4], strict=True)))
+        torch.testing.assert_close(rows[3], sum(w * BASE[name][n] for w, n in zip(three, [1, 2, 4], strict=True)))
 
 
 @pytest.mark.parametrize("strategy", ["constituents", "constituents_first", "constituents_last", "first_last"])
-def test_the_only_constituent_is_copied_bit_for_bit(strategy: str) -> None:
+def test_a_single_constituent_is_copied_bit_for_bit(strategy: str) -> None:
     filled = initialize_embeddings(REORDERED, BASE, {1: [4], 3: [2]}, strategy=strategy)
     assert all(torch.equal(rows[[1, 3]], BASE[name][[4, 2]]) for name, rows in filled.items())
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_padding_is_left_alone_and_out_of_the_statistics(strategy: str) -> None:
+def test_padding_is_kept_and_excluded_from_statistics(strategy: str) -> None:
     padding = {name: torch.full((3, *rows.shape[1:]), 1e6) for name, rows in BASE.items()}
     base = {name: torch.cat([rows, padding[name]]) for name, rows in BASE.items()}
     reordered = {name: torch.cat([rows, padding[name]]) for name, rows in REORDERED.items()}
@@ -73,9 +75,7 @@ def test_padding_is_left_alone_and_out_of_the_statistics(strategy: str) -> None:
 
 
 @given(st.integers(1, 30), st.integers(1, 4), st.integers(1, 7), st.randoms(use_true_random=False))
-def test_statistics_of_kept_rows_are_those_of_all_of_them_at_once(
-    count: int, columns: int, chunk: int, random: Any
-) -> None:
+def test_chunked_statistics_equal_those_of_all_rows(count: int, columns: int, chunk: int, random: Any) -> None:
     rows = torch.tensor([[random.uniform(-9, 9) for _ in range(columns)] for _ in range(count)]).bfloat16()
     ids = torch.tensor([n for n in range(count) if n == 0 or random.random() < 0.5])
     with pytest.MonkeyPatch.context() as patch:
@@ -87,31 +87,26 @@ def test_statistics_of_kept_rows_are_those_of_all_of_them_at_once(
         np.testing.assert_allclose(kept.std, std, rtol=1e-5, atol=1e-6)
 
 
-def test_a_new_token_without_constituents_gets_the_mean_of_kept_rows() -> None:
+def test_a_token_without_constituents_gets_the_mean_of_kept_rows() -> None:
     filled = initialize_embeddings(REORDERED, BASE, CONSTITUENTS | {3: []}, strategy="constituents")
     for name, rows in filled.items():
         assert torch.equal(rows[1], BASE[name][[0, 4]].mean(dim=0))
         torch.testing.assert_close(rows[3], BASE[name][[0, 2, 4]].mean(dim=0))
 
 
-def test_the_mean_is_of_kept_rows() -> None:
-    found = rows_of("mean")
-    assert found["wte"] == [pytest.approx([13 / 3, 16 / 3])] * 2
-    assert found["lm_head"] == [pytest.approx([4.0, 5.0])] * 2
-    assert found["lm_head_bias"] == [pytest.approx(3.0)] * 2
-
-
-def test_zeros_are_zeros() -> None:
+def test_mean_and_zeros_fill_every_new_row_alike() -> None:
+    means = {"wte": [13 / 3, 16 / 3], "lm_head": [4.0, 5.0], "lm_head_bias": 3.0}
+    assert rows_of("mean") == {name: [pytest.approx(mean)] * 2 for name, mean in means.items()}
     assert rows_of("zeros") == {"wte": [[0, 0]] * 2, "lm_head": [[0, 0]] * 2, "lm_head_bias": [0, 0]}
 
 
-def test_random_rows_are_told_by_the_seed() -> None:
+def test_random_rows_depend_on_the_seed_and_differ() -> None:
     assert rows_of("random", seed=1) == rows_of("random", seed=1)
     assert rows_of("random", seed=1)["wte"] != rows_of("random", seed=2)["wte"]
     assert rows_of("random", seed=1)["wte"][0] != rows_of("random", seed=1)["wte"][1]
 
 
-def test_random_rows_have_mean_and_deviation_of_the_kept_rows_by_column() -> None:
+def test_random_rows_have_the_column_statistics_of_kept_rows() -> None:
     generator = torch.Generator().manual_seed(0)
     location, scale = torch.tensor([0.0, 5.0, -3.0]), torch.tensor([1.0, 0.1, 4.0])
     base = {"wte": location + scale * torch.randn(20_000, 3, generator=generator)}
@@ -122,7 +117,7 @@ def test_random_rows_have_mean_and_deviation_of_the_kept_rows_by_column() -> Non
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_is_computed_in_single_and_rounded_once(dtype: torch.dtype) -> None:
+def test_half_precision_is_computed_in_float32_and_rounded_once(dtype: torch.dtype) -> None:
     rows = torch.randn(300, 4, generator=torch.Generator().manual_seed(0)).to(dtype)
     filled = initialize_embeddings({"wte": rows}, {"wte": rows}, {7: list(range(300))})["wte"]
     assert filled.dtype == dtype
@@ -133,22 +128,18 @@ def test_half_precision_is_computed_in_single_and_rounded_once(dtype: torch.dtyp
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_without_new_tokens_nothing_changes(strategy: str) -> None:
-    filled = initialize_embeddings(BASE, BASE, {}, strategy=strategy)
-    assert all(torch.equal(rows, BASE[name]) for name, rows in filled.items())
-
-
-@pytest.mark.parametrize("strategy", STRATEGIES)
-def test_what_was_given_is_left_alone(strategy: str) -> None:
+def test_inputs_are_not_modified_and_no_new_tokens_change_nothing(strategy: str) -> None:
     before = {name: rows.clone() for name, rows in REORDERED.items()}
     initialize_embeddings(REORDERED, BASE, CONSTITUENTS, strategy=strategy)
-    assert all(torch.equal(rows, REORDERED[name]) for name, rows in before.items())
+    unchanged = initialize_embeddings(REORDERED, BASE, {}, strategy=strategy)
+    assert all(
+        torch.equal(REORDERED[name], rows) and torch.equal(unchanged[name], rows) for name, rows in before.items()
+    )
 
 
-def test_an_unknown_strategy_is_refused_with_those_there_are() -> None:
-    with pytest.raises(InputError) as error:
+def test_an_unknown_strategy_is_rejected_with_the_known_ones() -> None:
+    with pytest.raises(InputError, match="unknown initialization strategy 'median'") as error:
         initialize_embeddings(BASE, BASE, {}, strategy="median")
-    assert error.value.message == "no initialization strategy 'median'"
     assert error.value.where == "init_strategy"
     assert ", ".join(STRATEGIES) in str(error.value)
 
