@@ -1,23 +1,23 @@
-"""What several stems are tested with: GPT-2's tokenizer, text that every Python carries, small vocabularies."""
+"""Fixtures for all tests: GPT-2's tokenizer, English text, small vocabularies, finished pipelines."""
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from pydoc_data import topics as pydoc_topics
-from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer
 
 from ivr_dagster.core.tokenizer.bpe import ByteLevelBPE, read_bpe
 from ivr_dagster.core.tokenizer.unigram import distill
 from ivr_dagster.core.tokens.counts import PretokenCounts, count_pretokens
 from ivr_dagster.sample import SAMPLE_MODEL
-from ivr_dagster.storage.atomic import remove
 from ivr_dagster.storage.lock import ProcessLock
+from ivr_dagster_tests import small_pipeline
+from ivr_dagster_tests.small_pipeline import Figures
 
 # the same examples in every run, on however busy a machine
 settings.register_profile(
@@ -31,44 +31,25 @@ settings.register_profile(
 settings.load_profile("ivr")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whole pipelines first, so that no process is left with minutes of them when the others have ended."""
+    """Mark what needs the sample model's pipeline as slow; run whole pipelines first to balance the processes."""
+    for item in items:
+        if "sample_run" in getattr(item, "fixturenames", ()):
+            item.add_marker("slow")
     items.sort(key=lambda item: item.path.parent != Path(__file__).parent)
-
-
-def _train_bpe(
-    texts: Iterable[str],
-    merges: int,
-    *,
-    alphabet: Sequence[str] | None = None,
-    pre_tokenizer: pre_tokenizers.PreTokenizer | None = None,
-) -> Tokenizer:
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet()) if alphabet is None else alphabet
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizer or pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=len(alphabet) + merges,
-        initial_alphabet=list(alphabet),
-        limit_alphabet=len(alphabet),
-        min_frequency=2,
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.add_special_tokens([AddedToken("<|endoftext|>", normalized=False, special=True)])
-    return tokenizer
 
 
 @pytest.fixture(scope="session")
 def train_bpe() -> Callable[..., Tokenizer]:
-    """`train_bpe(texts, merges, alphabet=all bytes, pre_tokenizer=GPT-2's)`: a small BPE, `<|endoftext|>` last."""
-    return _train_bpe
+    """See :func:`small_pipeline.train_bpe`."""
+    return small_pipeline.train_bpe
 
 
 @pytest.fixture(scope="session")
 def tiny_bpe(topics: list[str]) -> Tokenizer:
     """A BPE of 256 bytes, 300 merges and `<|endoftext|>`."""
-    return _train_bpe(topics[:20], 300)
+    return small_pipeline.train_bpe(topics[:20], 300)
 
 
 @pytest.fixture(scope="session")
@@ -91,7 +72,7 @@ def gpt2_distilled(gpt2: Tokenizer, gpt2_bpe: ByteLevelBPE) -> Tokenizer:
 
 @pytest.fixture(scope="session")
 def topics() -> list[str]:
-    """Half a megabyte of English, code and tables in some eighty texts: the help topics of Python."""
+    """Python's help topics: 79 texts, half a megabyte of English, code and tables."""
     return [text for _, text in sorted(pydoc_topics.topics.items())]
 
 
@@ -102,45 +83,35 @@ def topics_counts(topics: list[str], gpt2: Tokenizer) -> PretokenCounts:
 
 
 @pytest.fixture(scope="session")
-def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, dict[str, Any]]]:
-    """A small corpus taken through every stage, and figures by asset. It is copied, never changed."""
-    from ivr_dagster_tests.small_pipeline import build, prepare
-
-    def make(root: Path) -> dict[str, dict[str, Any]]:
-        prepare(root)
-        return build(root)
-
-    return _made_once(tmp_path_factory, "built", make)
+def sample_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Figures]:
+    """The folder and figures of a finished pipeline with the sample model. Copy it, never change it. Slow."""
+    return _build_once(tmp_path_factory, "sample", small_pipeline.build_sample)
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Fewer documents and a tiny model taken through every stage. It is copied, never changed."""
-    from ivr_dagster_tests.small_pipeline import build_tiny
-
-    return _made_once(tmp_path_factory, "tiny", build_tiny)[0]
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Figures]:
+    """The folder and figures of a finished pipeline with a tiny model. Copy it, never change it."""
+    return _build_once(tmp_path_factory, "tiny", small_pipeline.build_tiny)
 
 
-def _made_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], Any]) -> tuple[Path, Any]:
-    """A folder filled by `make`, and what that returned: once for all processes that tests run in side by side."""
+@pytest.fixture(scope="session")
+def tiny(tiny_run: tuple[Path, Figures]) -> Path:
+    """The folder of `tiny_run`."""
+    return tiny_run[0]
+
+
+def _build_once(
+    tmp_path_factory: pytest.TempPathFactory, name: str, build: Callable[[Path], Figures]
+) -> tuple[Path, Figures]:
+    """A folder filled by `build`, and the figures it returned; xdist's processes share one folder."""
     place = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         place = place.parent
-    root, returned = place / name / "root", place / name / "returned.json"
-    with ProcessLock(place / f"{name}.lock").hold("fixture", 600), _without_dagster_home():
-        if not returned.exists():
-            remove(root.parent)  # of a worker that did not come to its end
+    root, figures = place / name / "root", place / name / "figures.json"
+    with ProcessLock(place / f"{name}.lock").hold("fixture", 600), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DAGSTER_HOME", "")
+        if not figures.exists():
+            shutil.rmtree(root.parent, ignore_errors=True)  # left by a process that failed
             root.mkdir(parents=True)
-            returned.write_text(json.dumps(make(root)))
-    return root, json.loads(returned.read_text())
-
-
-@contextmanager
-def _without_dagster_home() -> Iterator[None]:
-    home = os.environ.pop("DAGSTER_HOME", None)
-    try:
-        yield
-    finally:
-        os.environ.pop("DAGSTER_HOME", None)
-        if home is not None:
-            os.environ["DAGSTER_HOME"] = home
+            figures.write_text(json.dumps(build(root)))
+    return root, json.loads(figures.read_text())

@@ -1,20 +1,29 @@
-"""The whole pipeline on input small enough for seconds: the packaged model and a part of the sample corpus."""
+"""Documents, models and pipelines small enough for tests."""
 
+import json
 import os
+from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
+from pydoc_data.topics import topics
 from typing import Any
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from ivr_dagster.cli.workbench import Workbench
 from ivr_dagster.pipeline import ASSETS, STAGES
 from ivr_dagster.resources.settings import ProjectSettings
-from ivr_dagster.sample.corpus import write_sample_corpus
 from ivr_dagster.settings import Settings, load_settings
+
+Figures = dict[str, dict[str, Any]]
 
 STAGE_ASSETS: dict[str, tuple[str, ...]] = {
     stage: tuple(asset.name for asset in ASSETS.values() if asset.stage == stage) for stage in STAGES
 }
 TUNING = ("tuning_study",)
 BASELINES = tuple(asset.name for asset in ASSETS.values() if asset.variant)
+END = "<|endoftext|>"
+# for the sample model
 SMALL = {
     "model_name": "sample",
     "heldout_fraction": 0.1,
@@ -26,7 +35,7 @@ SMALL = {
     "token_distillation_bytes": 3_000,
     "continuations": 1,
 }
-# beside SMALL, where the model is tiny
+# for the model of `write_tiny_model`, on top of SMALL
 TINY = {
     "max_candidates": 40,
     "heldout_fraction": 0.1,
@@ -42,40 +51,71 @@ TRAINING = (
 )
 
 
-def write_tiny_model(folder: Path, size: int = 1_057) -> None:
-    """A GPT-2 of one layer and `size` tokens, untrained: for what does not depend on how good a model is."""
-    from pydoc_data.topics import topics
+@cache
+def documents() -> list[str]:
+    """320 English documents of at least 1,000 characters: sections of Python's help topics."""
+    found: list[str] = []
+    for _, topic in sorted(topics.items()):
+        section = ""
+        for paragraph in topic.strip().split("\n\n"):
+            section += ("\n\n" if section else "") + paragraph
+            if len(section) >= 1_000:
+                found.append(section)
+                section = ""
+    return list(dict.fromkeys(found))
 
+
+def write_documents(file: Path, texts: Iterable[str]) -> None:
+    """Write documents as JSON lines."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+
+
+def train_bpe(
+    texts: Iterable[str],
+    merges: int,
+    *,
+    alphabet: Sequence[str] | None = None,
+    pre_tokenizer: pre_tokenizers.PreTokenizer | None = None,
+) -> Tokenizer:
+    """A BPE tokenizer whose last token is `<|endoftext|>`; by default with all bytes and GPT-2's pre-tokenizer."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet()) if alphabet is None else alphabet
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizer or pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=len(alphabet) + merges,
+        initial_alphabet=list(alphabet),
+        limit_alphabet=len(alphabet),
+        min_frequency=2,
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.add_special_tokens([AddedToken(END, normalized=False, special=True)])
+    return tokenizer
+
+
+def write_tiny_model(folder: Path, size: int = 1_057) -> None:
+    """Write an untrained GPT-2 of one layer and `size` tokens, with its tokenizer."""
     import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(
-        vocab_size=size, initial_alphabet=alphabet, special_tokens=["<|endoftext|>"], show_progress=False
-    )
-    tokenizer.train_from_iterator([text for _, text in sorted(topics.items())], trainer)
-    end = "<|endoftext|>"
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=end, eos_token=end).save_pretrained(folder)
+    tokenizer = train_bpe((text for _, text in sorted(topics.items())), size - 257)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=END, eos_token=END).save_pretrained(folder)
     torch.manual_seed(0)
-    config = GPT2Config(vocab_size=size, n_positions=64, n_embd=16, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0)
+    ids = {"bos_token_id": size - 1, "eos_token_id": size - 1}
+    config = GPT2Config(vocab_size=size, n_positions=64, n_embd=16, n_layer=1, n_head=2, **ids)
     GPT2LMHeadModel(config).save_pretrained(folder)
 
 
-def prepare(root: Path) -> None:
-    """Raw documents in `raw/` and training settings."""
-    write_sample_corpus(root / "all")
-    lines = [line for file in sorted((root / "all").glob("*.jsonl")) for line in file.read_text().splitlines()]
-    (root / "raw").mkdir()
-    short = [line for line in lines if 400 < len(line) < 4_000][:220]
-    (root / "raw" / "documents.jsonl").write_text("\n".join(short) + "\n")
+def prepare(root: Path, count: int = 220) -> None:
+    """Write `count` documents to `raw/documents.jsonl`, and training settings."""
+    write_documents(root / "raw" / "documents.jsonl", documents()[:count])
     (root / "sft_config.yaml").write_text(TRAINING)
 
 
 def workbench(root: Path, *, observe: bool = True, **changed: Any) -> Workbench:
-    """The assets in `artifacts/` under `SMALL` settings, sources looked at unless told otherwise."""
+    """The assets in `artifacts/` under the settings `SMALL | changed`, by default after observing the sources."""
     os.environ.pop("DAGSTER_HOME", None)
     options = SMALL | {"raw_corpora_dir": str(root / "raw"), "config_path": str(root / "sft_config.yaml")} | changed
     bench = Workbench(load_settings(root / "artifacts", options=options, environ={}), root / "artifacts")
@@ -84,10 +124,15 @@ def workbench(root: Path, *, observe: bool = True, **changed: Any) -> Workbench:
     return bench
 
 
-def build(root: Path, **changed: Any) -> dict[str, dict[str, Any]]:
-    """Every stage once, in order; figures by asset."""
+def tiny_workbench(root: Path, **changed: Any) -> Workbench:
+    """The assets of the fixture `tiny`, sources not observed."""
+    return workbench(root, observe=False, model_name=str(root.parent / "model"), **TINY | changed)
+
+
+def build(root: Path, **changed: Any) -> Figures:
+    """Run every stage once, in order; returns the figures by asset."""
     bench = workbench(root, **changed)
-    figures: dict[str, dict[str, Any]] = {}
+    figures: Figures = {}
     for stage in STAGES:
         result = bench.run(stale_in(bench, stage))
         figures |= result.figures
@@ -96,26 +141,30 @@ def build(root: Path, **changed: Any) -> dict[str, dict[str, Any]]:
     return figures
 
 
+def build_sample(root: Path) -> Figures:
+    """Build every asset with the packaged sample model."""
+    prepare(root)
+    return build(root)
+
+
+def build_tiny(root: Path) -> Figures:
+    """Build every asset with a tiny model, in `../model`, on two corpus files of 60 and 4 documents."""
+    write_tiny_model(root.parent / "model")
+    prepare(root, 60)
+    write_documents(root / "raw" / "few.jsonl", documents()[60:64])
+    return build(root, model_name=str(root.parent / "model"), **TINY)
+
+
 def project_settings(folder: Path, **values: Any) -> ProjectSettings:
-    """What assets get as the resource `settings`."""
+    """The resource `settings` that assets get."""
     return ProjectSettings.in_folder(Settings.of(**values), folder)
 
 
 def stale(bench: Workbench) -> dict[str, str]:
-    """Why assets are stale, those that are."""
+    """The stale assets and why they are stale."""
     return {state.name: state.stale for state in bench.states() if state.stale}
 
 
 def stale_in(bench: Workbench, stage: str) -> list[str]:
-    """Assets of a stage that are stale, those included that only follow from such a one in the stage."""
+    """The stale assets of a stage, including those that are stale only because of another one."""
     return [state.name for state in bench.states() if state.stage == stage and state.stale]
-
-
-def build_tiny(root: Path) -> None:
-    """A few documents and a tiny model, in `../model`, taken through every stage."""
-    write_tiny_model(root.parent / "model")
-    prepare(root)
-    documents = (root / "raw" / "documents.jsonl").read_text().splitlines(keepends=True)
-    (root / "raw" / "documents.jsonl").write_text("".join(documents[:60]))
-    (root / "raw" / "few.jsonl").write_text("".join(documents[60:64]))
-    build(root, model_name=str(root.parent / "model"), **TINY)

@@ -1,4 +1,4 @@
-"""What Dagster loads: complete, quick to import, without warnings of our making, and stale when settings change."""
+"""What Dagster loads: complete, quick to import, stale when settings change."""
 
 import os
 import re
@@ -23,26 +23,21 @@ from ivr_dagster.resources.settings import InvalidLaunchError, ProjectSettings, 
 from ivr_dagster.settings import Settings, load_settings
 from ivr_dagster.settings.loading import FIELDS, INFO
 from ivr_dagster.settings.presets import PRESETS
-from ivr_dagster_tests.small_pipeline import BASELINES, TUNING
+from ivr_dagster_tests.small_pipeline import BASELINES, TUNING, project_settings
 
 REPOSITORY = Path(__file__).parents[1]
 SOURCES = {"raw_corpus", "base_model", "general_corpus", "retention_corpus"}
+JOBS = ("everything", "tokenizer_side", "training_side")
 
 
-def _code_versions(artifacts: Path, settings: Settings) -> dict[str, str | None]:
-    definitions = build_definitions(settings, artifacts_dir=artifacts)
-    specs = definitions.resolve_all_asset_specs()
-    return {spec.key.to_user_string(): spec.code_version for spec in specs if spec.key.to_user_string() not in SOURCES}
-
-
-def _validate(tmp_path: Path) -> subprocess.CompletedProcess[str]:
-    """`dagster definitions validate` in a folder that has the repository's workspace.yaml alone."""
-    shutil.copy(REPOSITORY / "workspace.yaml", tmp_path)
+def run(command: list[Any], folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run a command with `folder/artifacts` as the artifacts folder."""
     environment = {key: value for key, value in os.environ.items() if key not in ("DAGSTER_HOME", "IVR_CONFIG")}
+    environment |= {"IVR_ARTIFACTS_DIR": str(folder / "artifacts"), "PYTHONWARNINGS": "always"}
     return subprocess.run(
-        [Path(sys.executable).with_name("dagster"), "definitions", "validate"],
-        cwd=tmp_path,
-        env=environment | {"IVR_ARTIFACTS_DIR": str(tmp_path / "artifacts"), "PYTHONWARNINGS": "always"},
+        command,
+        cwd=folder,
+        env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -51,8 +46,24 @@ def _validate(tmp_path: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_dagster_validates_the_definitions_without_a_warning_about_them(tmp_path: Path) -> None:
-    result = _validate(tmp_path)
+def asset_specs(settings: Settings, artifacts: Path) -> dict[str, dg.AssetSpec]:
+    specs = build_definitions(settings, artifacts_dir=artifacts).resolve_all_asset_specs()
+    return {spec.key.to_user_string(): spec for spec in specs}
+
+
+def setting_values(folder: Path, **given: Any) -> dict[str, dict[str, Any]]:
+    """The setting values that enter each asset's code version."""
+    project = project_settings(folder, **given)
+    return {asset: project.values_for(asset) for asset in ASSETS}
+
+
+def changed_assets(before: dict[str, Any], after: dict[str, Any]) -> set[str]:
+    return {asset for asset in before if before[asset] != after[asset]}
+
+
+def test_definitions_are_valid_and_free_of_warnings(tmp_path: Path) -> None:
+    shutil.copy(REPOSITORY / "workspace.yaml", tmp_path)
+    result = run([Path(sys.executable).with_name("dagster"), "definitions", "validate"], tmp_path)
     assert result.returncode == 0, result.stdout
     assert "Validation successful for code location ivr_dagster" in result.stdout
     assert not re.findall(
@@ -60,64 +71,54 @@ def test_dagster_validates_the_definitions_without_a_warning_about_them(tmp_path
     )
 
 
-def test_a_fault_in_the_settings_file_is_what_loading_fails_with(tmp_path: Path) -> None:
-    (tmp_path / "artifacts").mkdir()
+def test_import_of_the_definitions_is_lazy_and_reports_invalid_settings(tmp_path: Path) -> None:
+    heavy = ("torch", "transformers", "datasets", "accelerate", "matplotlib", "safetensors")
+    code = f"import sys, ivr_dagster.definitions; print([name for name in {heavy} if name in sys.modules])"
+    result = run([sys.executable, "-W", "ignore", "-c", code], tmp_path)
+    assert result.stdout.strip() == "[]"
+    (tmp_path / "artifacts").mkdir(exist_ok=True)
     (tmp_path / "artifacts" / "ivr.yaml").write_text("preset: none\nmax_candidate: 7\n", encoding="utf-8")
-    result = _validate(tmp_path)
+    result = run([sys.executable, "-c", "import ivr_dagster.definitions"], tmp_path)
     assert result.returncode != 0
     assert "ivr.yaml:2: unknown setting 'max_candidate'" in result.stdout
     assert "Did you mean 'max_candidates'" in result.stdout
 
 
-def test_the_ui_serves_the_location_that_the_repository_names() -> None:
-    """Dagster keeps what is switched on or off by that name."""
+def test_ui_and_workspace_file_name_the_same_code_location() -> None:
+    """Dagster stores which sensors are on by that name."""
     names = re.findall(r"_name: (\S+)", (REPOSITORY / "workspace.yaml").read_text())
     assert names == ["ivr_dagster.definitions", LOCATION]
 
 
-def test_importing_the_definitions_loads_no_library_of_models() -> None:
-    heavy = ("torch", "transformers", "datasets", "accelerate", "matplotlib", "safetensors")
-    code = f"import sys, ivr_dagster.definitions; print([name for name in {heavy} if name in sys.modules])"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=200)
-    assert result.stdout.strip() == "[]"
-
-
-def test_every_asset_is_described_for_the_ui(tmp_path: Path) -> None:
-    specs = list(build_definitions(Settings(), artifacts_dir=tmp_path).resolve_all_asset_specs())
-    assert {spec.key.to_user_string() for spec in specs} == set(ASSETS) | SOURCES
-    for spec in specs:
-        name = spec.key.to_user_string()
+def test_every_asset_is_described(tmp_path: Path) -> None:
+    specs = asset_specs(Settings(), tmp_path)
+    assert set(specs) == set(ASSETS) | SOURCES
+    for name, spec in specs.items():
         assert spec.description and len(spec.description) > 60, name
         assert spec.kinds, name
-        if name not in SOURCES:  # Dagster's observable sources take neither
+        if name not in SOURCES:  # Dagster's observable sources accept neither
             assert spec.owners == ["team:ivr"], name
             assert spec.code_version, name
 
 
 @pytest.mark.parametrize(
-    ("given", "left_out"),
+    ("given", "disabled"),
     [
         ({"vanilla": False}, set(BASELINES)),
         ({"vanilla_compute": False}, {"vanilla_compute_checkpoint"}),
     ],
 )
-def test_a_baseline_that_is_not_asked_for_is_no_asset(
-    given: dict[str, bool], left_out: set[str], tmp_path: Path
-) -> None:
+def test_disabled_baseline_is_not_an_asset(given: dict[str, bool], disabled: set[str], tmp_path: Path) -> None:
     definitions = build_definitions(Settings.of(**given), artifacts_dir=tmp_path)
     graph = definitions.resolve_asset_graph()
-    assert {key.to_user_string() for key in graph.get_all_asset_keys()} == (set(ASSETS) | SOURCES) - left_out
-    for job in ("everything", "tokenizer_side", "training_side"):
-        assert definitions.resolve_job_def(job).nodes
+    assert {key.to_user_string() for key in graph.get_all_asset_keys()} == (set(ASSETS) | SOURCES) - disabled
+    for job in JOBS:
+        nodes = {node.name for node in definitions.resolve_job_def(job).nodes}
+        assert nodes
+        assert not nodes & set(TUNING)
 
 
-def test_no_job_makes_the_search_for_training_settings(tmp_path: Path) -> None:
-    definitions = build_definitions(Settings(), artifacts_dir=tmp_path)
-    for job in ("everything", "tokenizer_side", "training_side"):
-        assert not set(TUNING) & {node.name for node in definitions.resolve_job_def(job).nodes}
-
-
-def test_settings_affect_known_assets_and_appear_everywhere(tmp_path: Path) -> None:
+def test_every_setting_has_an_option_and_a_launchpad_field(tmp_path: Path) -> None:
     resources = build_definitions(Settings(), artifacts_dir=tmp_path).resources or {}
     launchpad = resources["settings"].config_field.config_type.fields
     offered = {name for command in (*STAGES, "tune", "ui") for name in stage_options(command)}
@@ -127,22 +128,16 @@ def test_settings_affect_known_assets_and_appear_everywhere(tmp_path: Path) -> N
         assert name in offered, name
 
 
-@pytest.mark.parametrize(
-    ("setting", "value"), [("max_candidates", 10), ("max_texts", 10), ("seed", 7), ("heldout_floor", 1)]
-)
-def test_changed_setting_changes_the_code_versions_of_affected_assets_only(
-    setting: str, value: int, tmp_path: Path
-) -> None:
-    before, after = (_code_versions(tmp_path, Settings.of(**given)) for given in ({}, {setting: value}))
-    assert {asset for asset in before if before[asset] != after[asset]} == set(INFO[setting].affects)
+def test_code_versions_follow_the_settings_of_their_assets(tmp_path: Path) -> None:
+    before, after = (asset_specs(Settings.of(**given), tmp_path) for given in ({}, {"max_candidates": 10}))
+    versions = [{name: specs[name].code_version for name in ASSETS} for specs in (before, after)]
+    assert changed_assets(*versions) == set(INFO["max_candidates"].affects)
 
 
-def test_changed_training_settings_change_the_code_version_of_checkpoints_and_tuning_only(tmp_path: Path) -> None:
-    before = _code_versions(tmp_path, Settings())
+def test_changed_training_settings_affect_checkpoints_and_tuning(tmp_path: Path) -> None:
+    before = setting_values(tmp_path)
     (tmp_path / "sft_config.yaml").write_text("num_train_epochs: 1\n", encoding="utf-8")
-    after = _code_versions(tmp_path, Settings())
-    changed = {asset for asset in before if before[asset] != after[asset]}
-    assert changed == {*BASELINES, "sft_checkpoint", "tuning_study"}
+    assert changed_assets(before, setting_values(tmp_path)) == {*BASELINES, "sft_checkpoint", "tuning_study"}
 
 
 @pytest.mark.parametrize(
@@ -151,33 +146,31 @@ def test_changed_training_settings_change_the_code_version_of_checkpoints_and_tu
         ("num_processes: 4\n", {}, False),
         ("num_processes: 4\nmixed_precision: bf16\n", {}, True),
         ("mixed_precision: 'no'\n", {}, True),
-        ("mixed_precision: bf16\n", {"dtype": "float32"}, False),  # the setting goes before the file
-        ("use_cpu: true\n", {}, True),  # auto is another dtype there
+        ("mixed_precision: bf16\n", {"dtype": "float32"}, False),  # the setting takes precedence
+        ("use_cpu: true\n", {}, True),  # where auto means another dtype
         ("use_cpu: true\n", {"device": "cpu"}, False),
         ("use_cpu: true\n", {"dtype": "float32"}, False),
-        ("mixed_precision: [\n", {}, False),  # told by what trains
+        ("mixed_precision: [\n", {}, False),  # reported when training starts
     ],
 )
-def test_launch_settings_change_the_code_version_of_checkpoints_where_they_decide_arithmetic(
+def test_launch_settings_affect_checkpoints_if_they_choose_the_dtype(
     text: str, given: dict[str, Any], counts: bool, tmp_path: Path
 ) -> None:
-    before = _code_versions(tmp_path, Settings.of(**given))
+    before = setting_values(tmp_path, **given)
     (tmp_path / "accelerate_config.yaml").write_text(text, encoding="utf-8")
-    after = _code_versions(tmp_path, Settings.of(**given))
-    changed = {asset for asset in before if before[asset] != after[asset]}
+    changed = changed_assets(before, setting_values(tmp_path, **given))
     assert changed == ({*BASELINES, "sft_checkpoint"} if counts else set())
 
 
-def test_another_precision_in_the_launch_settings_is_another_code_version(tmp_path: Path) -> None:
-    versions = []
+def test_launch_settings_with_another_precision_are_another_version(tmp_path: Path) -> None:
+    found = []
     for precision in ("'no'", "bf16"):
         (tmp_path / "launch.yaml").write_text(f"mixed_precision: {precision}\n", encoding="utf-8")
-        settings = Settings.of(accelerate_config=str(tmp_path / "launch.yaml"))
-        versions.append(_code_versions(tmp_path, settings)["sft_checkpoint"])
-    assert versions[0] != versions[1]
+        found.append(setting_values(tmp_path, accelerate_config=str(tmp_path / "launch.yaml"))["sft_checkpoint"])
+    assert found[0] != found[1]
 
 
-def test_the_uis_servers_load_changed_launch_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ui_reloads_changed_launch_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ui, "SECONDS_BETWEEN_LOOKS", 0.0)
     (tmp_path / "ivr.yaml").write_text(f"accelerate_config: {tmp_path / 'named.yaml'}\n", encoding="utf-8")
     for name in ("accelerate_config.yaml", "named.yaml"):
@@ -187,106 +180,82 @@ def test_the_uis_servers_load_changed_launch_settings(tmp_path: Path, monkeypatc
         assert [next(watched) for _ in range(3)] == [False, True, False]
 
 
-class TestTheLaunchpad:
-    """What is typed into it, for one run."""
+class TestLaunchpad:
+    """Settings changed for one run."""
 
-    @pytest.fixture
-    def seen(self) -> list[tuple[ProjectSettings, BaseModel, Accelerator]]:
-        return []
+    @staticmethod
+    def launch(folder: Path, given: dict[str, Any], **settings: Any) -> tuple[ProjectSettings, BaseModel, Accelerator]:
+        """The resources of a run; `given` is typed into the launchpad, `settings` are those of the settings file."""
+        known = load_settings(folder, options=settings, environ={})
+        resources = build_definitions(known, artifacts_dir=folder).resources or {}
+        recorded: list[Any] = []
 
-    @pytest.fixture
-    def launch(self, seen: list[Any], tmp_path: Path) -> Callable[..., None]:
-        """`launch(given, key=value…)`: an op that looks at the resources, under the settings file's `key=value`."""
+        @dg.op
+        def record(settings: SettingsResource, base: BaseModelResource, accelerator: AcceleratorResource) -> None:
+            recorded.append((settings, base, accelerator))
 
-        def launch(given: dict[str, Any], **settings: Any) -> None:
-            known = load_settings(tmp_path, options=settings, environ={})
-            definitions = build_definitions(known, artifacts_dir=tmp_path)
-            resources = definitions.resources or {}
+        @dg.job(resource_defs={key: resources[key] for key in ("settings", "base", "accelerator")})
+        def recording() -> None:
+            record()
 
-            @dg.op
-            def look(settings: SettingsResource, base: BaseModelResource, accelerator: AcceleratorResource) -> None:
-                seen.append((settings, base, accelerator))
+        recording.execute_in_process(run_config={"resources": {"settings": {"config": given}}} if given else {})
+        return recorded[0]
 
-            @dg.job(resource_defs={key: resources[key] for key in ("settings", "base", "accelerator")})
-            def looks() -> None:
-                look()
-
-            config = {"resources": {"settings": {"config": given}}} if given else {}
-            looks.execute_in_process(run_config=config)
-
-        return launch
-
-    def test_one_setting_leaves_the_others_as_they_are(self, launch: Any, seen: list[Any], tmp_path: Path) -> None:
-        launch({"merge_scope": "across"}, model_name="sample", max_candidates=7)
-        ((settings, base, _),) = seen
-        assert (settings.selection.merge_scope, settings.tokenizer.model_name, settings.selection.max_candidates) == (
-            "across",
-            "sample",
-            7,
-        )
+    def test_launch_setting_leaves_the_others_unchanged(self, tmp_path: Path) -> None:
+        settings, base, _ = self.launch(tmp_path, {"merge_scope": "across"}, model_name="sample", max_candidates=7)
+        expected = {"merge_scope": "across", "model_name": "sample", "max_candidates": 7}
+        assert {key: settings.get(key) for key in expected} == expected
         assert base.model_name == "sample"
         assert settings.paths.root == tmp_path
 
-    def test_the_device_reaches_what_trains(self, launch: Any, seen: list[Any]) -> None:
-        launch({"device": "cpu", "dtype": "bfloat16"})
-        ((_, _, accelerator),) = seen
+    def test_launch_device_reaches_the_accelerator(self, tmp_path: Path) -> None:
+        _, _, accelerator = self.launch(tmp_path, {"device": "cpu", "dtype": "bfloat16"})
         assert (accelerator.resolved_device(), accelerator.resolved_dtype()) == ("cpu", "bfloat16")
 
-    def test_a_preset_changes_what_the_settings_file_leaves_at_its_default(self, launch: Any, seen: list[Any]) -> None:
-        launch({"preset": "laptop", "tune_bytes": 7}, evaluation_bytes=5, model_name="sample")
-        ((settings, _, _),) = seen
-        assert settings.training.train_bytes == PRESETS["laptop"]["train_bytes"]
-        assert (settings.evaluation.evaluation_bytes, settings.tuning.tune_bytes, settings.tokenizer.model_name) == (
-            5,
-            7,
-            "sample",
-        )
+    def test_launch_preset_changes_only_settings_at_their_default(self, tmp_path: Path) -> None:
+        given = {"preset": "laptop", "tune_bytes": 7}
+        settings, _, _ = self.launch(tmp_path, given, evaluation_bytes=5, model_name="sample")
+        expected = {"evaluation_bytes": 5, "tune_bytes": 7, "model_name": "sample"}
+        expected["train_bytes"] = PRESETS["laptop"]["train_bytes"]
+        assert {key: settings.get(key) for key in expected} == expected
 
-    def test_one_preset_takes_the_place_of_another_whole(self, launch: Any, seen: list[Any]) -> None:
+    def test_launch_preset_replaces_another_preset(self, tmp_path: Path) -> None:
         laptop = PRESETS["laptop"] | {"preset": "laptop"}
-        of_preset = {key: FIELDS[key].default for key in laptop} | PRESETS["gpu"]
-        launch(laptop | {"preset": "gpu"}, preset="laptop", seed=7)
-        ((settings, _, _),) = seen
-        assert {key: settings.get(key) for key in of_preset} == of_preset | {"preset": "gpu"}
-        assert settings.compute.seed == 7
+        settings, _, _ = self.launch(tmp_path, laptop | {"preset": "gpu"}, preset="laptop", seed=7)
+        expected = {key: FIELDS[key].default for key in laptop} | PRESETS["gpu"] | {"preset": "gpu", "seed": 7}
+        assert {key: settings.get(key) for key in expected} == expected
 
     @pytest.mark.parametrize(
-        ("given", "told"),
+        ("given", "error", "message"),
         [
-            ({"max_candidates": -4}, "launchpad: max_candidates is -4: input should be greater than or equal to 0"),
-            ({"text_split_bytes": 7, "block_size": -1}, "(?s)text_split_bytes is 7.*block_size is -1"),
-            ({"vanilla": False}, "launchpad: vanilla: cannot change for a single run.*ivr.yaml"),
-            ({"model_name": "sample"}, "launchpad: model_name: cannot change"),
+            ({"max_candidates": -4}, InvalidLaunchError, "launchpad: max_candidates is -4: input should be greater"),
+            (
+                {"text_split_bytes": 7, "block_size": -1},
+                InvalidLaunchError,
+                "(?s)text_split_bytes is 7.*block_size is -1",
+            ),
+            ({"vanilla": False}, InvalidLaunchError, "launchpad: vanilla: cannot change for a single run.*ivr.yaml"),
+            ({"model_name": "sample"}, InvalidLaunchError, "launchpad: model_name: cannot change"),
+            ({"merge_scope": "sideways"}, dg.DagsterInvalidConfigError, "sideways"),
         ],
     )
-    def test_a_fault_is_told_before_anything_runs(
-        self, launch: Any, seen: list[Any], given: dict[str, Any], told: str
+    def test_invalid_launch_setting_fails_before_the_run(
+        self, given: dict[str, Any], error: type[Exception], message: str, tmp_path: Path
     ) -> None:
-        with pytest.raises(InvalidLaunchError, match=told):
-            launch(given)
-        assert not seen
-
-    def test_a_choice_that_there_is_not_is_dagsters_to_refuse(self, launch: Any, seen: list[Any]) -> None:
-        with pytest.raises(dg.DagsterInvalidConfigError, match="sideways"):
-            launch({"merge_scope": "sideways"})
-        assert not seen
+        with pytest.raises(error, match=message):
+            self.launch(tmp_path, given)
 
 
-@pytest.mark.parametrize(
-    ("asset", "read"),
-    [
-        ("cleaned_corpus", lambda place: pl.read_parquet(place / "train" / "*.parquet")),
-        ("pretoken_counts", pl.read_parquet),
-        ("token_stats", pl.read_parquet),
-        ("token_sequences", lambda place: pl.read_parquet(place / "*.parquet")),
-        ("replacement_candidates", pl.read_csv),
-    ],
-)
-def test_the_columns_that_the_ui_shows_are_those_of_the_table(
-    asset: str, read: Any, built: tuple[Path, dict[str, Any]], tmp_path: Path
-) -> None:
-    graph = build_definitions(Settings(), artifacts_dir=tmp_path).resolve_asset_graph()
-    schema = graph.get(dg.AssetKey(asset)).metadata["dagster/column_schema"]
-    table = read(ArtifactPaths(built[0] / "artifacts")[asset])
-    assert [column.name for column in schema.columns] == table.columns
-    assert all(column.description for column in schema.columns)
+def test_column_schemas_match_the_tables(tiny: Path, tmp_path: Path) -> None:
+    tables: dict[str, Callable[[Path], pl.DataFrame]] = {
+        "cleaned_corpus": lambda place: pl.read_parquet(place / "train" / "*.parquet"),
+        "pretoken_counts": pl.read_parquet,
+        "token_stats": pl.read_parquet,
+        "token_sequences": lambda place: pl.read_parquet(place / "*.parquet"),
+        "replacement_candidates": pl.read_csv,
+    }
+    specs, paths = asset_specs(Settings(), tmp_path), ArtifactPaths(tiny / "artifacts")
+    for asset, read in tables.items():
+        columns = specs[asset].metadata["dagster/column_schema"].columns
+        assert [column.name for column in columns] == read(paths[asset]).columns
+        assert all(column.description for column in columns)

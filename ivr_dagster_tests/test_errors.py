@@ -1,4 +1,4 @@
-"""Messages about a machine that lacks space, memory or permissions."""
+"""Messages for a full disk, missing permissions and missing memory."""
 
 import errno
 import os
@@ -9,15 +9,8 @@ import pytest
 from ivr_dagster.errors import InputError, describe_shortage
 
 
-def raised(error: BaseException, cause: BaseException | None = None) -> BaseException:
-    try:
-        raise error from cause
-    except BaseException as caught:  # noqa: BLE001
-        return caught
-
-
 @pytest.mark.parametrize(
-    ("error", "says"),
+    ("error", "message"),
     [
         (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/a/b.csv"), "/a/b.csv: no space is left on the disk."),
         (PermissionError(errno.EACCES, os.strerror(errno.EACCES), "/a"), "/a: permission is denied."),
@@ -28,14 +21,15 @@ def raised(error: BaseException, cause: BaseException | None = None) -> BaseExce
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), "there is not enough"),
     ],
 )  # fmt: skip
-def test_shortage_is_described_with_its_remedy(error: BaseException, says: str) -> None:
-    told = describe_shortage(error)
-    assert told is not None
-    assert told.startswith(says)
-    assert told.endswith(".")
-    assert "\n" not in told
-    wrapped = raised(RuntimeError("a step failed"), raised(ValueError("this"), error))
-    assert describe_shortage(wrapped) == told
+def test_shortage_is_described_in_one_line(error: BaseException, message: str) -> None:
+    found = describe_shortage(error)
+    assert found is not None
+    assert found.startswith(message)
+    assert found.endswith(".")
+    assert "\n" not in found
+    inner, outer = ValueError("inner"), RuntimeError("a step failed")
+    inner.__cause__, outer.__cause__ = error, inner
+    assert describe_shortage(outer) == found
 
 
 @pytest.mark.parametrize(

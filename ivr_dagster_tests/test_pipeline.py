@@ -1,4 +1,4 @@
-"""The whole pipeline through Dagster, on real if small input: the packaged model and a part of the sample corpus."""
+"""The whole pipeline through Dagster: with a tiny model, and in the slow tier with the packaged sample model."""
 
 import json
 import os
@@ -13,394 +13,376 @@ from typing import Any
 import pytest
 import yaml
 
-from ivr_dagster.cli.workbench import StageFailed
+from ivr_dagster.cli.workbench import StageFailed, Workbench
 from ivr_dagster.errors import InputError
 from ivr_dagster.pipeline import ASSETS
-from ivr_dagster.sample import SAMPLE_MODEL
-from ivr_dagster_tests.small_pipeline import BASELINES, SMALL, TUNING, stale, workbench
+from ivr_dagster_tests.small_pipeline import BASELINES, SMALL, TINY, TUNING, Figures, stale, workbench, write_documents
+
+# below the artifacts folder; DESIGN.md promises them to other programs
+CONTRACT = (
+    "analysis/pretoken_counts.parquet",
+    "analysis/reports/replacement_candidates.csv",
+    "analysis/reports/selection_log.md",
+    "analysis/reports/token_frequency.parquet",
+    "analysis/token_sequences/*.parquet",
+    "corpora/cleaned/heldout/*.parquet",
+    "corpora/cleaned/train/*.parquet",
+    "embeddings/fitted_embeddings.safetensors",
+    "embeddings/initialized_model/model.safetensors",
+    "embeddings/original_embeddings.safetensors",
+    "embeddings/reordered_embeddings.safetensors",
+    "evaluation/report.json",
+    "evaluation/report.md",
+    "tokenizers/distilled_unigram/tokenizer.json",
+    "tokenizers/original/tokenizer.json",
+    "tokenizers/remap_rules.yaml",
+    "tokenizers/remapped/tokenizer.json",
+    "training/blocks",
+    "training/sft_checkpoint/checkpoint-*",
+    "training/sft_checkpoint/final_model/model.safetensors",
+    "training/sft_checkpoint/logs/**/events.out.tfevents*",
+    "training/vanilla_sft_checkpoint/final_model/model.safetensors",
+)
 
 
 @pytest.fixture(scope="module")
-def folder(built: tuple[Path, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of what was built, to do with as one likes."""
-    return Path(shutil.copytree(built[0], tmp_path_factory.mktemp("pipeline") / "copy"))
+def folder(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the tiny pipeline. Tests leave its artifacts fresh."""
+    return Path(shutil.copytree(tiny, tmp_path_factory.mktemp("pipeline") / "copy"))
 
 
 @pytest.fixture(scope="module")
-def finished(built: tuple[Path, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Figures by asset after every stage has run once, in order."""
-    return built[1]
+def figures(tiny_run: tuple[Path, Figures]) -> Figures:
+    """Figures of the tiny pipeline by asset."""
+    return tiny_run[1]
 
 
-def contents(artifacts: Path) -> dict[Path, bytes]:
-    """Every file but what lies in hidden folders and files at the top: Dagster's instance, locks, what is kept."""
+@pytest.fixture(scope="module")
+def settings(tiny: Path, folder: Path) -> dict[str, Any]:
+    """The settings of the tiny pipeline."""
+    places = {"raw_corpora_dir": str(folder / "raw"), "config_path": str(folder / "sft_config.yaml")}
+    return SMALL | TINY | places | {"model_name": str(tiny.parent / "model")}
+
+
+@pytest.fixture(scope="module")
+def sample(sample_run: tuple[Path, Figures], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the sample model's pipeline."""
+    return Path(shutil.copytree(sample_run[0], tmp_path_factory.mktemp("sample") / "copy"))
+
+
+def bench_of(folder: Path, settings: dict[str, Any], **changed: Any) -> Workbench:
+    return workbench(folder, **settings | changed)
+
+
+def visible_files(artifacts: Path) -> dict[Path, bytes]:
+    """Files outside hidden folders, and their contents."""
     visible = (place for place in artifacts.iterdir() if not place.name.startswith("."))
     files = (file for place in visible for file in [place, *place.rglob("*")] if file.is_file())
     return {file: file.read_bytes() for file in files}
 
 
-def test_every_artifact_lies_where_the_design_says(folder: Path, finished: dict[str, dict[str, Any]]) -> None:
-    made = set(ASSETS) - {*TUNING}
-    assert made == set(finished)
-    for name in made:
-        assert (folder / "artifacts" / ASSETS[name].path).exists(), name
-    for split in ("train", "heldout"):
-        assert list((folder / "artifacts/corpora/cleaned" / split).glob("*.parquet"))
-    assert (folder / "artifacts/training/sft_checkpoint/final_model/model.safetensors").is_file()
-    assert list((folder / "artifacts/training/sft_checkpoint").glob("checkpoint-*"))
-    assert list((folder / "artifacts/training/sft_checkpoint/logs").rglob("events.out.tfevents*"))
+def ivr(*arguments: str | Path, settings: dict[str, Any] | None = None, **environment: str) -> Any:
+    """Run the command line with settings from the environment."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("IVR_", "DAGSTER_"))}
+    variables = {f"IVR_{key.upper()}": str(value) for key, value in (settings or {}).items()}
+    command = [sys.executable, "-m", "ivr_dagster.cli.app", *map(str, arguments)]
+    return subprocess.run(
+        command, capture_output=True, text=True, env=kept | variables | environment, check=False, timeout=250
+    )
 
 
-def test_the_report_has_every_variant_and_figure(folder: Path, finished: dict[str, dict[str, Any]]) -> None:
+def test_pipeline_writes_every_artifact_of_the_contract(folder: Path, figures: Figures) -> None:
+    assert set(figures) == set(ASSETS) - {*TUNING, "vanilla_compute_checkpoint"}
+    assert [path for path in CONTRACT if not list((folder / "artifacts").glob(path))] == []
+
+
+def test_report_covers_every_variant(folder: Path) -> None:
     report = json.loads((folder / "artifacts/evaluation/report.json").read_text())
     assert {"base", "distilled", "initialized", "sft", "vanilla_sft"} <= set(report["variants"])
     for variant in report["variants"].values():
-        assert 0 < variant["bpb"] < 10
+        assert 0 < variant["bpb"] < 20
         assert 1 < variant["bytes_per_token"] < 20
+        assert variant["shortened_tokens"] <= 0.01 * variant["tokens"]
     assert len({variant["bytes"] for variant in report["variants"].values()}) == 1
     assert 0 < report["token_saving"] < 1
     assert report["agreement"] > 0.99
     assert report["round_trip"] == 1.0
-    assert "vanilla" in (folder / "artifacts/evaluation/report.md").read_text()
     pairs = {(each["variant"], each["against"]): each for each in report["differences"]}
     assert {("sft", "base"), ("sft", "vanilla_sft"), ("distilled", "base")} <= set(pairs)
     assert all(each["low"] <= each["difference"] <= each["high"] for each in pairs.values())
     assert set(report["variants"]["sft"]["token_groups"]) == {"kept", "new"}
-    # at most a hundredth, but the longest context for which that holds is short in so short a text
-    for variant in report["variants"].values():
-        assert variant["shortened_tokens"] <= 0.01 * variant["tokens"]
-    retention = report["retention"]
-    assert 0 < retention["bytes"] <= 4_096  # one piece at least
-    assert {"base", "sft", "vanilla_sft"} <= set(retention["variants"])
-    assert {"base", "sft"} == set(report["timings"])
+    assert "vanilla" in (folder / "artifacts/evaluation/report.md").read_text()
+
+
+def test_sample_report_measures_forgetting_and_speed(sample_run: tuple[Path, Figures]) -> None:
+    report = json.loads((sample_run[0] / "artifacts/evaluation/report.json").read_text())
+    assert 0 < report["retention"]["bytes"] <= 4_096  # at least one piece of text
+    assert {"base", "sft", "vanilla_sft"} <= set(report["retention"]["variants"])
+    assert set(report["timings"]) == {"base", "sft"}
 
 
 @pytest.mark.slow
-def test_the_same_models_evaluated_again_make_the_same_report_and_nothing_stale(
-    folder: Path, finished: dict[str, dict[str, Any]]
-) -> None:
-    bench = workbench(folder)
+def test_repeated_evaluation_gives_the_same_report(folder: Path, settings: dict[str, Any]) -> None:
+    bench = bench_of(folder, settings)
     before = bench.data_version("evaluation_report")
-    card = folder / "artifacts/evaluation/model_card.md"
-    assert card.read_text(encoding="utf-8").startswith("---\nlibrary_name: transformers\n")
     bench.run(["evaluation_report"])
     assert bench.data_version("evaluation_report") == before
-    assert stale(workbench(folder)) == {}
+    assert stale(bench_of(folder, settings)) == {}
 
 
-def test_tokenizer_and_model_load_with_transformers_and_agree_on_sizes(
-    folder: Path, finished: dict[str, dict[str, Any]]
-) -> None:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    final = folder / "artifacts/training/sft_checkpoint/final_model"
-    tokenizer, model = AutoTokenizer.from_pretrained(final), AutoModelForCausalLM.from_pretrained(final)
-    saved = AutoTokenizer.from_pretrained(folder / "artifacts/tokenizers/remapped")
-    text = "The tokenizer <|endoftext|> gives  back\tevery text: 한국어 é́ 🙂\n"
-    assert len(tokenizer) == model.get_input_embeddings().weight.shape[0] == 50_257
-    assert tokenizer(text)["input_ids"] == saved(text)["input_ids"]
-    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
-    assert tokenizer.eos_token_id == model.config.eos_token_id == 50_256
-
-
-LOAD_AND_WRITE = """
+LOAD_MODELS = """
 import json, sys
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, pipeline
 
-folder = sys.argv[1]
-tokenizer = AutoTokenizer.from_pretrained(folder)
-model, report = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
-written = pipeline("text-generation", model=folder, device="cpu")("The file", max_new_tokens=5, do_sample=False)
-configs = [tokenizer, model.config, GenerationConfig.from_pretrained(folder)]
-print(json.dumps({
-    "faults": sum(len(found) for found in report.values()),
-    "tokens": len(tokenizer),
-    "rows": len(model.get_input_embeddings().weight),
-    "tied": model.get_output_embeddings().weight is model.get_input_embeddings().weight,
-    "special ids": [[config.bos_token_id, config.eos_token_id] for config in configs],
-    "written": written[0]["generated_text"],
-}))
+for folder in sys.argv[1:]:
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model, loading = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    text = "The tokenizer <|endoftext|> gives  back\\tevery text: 한국어 é́ 🙂\\n"
+    generated = pipeline("text-generation", model=folder, device="cpu")("The file", max_new_tokens=5, do_sample=False)
+    configs = [tokenizer, model.config, GenerationConfig.from_pretrained(folder)]
+    print(json.dumps({
+        "faults": sum(len(found) for found in loading.values()),
+        "sizes": [len(tokenizer), len(model.get_input_embeddings().weight)],
+        "tied": model.get_output_embeddings().weight is model.get_input_embeddings().weight,
+        "special ids": [[config.bos_token_id, config.eos_token_id] for config in configs],
+        "round trip": tokenizer.decode(tokenizer(text)["input_ids"]) == text,
+        "generates": len(generated[0]["generated_text"]) > len("The file"),
+    }))
 """
 
 
-@pytest.mark.parametrize("place", ["embeddings/initialized_model", "training/sft_checkpoint/final_model"])
-def test_a_finished_folder_is_all_that_transformers_needs(
-    folder: Path, finished: dict[str, dict[str, Any]], tmp_path: Path, place: str
-) -> None:
-    offline = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "IVR_", "DAGSTER_"))}
-    offline |= {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")}
-    asked = subprocess.run(
-        [sys.executable, "-c", LOAD_AND_WRITE, folder / "artifacts" / place],
-        env=offline,
+def test_model_folders_load_offline_with_transformers(folder: Path, tmp_path: Path) -> None:
+    places = [folder / "artifacts" / name for name in ("embeddings/initialized_model", ASSETS["sft_checkpoint"].path)]
+    places[1] /= "final_model"
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "IVR_", "DAGSTER_"))}
+    environment |= {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")}
+    result = subprocess.run(
+        [sys.executable, "-c", LOAD_MODELS, *places],
+        env=environment,
         cwd=tmp_path,
         capture_output=True,
         text=True,
         check=False,
     )
-    assert asked.returncode == 0, asked.stderr
-    told = json.loads(asked.stdout)
-    assert told["written"].startswith("The file")
-    assert len(told["written"]) > len("The file")
-    del told["written"]
-    assert told == {"faults": 0, "tokens": 50_257, "rows": 50_257, "tied": True, "special ids": [[50_256] * 2] * 3}
-    assert (folder / "artifacts" / place / "tokenizer.json").is_file()
+    assert result.returncode == 0, result.stderr
+    expected = {
+        "faults": 0,
+        "sizes": [1_057, 1_057],
+        "tied": True,
+        "special ids": [[1_056, 1_056]] * 3,
+        "round trip": True,
+        "generates": True,
+    }
+    assert [json.loads(line) for line in result.stdout.splitlines()] == [expected, expected]
 
 
-def test_the_initialized_model_has_its_configuration_from_the_base_byte_for_byte(
-    folder: Path, finished: dict[str, dict[str, Any]]
-) -> None:
+def test_models_keep_the_configuration_of_the_base_model(folder: Path, tiny: Path) -> None:
     for name in ("config.json", "generation_config.json"):
-        made = folder / "artifacts/embeddings/initialized_model" / name
-        assert made.read_bytes() == (SAMPLE_MODEL / name).read_bytes()
+        written = folder / "artifacts/embeddings/initialized_model" / name
+        assert written.read_bytes() == (tiny.parent / "model" / name).read_bytes()
 
 
-def test_nothing_is_stale_after_a_full_run(folder: Path, finished: dict[str, dict[str, Any]]) -> None:
-    assert stale(workbench(folder)) == {}
+def test_full_run_leaves_nothing_stale(folder: Path, settings: dict[str, Any]) -> None:
+    assert stale(bench_of(folder, settings)) == {}
 
 
-def test_a_changed_setting_makes_its_asset_and_what_follows_stale(
-    folder: Path, finished: dict[str, dict[str, Any]]
-) -> None:
-    found = stale(workbench(folder, max_candidates=140))
-    assert found["replacement_candidates"] == "settings or code changed"
+def test_changed_setting_makes_its_asset_and_descendants_stale(folder: Path, settings: dict[str, Any]) -> None:
+    found = stale(bench_of(folder, settings, max_candidates=30))
+    assert "replacement_candidates" in found
     assert not {"cleaned_corpus", "token_stats", "distilled_tokenizer", "original_embeddings"} & set(found)
     assert {"remap_rules", "remapped_tokenizer", "sft_checkpoint", "evaluation_report"} <= set(found)
 
 
 def test_changed_training_settings_make_only_training_and_evaluation_stale(
-    folder: Path, finished: dict[str, dict[str, Any]]
+    folder: Path, settings: dict[str, Any], tmp_path: Path
 ) -> None:
-    other = folder / "other.yaml"
+    other = tmp_path / "other.yaml"
     other.write_text((folder / "sft_config.yaml").read_text() + "weight_decay: 0.2\n")
-    found = stale(workbench(folder, config_path=str(other)))
-    assert set(found) == {*BASELINES, "sft_checkpoint", "evaluation_report"}
+    found = stale(bench_of(folder, settings, config_path=str(other)))
+    assert set(found) == {"vanilla_sft_checkpoint", "sft_checkpoint", "evaluation_report"}
 
 
-def test_a_new_document_that_leaves_the_result_as_it_was_stops_where_nothing_changes(
-    folder: Path, finished: dict[str, dict[str, Any]]
-) -> None:
-    # a duplicate: the raw corpus is another one, the cleaned corpus is not
+def test_duplicate_document_rebuilds_only_the_cleaned_corpus(folder: Path, settings: dict[str, Any]) -> None:
     extra = folder / "raw" / "again.jsonl"
-    extra.write_text((folder / "raw" / "documents.jsonl").read_text().splitlines()[0] + "\n")
+    document = json.loads((folder / "raw" / "documents.jsonl").read_text().splitlines()[0])["text"]
+    write_documents(extra, [document])
     try:
-        bench = workbench(folder)
-        assert stale(bench)["cleaned_corpus"] == "raw_corpus changed"
+        bench = bench_of(folder, settings)
+        assert stale(bench)["cleaned_corpus"].startswith("raw_corpus changed")
         bench.run(["cleaned_corpus"])
-        assert stale(workbench(folder)) == {}
+        assert stale(bench_of(folder, settings)) == {}
     finally:
         extra.unlink()
-    bench = workbench(folder)
-    bench.run(["cleaned_corpus"])
-    assert stale(bench) == {}
+    bench_of(folder, settings).run(["cleaned_corpus"])
 
 
-def test_rules_edited_by_hand_are_noticed_honoured_and_kept(folder: Path, finished: dict[str, dict[str, Any]]) -> None:
+def test_edited_rules_are_used_and_kept(folder: Path, settings: dict[str, Any]) -> None:
     file = folder / "artifacts/tokenizers/remap_rules.yaml"
     computed = file.read_text()
     content = yaml.safe_load(computed)
     dropped = content["rules"].pop()
     try:
         file.write_text("# mine\n" + yaml.safe_dump(content, allow_unicode=True, sort_keys=False))
-        bench = workbench(folder)
+        bench = bench_of(folder, settings)
         assert stale(bench)["remap_rules"] == "edited by hand"
         result = bench.run(bench.stage_assets("remap"))
         assert result.figures["remap_rules"]["edited_by_hand"] is True
         assert file.read_text().startswith("# mine\n")
         assert result.figures["remapped_tokenizer"]["tokens_reassigned"] == len(content["rules"])
 
-        content["rules"][0]["id"] = 50_256
+        content["rules"][0]["id"] = 1_056
         file.write_text(yaml.safe_dump(content, allow_unicode=True, sort_keys=False))
-        with pytest.raises(InputError, match=r"50256.*protected"):
+        with pytest.raises(InputError, match=r"1056.*protected"):
             bench.run(bench.stage_assets("remap"))
         tokenizer = json.loads((folder / "artifacts/tokenizers/remapped/tokenizer.json").read_text())
         assert tokenizer["model"]["vocab"][dropped["id"]][0] == dropped["sacrificed_token"]
     finally:
         file.write_text(computed)
-        bench = workbench(folder)
+        bench = bench_of(folder, settings)
         bench.run(bench.stage_assets("remap"))
-    assert stale(workbench(folder)) == {}
+    assert stale(bench_of(folder, settings)) == {}
 
 
-def test_a_failed_blocking_check_fails_the_stage_and_names_figure_and_remedy(
-    folder: Path, finished: dict[str, dict[str, Any]]
-) -> None:
-    bench = workbench(folder, agreement_floor=1.0, exceptions=0)
+def test_failed_blocking_check_fails_the_stage_with_figure_and_remedy(folder: Path, settings: dict[str, Any]) -> None:
+    bench = bench_of(folder, settings, agreement_floor=1.0, exceptions=0)
     with pytest.raises(StageFailed, match=r"agreement_floor.*floor 1\.0.*worst divergences"):
         bench.run(["distilled_tokenizer"])
     assert "agreement_floor" in bench.failed_blocking_checks("select")
-    mended = workbench(folder)
-    mended.run(["distilled_tokenizer"])
-    assert mended.failed_blocking_checks("select") == ""
+    repaired = bench_of(folder, settings)
+    repaired.run(["distilled_tokenizer"])
+    assert repaired.failed_blocking_checks("select") == ""
 
 
-def ivr(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "ivr_dagster.cli.app", *arguments]
-    clean = {key: value for key, value in os.environ.items() if key != "DAGSTER_HOME"}
-    return subprocess.run(command, capture_output=True, text=True, env=clean | environment, check=False)
+def test_distilled_tokenizer_is_exact_on_the_train_split(folder: Path, figures: Figures) -> None:
+    certificate = json.loads((folder / "artifacts/tokenizers/distilled_unigram/agreement.json").read_text())
+    assert certificate["train"]["agreement"] == figures["distilled_tokenizer"]["agreement"] == 1.0
+    assert certificate["train"]["divergences"] == []
+    assert certificate["exceptions"] == figures["distilled_tokenizer"]["exceptions"]
+    remapped = json.loads((folder / "artifacts/tokenizers/remapped/agreement.json").read_text())
+    assert remapped["untouched_occurrences_identical"] > 0.999 * remapped["untouched_occurrences"]
+    assert remapped["heldout_lengths"]["longer"] == figures["remapped_tokenizer"]["documents_longer"]
 
 
-def test_stages_without_what_they_need_exit_with_two_and_one_line(tmp_path: Path) -> None:
-    (tmp_path / "raw").mkdir()
-    (tmp_path / "raw" / "a.txt").write_text("some text")
-    asked = ivr(
+def test_stage_without_its_inputs_exits_with_two_and_one_line(tmp_path: Path) -> None:
+    write_documents(tmp_path / "raw" / "a.jsonl", ["some text"])
+    found = ivr(
         "--artifacts-dir",
-        str(tmp_path / "a"),
+        tmp_path / "a",
         "analyze",
-        IVR_RAW_CORPORA_DIR=str(tmp_path / "raw"),
-        IVR_MODEL_NAME="sample",
+        settings={"raw_corpora_dir": tmp_path / "raw", "model_name": "sample"},
     )
-    assert asked.returncode == 2, asked.stderr
-    assert asked.stderr.count("\n") == 1
-    assert "cleaned_corpus" in asked.stderr
-    assert asked.stdout == ""
+    assert found.returncode == 2, found.stderr
+    assert found.stderr.count("\n") == 1
+    assert "cleaned_corpus" in found.stderr
+    assert found.stdout == ""
 
 
-def test_a_model_out_of_reach_exits_with_two_and_names_the_ways_out(tmp_path: Path) -> None:
-    (tmp_path / "raw").mkdir()
-    (tmp_path / "raw" / "a.txt").write_text("some text")
-    asked = ivr(
-        "--artifacts-dir", str(tmp_path / "a"), "init", "--raw-corpora-dir", str(tmp_path / "raw"),
-        HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "hub"),
-    )  # fmt: skip
-    assert asked.returncode == 2, asked.stderr
-    assert "openai-community/gpt2" in asked.stderr
-    assert "--model-name FOLDER" in asked.stderr
+def test_unavailable_model_exits_with_two_and_names_the_remedies(tmp_path: Path) -> None:
+    write_documents(tmp_path / "raw" / "a.jsonl", ["some text"])
+    options = ("--artifacts-dir", tmp_path / "a", "init", "--raw-corpora-dir", tmp_path / "raw")
+    found = ivr(*options, HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "hub"))
+    assert found.returncode == 2, found.stderr
+    assert "openai-community/gpt2" in found.stderr
+    assert "--model-name FOLDER" in found.stderr
 
 
-def test_json_is_one_object_on_standard_output(folder: Path, finished: dict[str, dict[str, Any]]) -> None:
-    settings = {f"IVR_{key.upper()}": str(value) for key, value in SMALL.items()}
-    settings |= {"IVR_RAW_CORPORA_DIR": str(folder / "raw"), "IVR_CONFIG_PATH": str(folder / "sft_config.yaml")}
-    asked = ivr("--artifacts-dir", str(folder / "artifacts"), "--json", "status", **settings)
-    assert asked.returncode == 0, asked.stderr
-    rows = {row["asset"]: row for row in json.loads(asked.stdout)["assets"]}
+def test_json_status_is_one_object_on_standard_output(folder: Path, settings: dict[str, Any]) -> None:
+    found = ivr("--artifacts-dir", folder / "artifacts", "--json", "status", settings=settings)
+    assert found.returncode == 0, found.stderr
+    rows = {row["asset"]: row for row in json.loads(found.stdout)["assets"]}
     assert all(row["fresh"] for row in rows.values())
-    assert rows["remapped_tokenizer"]["figures"]["tokens_reassigned"] == 150
+    assert rows["remapped_tokenizer"]["figures"]["tokens_reassigned"] == 40
 
 
-def test_a_dry_selection_shows_the_saving_by_number_of_new_tokens_and_writes_nothing(
-    folder: Path, finished: dict[str, dict[str, Any]]
-) -> None:
-    settings = {f"IVR_{key.upper()}": str(value) for key, value in SMALL.items() if key != "max_candidates"}
-    settings |= {"IVR_RAW_CORPORA_DIR": str(folder / "raw"), "IVR_CONFIG_PATH": str(folder / "sft_config.yaml")}
-    artifacts = folder / "artifacts"
-    before = {
-        file: file.read_bytes() for file in artifacts.rglob("*") if file.is_file() and ".dagster" not in file.parts
-    }
-    dry = ("--artifacts-dir", str(artifacts), "--json", "select", "--dry-run", "--max-candidates")
-    asked = ivr(*dry, "300", "--merge-scope", "across", "--least-documents", "2", **settings)
-    assert asked.returncode == 0, asked.stderr
-    plan = json.loads(asked.stdout)
+def test_dry_selection_shows_the_saving_and_writes_nothing(folder: Path, settings: dict[str, Any]) -> None:
+    before = visible_files(folder / "artifacts")
+    dry = ("--artifacts-dir", folder / "artifacts", "--json", "select", "--dry-run", "--max-candidates")
+    given = {key: value for key, value in settings.items() if key != "max_candidates"}
+    found = ivr(*dry, "300", "--merge-scope", "across", "--least-documents", "2", settings=given)
+    assert found.returncode == 0, found.stderr
+    plan = json.loads(found.stdout)
     assert plan["candidates"] == 300
     assert [point["new_tokens"] for point in plan["curve"]] == [100, 200, 300]
     assert plan["curve"][0]["heldout"] < plan["curve"][-1]["heldout"] == pytest.approx(plan["token_saving_heldout"])
-    assert plan["rules_kept"] > 75  # of the 150 in force
-    fewer = json.loads(ivr(*dry, "auto", "--least-saving", "0.05", **settings).stdout)
-    assert 0 < fewer["candidates"] < 300
-    assert fewer["candidates"] % 100 == 0
-    after = {
-        file: file.read_bytes() for file in artifacts.rglob("*") if file.is_file() and ".dagster" not in file.parts
-    }
-    assert before == after
+    assert plan["rules_kept"] > 20  # of 40 current rules
+    assert visible_files(folder / "artifacts") == before
 
 
-def test_a_selection_that_finds_nothing_to_read_names_the_stage_to_run(tmp_path: Path) -> None:
-    asked = ivr("--artifacts-dir", str(tmp_path / "artifacts"), "select", "--dry-run", IVR_MODEL_NAME="sample")
-    assert asked.returncode == 2
-    assert "cleaned_corpus is not there yet. Run `ivr init` first" in asked.stderr
-    wrong = ivr("--artifacts-dir", str(tmp_path / "artifacts"), "select", "--max-candidates", "lots")
-    assert wrong.returncode == 2
-    assert "'lots' is neither a whole number nor auto" in wrong.stderr
+def test_automatic_selection_stops_at_the_least_saving(folder: Path, settings: dict[str, Any]) -> None:
+    plan = bench_of(folder, settings, max_candidates="auto", least_saving=0.05).plan_selection()
+    assert 0 < len(plan.table) < 300
+    assert len(plan.table) % 100 == 0
 
 
-def test_what_is_distilled_is_exact_on_the_train_split_and_certified(
-    folder: Path, finished: dict[str, dict[str, Any]]
-) -> None:
-    certificate = json.loads((folder / "artifacts/tokenizers/distilled_unigram/agreement.json").read_text())
-    assert certificate["train"]["agreement"] == finished["distilled_tokenizer"]["agreement"] == 1.0
-    assert certificate["train"]["divergences"] == []
-    assert certificate["exceptions"] == finished["distilled_tokenizer"]["exceptions"] > 0
-    remapped = json.loads((folder / "artifacts/tokenizers/remapped/agreement.json").read_text())
-    assert remapped["untouched_occurrences_identical"] > 0.999 * remapped["untouched_occurrences"]
-    assert remapped["heldout_lengths"]["longer"] == finished["remapped_tokenizer"]["documents_longer"]
+def test_selection_without_a_corpus_names_the_stage_to_run(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"cleaned_corpus is not there yet. Run `ivr init` first"):
+        workbench(tmp_path, observe=False).plan_selection()
 
 
-def test_a_training_killed_with_sigkill_goes_on_from_its_last_checkpoint(
-    folder: Path, finished: dict[str, dict[str, Any]]
-) -> None:
-    config = folder / "slow.yaml"
+@pytest.mark.slow
+def test_killed_training_resumes_from_its_last_checkpoint(sample: Path) -> None:
+    config = sample / "slow.yaml"
     config.write_text("num_train_epochs: 12\nper_device_train_batch_size: 4\nsave_steps: 2\nlogging_steps: 1\n")
     changed = {"config_path": str(config), "vanilla": False}
-    settings = {f"IVR_{key.upper()}": str(value) for key, value in (SMALL | changed).items()}
-    settings |= {"IVR_RAW_CORPORA_DIR": str(folder / "raw"), "DAGSTER_HOME": str(folder / "artifacts/.dagster")}
-    place = folder / "artifacts/training/sft_checkpoint"
+    variables = {f"IVR_{key.upper()}": str(value) for key, value in (SMALL | changed).items()}
+    variables |= {"IVR_RAW_CORPORA_DIR": str(sample / "raw"), "DAGSTER_HOME": str(sample / "artifacts/.dagster")}
+    place = sample / "artifacts/training/sft_checkpoint"
     before = (place / "final_model/model.safetensors").read_bytes()
-    command = [
-        sys.executable,
-        "-m",
-        "ivr_dagster.cli.app",
-        "--artifacts-dir",
-        str(folder / "artifacts"),
-        "run",
-        "--until",
-        "train",
-    ]
-    child = subprocess.Popen(command, env=os.environ | settings, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    command = [sys.executable, "-m", "ivr_dagster.cli.app", "--artifacts-dir", str(sample / "artifacts"), "run"]
+    child = subprocess.Popen(
+        [*command, "--until", "train"],
+        env=os.environ | variables,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     deadline = time.monotonic() + 120
-    # of this training, not the one before, which had fewer steps
-    while (
-        not any(int(p.name.rpartition("-")[2]) > 8 for p in place.glob("checkpoint-*")) and time.monotonic() < deadline
-    ):
+    # the earlier training had fewer than 8 steps
+    while not any(int(p.name.rpartition("-")[2]) > 8 for p in place.glob("checkpoint-*")):
         assert child.poll() is None, "the training ended before it could be killed"
+        assert time.monotonic() < deadline
         time.sleep(0.1)
     child.send_signal(signal.SIGKILL)
     child.wait()
     assert (place / "final_model/model.safetensors").read_bytes() == before
 
-    bench = workbench(folder, **changed)
+    bench = workbench(sample, **changed)
     assert "sft_checkpoint" in stale(bench)
     result = bench.run(["sft_checkpoint"])
     assert result.figures["sft_checkpoint"]["resumed_from_step"] >= 8
-    workbench(folder).run(["training_blocks", "sft_checkpoint", *BASELINES])
+    workbench(sample).run(["training_blocks", "sft_checkpoint", *BASELINES])
 
 
 @pytest.mark.slow
-def test_a_search_for_training_settings_leaves_the_best_and_everything_else_as_it_was(
-    folder: Path, finished: dict[str, dict[str, Any]]
-) -> None:
+def test_tuning_finds_the_best_settings_and_changes_nothing_else(sample: Path) -> None:
     changed = {"tune_bytes": 6_000, "tune_new_tokens": True}
-    settings = {f"IVR_{key.upper()}": str(value) for key, value in (SMALL | changed).items()}
-    settings |= {"IVR_RAW_CORPORA_DIR": str(folder / "raw"), "IVR_CONFIG_PATH": str(folder / "sft_config.yaml")}
-    before = {file: found for file, found in contents(folder / "artifacts").items() if "tuning" not in file.parts}
-    asked = ivr("--artifacts-dir", str(folder / "artifacts"), "--json", "tune", "--trials", "4", **settings)
-    assert asked.returncode == 0, asked.stderr
-    told = json.loads(asked.stdout)
-    figures = told["assets"]["tuning_study"]
-    assert figures["trials"] == len(told["trials"]) == 4
-    assert figures["best_bits_per_byte"] <= figures["default_bits_per_byte"] == told["trials"][0]["value"]
-    assert {trial["parameters"]["new_tokens"] for trial in told["trials"]} > {150}
+    places = {"raw_corpora_dir": sample / "raw", "config_path": sample / "sft_config.yaml"}
+    before = {file: found for file, found in visible_files(sample / "artifacts").items() if "tuning" not in file.parts}
+    command = ("--artifacts-dir", sample / "artifacts", "--json", "tune", "--trials", "4")
+    found = ivr(*command, settings=SMALL | changed | places)
+    assert found.returncode == 0, found.stderr
+    output = json.loads(found.stdout)
+    figures = output["assets"]["tuning_study"]
+    trials = output["trials"]
+    assert figures["trials"] == len(trials) == 4
+    assert figures["best_bits_per_byte"] <= figures["default_bits_per_byte"] == trials[0]["value"]
+    assert {trial["parameters"]["new_tokens"] for trial in trials} > {150}
     lengths = {
         trial["parameters"]["new_tokens"]: trial["figures"]["tokens_per_byte"]
-        for trial in told["trials"]
+        for trial in trials
         if trial["state"] == "complete"
     }
     assert sorted(lengths, key=lengths.__getitem__) == sorted(lengths, reverse=True)
 
-    place = folder / "artifacts/training/tuning"
-    assert {file.name for file in place.iterdir() if not file.name.startswith(".")} - {"settings.yaml"} == {
-        "study.db",
-        "study.json",
-        "sft_config.yaml",
-        "history.png",
-        "settings.png",
-    }
-    written = yaml.safe_load((place / "sft_config.yaml").read_text())
-    assert written.items() >= told["settings"].items()
-    assert (place / "settings.yaml").exists() == (told["new_tokens"] != 150)
-    # `--trials` was remembered
-    now = {file: found for file, found in contents(folder / "artifacts").items() if "tuning" not in file.parts}
-    assert {file.name for file in now if now[file] != before.get(file)} <= {"ivr.yaml"}
+    place = sample / "artifacts/training/tuning"
+    names = {file.name for file in place.iterdir() if not file.name.startswith(".")}
+    assert names - {"settings.yaml"} == {"study.db", "study.json", "sft_config.yaml", "history.png", "settings.png"}
+    assert yaml.safe_load((place / "sft_config.yaml").read_text()).items() >= output["settings"].items()
+    assert (place / "settings.yaml").exists() == (output["new_tokens"] != 150)
+    after = {file: found for file, found in visible_files(sample / "artifacts").items() if "tuning" not in file.parts}
+    changed_files = {file.name for file in after if after[file] != before.get(file)}
+    assert changed_files <= {"ivr.yaml"}  # remembers --trials
 
-    bench = workbench(folder, **changed, tune_trials=4)
+    bench = workbench(sample, **changed, tune_trials=4)
     assert stale(bench) == {}
     again = bench.run(TUNING).figures["tuning_study"]
     assert (again["trials"], again["trials_done_before"]) == (4, 4)

@@ -1,6 +1,5 @@
 """What the checks on corpus, vocabulary and training warn of."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from ivr_dagster.asset_checks.corpus import heldout_floor
 from ivr_dagster.asset_checks.training import loss_falls
 from ivr_dagster.asset_checks.vocabulary import token_saving_floor
 from ivr_dagster.core.training.folders import TrainedModel
-from ivr_dagster_tests.small_pipeline import workbench
+from ivr_dagster_tests.small_pipeline import Figures, tiny_workbench
 
 
 @pytest.mark.parametrize(
@@ -35,22 +34,14 @@ def test_a_loss_that_rises_or_breaks_is_warned_of(losses: list[float], passes: b
     ],
 )
 def test_a_figure_below_its_floor_is_warned_of_and_one_at_it_is_not(
-    check: Any, asset: str, setting: str, figure: str, built: tuple[Path, dict[str, dict[str, Any]]]
+    check: Any, asset: str, setting: str, figure: str, tiny_run: tuple[Path, Figures]
 ) -> None:
-    root, figures = built
-    bench = workbench(root, observe=False)
+    root, figures = tiny_run
     known = figures[asset][figure]
-    value = bench.load(asset)
-    passing = check(workbench(root, observe=False, **{setting: known}).shared, value)
-    failing = check(workbench(root, observe=False, **{setting: known + (1 if known >= 1 else 0.01)}).shared, value)
+    value = tiny_workbench(root).load(asset)
+    passing = check(tiny_workbench(root, **{setting: known}).shared, value)
+    failing = check(tiny_workbench(root, **{setting: known + (1 if known >= 1 else 0.01)}).shared, value)
     assert (passing.passed, failing.passed) == (True, False)
     assert passing.metadata[figure].value == pytest.approx(known)
     assert failing.severity == dg.AssetCheckSeverity.WARN
     assert failing.description
-
-
-def test_what_the_report_says_of_other_text_is_in_its_json(built: tuple[Path, dict[str, dict[str, Any]]]) -> None:
-    """The checks read it there: names that they look for must be those that the report writes."""
-    report = json.loads((built[0] / "artifacts" / "evaluation" / "report.json").read_text())
-    assert {"base", "distilled", "initialized", "sft"} <= report["variants"].keys()
-    assert {"sft", "vanilla_sft"} <= report["retention"]["variants"].keys()

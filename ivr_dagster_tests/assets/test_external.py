@@ -13,10 +13,9 @@ import yaml
 from ivr_dagster.cli.workbench import Workbench
 from ivr_dagster.errors import InputError
 from ivr_dagster.pipeline import ASSETS, EXTERNAL, STAGES
-from ivr_dagster.sample.corpus import write_sample_corpus
 from ivr_dagster.settings import load_settings
 from ivr_dagster.storage.manifest import MANIFEST
-from ivr_dagster_tests.small_pipeline import STAGE_ASSETS
+from ivr_dagster_tests.small_pipeline import STAGE_ASSETS, documents, write_documents
 
 SMALL = {"model_name": "sample", "max_candidates": 60, "train_bytes": 4_000, "block_size": 64, "exceptions": 0}
 
@@ -25,10 +24,7 @@ SMALL = {"model_name": "sample", "max_candidates": 60, "train_bytes": 4_000, "bl
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A small corpus, and every artifact up to the initialized model and the blocks."""
     root = tmp_path_factory.mktemp("brought")
-    write_sample_corpus(root / "all")
-    lines = [line for file in sorted((root / "all").glob("*.jsonl")) for line in file.read_text().splitlines()]
-    (root / "raw").mkdir()
-    (root / "raw" / "documents.jsonl").write_text("\n".join([line for line in lines if 400 < len(line) < 4_000][:120]))
+    write_documents(root / "raw" / "documents.jsonl", documents()[:120])
     home = os.environ.pop("DAGSTER_HOME", None)
     bench = workbench(root)
     for stage in list(STAGES)[: list(STAGES).index("train")]:

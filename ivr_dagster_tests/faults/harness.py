@@ -636,15 +636,12 @@ class Reference:
 
 
 def _prepare(root: Path) -> None:
-    from ivr_dagster_tests.small_pipeline import prepare, write_tiny_model
+    from ivr_dagster_tests.small_pipeline import documents, prepare, write_documents, write_tiny_model
 
     write_tiny_model(root / "model", 600)
-    prepare(root)
-    shutil.rmtree(root / "all")
-    documents = (root / "raw/documents.jsonl").read_text().splitlines(keepends=True)
-    (root / "raw/documents.jsonl").write_text("".join(documents[:60]))
+    prepare(root, 60)
     shutil.copytree(root / "raw", root / "raw_later")
-    (root / "raw_later/more.jsonl").write_text("".join(documents[60:75]))
+    write_documents(root / "raw_later/more.jsonl", documents()[60:75])
     (root / "sft_config.yaml").write_text(TRAINING)
 
 

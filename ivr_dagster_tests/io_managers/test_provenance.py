@@ -4,7 +4,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import dagster as dg
 import pytest
@@ -12,12 +11,12 @@ import pytest
 from ivr_dagster.io_managers import provenance
 from ivr_dagster.io_managers.provenance import code_revision, size_of
 from ivr_dagster.pipeline import ArtifactPaths, settings_hash
-from ivr_dagster_tests.small_pipeline import workbench
+from ivr_dagster_tests.small_pipeline import Figures, tiny_workbench
 
 
-def test_every_artifact_tells_its_size_code_and_settings(built: tuple[Path, dict[str, dict[str, Any]]]) -> None:
-    root, figures = built
-    bench = workbench(root, observe=False)
+def test_every_artifact_tells_its_size_code_and_settings(tiny_run: tuple[Path, Figures]) -> None:
+    root, figures = tiny_run
+    bench = tiny_workbench(root)
     places = ArtifactPaths(root / "artifacts")
     for asset, found in figures.items():
         assert Path(found["path"]) == places[asset]

@@ -1,4 +1,4 @@
-"""Where settings come from, what is refused, and the file that remembers them."""
+"""Sources of settings and their precedence, invalid values, and the settings file."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,14 +21,14 @@ def load(folder: Path, text: str = "", environ: Mapping[str, str] | None = None,
     return load_settings(folder, options=options, environ=environ or {})
 
 
-def fault_of(folder: Path, text: str = "", environ: Mapping[str, str] | None = None, **options: Any) -> str:
+def error_of(folder: Path, text: str = "", environ: Mapping[str, str] | None = None, **options: Any) -> str:
     with pytest.raises(InputError) as error:
         load(folder, text, environ, **options)
     assert "\n" not in str(error.value)
     return str(error.value)
 
 
-def test_option_goes_before_environment_before_file_before_preset_before_default(tmp_path: Path) -> None:
+def test_precedence_is_option_environment_file_preset_default(tmp_path: Path) -> None:
     layers: dict[str, Any] = {"text": "max_candidates: 3", "environ": {"IVR_MAX_CANDIDATES": "2"}, "max_candidates": 1}
     assert load(tmp_path, **layers).get("max_candidates") == 1
     del layers["max_candidates"]
@@ -38,11 +38,11 @@ def test_option_goes_before_environment_before_file_before_preset_before_default
     assert load(tmp_path, preset="sample").get("max_candidates") == PRESETS["sample"]["max_candidates"] == 1000
     assert load(tmp_path, "max_candidates: 3", preset="sample").get("max_candidates") == 3
     assert load(tmp_path).get("max_candidates") == 4000
-    assert load_settings(tmp_path / "nothing there", environ={}) == Settings()
+    assert load_settings(tmp_path / "missing", environ={}) == Settings()
 
 
 @pytest.mark.parametrize("source", ["text", "environ", "option"])
-def test_a_preset_may_come_from_anywhere(tmp_path: Path, source: str) -> None:
+def test_preset_may_come_from_any_source(tmp_path: Path, source: str) -> None:
     given: dict[str, dict[str, Any]] = {
         "text": {"text": "preset: sample"},
         "environ": {"environ": {"IVR_PRESET": "sample"}},
@@ -51,7 +51,7 @@ def test_a_preset_may_come_from_anywhere(tmp_path: Path, source: str) -> None:
     assert load(tmp_path, **given[source]).get("model_name") == "sample"
 
 
-def test_the_file_named_is_read_in_place_of_the_artifacts_own(tmp_path: Path) -> None:
+def test_config_option_names_another_settings_file(tmp_path: Path) -> None:
     (tmp_path / "ivr.yaml").write_text("seed: 1")
     (tmp_path / "other.yaml").write_text("seed: 2")
     assert load_settings(tmp_path, config=tmp_path / "other.yaml", environ={}).get("seed") == 2
@@ -60,30 +60,30 @@ def test_the_file_named_is_read_in_place_of_the_artifacts_own(tmp_path: Path) ->
     assert error.value.where == tmp_path / "missing.yaml"
 
 
-def test_the_environment_is_the_processs_where_none_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_process_environment_is_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IVR_SEED", "7")
     assert load_settings(tmp_path).get("seed") == 7
 
 
-def test_variables_that_are_no_settings_and_those_of_others_are_passed_over(tmp_path: Path) -> None:
+def test_other_environment_variables_are_ignored(tmp_path: Path) -> None:
     environ = {"IVR_ARTIFACTS_DIR": "/x", "IVR_CONFIG": "y", "IVR_LOG_LEVEL": "DEBUG", "SEED": "9", "MY_IVR_SEED": "8"}
     assert load(tmp_path, environ=environ) == Settings()
 
 
-def test_environment_variables_have_the_types_of_the_settings(tmp_path: Path) -> None:
+def test_environment_variables_are_converted(tmp_path: Path) -> None:
     environ = {"IVR_VANILLA": "false", "IVR_HELDOUT_FRACTION": "0.2", "IVR_SEED": "3", "IVR_TEXT_KEY": "meta.body"}
     found = load(tmp_path, environ=environ)
     values = [found.get(name) for name in ("vanilla", "heldout_fraction", "seed", "text_key")]
     assert values == [False, 0.2, 3, "meta.body"]
 
 
-def test_an_unknown_key_is_named_with_its_place_and_the_nearest_known_one(tmp_path: Path) -> None:
-    fault = fault_of(tmp_path, "# mine\nmax_candidate: 5\n")
-    assert f"{tmp_path / 'ivr.yaml'}:2: unknown setting 'max_candidate'" in fault
-    assert "Did you mean 'max_candidates'" in fault
-    assert "IVR_MERGE_SCOP: unknown setting 'merge_scop'" in fault_of(tmp_path, environ={"IVR_MERGE_SCOP": "within"})
-    assert "--sead: unknown setting 'sead'" in fault_of(tmp_path, sead=3)
-    assert "Did you mean" not in fault_of(tmp_path, "qqqqqqq: 5\n")
+def test_unknown_key_is_reported_with_place_and_suggestion(tmp_path: Path) -> None:
+    message = error_of(tmp_path, "# mine\nmax_candidate: 5\n")
+    assert f"{tmp_path / 'ivr.yaml'}:2: unknown setting 'max_candidate'" in message
+    assert "Did you mean 'max_candidates'" in message
+    assert "IVR_MERGE_SCOP: unknown setting 'merge_scop'" in error_of(tmp_path, environ={"IVR_MERGE_SCOP": "within"})
+    assert "--sead: unknown setting 'sead'" in error_of(tmp_path, sead=3)
+    assert "Did you mean" not in error_of(tmp_path, "qqqqqqq: 5\n")
 
 
 @pytest.mark.parametrize(
@@ -91,36 +91,26 @@ def test_an_unknown_key_is_named_with_its_place_and_the_nearest_known_one(tmp_pa
     [
         ("max_candidates", -1, "greater than or equal to 0"),
         ("max_candidates", "many", "valid integer"),
-        ("exceptions", -1, "greater than or equal to 0"),
-        ("exceptions", "sometimes", "valid integer"),
+        ("exceptions", "auto", "valid integer"),
         ("least_saving", 0.0, "greater than 0"),
-        ("least_saving", 1.0, "less than 1"),
-        ("least_documents", 0, "greater than or equal to 1"),
-        ("max_phrases", -1, "greater than or equal to 0"),
-        ("max_token_len", -1, "greater than or equal to 0"),
-        ("longer_documents_ceiling", 1.5, "less than or equal to 1"),
-        ("sticky", "perhaps", "valid boolean"),
-        ("min_token_len", 1, "greater than or equal to 2"),
-        ("heldout_fraction", 0.0, "greater than 0"),
         ("heldout_fraction", 0.9, "less than 0.9"),
-        ("agreement_floor", 1.5, "less than or equal to 1"),
-        ("max_texts", -1, "greater than or equal to 0"),
-        ("evaluation_bytes", 0, "greater than or equal to 1"),
         ("text_split_bytes", 100, "at least 256 bytes"),
         ("vanilla", "perhaps", "valid boolean"),
         ("text_key", 5, "valid string"),
         ("seed", 2**32, "less than or equal to 4294967295"),
         ("seed", True, "expected a number"),
         ("max_texts", 2**63, "the largest possible number is 9,223,372,036,854,775,807"),
-        ("quiet_seconds", 1e10, "less than or equal to"),
         *((key, "nonsense", f"'{choices[-2]}' or '{choices[-1]}'") for key, choices in CHOICES.items()),
     ],
 )
-def test_a_value_out_of_bounds_is_named_with_its_key_and_place(tmp_path: Path, key: str, value: Any, why: str) -> None:
-    fault = fault_of(tmp_path, f"# mine\n{key}: {value}\n")
-    assert f"{tmp_path / 'ivr.yaml'}:2: {key} is {value!r}: " in fault
-    assert why in fault
-    assert f"--{key.replace('_', '-')}: {key} is {value!r}" in fault_of(tmp_path, **{key: value})
+def test_invalid_value_is_reported_with_key_and_place(tmp_path: Path, key: str, value: Any, why: str) -> None:
+    message = error_of(tmp_path, f"# mine\n{key}: {value}\n")
+    assert f"{tmp_path / 'ivr.yaml'}:2: {key} is {value!r}: " in message
+    assert why in message
+    assert f"--{key.replace('_', '-')}: {key} is {value!r}" in error_of(tmp_path, **{key: value})
+    if isinstance(value, str):
+        variable = f"IVR_{key.upper()}"
+        assert f"{variable}: {key} is {value!r}" in error_of(tmp_path, environ={variable: value})
 
 
 @pytest.mark.parametrize(
@@ -135,55 +125,42 @@ def test_a_value_out_of_bounds_is_named_with_its_key_and_place(tmp_path: Path, k
         ("exceptions", "500", 500),
     ],
 )
-def test_words_stand_for_numbers_wherever_they_are_written(tmp_path: Path, key: str, written: Any, number: int) -> None:
+def test_words_mean_numbers_in_every_source(tmp_path: Path, key: str, written: Any, number: int) -> None:
     assert load(tmp_path, f"{key}: {written}\n").get(key) == number
     assert load(tmp_path, f"{key}: '{written}'\n").get(key) == number
     assert load(tmp_path, environ={f"IVR_{key.upper()}": written}).get(key) == number
     assert load(tmp_path, **{key: written}).get(key) == number
+    (tmp_path / "ivr.yaml").unlink()
+    save_settings(tmp_path / "ivr.yaml", {key: written})
+    assert load_settings(tmp_path, environ={}).get(key) == number
 
 
-def test_yes_and_no_are_words_too(tmp_path: Path) -> None:
+def test_yaml_booleans_mean_on_and_off(tmp_path: Path) -> None:
     for value, number in [(False, 0), (True, 10_000), (7, 7)]:
         assert load(tmp_path, exceptions=value).get("exceptions") == number
     for written, number in [("no", 0), ("yes", 10_000), ("on", 10_000), ("off", 0), ("false", 0)]:
         assert load(tmp_path, f"exceptions: {written}\n").get("exceptions") == number
 
 
-def test_words_come_back_from_the_file_that_remembers_them(tmp_path: Path) -> None:
-    save_settings(tmp_path / "ivr.yaml", {"max_candidates": "auto", "exceptions": "off"})
-    found = load_settings(tmp_path, environ={})
-    assert (found.get("max_candidates"), found.get("exceptions")) == (0, 0)
+def test_every_choice_is_accepted(tmp_path: Path) -> None:
+    for key, choices in CHOICES.items():
+        for choice in choices:
+            assert load(tmp_path, **{key: choice}).get(key) == choice
 
 
-@pytest.mark.parametrize(
-    ("key", "word"), [("max_candidates", "off"), ("max_candidates", "all"), ("exceptions", "auto")]
-)
-def test_a_word_that_stands_for_no_number_is_refused_with_its_place(tmp_path: Path, key: str, word: Any) -> None:
-    assert f"{tmp_path / 'ivr.yaml'}:2: {key} is {word!r}: " in fault_of(tmp_path, f"seed: 1\n{key}: {word}\n")
-    assert f"IVR_{key.upper()}: {key} is {word!r}: " in fault_of(tmp_path, environ={f"IVR_{key.upper()}": word})
-    assert f"--{key.replace('_', '-')}: {key} is {word!r}: " in fault_of(tmp_path, **{key: word})
-
-
-@pytest.mark.parametrize("key", CHOICES)
-def test_every_choice_offered_is_taken(tmp_path: Path, key: str) -> None:
-    choices: tuple[Any, ...] = CHOICES[key]
-    for choice in choices:
-        assert load(tmp_path, **{key: choice}).get(key) == choice
-
-
-def test_all_faults_are_reported_together_each_with_its_place(tmp_path: Path) -> None:
-    fault = fault_of(tmp_path, "seed: -1\nnonsense: 1\n", {"IVR_DTYPE": "int8"}, max_candidates="x")
+def test_all_errors_are_reported_together(tmp_path: Path) -> None:
+    message = error_of(tmp_path, "seed: -1\nnonsense: 1\n", {"IVR_DTYPE": "int8"}, max_candidates="x")
     for part in (
         f"{tmp_path / 'ivr.yaml'}:1: seed is -1",
         f"{tmp_path / 'ivr.yaml'}:2: unknown setting 'nonsense'",
         "IVR_DTYPE: dtype is 'int8'",
         "--max-candidates: max_candidates is 'x'",
     ):
-        assert part in fault
+        assert part in message
 
 
 @pytest.mark.parametrize(
-    ("written", "said"),
+    ("written", "reason"),
     [
         ("tune_seconds: .inf", "tune_seconds is inf: input should be a finite number"),
         ("heldout_fraction: .nan", "heldout_fraction is nan: input should be a finite number"),
@@ -194,21 +171,14 @@ def test_all_faults_are_reported_together_each_with_its_place(tmp_path: Path) ->
         ("max_token_len: 3\nmin_token_len: 4", "max_token_len is 3, less than min_token_len, 4"),
     ],
 )
-def test_what_no_setting_can_be_is_refused_in_a_short_line(tmp_path: Path, written: str, said: str) -> None:
-    fault = fault_of(tmp_path, written)
-    assert f"{tmp_path / 'ivr.yaml'}:1: " in fault
-    assert said in fault
-    assert len(fault) < 600
+def test_unrepresentable_value_is_reported_in_a_short_line(tmp_path: Path, written: str, reason: str) -> None:
+    message = error_of(tmp_path, written)
+    assert f"{tmp_path / 'ivr.yaml'}:1: " in message
+    assert reason in message
+    assert len(message) < 600
 
 
-def test_all_keys_at_fault_are_told_together_with_their_lines(tmp_path: Path) -> None:
-    file = tmp_path / "ivr.yaml"
-    fault = fault_of(tmp_path, "seed: 1\nseed: 2\nvanilla: true\nvanilla: false\n")
-    assert f"{file}:2: duplicate key 'seed'" in fault
-    assert f"{file}:4: duplicate key 'vanilla'" in fault
-
-
-def test_a_fault_that_a_better_source_overrides_is_none(tmp_path: Path) -> None:
+def test_overridden_invalid_value_is_ignored(tmp_path: Path) -> None:
     assert load(tmp_path, "seed: nonsense", seed=5).get("seed") == 5
 
 
@@ -234,9 +204,7 @@ def test_a_fault_that_a_better_source_overrides_is_none(tmp_path: Path) -> None:
         (b"<<: {seed: 3}\n", ":1", "expected the name of a setting, found '<<'"),
     ],
 )
-def test_a_file_that_holds_no_settings_is_refused_with_file_and_line(
-    tmp_path: Path, content: bytes, place: str, message: str
-) -> None:
+def test_invalid_file_is_reported_with_file_and_line(tmp_path: Path, content: bytes, place: str, message: str) -> None:
     file = tmp_path / "ivr.yaml"
     file.write_bytes(content)
     with pytest.raises(InputError) as error:
@@ -247,11 +215,11 @@ def test_a_file_that_holds_no_settings_is_refused_with_file_and_line(
 
 
 @pytest.mark.parametrize("text", ["", "# nothing yet\n", "---\n"])
-def test_an_empty_file_settles_nothing(tmp_path: Path, text: str) -> None:
+def test_empty_file_gives_the_defaults(tmp_path: Path, text: str) -> None:
     assert load(tmp_path, text) == Settings()
 
 
-def test_settings_are_read_with_the_lines_of_their_keys(tmp_path: Path) -> None:
+def test_settings_file_is_read_with_line_numbers(tmp_path: Path) -> None:
     file = tmp_path / "ivr.yaml"
     file.write_text("# mine\nseed: 3\n\ntext_key: '한국어'\n")
     assert read_settings_file(file) == ({"seed": 3, "text_key": "한국어"}, {"seed": 2, "text_key": 4})
@@ -266,14 +234,14 @@ model_name: gpt2
 """
 
 
-def test_what_is_given_is_remembered_and_comments_and_order_stay(tmp_path: Path) -> None:
+def test_saving_keeps_comments_and_order(tmp_path: Path) -> None:
     file = tmp_path / "ivr.yaml"
     file.write_text(MINE)
     save_settings(file, {"seed": 2, "max_candidates": 500})
     assert file.read_text() == MINE.replace("seed: 1", "seed: 2") + "max_candidates: 500\n"
 
 
-def test_what_is_remembered_already_leaves_the_file_untouched(tmp_path: Path) -> None:
+def test_saving_known_values_leaves_the_file_untouched(tmp_path: Path) -> None:
     file = tmp_path / "ivr.yaml"
     file.write_text(MINE)
     before = file.stat()
@@ -283,7 +251,7 @@ def test_what_is_remembered_already_leaves_the_file_untouched(tmp_path: Path) ->
     assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
 
 
-def test_a_new_file_says_what_it_is_and_is_read_back(tmp_path: Path) -> None:
+def test_new_file_has_a_header_and_loads_again(tmp_path: Path) -> None:
     file = tmp_path / "artifacts" / "ivr.yaml"
     given = {"model_name": "gpt2", "heldout_fraction": 0.1, "vanilla": False, "text_key": "본문: x"}
     save_settings(file, given)
@@ -294,12 +262,12 @@ def test_a_new_file_says_what_it_is_and_is_read_back(tmp_path: Path) -> None:
     assert [path.name for path in file.parent.iterdir()] == ["ivr.yaml"]
 
 
-def test_nothing_given_makes_no_file(tmp_path: Path) -> None:
+def test_saving_nothing_writes_no_file(tmp_path: Path) -> None:
     save_settings(tmp_path / "ivr.yaml", {})
     assert list(tmp_path.iterdir()) == []
 
 
-def test_relative_folders_are_remembered_from_the_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relative_folders_are_saved_as_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "gpt2-folder").mkdir()
     save_settings(
@@ -314,14 +282,14 @@ def test_relative_folders_are_remembered_from_the_root(tmp_path: Path, monkeypat
     }
 
 
-def test_reports_show_settings_without_the_folders_of_this_machine() -> None:
-    shown = Settings.of(raw_corpora_dir="/home/me/secret", output_dir="/home/me/out", seed=3).public()
-    assert shown["seed"] == 3
-    assert shown["merge_scope"] == "within"
-    assert not any("/home/me" in str(value) for value in shown.values())
+def test_public_settings_hide_folders() -> None:
+    public = Settings.of(raw_corpora_dir="/home/me/secret", output_dir="/home/me/out", seed=3).public()
+    assert public["seed"] == 3
+    assert public["merge_scope"] == "within"
+    assert not any("/home/me" in str(value) for value in public.values())
 
 
-def test_settings_cannot_be_changed_afterwards() -> None:
+def test_settings_are_immutable() -> None:
     with pytest.raises(ValueError, match="frozen"):
         Settings().compute.seed = 3  # type: ignore[misc]
 
