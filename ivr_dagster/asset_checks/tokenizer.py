@@ -1,4 +1,4 @@
-"""What the distilled tokenizer must keep: ids, text, and the base tokenizer's segmentation."""
+"""Checks of the distilled tokenizer: ids, round trip, agreement with the base tokenizer."""
 
 import dagster as dg
 
@@ -10,56 +10,54 @@ from ivr_dagster.core.tokenizer.write import read_certificate
 from ivr_dagster.resources.settings import SettingsResource
 
 
-@dg.asset_check(
-    asset="distilled_tokenizer", name="ids_kept", blocking=True, additional_ins=beside("original_tokenizer")
-)
-def distilled_ids_kept(
-    distilled_tokenizer: TokenizerFolder, original_tokenizer: TokenizerFolder
-) -> dg.AssetCheckResult:
+@dg.asset_check(asset="distilled_tokenizer", name="ids_kept", blocking=True)
+def distilled_ids_kept(distilled_tokenizer: TokenizerFolder) -> dg.AssetCheckResult:
     """The distilled tokenizer has exactly the base tokenizer's string → id map."""
-    base, distilled = original_tokenizer.backend().get_vocab(), distilled_tokenizer.backend().get_vocab()
-    differing = sum(distilled.get(string) != token_id for string, token_id in base.items())
+    base, distilled = distilled_tokenizer.base_backend().get_vocab(), distilled_tokenizer.backend().get_vocab()
     return verdict(
         base == distilled,
-        remedy="The distillation is at fault, not the corpus: please report the base tokenizer.",
+        remedy="This is an error in the distillation, not in the corpus: please report the base tokenizer.",
         vocabulary_size=len(distilled),
         vocabulary_size_base=len(base),
-        ids_differing=differing,
+        ids_differing=sum(distilled.get(string) != token_id for string, token_id in base.items()),
     )
 
 
 @dg.asset_check(asset="distilled_tokenizer", name="round_trip", blocking=True, additional_ins=beside("cleaned_corpus"))
 def distilled_round_trip(distilled_tokenizer: TokenizerFolder, cleaned_corpus: CleanedCorpus) -> dg.AssetCheckResult:
-    """decode(encode(text)) gives held-out documents, up to 0.4 MB of them, back character by character."""
+    """decode(encode(text)) reproduces up to 0.4 MB of held-out documents exactly."""
     return round_trip_verdict(distilled_tokenizer, cleaned_corpus)
 
 
 @dg.asset_check(asset="distilled_tokenizer", name="agreement_floor", blocking=True)
 def agreement_floor(settings: SettingsResource, distilled_tokenizer: TokenizerFolder) -> dg.AssetCheckResult:
-    """Agreement with the base tokenizer on train and held-out text is at or above the floor (`agreement_floor`)."""
+    """Agreement with the base tokenizer on train and held-out text is at least `agreement_floor`."""
     certificate = read_certificate(distilled_tokenizer.path)
     agreement, heldout = (float(certificate[split]["agreement"]) for split in ("train", "heldout"))
+    floor = settings.tokenizer.agreement_floor
     return verdict(
-        min(agreement, heldout) >= settings.tokenizer.agreement_floor,
-        remedy="See the worst divergences on the asset's page; lower agreement_floor only if they don't matter to you.",
+        min(agreement, heldout) >= floor,
+        remedy="See the worst divergences on the asset's page. Lower agreement_floor if they do not matter to you.",
         agreement=agreement,
         agreement_heldout=heldout,
-        floor=settings.tokenizer.agreement_floor,
+        floor=floor,
     )
 
 
 def round_trip_verdict(tokenizer: TokenizerFolder, corpus: CleanedCorpus) -> dg.AssetCheckResult:
-    """The round trip of held-out documents, up to `ROUND_TRIP_BYTES` of them, as a check's result."""
+    """The result of a round trip of up to `ROUND_TRIP_BYTES` of held-out documents."""
     result = measure_round_trip(tokenizer.backend(), heldout_sample(corpus, ROUND_TRIP_BYTES))
-    first = ""
+    failure = ""
     if result.failure is not None:
-        text, back = result.failure
-        at = next((n for n, (a, b) in enumerate(zip(text, back, strict=False)) if a != b), min(len(text), len(back)))
-        first = f"{text[max(0, at - 20) : at + 20]!r} came back as {back[max(0, at - 20) : at + 20]!r}"
+        text, decoded = result.failure
+        pairs = enumerate(zip(text, decoded, strict=False))
+        at = next((n for n, (a, b) in pairs if a != b), min(len(text), len(decoded)))
+        part = slice(max(0, at - 20), at + 20)
+        failure = f"{text[part]!r} was decoded as {decoded[part]!r}"
     return verdict(
-        result.holds,
-        remedy="A text does not survive encoding; see the first failure, and please report it.",
+        result.is_exact,
+        remedy="A text does not survive encoding. Please report the first failure.",
         documents=result.texts,
         exact=result.exact,
-        first_failure=first,
+        first_failure=failure,
     )

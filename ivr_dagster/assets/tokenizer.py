@@ -1,6 +1,7 @@
 """The base tokenizer and its distillation."""
 
 import time
+from typing import Any
 
 import dagster as dg
 import polars as pl
@@ -11,7 +12,7 @@ from ivr_dagster.assets.display import markdown_table
 from ivr_dagster.core.corpus.cleaned import CleanedCorpus
 from ivr_dagster.core.tokenizer.agreement import Agreement, heldout_sample, measure_agreement
 from ivr_dagster.core.tokenizer.folder import TOKENIZER, TokenizerFolder
-from ivr_dagster.core.tokenizer.scores import tokens_never_yielded
+from ivr_dagster.core.tokenizer.scores import unreachable_ids
 from ivr_dagster.core.tokenizer.segments import segments_of_types
 from ivr_dagster.core.tokenizer.unigram import distill
 from ivr_dagster.core.tokenizer.write import write_certificate, write_original_tokenizer, write_tokenizer
@@ -23,19 +24,19 @@ from ivr_dagster.resources.settings import SettingsResource
 from ivr_dagster.storage.content_hash import content_hash
 
 GROUP = "tokenizer"
-SPEED_BYTES = 100_000
+SPEED_BYTES, LISTED = 100_000, 20
 
 
 @dg.observable_source_asset(
     group_name=GROUP,
     tags=kinds("huggingface"),
-    description=(  # a source's docstring is not shown
-        "The pretrained model and tokenizer that everything starts from: a folder, or a model on the hub.\n\n"
-        "Its version is a hash of the files, or the commit on the hub."
+    description=(  # Dagster does not show the docstring of a source
+        "The pretrained model and its tokenizer: a folder or a model on the Hugging Face Hub.\n\n"
+        "Its version is a hash of its files, or its commit on the Hub."
     ),
 )
 def base_model(base: BaseModelResource) -> dg.DataVersion:
-    """The base model at the hash of its files, or at its commit."""
+    """The base model's version."""
     return dg.DataVersion(base.version())
 
 
@@ -48,10 +49,9 @@ def base_model(base: BaseModelResource) -> dg.DataVersion:
     code_version="1",
 )
 def original_tokenizer(settings: SettingsResource, base: BaseModelResource) -> dg.MaterializeResult[TokenizerFolder]:
-    """The base model's byte-level BPE tokenizer, checked and kept beside what is made of it.
+    """A checked copy of the base model's byte-level BPE tokenizer (GPT-2, Llama 3, Qwen, SmolLM2 and similar).
 
-    It must be one that takes text byte by byte (GPT-2, Llama 3, Qwen, SmolLM2 and the like); a SentencePiece or
-    WordPiece tokenizer is refused, and the error names what was found.
+    SentencePiece and WordPiece tokenizers are refused.
     """
     with settings.staging("original_tokenizer") as folder:
         write_original_tokenizer(base.tokenizer().path, folder)
@@ -70,42 +70,34 @@ def original_tokenizer(settings: SettingsResource, base: BaseModelResource) -> d
     )
 
 
-@dg.asset(
-    group_name=GROUP,
-    kinds={"huggingface"},
-    owners=OWNERS,
-    io_manager_key="tokenizer_io",
-    code_version="4",
-    # agreement_floor is of no effect on the tokenizer, but its check must be put anew
-)
+@dg.asset(group_name=GROUP, kinds={"huggingface"}, owners=OWNERS, io_manager_key="tokenizer_io", code_version="4")
 def distilled_tokenizer(
     settings: SettingsResource,
     original_tokenizer: TokenizerFolder,
     pretoken_counts: pl.DataFrame,
     cleaned_corpus: CleanedCorpus,
 ) -> dg.MaterializeResult[TokenizerFolder]:
-    """The base tokenizer's ids out of a Unigram model, whose entries can be exchanged one by one.
+    """A Unigram tokenizer that reproduces the base tokenizer's ids, and whose tokens can be replaced one by one.
 
-    In a BPE a token is the end of a chain of merges, so none can be taken out without its followers. Here each token
-    has a score, computed from its merge rank, and the best-scoring segmentation is the one that BPE's merges find.
-    What scores cannot settle, the pre-tokenizer's exceptions do for the pre-tokens of this corpus. `agreement` is the
-    share of pre-token occurrences that get exactly the base tokenizer's ids; `agreement.json` beside the tokenizer is
-    the certificate.
+    In a BPE a token is the end of a chain of merges, so it cannot be removed without the tokens made from it. Here each
+    token has a score, computed from its merge rank, and the best-scoring segmentation is the one that BPE finds. Where
+    scores cannot reproduce it, the pre-tokenizer gets exceptions for the pre-tokens of this corpus. `agreement` is the
+    share of pre-token occurrences with exactly the base tokenizer's ids, also recorded in `agreement.json`.
+    `base_tokenizer.json` in the folder is the base tokenizer.
     """
     started = time.monotonic()
-    base = original_tokenizer.backend()
-    bpe = original_tokenizer.bpe()
+    base, bpe = original_tokenizer.backend(), original_tokenizer.bpe()
     counts = counts_from_table(pretoken_counts)
-    of_base = segments_of_types(base, counts.types)
-    distillation = distill(base, bpe, counts, exceptions=settings.tokenizer.exceptions, of_base=of_base)
+    base_ids = segments_of_types(base, counts.types)
+    distillation = distill(base, bpe, counts, exceptions=settings.tokenizer.exceptions, base_ids=base_ids)
     with settings.staging("distilled_tokenizer") as folder:
         base_file = original_tokenizer.path / TOKENIZER
         write_tokenizer(distillation.tokenizer, original_tokenizer.path, folder, base=base_file)
-        version = content_hash(folder)  # before the certificate: other held-out text makes no other tokenizer
-        loaded = TokenizerFolder(folder).backend()  # what is measured is what was saved
-        train = measure_agreement(base, loaded, counts, of_base=of_base)
-        heldout = measure_agreement(base, loaded, count_pretokens(cleaned_corpus.texts("heldout"), base))
-        unreachable = sorted(bpe.strings[i] for i in tokens_never_yielded(bpe))
+        version = content_hash(folder)  # before the certificate: other held-out text makes the same tokenizer
+        written = TokenizerFolder(folder).backend()
+        train = measure_agreement(base, written, counts, base_ids=base_ids)
+        heldout = measure_agreement(base, written, count_pretokens(cleaned_corpus.texts("heldout"), base))
+        unreachable = sorted(bpe.strings[i] for i in unreachable_ids(bpe))
         certificate = {
             "train": train.as_dict(),
             "heldout": heldout.as_dict(),
@@ -117,16 +109,11 @@ def distilled_tokenizer(
     return dg.MaterializeResult(
         value=TokenizerFolder(folder),
         data_version=dg.DataVersion(version),
-        metadata={
+        metadata=_agreement_metadata(train, heldout)
+        | {
             "vocabulary_size": bpe.size,
-            "agreement": train.share,
-            "agreement_heldout": heldout.share,
-            "worst divergences": dg.MetadataValue.md(_divergences(train)),
-            "divergences on held-out text": dg.MetadataValue.md(_divergences(heldout)),
-            "pretoken_types_differing": train.types - train.types_identical,
-            "pretoken_types_differing_heldout": heldout.types - heldout.types_identical,
             "exceptions": len(distillation.exceptions),
-            "encoding_speed_against_base": _speed(loaded, base, cleaned_corpus),
+            "encoding_speed_against_base": _relative_speed(written, base, cleaned_corpus),
             "scores_repaired": len(distillation.raised),
             "unreachable_in_base": len(unreachable),
             "seconds": round(time.monotonic() - started, 2),
@@ -134,26 +121,31 @@ def distilled_tokenizer(
     )
 
 
-def _speed(tokenizer: Tokenizer, base: Tokenizer, corpus: CleanedCorpus) -> float:
-    """How fast `tokenizer` encodes some text, `base` = 1: what cuts and exceptions cost."""
+def _relative_speed(tokenizer: Tokenizer, base: Tokenizer, corpus: CleanedCorpus) -> float:
+    """Encoding speed of `tokenizer` relative to `base`: the cost of cuts and exceptions."""
     texts = heldout_sample(corpus, SPEED_BYTES)
     seconds = []
     for each in (base, tokenizer):
-        each.encode_batch_fast(texts)  # warm caches
+        each.encode_batch_fast(texts)  # warm up caches
         started = time.perf_counter()
         each.encode_batch_fast(texts)
         seconds.append(time.perf_counter() - started)
     return round(seconds[0] / seconds[1], 2)
 
 
+def _agreement_metadata(train: Agreement, heldout: Agreement) -> dict[str, Any]:
+    return {
+        "agreement": train.share,
+        "agreement_heldout": heldout.share,
+        "worst divergences": dg.MetadataValue.md(_divergences(train)),
+        "divergences on held-out text": dg.MetadataValue.md(_divergences(heldout)),
+        "pretoken_types_differing": train.types - train.types_identical,
+        "pretoken_types_differing_heldout": heldout.types - heldout.types_identical,
+    }
+
+
 def _divergences(agreement: Agreement) -> str:
-    worst = agreement.divergences[:20]
-    table = pl.DataFrame(
-        {
-            "pre-token": [d.pretoken for d in worst],
-            "count": [d.count for d in worst],
-            "base": [" ".join(d.base) for d in worst],
-            "distilled": [" ".join(d.other) for d in worst],
-        }
-    )
-    return markdown_table(table) if worst else "None: every pre-token gets the base tokenizer's ids."
+    rows = [(d.pretoken, d.count, " ".join(d.base), " ".join(d.other)) for d in agreement.divergences[:LISTED]]
+    if not rows:
+        return "None: every pre-token gets the base tokenizer's ids."
+    return markdown_table(pl.DataFrame(rows, schema=["pre-token", "count", "base", "distilled"], orient="row"))

@@ -19,7 +19,7 @@ from ivr_dagster.core.tokens.counts import counts_from_table
 from ivr_dagster.core.tokens.sequences import reference_encoder
 from ivr_dagster.core.training.folders import TuningFolder
 from ivr_dagster.core.vocabulary.rules import RemapRules
-from ivr_dagster.core.vocabulary.selection import rules_from_table
+from ivr_dagster.core.vocabulary.table import rules_from_table
 from ivr_dagster.errors import InputError
 from ivr_dagster.io_managers.artifacts import mark_folder, refuse_foreign
 from ivr_dagster.resources.accelerator import POOL, AcceleratorResource

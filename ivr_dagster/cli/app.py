@@ -494,7 +494,7 @@ def _run_assets(request: Request, workbench: "Workbench", stage: str, assets: li
 
 def _show_plan(request: Request, workbench: "Workbench") -> None:
     from ivr_dagster.cli.rendering import ProgressBars, plan_tables
-    from ivr_dagster.core.vocabulary.selection import saving_curve, verdict
+    from ivr_dagster.core.vocabulary.log import saving_curve, verdict
 
     with ProgressBars("select, dry run", 1, quiet=request.as_json) as bars:
         plan = workbench.plan_selection(lambda done, total: bars.advance("selecting", done, total, "new tokens"))
@@ -514,7 +514,7 @@ def _show_plan(request: Request, workbench: "Workbench") -> None:
                 "rules_kept": plan.kept,
                 "rules_moved": plan.moved,
                 "rules_dropped": plan.dropped,
-                "stays_in_force": plan.foregone is not None,
+                "stays_in_force": plan.rejected_gain is not None,
                 "verdict": sentence,
                 "curve": [asdict(point) for point in points],
             }

@@ -20,7 +20,8 @@ ERR = Console(stderr=True)
 
 if TYPE_CHECKING:
     from ivr_dagster.cli.experiments import Experiment
-    from ivr_dagster.core.vocabulary.selection import CurvePoint, Plan
+    from ivr_dagster.core.vocabulary.log import CurvePoint
+    from ivr_dagster.core.vocabulary.selection import Plan
 
 SECONDS_BETWEEN_LINES = 5.0
 BAR_WIDTH = 40
@@ -131,14 +132,14 @@ def experiments_table(
 
 
 def plan_tables(plan: "Plan", points: list["CurvePoint"], verdict: str) -> None:
-    """A selection that was not written: the saving by number of new tokens, the first of them, what is given up."""
+    """A selection that was not written: the saving by number of new tokens, the first of them, what is sacrificed."""
     OUT.print(f"[bold]{verdict}[/]", highlight=False)
-    if plan.foregone is None:
-        OUT.print(f"Of the rules in force {plan.kept:,} stay, {plan.moved:,} get another id, {plan.dropped:,} go.")
+    if plan.rejected_gain is None:
+        OUT.print(f"Current rules: {plan.kept:,} kept, {plan.moved:,} moved, {plan.dropped:,} dropped.")
     else:
         OUT.print(
-            f"It is in force and stays: the best one now would save {plan.foregone:.2%} more of held-out tokens, less "
-            "than --least-gain asks for."
+            f"The current selection stays: a new one would save {plan.rejected_gain:.2%} more of held-out tokens, less "
+            "than --least-gain."
         )
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("new tokens", "saved", "last hundred"):
@@ -156,7 +157,7 @@ def plan_tables(plan: "Plan", points: list["CurvePoint"], verdict: str) -> None:
     for title, rows, columns in (
         ("first new tokens", plan.table.head(LISTED), ("new_text", "saving", "frequency", "sacrificed_text")),
         (
-            "given up in spite of use",
+            "sacrificed although used",
             plan.table.filter(plan.table["sacrificed_frequency"] > 0)
             .sort("sacrificed_frequency", descending=True)
             .head(LISTED),

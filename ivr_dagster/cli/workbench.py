@@ -18,9 +18,9 @@ from dagster._core.definitions.data_version import DATA_VERSION_TAG
 from dagster._core.errors import DagsterAssetCheckFailedError, DagsterExecutionInterruptedError
 from dagster._core.storage.runs.sqlite import SqliteRunStorage
 
-from ivr_dagster.assets.vocabulary import edited_rules, plan_from_settings, table_in_force
+from ivr_dagster.assets.vocabulary import plan_from_settings
 from ivr_dagster.core.tokenizer.folder import TokenizerFolder
-from ivr_dagster.core.vocabulary.rules import check_rules, read_rules
+from ivr_dagster.core.vocabulary.rules import check_rules, edited_rules, read_rules
 from ivr_dagster.core.vocabulary.selection import Plan
 from ivr_dagster.definitions import build_definitions
 from ivr_dagster.errors import InputError
@@ -223,7 +223,7 @@ class Workbench:
             InputError: they do not; all faults are named together.
         """
         place, brought = self.paths["remap_rules"], "remap_rules" in self.paths.replaced
-        rules = read_rules(place) if brought else edited_rules(self.paths)
+        rules = read_rules(place) if brought else edited_rules(place)
         if rules is None:
             return
         base = "original_tokenizer"
@@ -255,10 +255,8 @@ class Workbench:
     def plan_selection(self, progress: Callable[[int, int], None] | None = None) -> Plan:
         """What the stage `select` would choose; nothing is written."""
         names = ("cleaned_corpus", "original_tokenizer", "pretoken_counts", "token_stats")
-        asset = self._graph.get(dg.AssetKey("replacement_candidates"))
-        in_force = table_in_force(self.instance, self.shared, asset.code_version, asset.metadata)
-        loaded = map(self.load, names)
-        return plan_from_settings(self.settings, self.paths, *loaded, in_force=in_force, progress=progress)
+        code_version = self._graph.get(dg.AssetKey("replacement_candidates")).code_version
+        return plan_from_settings(self.shared, code_version, *map(self.load, names), progress=progress)
 
     def damaged(self) -> dict[str, list[str]]:
         """What of each artifact that is there is not as it was written, all bytes read; by asset.

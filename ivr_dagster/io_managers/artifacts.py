@@ -149,10 +149,13 @@ class ArtifactIOManager(dg.UPathIOManager, Generic[T]):
         """The manifest of an artifact that is being written: code revision, setting values, versions of its inputs."""
         step: Any = context.step_context
         settings = context.resources.settings.values_for(context.asset_key.path[-1])
-        parents = step.job_def.asset_layer.asset_graph.get(context.asset_key).parent_keys
-        inputs = {key.to_user_string(): step.maybe_fetch_and_get_input_asset_version_info(key) for key in parents}
+        asset = step.job_def.asset_layer.asset_graph.get(context.asset_key)
+        inputs = {
+            key.to_user_string(): step.maybe_fetch_and_get_input_asset_version_info(key) for key in asset.parent_keys
+        }
         made_of = {
             "made_by": code_revision(),
+            "code_version": asset.code_version,
             "settings": settings,
             "config_hash": settings_hash(settings),
             "upstream": {

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import polars as pl
 
+from ivr_dagster.core.vocabulary.table import COLUMNS
 from ivr_dagster.io_managers.artifacts import ArtifactIOManager
 
 
@@ -31,13 +32,9 @@ class CsvIOManager(ArtifactIOManager[pl.DataFrame]):
         return read_candidates(path)
 
 
-_COUNTS = ("rank", "saving", "frequency", "sacrificed_id", "sacrificed_frequency", "sacrificed_cost")
-CANDIDATE_COLUMNS: dict[str, pl.DataType] = {"heldout_saving": pl.Float64()} | {name: pl.Int64() for name in _COUNTS}
-
-
 def read_candidates(path: Path) -> pl.DataFrame:
     """Replacement candidates from a CSV file."""
     # types are not inferred: a token may look like a number ("12")
     head = pl.read_csv(path, n_rows=0).columns
-    types = {name: CANDIDATE_COLUMNS.get(name, pl.String()) for name in head}
+    types = {name: COLUMNS[name][0] if name in COLUMNS else pl.String for name in head}
     return pl.read_csv(path, schema_overrides=types).with_columns(pl.col(pl.String).fill_null(""))

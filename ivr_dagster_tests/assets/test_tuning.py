@@ -11,7 +11,7 @@ import pytest
 
 from ivr_dagster.assets.tuning import _rules_by_number, _texts
 from ivr_dagster.core.vocabulary.rules import RemapRules
-from ivr_dagster.core.vocabulary.selection import rules_from_table
+from ivr_dagster.core.vocabulary.table import rules_from_table
 from ivr_dagster.errors import InputError
 from ivr_dagster.resources.settings import ProjectSettings
 from ivr_dagster_tests.small_pipeline import project_settings

@@ -302,7 +302,7 @@ TRAINING = [
     ),
 ]
 
-# Rules edited by hand, on a finished pipeline: {id} is one that may be given away, {string} is its token
+# Rules edited by hand, on a finished pipeline: {id} is one that can be reassigned, {string} is its token
 
 
 def rules(wrong: str, told: tuple[str, ...], text: str) -> Row:
@@ -316,7 +316,7 @@ def rule(number: str = "{id}", sacrificed: str = "{string}", new: str = "qxz", p
 RULES = [
     rules(
         "an id twice",
-        ("rules.yaml:3: id {id} is given away twice, first in line 2",),
+        ("rules.yaml:3: id {id} is reassigned twice, first in line 2",),
         f"rules:\n{rule()}{rule(new='qxq', parts='[q, x, q]')}",
     ),
     rules("a protected id", ("rules.yaml:2: id 0 ", "is protected"), f"rules:\n{rule('0', '<|endoftext|>')}"),
@@ -325,7 +325,7 @@ RULES = [
         "another token than the id's", ("rules.yaml:2: id {id} is ", "not 'zzz'"), f"rules:\n{rule(sacrificed='zzz')}"
     ),
     rules(
-        "a string that exists", ("rules.yaml:2: new token 'a' exists already",), f"rules:\n{rule(new='a', parts='[a]')}"
+        "a string that exists", ("rules.yaml:2: new token 'a' already exists",), f"rules:\n{rule(new='a', parts='[a]')}"
     ),
     rules(
         "a constituent that is none",
@@ -343,7 +343,7 @@ RULES = [
         ("rules.yaml:2: ", "byte-level alphabet"),
         f"rules:\n{rule(new=chr(39) + 'q x' + chr(39))}",
     ),
-    rules("a rule that is none", ("rules.yaml:3: a rule is a mapping, found 17",), f"rules:\n{rule()}- 17\n"),
+    rules("a rule that is none", ("rules.yaml:3: expected a rule as a mapping, found 17",), f"rules:\n{rule()}- 17\n"),
     rules(
         "all of them together",
         ("rules.yaml:2: id 0 ", "rules.yaml:3: id 99999 ", "rules.yaml:4: new token 'a'"),
@@ -501,6 +501,6 @@ def test_rules_that_are_brought_are_checked_before_anything_is_made(tiny: Path, 
     code, _, err = ivr(home, "run", *sources, "--remap-rules-path", str(rules))
     assert code == 2
     assert len(err.splitlines()) == 1
-    for told in ("rules.yaml:2: id 0 ", "rules.yaml:6: id 99999 ", "rules.yaml:6: new token 'qx' is given twice"):
+    for told in ("rules.yaml:2: id 0 ", "rules.yaml:6: id 99999 ", "rules.yaml:6: new token 'qx' occurs twice"):
         assert told in err
     assert tree(home) == {}

@@ -1,7 +1,4 @@
-"""The base tokenizer as data: strings by id, merges by rank, what must never change.
-
-What belongs here: reading a byte-level BPE out of a `tokenizers.Tokenizer`. Encoding stays with the libraries.
-"""
+"""The base tokenizer as data: strings by id and merges by rank, read from a `tokenizers.Tokenizer`."""
 
 import json
 from collections import defaultdict
@@ -23,10 +20,10 @@ class ByteLevelBPE:
     """A byte-level BPE vocabulary of V entries.
 
     Attributes:
-        strings: the token of every id, V entries, in the byte-level alphabet (added tokens as they are).
-        merges: (left id, right id, id of what they make), by merge rank.
-        added_ids: ids of special and other added tokens; no model ever merges into them.
-        ignores_merges: whether a whole pre-token that is a token stays one, whatever the merges say (Llama 3).
+        strings: the token of every id, V entries, in the byte-level alphabet; added tokens unchanged.
+        merges: (left id, right id, resulting id), by merge rank.
+        added_ids: ids of special and other added tokens, which no merge produces.
+        ignores_merges: whether a pre-token that is a token stays whole regardless of merges (Llama 3).
     """
 
     strings: tuple[str, ...]
@@ -46,49 +43,49 @@ class ByteLevelBPE:
 
     @cached_property
     def model_strings(self) -> tuple[str, ...]:
-        """Tokens of the model itself, in the byte-level alphabet: without added ones, which are cut out beforehand."""
+        """The model's tokens in the byte-level alphabet, without added tokens."""
         return tuple(s for i, s in enumerate(self.strings) if i not in self.added_ids and is_byte_level(s))
 
     @cached_property
     def merge_of(self) -> dict[int, tuple[int, int, int]]:
-        """(merge rank, left id, right id) of the merge that makes an id; bytes and added tokens have none.
+        """(merge rank, left id, right id) of the merge that produces an id; bytes and added tokens have none.
 
-        Where several merges make the same token, as in vocabularies converted from ranks alone (Llama 3), it is the
-        one by which BPE arrives at the token's own string, or the first if it never does.
+        Vocabularies converted from ranks alone (Llama 3) have several merges for one token. Then it is the merge that
+        completes the token when BPE encodes its string, or the first one if BPE never produces it.
         """
-        makers: defaultdict[int, list[int]] = defaultdict(list)
-        for rank, (_, _, made) in enumerate(self.merges):
-            makers[made].append(rank)
+        producers: defaultdict[int, list[int]] = defaultdict(list)
+        for rank, (_, _, token_id) in enumerate(self.merges):
+            producers[token_id].append(rank)
         rank_of = {(left, right): rank for rank, (left, right, _) in reversed([*enumerate(self.merges)])}
         return {
-            made: (rank, *self.merges[rank][:2])
-            for made, ranks in makers.items()
-            for rank in (ranks[0] if len(ranks) == 1 else self._last_rank(made, rank_of) or ranks[0],)
+            token_id: (rank, *self.merges[rank][:2])
+            for token_id, ranks in producers.items()
+            for rank in (ranks[0] if len(ranks) == 1 else self._final_rank(token_id, rank_of) or ranks[0],)
         }
 
     @cached_property
-    def halves_first(self) -> tuple[tuple[int, int, int], ...]:
-        """(id, left id, right id) of all that merges make, such that both halves come before what they make."""
-        by_length = sorted(self.merge_of, key=lambda made: len(self.strings[made]))  # whatever their ranks
-        return tuple((made, *self.merge_of[made][1:]) for made in by_length)
+    def merges_by_length(self) -> tuple[tuple[int, int, int], ...]:
+        """(id, left id, right id) for every merged token, so that both halves precede the token."""
+        by_length = sorted(self.merge_of, key=lambda token_id: len(self.strings[token_id]))
+        return tuple((token_id, *self.merge_of[token_id][1:]) for token_id in by_length)
 
-    def _last_rank(self, token: int, rank_of: Mapping[tuple[int, int], int]) -> int | None:
-        """Rank of the merge that completes `token` when BPE encodes its string, None where it does not."""
-        if any(character not in self.ids for character in self.strings[token]):
+    def _final_rank(self, token_id: int, rank_of: Mapping[tuple[int, int], int]) -> int | None:
+        """Rank of the merge that completes a token when BPE encodes its string, None if BPE does not produce it."""
+        if any(character not in self.ids for character in self.strings[token_id]):
             return None
-        parts = [self.ids[character] for character in self.strings[token]]
+        parts = [self.ids[character] for character in self.strings[token_id]]
         while len(parts) > 1:
             ranks = [rank_of.get(pair, len(self.merges)) for pair in pairwise(parts)]
             rank = min(ranks)
             if rank == len(self.merges):
                 return None
-            place = ranks.index(rank)
-            parts[place : place + 2] = [self.merges[rank][2]]
-        return rank if parts == [token] else None
+            index = ranks.index(rank)
+            parts[index : index + 2] = [self.merges[rank][2]]
+        return rank if parts == [token_id] else None
 
     @cached_property
     def ranks(self) -> np.ndarray:
-        """Merge rank by id, int64 [V]: -1 for bytes and added tokens, `len(merges)` for tokens that no merge makes."""
+        """Merge rank by id, int64 [V]: -1 for bytes and added tokens, `len(merges)` for tokens without a merge."""
         ranks = np.full(self.size, len(self.merges), dtype=np.int64)
         for token_id, (rank, _, _) in self.merge_of.items():
             ranks[token_id] = rank
@@ -100,53 +97,48 @@ def read_bpe(tokenizer: Tokenizer) -> ByteLevelBPE:
     """The BPE inside `tokenizer`.
 
     Raises:
-        InputError: its model is not a BPE, or its ids have holes.
+        InputError: its model is not a byte-level BPE, or ids are missing.
     """
+    check_byte_level(tokenizer)
     spec = json.loads(tokenizer.to_str())
     model = spec["model"]
-    _check_kind(model["type"], bool(model.get("byte_fallback")))
-    strings = strings_by_id(tokenizer)
-    pairs = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]]
     ids = model["vocab"]
-    merges = tuple((ids[left], ids[right], ids[left + right]) for left, right in pairs)
-    added = frozenset(token["id"] for token in spec["added_tokens"])
-    return ByteLevelBPE(tuple(strings), merges, added, bool(model.get("ignore_merges")))
+    return ByteLevelBPE(
+        strings=tuple(strings_by_id(tokenizer)),
+        merges=tuple((ids[left], ids[right], ids[left + right]) for left, right in model["merges"]),
+        added_ids=frozenset(token["id"] for token in spec["added_tokens"]),
+        ignores_merges=bool(model.get("ignore_merges")),
+    )
 
 
 def check_byte_level(tokenizer: Tokenizer) -> None:
-    """See, without reading its vocabulary, that a tokenizer's model may be a byte-level BPE.
+    """Check that a tokenizer's model is a byte-level BPE, without reading its vocabulary.
 
     Raises:
-        InputError: it is of another kind.
+        InputError: it is another kind of model.
     """
     model: Any = tokenizer.model
-    _check_kind(type(model).__name__, bool(getattr(model, "byte_fallback", False)))
-
-
-def _check_kind(kind: str, byte_fallback: bool) -> None:
-    found = ""
-    if kind != "BPE":
-        found = f"a {kind} model"
-    elif byte_fallback:
-        found = "a BPE over characters with byte fallback (SentencePiece)"
-    if found:
-        raise InputError(
-            f"a byte-level BPE tokenizer was asked for, found {found}",
-            remedy="Take a base model with a byte-level BPE tokenizer (GPT-2, Llama 3, Qwen, SmolLM2 and the like).",
-        )
+    kind = type(model).__name__
+    if kind == "BPE" and not getattr(model, "byte_fallback", False):
+        return
+    found = "a BPE over characters with byte fallback (SentencePiece)" if kind == "BPE" else f"a {kind} model"
+    raise InputError(
+        f"expected a byte-level BPE tokenizer, found {found}",
+        remedy="Choose a base model with a byte-level BPE tokenizer, such as GPT-2, Llama 3, Qwen or SmolLM2.",
+    )
 
 
 def strings_by_id(tokenizer: Tokenizer) -> list[str]:
     """The token of every id, V entries, added tokens included.
 
     Raises:
-        InputError: the ids have holes.
+        InputError: ids are missing.
     """
     vocabulary: dict[str, int] = tokenizer.get_vocab(with_added_tokens=True)
-    holes = sorted(set(range(len(vocabulary))) - set(vocabulary.values()))
-    if holes:
+    missing = sorted(set(range(len(vocabulary))) - set(vocabulary.values()))
+    if missing:
         raise InputError(
-            f"the tokenizer's {len(vocabulary):,} ids leave holes, the first at {holes[0]}",
-            remedy="Add placeholder tokens at the missing ids.",
+            f"the tokenizer has {len(vocabulary):,} tokens, but no token with id {missing[0]}",
+            remedy="Add placeholder tokens for the missing ids.",
         )
     return sorted(vocabulary, key=lambda string: vocabulary[string])

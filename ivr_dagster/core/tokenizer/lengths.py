@@ -1,7 +1,7 @@
-"""How many tokens texts have under one tokenizer after the other.
+"""Token counts of the same texts under several tokenizers.
 
-What belongs here: counting by pre-token types. The texts are cut once, and each tokenizer encodes each type once; only
-one whose own pre-tokens reach over the base's has to read the texts.
+Texts are split into pre-tokens once, and each tokenizer encodes each pre-token type once. Only a tokenizer whose
+pre-tokens cross those of the base has to read the texts.
 """
 
 from collections.abc import Sequence
@@ -17,15 +17,15 @@ from ivr_dagster.core.tokens.pretokens import pre_tokenizer_parts, read_pretoken
 
 @dataclass(frozen=True, eq=False)
 class CutTexts:
-    """Texts cut into the pre-tokens of a base tokenizer.
+    """Texts split into the pre-tokens of a base tokenizer.
 
     Attributes:
-        texts: the n texts.
-        base: the tokenizer.
-        types: the pre-token types in them, m strings.
+        texts: n texts.
+        base: the base tokenizer.
+        types: the m pre-token types in the texts.
         codes: the type of every pre-token, text after text, int64.
-        starts: where each text's pre-tokens begin, and where the last one's end, int64 [n + 1].
-        added: added tokens written out in each text, int64 [n].
+        starts: where each text's pre-tokens start, and where the last one's end, int64 [n + 1].
+        added: occurrences of added tokens in each text, int64 [n].
     """
 
     texts: Sequence[str]
@@ -50,17 +50,17 @@ class CutTexts:
         return 1 - int(self.tokens(tokenizer).sum()) / self.base_tokens if self.base_tokens else 0.0
 
     def sums(self, lengths: np.ndarray) -> np.ndarray:
-        """Tokens of each text, int64 [n], where types have these lengths in tokens, int64 [m]."""
-        up_to = np.concatenate([[0], np.cumsum(lengths[self.codes])])
-        sums: np.ndarray = np.diff(up_to[self.starts]) + self.added
+        """Tokens of each text, int64 [n], for types of these lengths in tokens, int64 [m]."""
+        cumulative = np.concatenate([[0], np.cumsum(lengths[self.codes])])
+        sums: np.ndarray = np.diff(cumulative[self.starts]) + self.added
         return sums
 
     def tokens(self, tokenizer: Tokenizer) -> np.ndarray:
-        """Tokens of each text under `tokenizer`, special ones not added, int64 [n].
+        """Tokens of each text under `tokenizer`, without special tokens, int64 [n].
 
-        One text is also encoded whole; if that says otherwise, all are.
+        As a spot check, one text is also encoded whole; if the count differs, all texts are.
         """
-        if self.texts and cuts_first_as(self.base, tokenizer):
+        if self.texts and splits_like(self.base, tokenizer):
             sums = self.sums(encode_each(tokenizer, self.types).lengths)
             middle = len(self.texts) // 2
             if sums[middle] == tokens_of(tokenizer, [self.texts[middle]])[0]:
@@ -69,7 +69,7 @@ class CutTexts:
 
 
 def cut_texts(texts: Sequence[str], base: Tokenizer) -> CutTexts:
-    """The texts with their pre-tokens under `base`."""
+    """Split texts into their pre-tokens under `base`."""
     pretokenization = read_pretokenization(base)
     column = pretokenization.column_splitter(base)(list(texts)).rename("piece")
     pieces = column.explode(empty_as_null=False).to_frame()
@@ -80,14 +80,17 @@ def cut_texts(texts: Sequence[str], base: Tokenizer) -> CutTexts:
     return CutTexts(texts, base, types["piece"].to_list(), codes.to_numpy().astype(np.int64), starts, added)
 
 
-def cuts_first_as(base: Tokenizer, tokenizer: Tokenizer) -> bool:
-    """Whether `tokenizer` cuts text as `base` does before it does anything else to the pieces."""
-    first = pre_tokenizer_parts(base)
-    starts_alike = bool(first) and pre_tokenizer_parts(tokenizer)[: len(first)] == first
-    return starts_alike and specification(base.normalizer) == specification(tokenizer.normalizer)
+def splits_like(base: Tokenizer, tokenizer: Tokenizer) -> bool:
+    """Whether `tokenizer` first splits text exactly as `base` does."""
+    parts = pre_tokenizer_parts(base)
+    return (
+        bool(parts)
+        and pre_tokenizer_parts(tokenizer)[: len(parts)] == parts
+        and specification(base.normalizer) == specification(tokenizer.normalizer)
+    )
 
 
 def tokens_of(tokenizer: Tokenizer, texts: Sequence[str]) -> np.ndarray:
-    """Tokens of each text, special ones not added, int64 [n]."""
+    """Tokens of each text, without special tokens, int64 [n]."""
     encoded = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
     return np.fromiter(map(len, encoded), dtype=np.int64, count=len(encoded))

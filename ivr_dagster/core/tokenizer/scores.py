@@ -1,13 +1,10 @@
-"""Unigram scores under which the best-scoring segmentation is the one that BPE's merges find.
+"""Unigram scores whose best segmentation is the one that BPE's merges find.
 
-What belongs here: scores from merge ranks, and their repair. Nothing is trained and no text is read; how near they come
-on text is `agreement.py`'s to measure.
-
-BPE applies merges in rank order, Unigram maximises a sum. Let every merge have a gain and every token the sum of its
-merges' gains; were each gain larger than all later ones together, the best sum would be BPE's choice on every string,
-but for runs such as `(((`, whose orders are worth the same. Fifty thousand such steps do not fit into a float64. Gains
-that fall with a power of the rank settle all but some hundred of the conflicts inside GPT-2's own tokens, and those
-are settled one by one (`lift_gains`): the earliest merge of the segmentation that BPE prefers gets what it lacks.
+BPE applies merges in rank order, Unigram maximizes a sum. Give every merge a gain and every token the sum of its
+merges' gains. If each gain exceeded the sum of all later ones, the best sum would be BPE's choice on every string
+except runs such as `(((`. Fifty thousand such steps do not fit into a float64. Gains that fall with a power of the
+rank settle all but a few hundred conflicts inside GPT-2's tokens; `lift_gains` settles those: the earliest merge of
+the segmentation that BPE prefers is raised. No text is read; `agreement.py` measures the result on text.
 """
 
 import heapq
@@ -24,71 +21,68 @@ from tokenizers import Tokenizer, models
 
 from ivr_dagster.core.tokenizer.bpe import ByteLevelBPE
 from ivr_dagster.core.tokenizer.lattice import Lattice, Vocabulary
-from ivr_dagster.core.tokenizer.segments import encode_each, places_of_any
+from ivr_dagster.core.tokenizer.segments import encode_each, indices_containing
 from ivr_dagster.core.tokens.byte_level import CHARACTER_TO_BYTE
 
-# gain(rank) = (1 + rank/100)^-power falls to this at the last rank: sums of a few units keep eight of float64's
-# 53 bits below it for rounding
+# gain(rank) = (1 + rank/100)^-power equals this at the last rank: sums of a few units leave eight of float64's 53 bits
+# for rounding
 LEAST_GAIN = 2.0**-45
-# on text that nobody tuned for, 100 and 200 with any power near that are alike, 16 and 1,000 are worse
+# on text that was not tuned for, 100 and 200 perform alike, 16 and 1,000 worse
 RANK_SCALE = 100.0
-# how much more than enough a lifted gain gets
+# margin by which a lifted gain exceeds what it needs
 LIFT_MARGIN = 0.01
-# Far below any sum of scores, so that nothing is ever segmented into it
+# far below any sum of scores: nothing is ever segmented into such a token
 UNREACHABLE = -1e6
-# What a new token scores above its best segmentation for each token it saves, so that of new tokens that overlap those
-# win that save more. Much smaller would drown in rounding, much larger would tear apart what BPE joins early
+# A new token scores this much above its best other segmentation for each token it saves, so that among overlapping
+# new tokens the ones that save more win. Much less would drown in rounding, much more would split what BPE joins early
 NEW_TOKEN_GAIN = 1e-6
-_POWERS = [float(f"1e{exponent}") for exponent in range(350)]  # the last are infinite
+_POWERS = [float(f"1e{exponent}") for exponent in range(350)]  # the last ones are infinite
 
 
 def gains_from_ranks(bpe: ByteLevelBPE) -> dict[int, float]:
-    """What each merge adds to the score of the token it makes, by that token's id, before any lift."""
+    """What each merge adds to the score of its token, by token id, before lifting."""
     last = max(len(bpe.merges), 2)
     power = math.log(LEAST_GAIN) / math.log1p(last / RANK_SCALE)
-    return {made: (1.0 + rank / RANK_SCALE) ** power for made, (rank, _, _) in bpe.merge_of.items()}
+    return {token_id: (1.0 + rank / RANK_SCALE) ** power for token_id, (rank, _, _) in bpe.merge_of.items()}
 
 
 def scores_from_gains(bpe: ByteLevelBPE, gains: Mapping[int, float]) -> np.ndarray:
     """s(byte) = 0, s(t) = s(left) + s(right) + gain(t); float64 [V].
 
-    Tokens that no merge makes, added ones among them, get `UNREACHABLE`: BPE never yields them either, nor what would
-    have to be made of them.
+    Tokens without a merge, including added tokens, and tokens made of them get `UNREACHABLE`: BPE never produces them.
     """
     scores = np.full(bpe.size, UNREACHABLE)
-    of_bytes = {i for i, string in enumerate(bpe.strings) if string in CHARACTER_TO_BYTE}
-    scores[list(of_bytes)] = 0.0
-    return _scored_anew(bpe, gains, scores, of_bytes)
+    byte_ids = {i for i, string in enumerate(bpe.strings) if string in CHARACTER_TO_BYTE}
+    scores[list(byte_ids)] = 0.0
+    return _update_scores(bpe, gains, scores, byte_ids)
 
 
-def _scored_anew(bpe: ByteLevelBPE, gains: Mapping[int, float], before: np.ndarray, changed: set[int]) -> np.ndarray:
-    """Scores `before`, float64 [V], with those of all that is made of `changed`, and of these."""
-    scores: list[float] = before.tolist()
-    followed = set(changed)
-    for made, left, right in bpe.halves_first:
-        if made in followed or left in followed or right in followed:
-            followed.add(made)
+def _update_scores(
+    bpe: ByteLevelBPE, gains: Mapping[int, float], previous: np.ndarray, changed: set[int]
+) -> np.ndarray:
+    """Scores with those of all tokens made of the `changed` ids recomputed, float64 [V]."""
+    scores: list[float] = previous.tolist()
+    affected = set(changed)
+    for token_id, left, right in bpe.merges_by_length:
+        if token_id in affected or left in affected or right in affected:
+            affected.add(token_id)
             if scores[left] > UNREACHABLE and scores[right] > UNREACHABLE:
-                scores[made] = storable(scores[left] + scores[right] + gains[made])
+                scores[token_id] = storable(scores[left] + scores[right] + gains[token_id])
     return np.array(scores)
 
 
-def lift_gains(bpe: ByteLevelBPE, gains: Mapping[int, float]) -> dict[int, float]:
-    """Gains under which no token's string has a better segmentation than the token itself, where gains can say so.
+def lift_gains(bpe: ByteLevelBPE, gains: Mapping[int, float]) -> tuple[dict[int, float], np.ndarray]:
+    """Gains with which no token's string has a better segmentation than the token itself, where gains can express it.
 
-    Where several late merges outweigh the early one that BPE prefers, the early one's gain is lifted above their sum.
-    Every such constraint bounds a gain from below by gains of later merges only, so that one sweep from the last merge
-    to the first satisfies all that are known; then the vocabulary is looked through again for new ones. Lifting a
-    merge lifts every token that it is part of, which keeps what BPE joins early ahead of what it joins late.
+    If several late merges outweigh the early one that BPE prefers, the early gain is lifted above their sum. Each such
+    constraint bounds a gain from below by gains of later merges only, so one sweep from the last merge to the first
+    satisfies all known constraints. Then the vocabulary is searched for new ones. Lifting a merge lifts every token
+    that contains it, so BPE's order is preserved elsewhere. On unseen German text this halves the number of differing
+    pre-tokens.
 
-    Of what the vocabulary's own strings teach, much holds elsewhere: on German that nobody looked at, it halves the
-    pre-tokens that differ.
+    Returns:
+        The gains by token id, and their scores, float64 [V].
     """
-    return _lifted(bpe, gains)[0]
-
-
-def _lifted(bpe: ByteLevelBPE, gains: Mapping[int, float]) -> tuple[dict[int, float], np.ndarray]:
-    """The gains of :func:`lift_gains` and the scores that they make, float64 [V]."""
     lifted = dict(gains)
     trees: dict[int, Counter[int]] = {}
 
@@ -103,7 +97,7 @@ def _lifted(bpe: ByteLevelBPE, gains: Mapping[int, float]) -> tuple[dict[int, fl
     constraints: dict[tuple[tuple[int, int], ...], int] = {}
     scores = scores_from_gains(bpe, lifted)
     reachable = [i for i in bpe.merge_of if i not in bpe.added_ids and scores[i] > UNREACHABLE]
-    lattice = Lattice(vocabulary_of(bpe), [bpe.strings[token] for token in reachable])
+    lattice = Lattice(_vocabulary_of(bpe), [bpe.strings[token] for token in reachable])
     while True:
         segments = lattice.best(scores).segments
         known = len(constraints)
@@ -112,58 +106,59 @@ def _lifted(bpe: ByteLevelBPE, gains: Mapping[int, float]) -> tuple[dict[int, fl
             difference = merges_in(token).copy()
             for part in segments[n]:
                 difference.subtract(merges_in(part))
-            terms = {made: count for made, count in difference.items() if count}
-            leader = min(terms, key=lambda made: bpe.merge_of[made][0], default=None)
-            # where both have the same merges, or the rival the earliest, a run is at work: no gains can say it
-            if leader is not None and terms[leader] > 0:
-                constraints.setdefault(tuple(sorted(terms.items())), leader)
+            terms = {merge: count for merge, count in difference.items() if count}
+            earliest = min(terms, key=lambda merge: bpe.merge_of[merge][0], default=None)
+            # equal merges, or a rival with the earliest one: a run, which gains cannot express
+            if earliest is not None and terms[earliest] > 0:
+                constraints.setdefault(tuple(sorted(terms.items())), earliest)
         if len(constraints) == known:
             return lifted, scores
         before = dict(lifted)
-        for terms_, leader in sorted(constraints.items(), key=lambda item: -bpe.merge_of[item[1]][0]):
-            others = -sum(count * lifted[made] for made, count in terms_ if made != leader)
-            lifted[leader] = max(lifted[leader], others / dict(terms_)[leader] * (1.0 + LIFT_MARGIN))
-        scores = _scored_anew(bpe, lifted, scores, {made for made in lifted if lifted[made] > before[made]})
+        for terms_, earliest in sorted(constraints.items(), key=lambda item: -bpe.merge_of[item[1]][0]):
+            others = -sum(count * lifted[merge] for merge, count in terms_ if merge != earliest)
+            lifted[earliest] = max(lifted[earliest], others / dict(terms_)[earliest] * (1.0 + LIFT_MARGIN))
+        scores = _update_scores(bpe, lifted, scores, {merge for merge in lifted if lifted[merge] > before[merge]})
 
 
 @lru_cache(maxsize=4)
-def vocabulary_of(bpe: ByteLevelBPE) -> Vocabulary:
-    """The base's tokens, to be looked up."""
+def _vocabulary_of(bpe: ByteLevelBPE) -> Vocabulary:
     return Vocabulary(bpe.strings)
 
 
 @lru_cache(maxsize=4)
 def scores_from_merges(bpe: ByteLevelBPE) -> tuple[np.ndarray, tuple[int, ...]]:
-    """Scores of the base's own tokens, float64 [V], and the ids that only a score of their own could settle.
+    """Scores of the base's tokens, float64 [V], and the ids that gains could not settle and were raised individually.
 
-    Gains by rank, lifted, then repaired: each token is the one best segmentation of its string, but for those that
-    the base never yields; they get `UNREACHABLE`.
+    Each token is the only best segmentation of its string, except for tokens that the base never produces; those get
+    `UNREACHABLE`.
     """
-    _, scores = _lifted(bpe, gains_from_ranks(bpe))
-    scores[list(tokens_never_yielded(bpe))] = UNREACHABLE
-    by_rank = [made for made in bpe.merge_of if made not in bpe.added_ids and scores[made] > UNREACHABLE]
+    _, scores = lift_gains(bpe, gains_from_ranks(bpe))
+    scores[list(unreachable_ids(bpe))] = UNREACHABLE
+    by_rank = [
+        token_id for token_id in bpe.merge_of if token_id not in bpe.added_ids and scores[token_id] > UNREACHABLE
+    ]
     repaired, raised = repair_scores(bpe.strings, scores, by_rank)
-    repaired.setflags(write=False)  # the cache hands it out again
+    repaired.setflags(write=False)  # cached
     return repaired, tuple(raised)
 
 
 @lru_cache(maxsize=4)
-def tokens_never_yielded(bpe: ByteLevelBPE) -> frozenset[int]:
-    """Ids of model tokens whose own string the base cuts otherwise: no text is ever encoded as them."""
+def unreachable_ids(bpe: ByteLevelBPE) -> frozenset[int]:
+    """Ids of model tokens whose own string the base segments differently: no text is ever encoded as them."""
     merges = [(bpe.strings[left], bpe.strings[right]) for left, right, _ in bpe.merges]
     model = models.BPE(dict(bpe.ids), merges, ignore_merges=bpe.ignores_merges)
     own = np.array([token_id for token_id in range(bpe.size) if token_id not in bpe.added_ids], dtype=np.int64)
     segments = encode_each(Tokenizer(model), [bpe.strings[token_id] for token_id in own])
-    itself = segments.lengths == 1
-    itself[itself] = segments.ids[segments.starts[:-1][itself]] == own[itself]
-    return frozenset(own[~itself].tolist())
+    is_itself = segments.lengths == 1
+    is_itself[is_itself] = segments.ids[segments.starts[:-1][is_itself]] == own[is_itself]
+    return frozenset(own[~is_itself].tolist())
 
 
 def storable(score: float) -> float:
-    """The least score not below `score` that comes back from a `tokenizer.json` as it was written.
+    """The least value not below `score` that survives being written to and read from a `tokenizer.json`.
 
-    `tokenizers` reads numbers by serde_json's fast way, digits as one number and a power of ten, each rounded: about
-    every eighth score comes back one unit in the last place off, which is enough to turn a tie.
+    `tokenizers` parses numbers with serde_json's fast path, digits as one number times a power of ten, each rounded.
+    About every eighth score changes in the last place, which is enough to break a tie.
     """
     while _read_back(score) != score:
         score = math.nextafter(score, math.inf)
@@ -178,127 +173,116 @@ def _read_back(score: float) -> float:
 
 
 def best_split(string: str, score_of: Mapping[str, float], longest: int) -> tuple[float, int]:
-    """Score and number of tokens of the best segmentation of `string` into two or more, (-inf, 0) where there is none.
+    """Score and number of tokens of the best segmentation of `string` into two or more, (-inf, 0) if there is none.
 
-    Sums run left to right, as in `tokenizers`, so that both round alike.
+    Sums run left to right as in `tokenizers`, so that both round alike.
     """
     best, tokens, size = [0.0], [0], len(string)
     for end in range(1, size + 1):
-        first = max(0, end - longest) if end < size else max(1, end - longest)
-        score, parts = _best_end(string, first, end, best, tokens, score_of)
+        first = max(0 if end < size else 1, end - longest)
+        score, count = -math.inf, 0
+        pieces = [string[start:end] for start in range(first, end)]
+        for start, piece in enumerate(map(score_of.get, pieces), start=first):
+            if piece is not None and best[start] + piece > score:
+                score, count = best[start] + piece, tokens[start] + 1
         best.append(score)
-        tokens.append(parts)
+        tokens.append(count)
     return best[size], tokens[size]
 
 
-def _in_use(scores: np.ndarray) -> np.ndarray:
-    """The scores of tokens that something is segmented into, -inf for all others."""
+def _usable(scores: np.ndarray) -> np.ndarray:
+    """The scores with -inf instead of `UNREACHABLE`."""
     return np.where(scores > UNREACHABLE, scores, -np.inf)
-
-
-def _best_end(
-    string: str, first: int, end: int, best: Sequence[float], tokens: Sequence[int], score_of: Mapping[str, float]
-) -> tuple[float, int]:
-    """Score and tokens of the best segmentation of `string[:end]` whose last token starts at `first` or later.
-
-    `best` and `tokens` are those of the shorter beginnings.
-    """
-    score, parts = -math.inf, 0
-    pieces = [string[start:end] for start in range(first, end)]
-    for start, piece in enumerate(map(score_of.get, pieces), start=first):
-        if piece is not None and best[start] + piece > score:
-            score, parts = best[start] + piece, tokens[start] + 1
-    return score, parts
 
 
 def repair_scores(
     strings: Sequence[str], scores: np.ndarray, order: Iterable[int], *, suspects: Iterable[int] | None = None
 ) -> tuple[np.ndarray, list[int]]:
-    """Raise every token that another segmentation of its own string reaches or beats, until none is left.
+    """Raise every token whose string has another segmentation that scores as high, until there is none left.
 
-    Afterwards each token in `order` is the one best segmentation of itself. Tokens are looked at in rounds; after a
-    first look only those that hold a raised one.
+    Afterwards each token in `order` is the only best segmentation of itself. Tokens are checked in rounds; after the
+    first round only those that contain a raised token.
 
     Args:
         strings: token of every id, V entries.
-        scores: float64 [V]; not changed.
+        scores: float64 [V]; not modified.
         order: ids to repair, shorter before longer or by merge rank, so that most is settled in one round.
-        suspects: those of `order` to look at first, None for all; of the others it is known that nothing reaches them.
+        suspects: the ids of `order` to check first, None for all; the others are known to be correct.
 
     Returns:
-        The repaired scores, float64 [V], and the ids that were raised.
+        The repaired scores, float64 [V], and the raised ids.
     """
     repaired = scores.copy()
     score_of = {s: score for s, score in zip(strings, scores.tolist(), strict=True) if score > UNREACHABLE}
     order = [token_id for token_id in order if len(strings[token_id]) > 1]
     longest = max(map(len, score_of), default=0)
-    looked_at = np.array(order if suspects is None else sorted(suspects), dtype=np.int64)
-    lattice = Lattice(Vocabulary(strings), [strings[token_id] for token_id in looked_at])
-    rivals = lattice.best(_in_use(repaired), split=True).totals
-    suspected = set(looked_at[rivals >= repaired[looked_at]].tolist())
-    text = "\n".join(strings[token_id] for token_id in order)  # a line each; no string holds a line end
+    checked = np.array(order if suspects is None else sorted(suspects), dtype=np.int64)
+    lattice = Lattice(Vocabulary(strings), [strings[token_id] for token_id in checked])
+    rivals = lattice.best(_usable(repaired), split=True).totals
+    beaten = set(checked[rivals >= repaired[checked]].tolist())
+    text = "\n".join(strings[token_id] for token_id in order)  # one line per token; no string contains a line end
     lines = [0, *accumulate(len(strings[token_id]) + 1 for token_id in order)]
     raised: set[int] = set()
-    round_ = [place for place, token_id in enumerate(order) if token_id in suspected]
-    while round_:
-        due, later = set(round_), set[int]()
-        while round_:  # a heap of places in `order`
-            place = heapq.heappop(round_)
-            token_id = order[place]
+    queue = [index for index, token_id in enumerate(order) if token_id in beaten]  # a heap of indices in `order`
+    while queue:
+        due, next_round = set(queue), set[int]()
+        while queue:
+            index = heapq.heappop(queue)
+            token_id = order[index]
             string = strings[token_id]
             rival, _ = best_split(string, score_of, longest)
             if rival < score_of[string]:
                 continue
-            # a few units in the last place: a prefix in front of it rounds the sum once more
+            # a few units in the last place: a preceding token rounds the sum once more
             score_of[string] = storable(rival + 8 * math.ulp(max(abs(rival), 1.0)))
             repaired[token_id] = score_of[string]
             raised.add(token_id)
             at = text.find(string)
             while at >= 0:
-                holder = bisect_right(lines, at) - 1
-                if holder < place:
-                    later.add(holder)
-                elif holder > place and holder not in due:
-                    due.add(holder)
-                    heapq.heappush(round_, holder)
-                at = text.find(string, lines[holder + 1])
-        round_ = sorted(later)
+                line = bisect_right(lines, at) - 1
+                if line < index:
+                    next_round.add(line)
+                elif line > index and line not in due:
+                    due.add(line)
+                    heapq.heappush(queue, line)
+                at = text.find(string, lines[line + 1])
+        queue = sorted(next_round)
     return repaired, sorted(raised)
 
 
 def scores_with_new(bpe: ByteLevelBPE, strings: Sequence[str], *, repair: bool = True) -> np.ndarray:
-    """Scores of a vocabulary in which some base tokens have given way to new strings, float64 [len(strings)].
+    """Scores of a vocabulary in which new strings replace some base tokens, float64 [len(strings)].
 
-    Kept tokens start from the base's scores; each new one, the shorter first, scores above its best other
-    segmentation, the more the more tokens that has; then every token is made the best segmentation of itself, unless
-    `repair` is off: for a look at how much is saved, the few that are not do not matter.
+    Kept tokens start from the base's scores. Each new one, shorter ones first, scores above its best other
+    segmentation, the more the more tokens that has. Then every token is made the only best segmentation of itself,
+    unless `repair` is off: an estimate of the saving does not need it.
     """
     return _scores_with_new(bpe, tuple(strings), repair)
 
 
-def _score_of_new(rivals: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-    # one that holds a byte without a token has no rival: nothing else can stand for it
-    reached, saved = np.where(tokens > 0, rivals, 0.0), np.where(tokens > 0, tokens, 2) - 1
-    return np.array(list(map(storable, (reached + NEW_TOKEN_GAIN * saved).tolist())))
-
-
-@lru_cache(maxsize=4)  # one vocabulary is looked at with and without repair, and made once more from its rules
+@lru_cache(maxsize=4)  # one vocabulary is used with and without repair, and again when it is built from its rules
 def _scores_with_new(bpe: ByteLevelBPE, strings: tuple[str, ...], repair: bool) -> np.ndarray:
-    places = np.fromiter(map(bpe.ids.get, strings, repeat(-1)), dtype=np.int64, count=len(strings))
-    added: list[int] = np.flatnonzero(places < 0).tolist()
+    base_ids = np.fromiter(map(bpe.ids.get, strings, repeat(-1)), dtype=np.int64, count=len(strings))
+    new: list[int] = np.flatnonzero(base_ids < 0).tolist()
     if repair:
         scores = _scores_with_new(bpe, strings, False)
-        if added:
-            # the base's tokens are repaired, new ones score above all that is shorter: only what holds a new one may
-            # be beaten
-            holding = places_of_any([strings[n] for n in added], pl.Series(strings)).tolist()
-            order = sorted((n for n in holding if scores[n] > UNREACHABLE), key=lambda n: len(strings[n]))
-            scores = repair_scores(strings, scores, order, suspects=set(holding).difference(added))[0]
+        if new:
+            # base tokens are repaired, and new ones score above everything shorter: only tokens that contain a new one
+            # can be beaten
+            suspects = indices_containing([strings[n] for n in new], pl.Series(strings)).tolist()
+            order = sorted((n for n in suspects if scores[n] > UNREACHABLE), key=lambda n: len(strings[n]))
+            scores = repair_scores(strings, scores, order, suspects=set(suspects).difference(new))[0]
     else:
-        scores = np.where(places < 0, UNREACHABLE, scores_from_merges(bpe)[0][places])
-        scores[[n for n in added if strings[n] in CHARACTER_TO_BYTE]] = 0.0  # that the base has no token for
-        longer = [n for n in added if scores[n] == UNREACHABLE]
+        scores = np.where(base_ids < 0, UNREACHABLE, scores_from_merges(bpe)[0][base_ids])
+        scores[[n for n in new if strings[n] in CHARACTER_TO_BYTE]] = 0.0  # bytes that the base has no token for
+        longer = [n for n in new if scores[n] == UNREACHABLE]
         lattice = Lattice(Vocabulary(strings), [strings[n] for n in longer])
-        scores[longer] = lattice.scored(_in_use(scores), np.array(longer, np.int64), _score_of_new)[longer]
-    scores.setflags(write=False)  # the cache hands it out again
+        scores[longer] = lattice.score_own(_usable(scores), np.array(longer, np.int64), _score_of_new)[longer]
+    scores.setflags(write=False)  # cached
     return scores
+
+
+def _score_of_new(rivals: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    # a string with a byte that has no token has no rival
+    rival_scores, saved = np.where(tokens > 0, rivals, 0.0), np.where(tokens > 0, tokens, 2) - 1
+    return np.array(list(map(storable, (rival_scores + NEW_TOKEN_GAIN * saved).tolist())))

@@ -1,8 +1,4 @@
-"""Ids of many strings at once, in flat arrays.
-
-What belongs here: having `tokenizers` encode a hundred thousand short strings, each as if it stood alone, without an
-object for each of them; and finding those that need it.
-"""
+"""Ids of many short strings at once, in flat arrays, each string encoded as if it stood alone."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,9 +11,9 @@ from tokenizers import AddedToken, Tokenizer
 
 from ivr_dagster.core.tokens.sequences import ids_of_types
 
-# strings that are encoded as one text: enough to forget what a text costs, few enough to busy all cores
-JOINED = 256
-_FIRST_SEPARATOR = 0xE000  # of the private-use characters
+# strings encoded as one text: enough to amortize the cost of a text, few enough to use all cores
+STRINGS_PER_TEXT = 256
+_FIRST_SEPARATOR = 0xE000  # private-use characters
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,8 +21,8 @@ class Segments:
     """The ids of n strings.
 
     Attributes:
-        ids: all ids, one string after the other, int64 [tokens].
-        starts: where each string's ids begin, and where the last one's end, int64 [n + 1].
+        ids: all ids, concatenated, int64 [tokens].
+        starts: where each string's ids start, and where the last one's end, int64 [n + 1].
     """
 
     ids: np.ndarray
@@ -47,65 +43,63 @@ class Segments:
 
     @cached_property
     def owners(self) -> np.ndarray:
-        """The string that each id is of, int64 [tokens]."""
+        """The string that each id belongs to, int64 [tokens]."""
         return np.repeat(np.arange(len(self)), self.lengths)
 
     def lists(self) -> list[list[int]]:
-        """The ids of every string."""
+        """The ids of every string as lists."""
         ids, starts = self.ids.tolist(), self.starts.tolist()
         return [ids[start:end] for start, end in pairwise(starts)]
 
-    def holding(self, token_ids: np.ndarray) -> np.ndarray:
-        """Which strings hold an id that `token_ids` (bool [V]) is true of, bool [n]."""
+    def containing(self, token_ids: np.ndarray) -> np.ndarray:
+        """Which strings contain an id for which `token_ids` (bool [V]) is true, bool [n]."""
         found = np.zeros(len(self), dtype=bool)
         found[self.owners[token_ids[self.ids]]] = True
         return found
 
     def differing(self, other: "Segments") -> np.ndarray:
-        """Which strings have other ids in `other`, bool [n]."""
+        """Which strings have different ids in `other`, bool [n]."""
         differing: np.ndarray = self.lengths != other.lengths
-        alike = ~differing
-        mine, others = alike[self.owners], alike[other.owners]
+        same_length = ~differing
+        mine, others = same_length[self.owners], same_length[other.owners]
         differing[self.owners[mine][self.ids[mine] != other.ids[others]]] = True
         return differing
 
 
 def encode_each(tokenizer: Tokenizer, strings: Sequence[str]) -> Segments:
-    """Ids of every string under `tokenizer` as a text of its own; special tokens are neither added nor looked for.
+    """Ids of every string as a separate text under `tokenizer`; special tokens are neither added nor recognized.
 
-    Strings are joined by a character that none of them holds. As an added token it keeps them apart before anything
-    else is done to them.
+    Strings are joined by a character that none of them contains. As an added token it separates them before any other
+    processing.
     """
     if not strings:
         return Segments(np.empty(0, np.int64), np.zeros(1, np.int64))
-    texts = ["".join(strings[n : n + JOINED]) for n in range(0, len(strings), JOINED)]
+    groups = [strings[n : n + STRINGS_PER_TEXT] for n in range(0, len(strings), STRINGS_PER_TEXT)]
+    texts = ["".join(group) for group in groups]
     characters = map(chr, range(_FIRST_SEPARATOR, 0x110000))
     separator = next(c for c in characters if not any(c in text for text in texts))
-    apart = Tokenizer(tokenizer.model)
+    separating = Tokenizer(tokenizer.model)
     if tokenizer.normalizer is not None:
-        apart.normalizer = tokenizer.normalizer
+        separating.normalizer = tokenizer.normalizer
     if tokenizer.pre_tokenizer is not None:
-        apart.pre_tokenizer = tokenizer.pre_tokenizer
-    apart.add_tokens([AddedToken(separator, normalized=False)])
-    joined = [separator.join((*strings[n : n + JOINED], "")) for n in range(0, len(strings), JOINED)]
-    encoded = apart.encode_batch_fast(joined, add_special_tokens=False)
+        separating.pre_tokenizer = tokenizer.pre_tokenizer
+    separating.add_tokens([AddedToken(separator, normalized=False)])
+    joined = [separator.join((*group, "")) for group in groups]
+    encoded = separating.encode_batch_fast(joined, add_special_tokens=False)
     ids = np.concatenate([np.array(encoding.ids, dtype=np.int64) for encoding in encoded])
-    ends = np.flatnonzero(ids == apart.token_to_id(separator))
+    ends = np.flatnonzero(ids == separating.token_to_id(separator))
     starts = np.concatenate([[0], ends - np.arange(len(ends))])
     return Segments(np.delete(ids, ends), starts)
 
 
 def segments_of_types(base: Tokenizer, types: list[str]) -> Segments:
-    """Ids of pre-token types under a base tokenizer: what :func:`encode_each` gives, by the fastest encoder there is.
-
-    That one is held against `tokenizers` on the first types, the most frequent, and on a sample of the others.
-    """
+    """Ids of pre-token types under a base tokenizer, as :func:`encode_each` but with the fastest encoder available."""
     found = ids_of_types(base, types)
     return encode_each(base, types) if found is None else Segments(*found)
 
 
-def places_of_any(parts: Sequence[str], strings: pl.Series) -> np.ndarray:
-    """Places in `strings` of those that hold one of `parts`, ascending, int64."""
+def indices_containing(parts: Sequence[str], strings: pl.Series) -> np.ndarray:
+    """Ascending indices of the `strings` that contain one of `parts`, int64."""
     if not parts:
         return np.empty(0, np.int64)
     return strings.str.contains_any(list(parts)).arg_true().to_numpy().astype(np.int64)

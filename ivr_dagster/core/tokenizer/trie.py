@@ -1,19 +1,20 @@
-"""Many literal strings as one regular expression, factored into a trie, for `tokenizers`' Oniguruma and for `regex`."""
+"""Many literal strings as one regular expression, factored into a trie, for Oniguruma (`tokenizers`) and `regex`."""
 
 from collections.abc import Mapping, Sequence
 
 import regex
 
-# An engine tries alternatives one by one. Above this many, a look ahead at the next character chooses among groups:
-# 913 exceptions then cost half as much time
-WIDEST_CHOICE = 8
+# Engines try alternatives one by one. Above this number, a look-ahead at the next character selects a group, which
+# halves the cost of 913 exceptions.
+MAX_ALTERNATIVES = 8
 
 
 def trie_pattern(entries: Mapping[str, str]) -> str:
-    """A pattern for any of the strings, longer ones first, each followed by its own pattern (what must come next).
+    """A pattern for any of the strings, longer ones first, each followed by its own pattern.
 
     Args:
-        entries: strings, none empty unless it is the only one, each with a pattern, which may be empty.
+        entries: for each string the pattern that must follow it, which may be empty. No string may be empty unless it
+            is the only one.
     """
     root: dict[str, object] = {}
     for string, after in sorted(entries.items()):
@@ -25,7 +26,7 @@ def trie_pattern(entries: Mapping[str, str]) -> str:
 
 
 def escaped(text: str) -> str:
-    """`text` as a literal that both engines read alike."""
+    """`text` as a literal that both engines interpret identically."""
     return regex.escape(text, special_only=True, literal_spaces=True)
 
 
@@ -39,28 +40,25 @@ def _pattern(node: dict[str, object]) -> str:
             ((following, child),) = child.items()
             literal += following
         branches.append((character, escaped(literal) + _pattern(child)))  # type: ignore[arg-type]
-    end = [str(node[""])] if "" in node else []  # last: a longer string goes first
-    return choice([choice_by_first(branches), *end] if branches else end)
+    end = [str(node[""])] if "" in node else []  # last: longer strings go first
+    return alternatives([alternatives_by_first(branches), *end] if branches else end)
 
 
-def choice_by_first(branches: Sequence[tuple[str, str]]) -> str:
-    """One of the patterns, each given with the character that it must begin with; no two begin alike.
+def alternatives_by_first(branches: Sequence[tuple[str, str]]) -> str:
+    """One of the patterns, given as (first character, pattern) with distinct first characters.
 
-    Where there are many, they come in groups told apart by a look ahead.
+    If there are many, they are grouped, and a look-ahead selects the group.
     """
-    if len(branches) <= WIDEST_CHOICE:
-        return choice([pattern for _, pattern in branches])
-    size = -(-len(branches) // WIDEST_CHOICE)
+    if len(branches) <= MAX_ALTERNATIVES:
+        return alternatives([pattern for _, pattern in branches])
+    size = -(-len(branches) // MAX_ALTERNATIVES)
     groups = [branches[n : n + size] for n in range(0, len(branches), size)]
-    return choice(
-        [f"(?=[{''.join(_in_class(character) for character, _ in group)}]){choice_by_first(group)}" for group in groups]
+    classes = ["".join(f"\\{c}" if c in r"[]\^-&~|" else c for c, _ in group) for group in groups]
+    return alternatives(
+        [f"(?=[{first}]){alternatives_by_first(group)}" for first, group in zip(classes, groups, strict=True)]
     )
 
 
-def _in_class(character: str) -> str:
-    return f"\\{character}" if character in r"[]\^-&~|" else character
-
-
-def choice(patterns: Sequence[str]) -> str:
+def alternatives(patterns: Sequence[str]) -> str:
     """The first of the patterns that matches."""
     return patterns[0] if len(patterns) == 1 else f"(?:{'|'.join(patterns)})"

@@ -1,4 +1,4 @@
-"""Assembly of a Unigram `tokenizers.Tokenizer` around scores and cuts, with everything else as in the base."""
+"""Assembly of a Unigram `tokenizers.Tokenizer` from scores and cuts; everything else is taken from the base."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,19 +24,19 @@ def unigram_tokenizer(
     cuts: str | None = None,
     pattern: str | None = None,
 ) -> Tokenizer:
-    """A Unigram tokenizer with these strings at these ids, and everything around the model as in `base`.
+    """A Unigram tokenizer with these strings at these ids and everything around the model as in `base`.
 
     Args:
         base: the base tokenizer: its normalizer, pre-tokenizer, post-processor, decoder and added tokens are kept.
         strings: token of every id, V entries, added tokens included.
         scores: float64 [V].
-        cuts: a pattern over byte-level strings; its matches become pre-tokens of their own after ByteLevel.
-        pattern: takes the place of the base's pre-tokenizer pattern, for phrases across its pre-tokens.
+        cuts: a pattern over byte-level strings; its matches become separate pre-tokens after ByteLevel.
+        pattern: replaces the base's pre-tokenizer pattern, for phrases across its pre-tokens.
     """
     added = base.get_added_tokens_decoder()
     size = len(strings)
     while size and size - 1 in added and base.model.token_to_id(strings[size - 1]) is None:
-        size -= 1  # added tokens behind the model's own vocabulary stay behind it
+        size -= 1  # added tokens after the model's own vocabulary stay there
     tokenizer = Tokenizer(models.Unigram(list(zip(strings[:size], scores[:size].tolist(), strict=True))))
     if base.normalizer is not None:
         tokenizer.normalizer = base.normalizer
@@ -45,7 +45,7 @@ def unigram_tokenizer(
         byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         parts = [pre_tokenizers.Split(Regex(pattern), "isolated"), byte_level]
     missing = sorted(set(CHARACTER_TO_BYTE) - set(strings))
-    if missing:  # bytes that the base drops without a word; Unigram would fail on them
+    if missing:  # the base silently drops these bytes; Unigram would fail on them
         parts.append(pre_tokenizers.Split(Regex("[" + "".join(f"\\x{{{ord(c):x}}}" for c in missing) + "]"), "removed"))
     if cuts:
         parts.append(pre_tokenizers.Split(Regex(cuts), "isolated"))
@@ -60,11 +60,11 @@ def unigram_tokenizer(
 
 @dataclass(frozen=True)
 class Distillation:
-    """The distilled tokenizer and how it came about.
+    """The distilled tokenizer.
 
     Attributes:
         tokenizer: Unigram, with the base tokenizer's string → id map.
-        raised: ids that only a score of their own could settle, the merges' gains could not.
+        raised: ids whose score had to be raised individually.
         exceptions: first piece by whole pre-token (byte-level strings), see :func:`find_exceptions`.
     """
 
@@ -79,39 +79,40 @@ def distill(
     counts: PretokenCounts | None = None,
     *,
     exceptions: int = 0,
-    of_base: Segments | None = None,
+    base_ids: Segments | None = None,
 ) -> Distillation:
     """The base tokenizer as a Unigram.
 
     Args:
         base: the base tokenizer.
         bpe: its vocabulary.
-        counts: pre-token counts to be exact on; what scores cannot settle there becomes an exception.
-        exceptions: how many pre-token types at most become one, the most frequent first; 0 for none.
-        of_base: the base's ids of the counted types, where they are known.
+        counts: pre-token counts to be exact on; types that scores cannot fix become exceptions.
+        exceptions: maximum number of such types, the most frequent first; 0 for none.
+        base_ids: the base's ids of the counted types, if known.
     """
     scores, raised = scores_from_merges(bpe)
     runs = run_cuts(base, bpe.model_strings)
     plain = unigram_tokenizer(base, bpe.strings, scores, cuts=cut_pattern(runs, {}))
     if counts is None or not exceptions:
         return Distillation(plain, raised)
-    failing = [string_of(counts.types[n]) for n in differing_types(base, plain, counts, of_base=of_base)]
+    failing = [string_of(counts.types[n]) for n in differing_types(base, plain, counts, base_ids=base_ids)]
     found = find_exceptions(base, plain, runs, failing, exceptions)
-    cut = unigram_tokenizer(base, bpe.strings, scores, cuts=cut_pattern(runs, found)) if found else plain
-    return Distillation(cut, raised, found)
+    if not found:
+        return Distillation(plain, raised)
+    return Distillation(unigram_tokenizer(base, bpe.strings, scores, cuts=cut_pattern(runs, found)), raised, found)
 
 
 def extended_tokenizer(
     base: Tokenizer, bpe: ByteLevelBPE, new: Sequence[str], *, pattern: str | None = None, repair: bool = True
 ) -> Tokenizer:
-    """The distilled tokenizer with strings added behind its vocabulary: how new tokens segment before ids are given.
+    """The distilled tokenizer with new tokens appended: how they segment text before ids are assigned.
 
     Args:
         base: the base tokenizer.
         bpe: its vocabulary, V ids.
         new: strings that get the ids V, V + 1, ...; none of them is in the vocabulary.
-        pattern: takes the place of the pre-tokenizer's, for phrases across its pre-tokens.
-        repair: as of :func:`scores_with_new`.
+        pattern: replaces the pre-tokenizer's pattern, for phrases across its pre-tokens.
+        repair: see :func:`scores_with_new`.
     """
     strings = [*bpe.strings, *new]
     cuts = cut_pattern(run_cuts(base, bpe.model_strings, new), {})

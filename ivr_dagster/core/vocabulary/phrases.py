@@ -1,7 +1,7 @@
 """Phrases: new tokens across pre-tokens (" of the"), found by counting and produced by the pre-tokenizer.
 
-A token across pre-tokens exists only if the pre-tokenizer yields its text as one piece. It does when its pattern
-tries the phrases first; a look-ahead makes sure that a phrase ends where its last pre-token ends.
+A token across pre-tokens can only occur if the pre-tokenizer yields its text as one piece. It does if its pattern tries
+the phrases first; a look-ahead ensures that a phrase ends where its last pre-token ends.
 """
 
 from collections import Counter
@@ -18,7 +18,7 @@ from ivr_dagster.core.tokens.byte_level import whole_text
 from ivr_dagster.core.tokens.pretokens import read_pretokenization
 
 LONGEST_PHRASE = 4  # pre-tokens; longer ones are rarely common to many documents
-# in patterns like Llama 3's: line breaks are pre-tokens of their own kind
+# in patterns like Llama 3's, line breaks are separate pre-tokens
 LINE_BREAKS = r"[\r\n]"
 
 Gram = tuple[int, ...]  # pre-token types by number
@@ -26,7 +26,7 @@ Gram = tuple[int, ...]  # pre-token types by number
 
 @dataclass(frozen=True, slots=True)
 class Phrase:
-    """Neighbouring pre-tokens as text, the tokens it saves on the train split and its occurrences, without overlap."""
+    """Neighboring pre-tokens, the tokens they save on the train split, and their occurrences without overlap."""
 
     pretokens: tuple[str, ...]
     saving: int
@@ -34,7 +34,7 @@ class Phrase:
 
     @property
     def text(self) -> str:
-        """The phrase as it stands in text."""
+        """The phrase as it occurs in text."""
         return "".join(self.pretokens)
 
 
@@ -45,25 +45,25 @@ def select_phrases(
     *,
     budget: int,
     min_saving: int,
-    allowed: Callable[[str], bool],
+    is_allowed: Callable[[str], bool],
     least_documents: int = 3,
     kept: Sequence[str] = (),
 ) -> list[Phrase]:
     """Up to `budget` phrases of two to four pre-tokens by falling saving.
 
-    All n-grams are counted in one pass. The best by their overlapping counts, three times the budget, are then put to
-    the corpus together, leftmost and longest first, as the pre-tokenizer will. What each saves there decides which
-    are put to it once more, without the others in their way.
+    All n-grams are counted in one pass. The best by their overlapping counts, three times the budget, are then counted
+    together without overlap, leftmost and longest first, as the pre-tokenizer matches them. The ones that save most
+    are counted once more, without the others.
 
     Args:
         texts: the train split.
-        split: text to pre-tokens.
-        length_of: tokens of a pre-token under the vocabulary so far.
-        budget: how many at most.
-        min_saving: tokens a phrase must save.
-        allowed: whether a text may be a new token (no existing string, nothing the tokenizer cuts).
-        least_documents: in how many documents it must stand: a phrase of one says nothing about the next.
-        kept: phrases that take part beside the budget, where they stand often enough.
+        split: splits a text into pre-tokens.
+        length_of: tokens of a pre-token with the vocabulary so far.
+        budget: maximum number of phrases.
+        min_saving: tokens that a phrase must save.
+        is_allowed: whether a text may become a new token.
+        least_documents: minimum number of documents that contain a phrase.
+        kept: phrases that are considered in addition to the budget.
     """
     numbers: dict[str, int] = {}
     documents = [
@@ -73,28 +73,24 @@ def select_phrases(
     lengths = np.array([length_of(piece) for piece in types], dtype=np.int64)
     ranked: list[tuple[int, Gram]] = []
     for size in range(2, LONGEST_PHRASE + 1):
-        ranked += _frequent(documents, lengths, size, min_saving, least_documents)
+        ranked += _frequent_grams(documents, lengths, size, min_saving, least_documents)
     ranked.sort(key=lambda item: (-item[0], item[1]))
-
-    def text_of_gram(gram: Gram) -> str:
-        return "".join(types[n] for n in gram)
-
-    # the same text may stand for different pre-tokens, by what follows it: it takes part once
+    # the same text may come from different pre-tokens, depending on what follows it
     chosen: dict[str, list[Gram]] = {text: [] for text in kept}
-    wanted = len(chosen) + 3 * budget
+    max_chosen = len(chosen) + 3 * budget
     for _, gram in ranked:
-        text = text_of_gram(gram)
-        if text in chosen or (len(chosen) < wanted and allowed(text)):
+        text = "".join(types[n] for n in gram)
+        if text in chosen or (len(chosen) < max_chosen and is_allowed(text)):
             chosen.setdefault(text, []).append(gram)
-    for most in (budget + len(kept), None):
+    for limit in (budget + len(kept), None):
         counts = _count_without_overlap(documents, [gram for grams in chosen.values() for gram in grams])
         saving = {
             text: sum(counts[gram] * (int(lengths[list(gram)].sum()) - 1) for gram in grams)
             for text, grams in chosen.items()
         }
         best = sorted(chosen, key=lambda text: (-saving[text], text))
-        chosen = {text: chosen[text] for text in best if saving[text] >= min_saving or text in kept}
-        chosen = {text: chosen[text] for text in [*chosen][:most]}
+        best = [text for text in best if saving[text] >= min_saving or text in kept][:limit]
+        chosen = {text: chosen[text] for text in best}
     return [
         Phrase(tuple(types[n] for n in grams[0]), saving[text], sum(counts[gram] for gram in grams))
         for text, grams in chosen.items()
@@ -102,10 +98,10 @@ def select_phrases(
     ]
 
 
-def _frequent(
+def _frequent_grams(
     documents: list[np.ndarray], lengths: np.ndarray, size: int, min_saving: int, least_documents: int
 ) -> list[tuple[int, Gram]]:
-    """(saving by overlapping count, n-gram) of the n-grams that stand in enough documents and save enough."""
+    """(saving by overlapping count, n-gram) of the n-grams that occur in enough documents and save enough."""
     if not documents:
         return []
     tokens = np.concatenate(documents)
@@ -113,18 +109,17 @@ def _frequent(
     count = max(len(tokens) - size + 1, 0)
     names = [f"t{n}" for n in range(size)]
     grams = pl.LazyFrame({name: tokens[n : n + count] for n, name in enumerate(names)} | {"document": owner[:count]})
-    inside = owner[:count] == owner[size - 1 :]  # not from one document into the next
+    grams = grams.filter(pl.Series(owner[:count] == owner[size - 1 :]))  # both ends in one document
     saves = pl.sum_horizontal(pl.lit(pl.Series(lengths)).gather(pl.col(name)) for name in names) - 1
     found = (
-        grams.filter(pl.Series(inside))
-        .group_by(names)
+        grams.group_by(names)
         .agg(count=pl.len(), first=pl.col("document").min(), last=pl.col("document").max())
         .filter((pl.col("first") != pl.col("last")) if least_documents > 1 else pl.lit(True))
         .with_columns(saving=saves * pl.col("count"))
         .filter(pl.col("saving") >= min_saving)
     )
     if least_documents > 2:
-        spread = grams.filter(pl.Series(inside)).group_by(names).agg(documents=pl.col("document").n_unique())
+        spread = grams.group_by(names).agg(documents=pl.col("document").n_unique())
         found = found.join(spread, on=names).filter(pl.col("documents") >= least_documents)
     return [(saving, tuple(gram)) for *gram, saving in found.select(*names, "saving").collect().rows()]
 
@@ -148,39 +143,39 @@ def _count_without_overlap(documents: list[np.ndarray], chosen: Sequence[Gram]) 
     return counts
 
 
-def end_of(text: str, base_pattern: str) -> str | None:
-    """A look ahead that holds where the last pre-token of `text` ends there, None where no look ahead can tell.
+def lookahead_after(text: str, base_pattern: str) -> str | None:
+    """A look-ahead that matches if the last pre-token of `text` ends with it, None if no look-ahead can tell.
 
-    Known are the ways of GPT-2's pattern and of Llama 3's: letters, digits and symbols go on while their like follows;
-    white space goes on up to the last one before a word (`\\s+(?!\\S)`), and a line break may stand alone there.
+    GPT-2's pattern and Llama 3's are supported: letters, digits and symbols extend over following characters of the
+    same kind; white space extends to the last one before a word (`\\s+(?!\\S)`), and a line break may be separate.
     """
-    last, breaks = text[-1], LINE_BREAKS in base_pattern
+    last, has_breaks = text[-1], LINE_BREAKS in base_pattern
     if regex.fullmatch(r"\p{L}", last):
         return r"(?![\p{L}\p{M}])"
     if regex.fullmatch(r"\p{N}", last):
         return r"(?!\p{N})"
-    if not regex.fullmatch(r"\s", last):  # marks go with the symbols
-        # with Llama 3's, line breaks go with the symbols before them, and one symbol goes with the word behind it;
-        # with both, an apostrophe goes with the ending behind it ('s)
-        if breaks:
+    if not regex.fullmatch(r"\s", last):  # marks belong to the symbols
+        # Llama 3: line breaks belong to the symbols before them, and one symbol to the word after it.
+        # Both: an apostrophe belongs to the suffix after it ('s)
+        if has_breaks:
             return r"(?![^\s\p{N}]|[\r\n])"
         return r"(?![^\s\p{L}\p{N}]|[A-Za-z])" if last == "'" else r"(?![^\s\p{L}\p{N}])"
     if r"\s+(?!\S)" not in base_pattern:
         return None
-    if breaks:
+    if has_breaks:
         return r"(?!\s*[\r\n])" if last in "\r\n" else r"(?!\S|[\r\n]|\s(?!\S))"
     return r"(?!\S|\s(?!\S))" if last == " " else r"(?!\s(?!\S))"
 
 
 def phrase_pattern(phrases: Iterable[str], base_pattern: str) -> str:
-    """The base pattern with phrases before it as a trie, the longest first, each with what must follow it."""
-    ends = {phrase: end_of(phrase, base_pattern) for phrase in phrases}
+    """The base pattern preceded by a trie of the phrases, the longest first, each with its look-ahead."""
+    ends = {phrase: lookahead_after(phrase, base_pattern) for phrase in phrases}
     trie = {phrase: end for phrase, end in ends.items() if end is not None}
     return f"{trie_pattern(trie)}|{base_pattern}" if trie else base_pattern
 
 
 def pattern_with(base: Tokenizer, new: Iterable[str]) -> str | None:
-    """The base's pattern with those of the new tokens before it that reach over its pre-tokens, None if none does."""
+    """The base's pattern preceded by the new tokens that cross its pre-tokens, None if none does."""
     pretokenization = read_pretokenization(base)
     split = pretokenization.splitter(base)
     texts = (whole_text(string) for string in new)

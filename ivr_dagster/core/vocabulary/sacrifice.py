@@ -1,4 +1,4 @@
-"""Which tokens give up their id: those the domain uses least, the rarest by merge rank among equals."""
+"""Which tokens give up their id: those that the domain uses least, and among equals those with the latest merge."""
 
 from collections.abc import Iterable
 from functools import lru_cache
@@ -13,8 +13,8 @@ from ivr_dagster.errors import InputError
 def protected_ids(bpe: ByteLevelBPE, in_use: Iterable[int] = ()) -> frozenset[int]:
     """Ids that never change their string.
 
-    Bytes keep every text encodable, added tokens are the model's control signals, digits carry numbers whatever
-    the domain, and `in_use` are the constituents that new tokens leave behind where they do not fit.
+    Bytes keep every text encodable, added tokens control the model, digits matter in every domain, and `in_use` are
+    the constituents of new tokens, which remain necessary where a new token does not fit.
     """
     return _always_protected(bpe).union(in_use)
 
@@ -29,27 +29,36 @@ def _always_protected(bpe: ByteLevelBPE) -> frozenset[int]:
 
 
 def choose_sacrifices(bpe: ByteLevelBPE, frequencies: np.ndarray, protected: frozenset[int], count: int) -> list[int]:
-    """`count` ids to give away: least frequent in the domain first, then latest merge, then highest id.
+    """`count` ids to reassign: least frequent in the domain first, then latest merge, then highest id.
 
-    A late merge means that the pair was rare in what the base was built from. The lowest unused ids, on the
-    contrary, are common fragments (" wor", "ould") that other text of the domain may need tomorrow.
+    A late merge was rare in the text that the base was built from. Early merges are common fragments (" wor", "ould")
+    that future text of the domain may need.
 
     Args:
         bpe: the base vocabulary, V ids.
         frequencies: occurrences on the train split, int64 [V].
-        protected: ids left alone.
-        count: how many are wanted.
+        protected: ids to keep.
+        count: number of ids.
 
     Raises:
-        InputError: fewer than `count` ids may be given away.
+        InputError: fewer than `count` ids are available.
     """
     free = np.array([i for i in range(bpe.size) if i not in protected], dtype=np.int64)
-    if count > len(free):
-        raise InputError(
-            f"{count:,} new tokens were asked for, only {len(free):,} of {bpe.size:,} ids may be given away",
-            where="max_candidates",
-            remedy=f"Set --max-candidates to {len(free)} or less.",
-        )
+    check_enough_ids(count, len(free), bpe.size)
     order = np.lexsort((-free, -bpe.ranks[free], frequencies[free]))
     chosen: list[int] = free[order[:count]].tolist()
     return chosen
+
+
+def check_enough_ids(count: int, free: int, size: int) -> None:
+    """Check that `count` new tokens fit into `free` ids.
+
+    Raises:
+        InputError: they do not.
+    """
+    if count > free:
+        raise InputError(
+            f"{count:,} new tokens requested, but only {free:,} of {size:,} ids can be reassigned",
+            where="max_candidates",
+            remedy=f"Set --max-candidates well below {free}.",
+        )

@@ -1,17 +1,20 @@
 """New tokens inside pre-tokens, by continued BPE over pre-token counts.
 
-The most frequent neighbouring pair is joined, counts are updated where it stood, and so on; what a token saves is
-counted where it stands at the end, so that savings add up.
+The most frequent neighboring pair is merged, counts are updated where it occurred, and so on. What a token saves is
+counted where it occurs at the end, so that savings add up.
 """
 
 import heapq
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from itertools import chain
+from itertools import chain, pairwise
 
 import numpy as np
 
-from ivr_dagster.core.vocabulary.candidate import Candidate, Guards, Selection
+from ivr_dagster.core.vocabulary.candidate import Candidate, CandidateFilter, Selection
+from ivr_dagster.settings import SelectionSettings
+
+Pair = tuple[int, int]
 
 
 def select_within(
@@ -20,93 +23,138 @@ def select_within(
     strings: Sequence[str],
     *,
     budget: int,
-    guards: Guards = Guards(),  # noqa: B008 (frozen)
+    settings: SelectionSettings = SelectionSettings(),  # noqa: B008 (frozen)
     kept: Sequence[Candidate] = (),
     kept_sequences: Sequence[Sequence[int]] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Selection:
-    """Up to `budget` candidates by continued BPE, beside those that are there already.
+    """Up to `budget` candidates by continued BPE, in addition to the kept ones.
 
-    A joined string that ends up saving less than `guards.min_frequency`, since longer ones took its places, gives its
-    id back and the budget is filled up with the next. Joining stops early where no pair occurs that often.
+    A merged string that ends up saving less than `min_frequency`, because longer ones replaced it, returns its id to
+    the budget. Merging stops early if no pair is that frequent.
 
     Args:
         sequences: base ids of each pre-token type.
         counts: occurrences of each type, int64.
         strings: the base vocabulary by id, V entries; no candidate equals one of these.
-        budget: how many new candidates at most.
-        guards: what a candidate must be; shorter strings than allowed are joined on the way to longer ones.
-        kept: candidates to start from; those that still save enough come back with what they save by themselves.
-        kept_sequences: ids of each type once the kept ones are in use, V + n for the n-th.
+        budget: maximum number of new candidates.
+        settings: requirements for a candidate; shorter strings are merged on the way to longer ones.
+        kept: candidates to start from; those that still save enough are returned with their own saving.
+        kept_sequences: ids of each type with the kept ones in use, V + n for the n-th.
         progress: called with (candidates so far, budget).
     """
-    names: list[str] = [*strings, *(candidate.string for candidate in kept)]
-    first_new = len(names)
-    known = set(names)
-    constituents: dict[int, tuple[int, ...]] = {
-        len(strings) + n: candidate.constituents for n, candidate in enumerate(kept)
-    }
+    first_new = len(strings) + len(kept)
     long = [n for n, ids in enumerate(sequences) if len(ids) > 1]
     originals = [sequences[n] for n in long]
     started = [kept_sequences[n] for n in long] if kept_sequences is not None else originals
-    words = started.copy()
     weights = np.asarray(counts, dtype=np.int64)[long]
-    weight_of: list[int] = weights.tolist()
+    bpe = _ContinuedBPE(started, weights, strings, CandidateFilter(settings), kept)
+    initial = bpe.frequency.copy()
+    bpe.run(budget, progress)
+
+    # new tokens save in comparison with the kept ones, not with the base
+    saved = _savings(originals, started, weights, bpe.names) if kept else Counter()
+    further = _savings(started, bpe.words, weights, bpe.names)
+    saved.update({token: saving for token, saving in further.items() if token >= first_new})
+    frequency = bpe.frequency
+    frequency.update({token: initial[token] - frequency[token] for token in initial})
+    candidates = [
+        Candidate(bpe.names[new], constituents, saved[new], frequency[new])
+        for new, constituents in bpe.constituents.items()
+    ]
+    accepted = [c for c in candidates if c.saving >= settings.min_frequency and bpe.filter.accepts(c.string)]
+    chosen = sorted(accepted, key=lambda c: -c.saving)[: budget + len(kept)]
     sizes = np.fromiter(map(len, sequences), dtype=np.int64, count=len(sequences))
-    tokens_before = int(np.dot(sizes, counts))
+    return Selection(chosen, int(np.dot(sizes, counts)))
 
-    pair_counts, places = _count_pairs(started, weights, guards.min_frequency)
-    frequency: Counter[int] = Counter()
-    for word, weight in zip(words, weight_of, strict=True) if kept else ():
-        for token in word:
-            if token in constituents:
-                frequency[token] += weight
-    standing = frequency.copy()  # of what was kept
-    # ties fall to the lower ids, so that the order never depends on hashing
-    heap = [(-count, pair) for pair, count in pair_counts.items()]
-    heapq.heapify(heap)
 
-    made: dict[str, int] = {}
-    allowed: dict[int, bool] = {}
-    live = 0
+class _ContinuedBPE:
+    """The state of the merge loop: words as ids, pair counts with the words that contain them, a heap of pairs."""
 
-    def worth_an_id(token: int) -> bool:
-        if frequency[token] * (len(constituents[token]) - 1) < guards.min_frequency:
-            return False
-        if token not in allowed:
-            allowed[token] = guards.may_be(names[token])
-        return allowed[token]
+    def __init__(
+        self,
+        words: list[Sequence[int]],
+        weights: np.ndarray,
+        strings: Sequence[str],
+        candidate_filter: CandidateFilter,
+        kept: Sequence[Candidate],
+    ) -> None:
+        self.words = words.copy()
+        self.filter = candidate_filter
+        self.names = [*strings, *(candidate.string for candidate in kept)]
+        self.constituents = {len(strings) + n: candidate.constituents for n, candidate in enumerate(kept)}
+        self._weights: list[int] = weights.tolist()
+        self._known, self._first_new = set(self.names), len(self.names)
+        self._ids: dict[str, int] = {}  # of merged strings
+        self._accepted: dict[int, bool] = {}
+        self._min_frequency = candidate_filter.settings.min_frequency
+        self._counts, self._words_with = _count_pairs(words, weights, self._min_frequency)
+        # ties go to the lower ids, so that the order never depends on hashing
+        self._heap = [(-count, pair) for pair, count in self._counts.items()]
+        heapq.heapify(self._heap)
+        self.frequency: Counter[int] = Counter()
+        for word, weight in zip(words, self._weights, strict=True) if kept else ():
+            for token in word:
+                if token in self.constituents:
+                    self.frequency[token] += weight
 
-    while heap and live < budget:
-        negative, pair = heapq.heappop(heap)
-        count = pair_counts.get(pair, 0)
-        if count != -negative:
+    def run(self, budget: int, progress: Callable[[int, int], None] | None) -> None:
+        """Merge pairs until `budget` new tokens are worth an id."""
+        found = 0
+        while found < budget and (pair := self._next_pair()):
+            left, right = pair
+            new = self._id_of(left, right)
+            if new is None:
+                del self._counts[pair]  # the vocabulary contains the string but does not use it here
+                continue
+            affected = {token for token in (left, right, new) if token >= self._first_new}
+            found -= sum(map(self._is_worth_an_id, affected))
+            self._merge(pair, new)
+            found += sum(map(self._is_worth_an_id, affected))
+            if progress is not None and found % 100 == 0:
+                progress(found, budget)
+
+    def _next_pair(self) -> Pair | None:
+        """The most frequent pair, None if none is frequent enough."""
+        while self._heap:
+            negative, pair = heapq.heappop(self._heap)
+            count = self._counts.get(pair, 0)
+            if count == -negative:
+                return pair if count >= self._min_frequency else None
             if count > 0:
-                heapq.heappush(heap, (-count, pair))
-            continue
-        if count < guards.min_frequency:
-            break
+                heapq.heappush(self._heap, (-count, pair))
+        return None
+
+    def _id_of(self, left: int, right: int) -> int | None:
+        """The id of the merged string, None if it may not be merged."""
+        string = self.names[left] + self.names[right]
+        if string in self._known or not self.filter.accepts_part(string):
+            return None
+        if string not in self._ids:
+            new = self._ids[string] = len(self.names)
+            self.names.append(string)
+            self.constituents[new] = self.constituents.get(left, (left,)) + self.constituents.get(right, (right,))
+        return self._ids[string]
+
+    def _is_worth_an_id(self, token: int) -> bool:
+        if self.frequency[token] * (len(self.constituents[token]) - 1) < self._min_frequency:
+            return False
+        if token not in self._accepted:
+            self._accepted[token] = self.filter.accepts(self.names[token])
+        return self._accepted[token]
+
+    def _merge(self, pair: Pair, new: int) -> None:
+        """Replace a pair by `new` in all words and update the counts of the pairs around it."""
         left, right = pair
-        string = names[left] + names[right]
-        if string in known or not guards.may_join(string):
-            del pair_counts[pair]  # the vocabulary has it and does not use it here
-            continue
-        new = made.get(string)
-        if new is None:
-            new = made[string] = len(names)
-            names.append(string)
-            constituents[new] = constituents.get(left, (left,)) + constituents.get(right, (right,))
-        touched = {token for token in (left, right, new) if token >= first_new}
-        live -= sum(map(worth_an_id, touched))
-        changed: defaultdict[tuple[int, int], int] = defaultdict(int)
-        joined = 0
-        for n in places.pop(pair):
-            old, weight = words[n], weight_of[n]
-            word = _join(old, left, right, new)
+        words, words_with = self.words, self._words_with
+        changed: defaultdict[Pair, int] = defaultdict(int)
+        merged = 0
+        for n in words_with.pop(pair):
+            old, weight = words[n], self._weights[n]
+            word = words[n] = _merge_pair(old, left, right, new)
             if len(word) == len(old):
                 continue
-            words[n] = word
-            joined += (len(old) - len(word)) * weight
+            merged += (len(old) - len(word)) * weight
             at = word.index(new)
             before, after = word[at - 1] if at else None, word[at + 1] if at + 1 < len(word) else None
             if len(old) - len(word) > 1 or left == right or before in (left, new) or after in (right, new):
@@ -115,88 +163,71 @@ def select_within(
                 for other, repeats in _pairs(word).items():
                     changed[other] += repeats * weight
                     if new in other:
-                        places[other].add(n)
+                        words_with[other].add(n)
                 continue
-            # joined once and with no equal neighbours: only the pairs to both sides are others now
+            # merged once and without equal neighbors: only the pairs on both sides change
             if before is not None:
                 changed[before, left] -= weight
                 changed[before, new] += weight
-                places[before, new].add(n)
+                words_with[before, new].add(n)
             if after is not None:
                 changed[right, after] -= weight
                 changed[new, after] += weight
-                places[new, after].add(n)
-        frequency[new] += joined
-        for token in (left, right):
-            if token in constituents:
-                frequency[token] -= joined
-        pair_counts.pop(pair, None)
+                words_with[new, after].add(n)
+        self.frequency[new] += merged
+        for token in pair:
+            if token in self.constituents:
+                self.frequency[token] -= merged
+        self._counts.pop(pair, None)
         for other, difference in changed.items():
             if other == pair or not difference:
                 continue
-            pair_counts[other] += difference
+            self._counts[other] += difference
             if difference > 0:
-                heapq.heappush(heap, (-pair_counts[other], other))
-        live += sum(map(worth_an_id, touched))
-        if progress is not None and live % 100 == 0:
-            progress(live, budget)
-
-    # what is new saves over what was kept, not over the base
-    saved = _savings(originals, started, weights, names) if kept else Counter()
-    further = _savings(started, words, weights, names)
-    saved.update({token: saving for token, saving in further.items() if token >= first_new})
-    frequency.update({token: standing[token] - frequency[token] for token in standing})
-    candidates = [Candidate(names[new], constituents[new], saved[new], frequency[new]) for new in constituents]
-    chosen = sorted(
-        (c for c in candidates if c.saving >= guards.min_frequency and guards.may_be(c.string)),
-        key=lambda c: -c.saving,
-    )[: budget + len(kept)]
-    return Selection(chosen, tokens_before)
+                heapq.heappush(self._heap, (-self._counts[other], other))
 
 
 def _count_pairs(
-    words: list[Sequence[int]], weights: np.ndarray, least: int
-) -> tuple[Counter[tuple[int, int]], defaultdict[tuple[int, int], set[int]]]:
-    """Counts of the pairs that occur at least so often, none of a run without the next (see :func:`_pairs`); places.
+    words: list[Sequence[int]], weights: np.ndarray, min_count: int
+) -> tuple[Counter[Pair], defaultdict[Pair, set[int]]]:
+    """Counts of the pairs that occur at least `min_count` times, and the words that contain them.
 
-    Joining never brings two tokens together that were there before it, so no rarer pair will ever be frequent.
+    In a run, overlapping pairs count as in :func:`_pairs`. Merging never creates a pair of old tokens, so a rarer pair
+    never becomes frequent.
     """
     owners = np.repeat(np.arange(len(words)), list(map(len, words)))
     ids = np.fromiter(chain.from_iterable(words), dtype=np.int64, count=len(owners))
     at = np.flatnonzero(owners[:-1] == owners[1:])
-    alike = ids[at] == ids[at + 1]
-    goes_on = alike[1:] & alike[:-1] & (np.diff(at) == 1)
-    since = np.arange(len(at))
-    since[1:][goes_on] = 0
-    at = at[(np.arange(len(at)) - np.maximum.accumulate(since)) % 2 == 0]
+    is_equal = ids[at] == ids[at + 1]
+    continues = is_equal[1:] & is_equal[:-1] & (np.diff(at) == 1)
+    run_starts = np.arange(len(at))
+    run_starts[1:][continues] = 0
+    at = at[(np.arange(len(at)) - np.maximum.accumulate(run_starts)) % 2 == 0]
     keys = ids[at] * (int(ids.max(initial=0)) + 1) + ids[at + 1]
     order = np.argsort(keys, kind="stable")
     at = at[order]
     starts = np.flatnonzero(np.diff(keys[order], prepend=-1))
     counts = np.add.reduceat(weights[owners[at]], starts) if len(at) else np.empty(0, np.int64)
     ends = np.append(starts[1:], len(at))
-    frequent = counts >= least
-    pair_counts: Counter[tuple[int, int]] = Counter()
-    places: defaultdict[tuple[int, int], set[int]] = defaultdict(set)
+    frequent = counts >= min_count
+    pair_counts: Counter[Pair] = Counter()
+    words_with: defaultdict[Pair, set[int]] = defaultdict(set)
     holders = owners[at].tolist()
-    first, second = ids[at[starts]][frequent].tolist(), ids[at[starts] + 1][frequent].tolist()
-    rows = zip(
-        first, second, counts[frequent].tolist(), starts[frequent].tolist(), ends[frequent].tolist(), strict=True
-    )
-    for left, right, count, start, end in rows:
+    columns = (ids[at[starts]], ids[at[starts] + 1], counts, starts, ends)
+    for left, right, count, start, end in zip(*(column[frequent].tolist() for column in columns), strict=True):
         pair_counts[left, right] = count
-        places[left, right] = set(holders[start:end])
-    return pair_counts, places
+        words_with[left, right] = set(holders[start:end])
+    return pair_counts, words_with
 
 
 def _savings(
     originals: list[Sequence[int]], words: list[Sequence[int]], weights: np.ndarray, names: list[str]
 ) -> Counter[int]:
-    """What each token of `words` saves over the base tokens of `originals` that end in its place."""
+    """What each token of `words` saves over the base tokens of `originals` that end in the same span."""
     lengths = np.fromiter(map(len, names), dtype=np.int64, count=len(names))
     base = np.fromiter(chain.from_iterable(originals), dtype=np.int64)
     tokens = np.fromiter(chain.from_iterable(words), dtype=np.int64)
-    # every word is as long as its original: one ruler serves all
+    # every word is as long as its original, so positions are comparable
     ended = np.searchsorted(np.cumsum(lengths[base]), np.cumsum(lengths[tokens]), side="right")
     repeated = np.repeat(weights, list(map(len, words)))
     saved = np.bincount(tokens, weights=(np.diff(ended, prepend=0) - 1) * repeated, minlength=len(names))
@@ -204,30 +235,27 @@ def _savings(
     return Counter({token: int(saved[token]) for token in found})
 
 
-def _pairs(word: Sequence[int]) -> Counter[tuple[int, int]]:
-    """Neighbouring pairs of a word without overlap: `a a a` holds (a, a) once."""
-    found: Counter[tuple[int, int]] = Counter()
-    position = 0
-    previous: tuple[int, int] | None = None
-    while position < len(word) - 1:
-        pair = (word[position], word[position + 1])
+def _pairs(word: Sequence[int]) -> Counter[Pair]:
+    """Neighboring pairs of a word without overlap: `a a a` contains (a, a) once."""
+    found: Counter[Pair] = Counter()
+    previous: Pair | None = None
+    for pair in pairwise(word):
         if pair == previous and pair[0] == pair[1]:
             previous = None  # the middle of a run counts once
         else:
             found[pair] += 1
             previous = pair
-        position += 1
     return found
 
 
-def _join(word: Sequence[int], left: int, right: int, new: int) -> list[int]:
-    joined: list[int] = []
+def _merge_pair(word: Sequence[int], left: int, right: int, new: int) -> list[int]:
+    merged: list[int] = []
     position, last = 0, len(word) - 1
     while position <= last:
         if position < last and word[position] == left and word[position + 1] == right:
-            joined.append(new)
+            merged.append(new)
             position += 2
         else:
-            joined.append(word[position])
+            merged.append(word[position])
             position += 1
-    return joined
+    return merged

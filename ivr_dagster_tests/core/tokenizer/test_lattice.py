@@ -58,7 +58,7 @@ def test_the_best_split_is_the_one_that_is_found_string_by_string(
 def test_strings_are_scored_the_shorter_first_as_one_by_one(vocabulary: tuple[list[str], np.ndarray]) -> None:
     tokens, known = vocabulary
     new = list(range(len(LETTERS), len(tokens)))
-    found = Lattice(Vocabulary(tokens), [tokens[n] for n in new]).scored(
+    found = Lattice(Vocabulary(tokens), [tokens[n] for n in new]).score_own(
         np.where(np.arange(len(tokens)) < len(LETTERS), known, -np.inf), np.array(new, int), lambda s, n: s + 0.5 * n
     )
     score_of = dict(zip(tokens[: len(LETTERS)], known.tolist(), strict=False))

@@ -4,7 +4,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from ivr_dagster.core.tokenizer.bpe import ByteLevelBPE
-from ivr_dagster.core.tokenizer.lengths import cut_texts, cuts_first_as, tokens_of
+from ivr_dagster.core.tokenizer.lengths import cut_texts, splits_like, tokens_of
 from ivr_dagster.core.tokenizer.unigram import distill, extended_tokenizer
 from ivr_dagster.core.vocabulary.phrases import pattern_with
 
@@ -24,10 +24,10 @@ def test_a_texts_tokens_are_those_of_the_text_encoded(
 
 
 def test_only_one_that_keeps_the_bases_pre_tokens_cuts_first_as_it(gpt2: Tokenizer, gpt2_bpe: ByteLevelBPE) -> None:
-    assert cuts_first_as(gpt2, gpt2)
-    assert cuts_first_as(gpt2, Tokenizer.from_str(distill(gpt2, gpt2_bpe).tokenizer.to_str()))
+    assert splits_like(gpt2, gpt2)
+    assert splits_like(gpt2, Tokenizer.from_str(distill(gpt2, gpt2_bpe).tokenizer.to_str()))
     phrase = ["ĠofĠthe"]
-    assert not cuts_first_as(gpt2, extended_tokenizer(gpt2, gpt2_bpe, phrase, pattern=pattern_with(gpt2, phrase)))
+    assert not splits_like(gpt2, extended_tokenizer(gpt2, gpt2_bpe, phrase, pattern=pattern_with(gpt2, phrase)))
 
 
 def test_no_texts_have_no_tokens(gpt2: Tokenizer) -> None:

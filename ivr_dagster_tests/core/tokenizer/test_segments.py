@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, normalizers
 
-from ivr_dagster.core.tokenizer.segments import JOINED, Segments, encode_each, places_of_any
+from ivr_dagster.core.tokenizer.segments import STRINGS_PER_TEXT, Segments, encode_each, indices_containing
 
 PARTS = ["a", " ", "\n", "é", "e\u0301", "한", "\ue000", "\x00", "'", "=", "<|endoftext|>"]
 TEXT = st.lists(st.sampled_from(PARTS)).map("".join)
@@ -25,7 +25,7 @@ def test_each_string_is_encoded_as_if_it_stood_alone(gpt2: Tokenizer, strings: l
 
 
 def test_more_strings_than_are_joined_come_back_in_order(gpt2: Tokenizer, topics: list[str]) -> None:
-    strings = [word for topic in topics[:20] for word in topic.split()][: 3 * JOINED + 1]
+    strings = [word for topic in topics[:20] for word in topic.split()][: 3 * STRINGS_PER_TEXT + 1]
     assert encode_each(gpt2, strings).lists() == [e.ids for e in gpt2.encode_batch(strings, add_special_tokens=False)]
 
 
@@ -48,10 +48,10 @@ def test_strings_that_differ_or_hold_an_id_are_told_as_list_by_list(
 ) -> None:
     one, other = segments_of(ones), segments_of(others)
     assert one.differing(other).tolist() == [a != b for a, b in zip(ones, others, strict=True)]
-    assert one.holding(np.isin(np.arange(4), list(wanted))).tolist() == [bool(wanted & set(ids)) for ids in ones]
+    assert one.containing(np.isin(np.arange(4), list(wanted))).tolist() == [bool(wanted & set(ids)) for ids in ones]
 
 
 @given(st.lists(st.text("ab", max_size=4)), st.lists(st.text("abc", min_size=1, max_size=2)))
 def test_places_are_those_of_strings_that_hold_a_part(strings: list[str], parts: list[str]) -> None:
-    found = places_of_any(parts, pl.Series(strings, dtype=pl.String)).tolist()
+    found = indices_containing(parts, pl.Series(strings, dtype=pl.String)).tolist()
     assert found == [n for n, string in enumerate(strings) if any(part in string for part in parts)]

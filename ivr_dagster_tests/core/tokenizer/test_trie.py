@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import Regex, pre_tokenizers
 
-from ivr_dagster.core.tokenizer.trie import WIDEST_CHOICE, choice, choice_by_first, escaped, trie_pattern
+from ivr_dagster.core.tokenizer.trie import MAX_ALTERNATIVES, alternatives, alternatives_by_first, escaped, trie_pattern
 from ivr_dagster.core.tokens.byte_level import CHARACTER_TO_BYTE
 
 SPECIAL = r"[]\^-&~|. *+?(){}#"
@@ -64,15 +64,15 @@ def test_exactly_the_strings_given_match_the_longest_first_with_what_must_follow
 @given(st.lists(st.sampled_from(ALPHABET), max_size=20).map("".join), st.integers(0, 4))
 @example(ALPHABET, 1)
 def test_more_beginnings_than_one_choice_holds_match_as_few_do(text: str, length: int) -> None:
-    assert len(ALPHABET) > 2 * WIDEST_CHOICE
+    assert len(ALPHABET) > 2 * MAX_ALTERNATIVES
     strings = {first + text[:length]: "" for first in ALPHABET} | {"a" + second: "(?=a)" for second in ALPHABET}
     assert "(?=[" in trie_pattern(strings)
     check(strings, text + "".join(strings))
 
 
 def test_only_more_than_eight_branches_are_told_apart_by_a_look_ahead() -> None:
-    assert choice_by_first([(c, c) for c in "abcdefgh"]) == "(?:a|b|c|d|e|f|g|h)"
-    assert choice_by_first([(c, c) for c in "abcdefghi"]) == (
+    assert alternatives_by_first([(c, c) for c in "abcdefgh"]) == "(?:a|b|c|d|e|f|g|h)"
+    assert alternatives_by_first([(c, c) for c in "abcdefghi"]) == (
         "(?:(?=[ab])(?:a|b)|(?=[cd])(?:c|d)|(?=[ef])(?:e|f)|(?=[gh])(?:g|h)|(?=[i])i)"
     )
 
@@ -102,5 +102,5 @@ def test_the_empty_string_alone_is_what_must_follow() -> None:
 
 
 def test_of_several_patterns_the_first_that_matches_is_taken() -> None:
-    assert choice(["a+"]) == "a+"
-    assert split(choice(["aa", "a+", "b"]), "aaab") == ["aa", "a", "b"]
+    assert alternatives(["a+"]) == "a+"
+    assert split(alternatives(["aa", "a+", "b"]), "aaab") == ["aa", "a", "b"]

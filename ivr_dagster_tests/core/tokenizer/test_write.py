@@ -9,12 +9,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from ivr_dagster.core.tokenizer import write as folder_module
 from ivr_dagster.core.tokenizer.folder import TokenizerFolder
 from ivr_dagster.core.tokenizer.unigram import Distillation
 from ivr_dagster.core.tokenizer.write import (
     CERTIFICATE,
-    _gpt2_tokenizer,
     read_certificate,
     write_certificate,
     write_copy,
@@ -75,65 +73,6 @@ def test_an_original_in_files_of_old_becomes_one_tokenizer_json(tmp_path: Path, 
     written = Tokenizer.from_file(str(target / "tokenizer.json"))
     for text in TEXTS:
         assert load(target)(text).input_ids == written.encode(text).ids == tiny_bpe.encode(text).ids
-
-
-# as the folder of openai-community/gpt2 on the hub
-OF_THE_HUB: dict[str, dict[str, Any]] = {
-    "tokenizer_config.json": {"tokenizer_class": None, "add_prefix_space": None, "bos_token": None, "eos_token": None},
-    "tokenizer.json": {"post_processor": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": False}},
-}
-
-
-def gpt2_folder(folder: Path, changes: dict[str, dict[str, Any]]) -> Path:
-    """The sample's tokenizer files with other values at these keys, None for no such key."""
-    folder.mkdir()
-    for name in {"tokenizer.json", "tokenizer_config.json", "config.json", *changes}:
-        kept = json.loads((SAMPLE_MODEL / name).read_text()) if (SAMPLE_MODEL / name).is_file() else {}
-        content = {key: value for key, value in (kept | changes.get(name, {})).items() if value is not None}
-        (folder / name).write_text(json.dumps(content))
-    return folder
-
-
-@pytest.mark.parametrize("changes", [{}, OF_THE_HUB], ids=["sample", "hub"])
-def test_gpt2s_own_tokenizer_is_written_byte_for_byte_as_by_transformers(
-    changes: dict[str, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    source = gpt2_folder(tmp_path / "source", changes)
-    with monkeypatch.context() as patch:
-        patch.setattr(folder_module, "_write_by_transformers", None)
-        write_original_tokenizer(source, tmp_path / "known")
-    monkeypatch.setattr(folder_module, "_gpt2_tokenizer", lambda source: None)
-    write_original_tokenizer(source, tmp_path / "by_transformers")
-    written = [{f.name: f.read_bytes() for f in (tmp_path / name).iterdir()} for name in ("known", "by_transformers")]
-    assert written[0] == written[1]
-
-
-@pytest.mark.parametrize(
-    ("name", "change"),
-    [
-        ("tokenizer_config.json", {"pad_token": "<|endoftext|>"}),
-        ("tokenizer_config.json", {"tokenizer_class": "Qwen2Tokenizer"}),
-        ("tokenizer_config.json", {"chat_template": "{{ messages }}"}),
-        ("tokenizer_config.json", {"model_max_length": None}),
-        ("tokenizer_config.json", {"add_prefix_space": True}),
-        ("config.json", {"model_type": "llama"}),
-        ("special_tokens_map.json", {"eos_token": "x"}),
-        ("tokenizer.json", {"normalizer": {"type": "NFC"}}),
-        ("tokenizer.json", {"added_tokens": []}),
-        ("tokenizer.json", {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True}}),
-    ],
-)
-def test_whatever_else_stands_in_gpt2s_files_is_left_to_transformers(
-    name: str, change: dict[str, Any], tmp_path: Path
-) -> None:
-    assert _gpt2_tokenizer(gpt2_folder(tmp_path / "gpt2", {})) is not None
-    assert _gpt2_tokenizer(gpt2_folder(tmp_path / "other", {name: change})) is None
-
-
-def test_files_that_are_no_json_are_left_to_transformers(tmp_path: Path) -> None:
-    folder = gpt2_folder(tmp_path / "gpt2", {})
-    (folder / "tokenizer_config.json").write_text("{")
-    assert _gpt2_tokenizer(folder) is None
 
 
 def test_a_folder_without_a_tokenizer_is_named(tmp_path: Path) -> None:
@@ -217,7 +156,7 @@ def test_a_certificate_lies_beside_the_tokenizer_for_people_and_programs(tmp_pat
 
 
 def test_a_missing_certificate_is_named_with_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no certificate beside the tokenizer") as error:
+    with pytest.raises(InputError, match="has no certificate") as error:
         read_certificate(tmp_path)
     assert error.value.where == tmp_path / "agreement.json"
     assert "Materialize the tokenizer again" in str(error.value)

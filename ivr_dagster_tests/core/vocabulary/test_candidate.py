@@ -1,65 +1,64 @@
-"""What a new token must be."""
+"""The requirements for a new token."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ivr_dagster.core.tokens.byte_level import string_of
-from ivr_dagster.core.vocabulary.candidate import Guards
+from ivr_dagster.core.vocabulary.candidate import CandidateFilter
+from ivr_dagster.settings import SelectionSettings
 
 PART = string_of("한")[:2]  # two of a letter's three bytes
 TEXT = st.text(st.sampled_from("ab é한 7½.-\n"), min_size=1, max_size=8)
+LETTERS = CandidateFilter(SelectionSettings(letters_only=True))
 
 
 @given(TEXT)
-def test_without_guards_anything_may_be_joined(text: str) -> None:
-    assert Guards().may_join(string_of(text))
+def test_default_filter_accepts_any_part(text: str) -> None:
+    assert CandidateFilter(SelectionSettings()).accepts_part(string_of(text))
 
 
 @given(TEXT, st.integers(1, 12))
-def test_the_greatest_length_is_in_bytes(text: str, most: int) -> None:
-    assert Guards(max_bytes=most).may_join(string_of(text)) == (len(text.encode()) <= most)
+def test_max_token_len_counts_bytes(text: str, most: int) -> None:
+    limited = CandidateFilter(SelectionSettings(max_token_len=most))
+    assert limited.accepts_part(string_of(text)) == (len(text.encode()) <= most)
 
 
 @pytest.mark.parametrize(
     "text", ["the", " the", " of the", "of the", "한국어", " naïve", "e\u0301", " ह\u093fन\u094dदी"]
 )
-def test_letters_with_their_marks_and_single_spaces_before_them_are_letters_only(text: str) -> None:
-    assert Guards(letters_only=True).may_join(string_of(text))
+def test_letters_only_accepts_letters_with_marks_and_single_spaces(text: str) -> None:
+    assert LETTERS.accepts_part(string_of(text))
 
 
 @pytest.mark.parametrize("text", ["the ", "  the", "of  the", " ", "\tthe", "of\nthe", "it's", "x1", "_", "(the", "½"])
-def test_anything_else_is_not(text: str) -> None:
-    assert not Guards(letters_only=True).may_join(string_of(text))
+def test_letters_only_refuses_anything_else(text: str) -> None:
+    assert not LETTERS.accepts_part(string_of(text))
 
 
-def test_part_of_a_character_may_become_a_letter() -> None:
-    assert Guards(letters_only=True).may_join(PART)
-    assert Guards(letters_only=True).may_join("Ġ" + PART)
-    assert not Guards(letters_only=True).may_join("." + PART)
+def test_letters_only_accepts_part_of_a_character_only_as_a_part() -> None:
+    assert LETTERS.accepts_part(PART) and LETTERS.accepts_part("Ġ" + PART)
+    assert not LETTERS.accepts_part("." + PART)
+    assert not LETTERS.accepts(PART)
 
 
 @given(TEXT)
-def test_without_join_digits_no_digit_of_any_script_is_joined(text: str) -> None:
-    digits = any(character.isnumeric() for character in text)
-    assert Guards(join_digits=False).may_join(string_of(text)) == (not digits)
-    assert not Guards(join_digits=False).may_join(string_of(text + "٣"))
+def test_join_digits_off_refuses_digits_of_any_script(text: str) -> None:
+    without = CandidateFilter(SelectionSettings(join_digits=False))
+    assert without.accepts_part(string_of(text)) == (not any(character.isnumeric() for character in text))
+    assert not without.accepts_part(string_of(text + "٣"))
 
 
 @given(TEXT, TEXT, st.integers(1, 12), st.booleans())
-def test_what_is_too_long_or_holds_a_digit_stays_refused_however_it_goes_on(
-    text: str, more: str, most: int, join_digits: bool
-) -> None:
-    guards = Guards(max_bytes=most, join_digits=join_digits)
-    if not guards.may_join(string_of(text)):
-        assert not guards.may_join(string_of(text + more))
-        assert not guards.may_join(string_of(more + text))
+def test_refused_part_stays_refused_in_longer_strings(text: str, more: str, most: int, join_digits: bool) -> None:
+    each = CandidateFilter(SelectionSettings(max_token_len=most, join_digits=join_digits))
+    if not each.accepts_part(string_of(text)):
+        assert not each.accepts_part(string_of(text + more))
+        assert not each.accepts_part(string_of(more + text))
 
 
-def test_the_least_length_is_no_matter_of_joining() -> None:
-    assert Guards(min_bytes=6).may_join("ab")
-
-
-def test_guards_are_met_together() -> None:
-    guards = Guards(max_bytes=4, letters_only=True, join_digits=False)
-    assert [string for string in ("Ġabc", "Ġabcd", "abc.", "abc1", "1") if guards.may_join(string)] == ["Ġabc"]
+def test_requirements_are_combined() -> None:
+    each = CandidateFilter(SelectionSettings(min_token_len=3, max_token_len=4, letters_only=True, join_digits=False))
+    strings = ["Ġabc", "ab", "Ġabcd", "abc.", "abc1", "1"]
+    assert [string for string in strings if each.accepts_part(string)] == ["Ġabc", "ab"]
+    assert [string for string in strings if each.accepts(string)] == ["Ġabc"]

@@ -1,0 +1,103 @@
+"""What candidates are worth on held-out text: backward elimination, and which candidates are reachable."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import polars as pl
+from tokenizers import Tokenizer
+
+from ivr_dagster.core.tokenizer.agreement import is_reachable
+from ivr_dagster.core.tokenizer.bpe import ByteLevelBPE
+from ivr_dagster.core.tokenizer.cuts import cut_pattern, run_cuts
+from ivr_dagster.core.tokenizer.lattice import Lattice, Vocabulary
+from ivr_dagster.core.tokenizer.lengths import CutTexts, tokens_of
+from ivr_dagster.core.tokenizer.scores import scores_with_new
+from ivr_dagster.core.tokenizer.segments import indices_containing
+from ivr_dagster.core.tokenizer.unigram import extended_tokenizer, unigram_tokenizer
+from ivr_dagster.core.tokens.counts import PretokenCounts
+from ivr_dagster.core.vocabulary.candidate import Candidate, Selection
+from ivr_dagster.core.vocabulary.phrases import pattern_with
+from ivr_dagster.core.vocabulary.pieces import pieces_of_types
+
+# with fewer candidates the saving is not measured again
+SMALLEST_MEASURED = 200
+
+
+def reachable_candidates(base: Tokenizer, bpe: ByteLevelBPE, candidates: Sequence[Candidate]) -> list[Candidate]:
+    """The candidates whose own text is encoded as that one token once all are in use."""
+    new = [candidate.string for candidate in candidates]
+    tokenizer = extended_tokenizer(base, bpe, new, pattern=pattern_with(base, new), repair=False)
+    found = is_reachable(tokenizer, new, range(bpe.size, bpe.size + len(new)))
+    return [candidate for candidate, reachable in zip(candidates, found, strict=True) if reachable]
+
+
+def order_by_worth(
+    base: Tokenizer, bpe: ByteLevelBPE, selection: Selection, counts: PretokenCounts, heldout: CutTexts
+) -> tuple[list[Candidate], np.ndarray]:
+    """The candidates in an order whose first n are a good choice of n, and what each adds to the held-out saving.
+
+    Backward elimination: the half that is missed least is removed, repeatedly, and the remaining half is measured on
+    held-out text. A candidate is missed by its occurrences times the tokens that would replace it.
+
+    Returns:
+        The candidates, and shares of held-out tokens, float64. Their cumulative sum is measured at N, N/2, N/4, ...
+        candidates, and distributed in between by how much each is missed.
+    """
+    fixed = [candidate for candidate in selection.candidates if not candidate.constituents]
+    remaining = [candidate for candidate in selection.candidates if candidate.constituents]
+    ordered: list[Candidate] = []
+    shares: list[np.ndarray] = []
+    measure = _worth(base, bpe, selection.candidates, counts, heldout)
+    saving, missed = measure([*fixed, *remaining])
+    while remaining:
+        missed = missed[len(fixed) :]
+        rank = np.lexsort((np.arange(len(remaining)), -missed))
+        keep = len(remaining) // 2 if len(remaining) > SMALLEST_MEASURED else 0
+        kept = [remaining[n] for n in rank[:keep]]
+        kept_saving, kept_missed = measure([*fixed, *kept]) if keep else (0.0, np.empty(0))
+        weights = missed[rank[keep:]] + 1e-9
+        ordered = [remaining[n] for n in rank[keep:]] + ordered
+        shares.insert(0, (saving - kept_saving) * weights / weights.sum())
+        remaining, saving, missed = kept, kept_saving, kept_missed
+    return [*fixed, *ordered], np.concatenate([np.zeros(len(fixed)), *shares])
+
+
+def _worth(
+    base: Tokenizer, bpe: ByteLevelBPE, candidates: Sequence[Candidate], counts: PretokenCounts, heldout: CutTexts
+) -> Callable[[list[Candidate]], tuple[float, np.ndarray]]:
+    """A function from candidates to the share of held-out tokens that they save and how much each is missed.
+
+    A candidate is missed by the additional train tokens without it, all others in use, float64. Runs are cut as if all
+    candidates were in use.
+    """
+    total = heldout.base_tokens
+    id_of = {candidate.string: bpe.size + n for n, candidate in enumerate(candidates)}
+    strings = [*bpe.strings, *id_of]
+    vocabulary = Vocabulary(strings)
+    pieces, weights = pieces_of_types(base, bpe, counts.types, counts.counts, id_of)
+    relevant = indices_containing([*id_of], pl.Series(pieces, dtype=pl.String))
+    weights, on_train = weights[relevant], Lattice(vocabulary, [pieces[n] for n in relevant])
+    heldout_pieces, heldout_weights = pieces_of_types(base, bpe, heldout.types, heldout.counts, id_of)
+    on_heldout, on_candidates = Lattice(vocabulary, heldout_pieces), Lattice(vocabulary, [*id_of])
+
+    def measure(candidates: list[Candidate]) -> tuple[float, np.ndarray]:
+        new = [candidate.string for candidate in candidates]
+        scored = scores_with_new(bpe, [*bpe.strings, *new], repair=False)
+        ids = np.array([id_of[string] for string in new], dtype=np.int64)
+        scores = np.full(len(strings), -np.inf)  # ids do not depend on which candidates are used
+        scores[: bpe.size], scores[ids] = scored[: bpe.size], scored[bpe.size :]
+        segments = on_train.best(scores).segments
+        occurrences = np.bincount(segments.ids, np.repeat(weights, segments.lengths), minlength=len(strings))[ids]
+        # phrases do not occur in any single pre-token
+        occurrences = np.where(occurrences > 0, occurrences, [candidate.frequency for candidate in candidates])
+        missed = occurrences * (on_candidates.best(scores, split=True).tokens[ids - bpe.size] - 1)
+        pattern = pattern_with(base, new)
+        if pattern is None:
+            tokens = int(heldout_weights @ on_heldout.best(scores).tokens) + int(heldout.added.sum())
+        else:
+            cuts = cut_pattern(run_cuts(base, bpe.model_strings, new), {})
+            across = unigram_tokenizer(base, [*bpe.strings, *new], scored, cuts=cuts, pattern=pattern)
+            tokens = int(tokens_of(across, heldout.texts).sum())
+        return (1 - tokens / total if total else 0.0), missed
+
+    return measure

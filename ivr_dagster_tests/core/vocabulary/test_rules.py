@@ -1,0 +1,306 @@
+"""Remap rules: their YAML file, edits, and validation."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ivr_dagster.core.tokenizer.bpe import ByteLevelBPE
+from ivr_dagster.core.tokenizer.folder import TokenizerFolder
+from ivr_dagster.core.tokens.byte_level import CHARACTER_TO_BYTE
+from ivr_dagster.core.vocabulary.rules import (
+    HEADER,
+    RemapRule,
+    RemapRules,
+    applied_rules,
+    check_rules,
+    edited_rules,
+    is_as_written,
+    is_edited,
+    read_rules,
+    rules_as_yaml,
+    rules_from_yaml,
+    write_applied_rules,
+)
+from ivr_dagster.errors import InputError
+
+RULE = RemapRule(700, "Ġzoo", "Ġofthe", ("Ġof", "the"), {"sacrificed": 0, "new": 9, "saving": 9})
+TEXT = rules_as_yaml(RemapRules((RULE,)))
+STRING = st.text(sorted(CHARACTER_TO_BYTE), min_size=1, max_size=8) | st.sampled_from(
+    ["null", "true", "~", "1e3", "0x1F", "2024-01-01", "-", ":", "#", "'", '"', "yes", "<<", "=", "x" * 1500]
+)
+RULES = st.lists(
+    st.builds(
+        RemapRule,
+        id=st.integers(0, 60_000),
+        sacrificed_token=STRING,
+        new_token=STRING,
+        constituents=st.lists(STRING, max_size=4).map(tuple),
+        frequencies=st.just({}) | st.just({"sacrificed": 0, "new": 7, "saving": 12}),
+    ),
+    max_size=5,
+).map(lambda rules: RemapRules(tuple(rules)))
+
+
+@given(RULES)
+def test_rules_survive_a_round_trip_through_yaml(rules: RemapRules) -> None:
+    text = rules_as_yaml(rules)
+    assert text.startswith(HEADER)
+    assert rules_from_yaml(text) == rules
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "rules.yaml"
+        file.write_text(rules_as_yaml(replace(rules, edited=True)), encoding="utf-8")
+        assert read_rules(file) == rules  # without parsing
+        rules_as_yaml(RemapRules((RULE,)))
+        rules_as_yaml(RemapRules(()))
+        assert read_rules(file) == rules
+        file.write_text(f"# mine\n{file.read_text(encoding='utf-8')}", encoding="utf-8")
+        assert read_rules(file) == rules
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"])))
+def test_any_string_is_what_a_yaml_parser_reads(string: str) -> None:
+    row = yaml.safe_load(rules_as_yaml(RemapRules((RemapRule(7, string, string, (string, "a")),))))["rules"][0]
+    assert row == {
+        "id": 7,
+        "sacrificed_token": string,
+        "new_token": string,
+        "constituents": [string, "a"],
+        "frequencies": {},
+    }
+
+
+@pytest.mark.parametrize(
+    "word", ["yes", "No", "null", "12", "1e5", "0x1f", "~", "=", "-", "- a", "a: b", "#", "Ġ#", "é"]
+)
+def test_words_with_a_meaning_in_yaml_remain_strings(word: str) -> None:
+    rules = RemapRules((RemapRule(7, word, word, (word,)),))
+    assert rules_from_yaml(rules_as_yaml(rules)) == rules
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "edited"),
+    [
+        ("saving: 9", "saving: 10", False),
+        ("computed:", "# mine\ncomputed:", False),
+        ("\nrules:\n", "\n# mine\nrules:\n", False),
+        ("id: 700", "id: 0x2bc", False),
+        ("id: 700", "id: 701", True),
+        ("computed: ", "computed: 0", True),
+        ("Ġzoo", "Ġzoos", True),
+        ("- the", "- th\n  - e", True),
+        ("Ġofthe", "Ġof", True),
+    ],
+)
+def test_edits_of_ids_and_strings_are_recognized(old: str, new: str, edited: bool, tmp_path: Path) -> None:
+    file = tmp_path / "rules.yaml"
+    assert edited_rules(file) is None
+    file.write_text(TEXT, encoding="utf-8")
+    assert is_as_written(TEXT) and not is_edited(file) and edited_rules(file) is None
+    text = TEXT.replace(old, new)
+    file.write_text(text, encoding="utf-8")
+    assert text != TEXT and not is_as_written(text)
+    assert is_edited(file) is edited
+    assert rules_from_yaml(text).edited is edited
+    assert edited_rules(file) == (read_rules(file) if edited else None)
+
+
+def test_rules_written_by_hand_count_as_edited() -> None:
+    text = "rules:\n- id: 700\n  sacrificed_token: Ġzoo\n  new_token: Ġofthe\n  constituents: [Ġof, the]\n"
+    assert rules_from_yaml(text) == RemapRules((replace(RULE, frequencies={}),), edited=True)
+
+
+def test_digest_covers_ids_and_strings_only() -> None:
+    rules = RemapRules((RULE,))
+    assert RemapRules((replace(RULE, frequencies={}),), edited=True).digest() == rules.digest()
+    changes = ({"id": 1}, {"sacrificed_token": "x"}, {"new_token": "x"}, {"constituents": ("Ġofthe",)})
+    assert len({RemapRules((replace(RULE, **change),)).digest() for change in changes} | {rules.digest()}) == 5
+
+
+def test_applied_rules_do_not_depend_on_frequencies(tmp_path: Path) -> None:
+    written = []
+    for rule in (RULE, replace(RULE, frequencies={"new": 1})):
+        write_applied_rules(RemapRules((rule,)), tmp_path)
+        written.append((tmp_path / "remap_rules.yaml").read_bytes())
+    assert written[0] == written[1]
+    assert applied_rules(TokenizerFolder(tmp_path)) == RemapRules((replace(RULE, frequencies={}),))
+    with pytest.raises(InputError, match="has no remap rules") as error:
+        applied_rules(TokenizerFolder(tmp_path / "nowhere"))
+    assert error.value.where == tmp_path / "nowhere" / "remap_rules.yaml"
+
+
+def fault_in(text: str) -> InputError:
+    with pytest.raises(InputError) as error:
+        rules_from_yaml(text, "edited.yaml")
+    assert "\n" not in str(error.value) and len(str(error.value)) < 600
+    return error.value
+
+
+@pytest.mark.parametrize(
+    ("text", "where", "message"),
+    [
+        ("rules:\n- id: 1\n  x: [\n", "edited.yaml:4", "the remap rules cannot be read as YAML"),
+        ("rules:\n\t- id: 1\n", "edited.yaml:2", "the remap rules cannot be read as YAML"),
+        ("rules: \x01\n", "edited.yaml:1", "the remap rules cannot be read as YAML"),
+        ("- id: 1\n", "edited.yaml", "a list under the key `rules` was expected"),
+        ("rules: 5\n", "edited.yaml", "a list under the key `rules` was expected"),
+        ("", "edited.yaml", "a list under the key `rules` was expected"),
+    ],
+)
+def test_text_without_a_list_of_rules_is_refused(text: str, where: str, message: str) -> None:
+    error = fault_in(text)
+    assert error.where == where
+    assert error.message.startswith(message)
+
+
+GOOD = "- {id: 1, sacrificed_token: a, new_token: bc, constituents: [b, c]}\n"
+
+
+@pytest.mark.parametrize(
+    ("rule", "found"),
+    [
+        ("- 17\n", "17"),
+        ("- {sacrificed_token: a, new_token: bc, constituents: [b, c]}\n", "`id` must be a whole number, found None"),
+        ("- {id: 1.5, sacrificed_token: a, new_token: bc, constituents: [b]}\n", "found 1.5"),
+        ("- {id: yes, sacrificed_token: a, new_token: bc, constituents: [b]}\n", "found True"),
+        ("- {id: 7, sacrificed_token: 12, new_token: bc, constituents: [b]}\n", "`sacrificed_token` must be a string"),
+        ("- {id: 7, sacrificed_token: a, new_token: null, constituents: [b]}\n", "`new_token` must be a string"),
+        ("- {id: 7, sacrificed_token: a, new_token: '', constituents: [b]}\n", "id 7: `new_token` must be a string"),
+        ("- {id: 7, sacrificed_token: a, new_token: bc, constituents: bc}\n", "found 'bc'"),
+        ("- {id: 7, sacrificed_token: a, new_token: bc}\n", "`constituents` must be a list of strings, found None"),
+        ("- {id: 7, sacrificed_token: a, new_token: b1, constituents: [b, 1]}\n", "found ['b', 1]"),
+        (
+            "- {id: 7, sacrificed_token: a, new_token: bc, constituents: [b, c], frequencies: {new: often}}\n",
+            "`frequencies` must be whole numbers, found {'new': 'often'}",
+        ),
+        (
+            "- {id: 7, sacrificed_token: a, new_token: bc, constituents: [b, c], frequencies: 3}\n",
+            "`frequencies` must be whole numbers, found 3",
+        ),
+        ("- {id: 2024-99-99}\n", "the rule has an invalid value (month must be"),
+        ("- {id: !!python/object/apply:os.abort []}\n", "the rule has an invalid value"),
+        ("- {id: 0x" + "f" * 9000 + "}\n", "`id` must be from 0 to 2,147,483,647, found an integer of"),
+    ],
+)
+def test_rules_of_the_wrong_type_are_reported_with_their_lines(rule: str, found: str) -> None:
+    message = str(fault_in(f"# mine\nrules:\n{GOOD}{rule}{GOOD}"))
+    assert "edited.yaml:4: " in message and found in message
+    assert "edited.yaml:3" not in message
+    assert "edited.yaml:6: " in str(fault_in(f"# mine\nrules:\n{GOOD}{rule}{GOOD}{rule}"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (f"rules:\n{GOOD}rules:\n{GOOD}", "edited.yaml:3: duplicate key 'rules', first in line 1"),
+        ("rules:\n- {id: 1, id: 2, new_token: b}\n", "edited.yaml:2: duplicate key 'id'"),
+        (f"rules:\n- &a {GOOD[2:]}- *a\n", "edited.yaml:2: "),
+        ("rules: " + "[" * 900, "edited.yaml"),
+    ],
+)
+def test_duplicate_keys_aliases_and_deep_nesting_are_refused(text: str, message: str) -> None:
+    assert message in str(fault_in(text))
+
+
+def test_rules_that_are_not_utf8_are_refused_with_byte_and_offset(tmp_path: Path) -> None:
+    file = tmp_path / "remap_rules.yaml"
+    file.write_bytes(b"rules:\n- new_token: \xff\n")
+    with pytest.raises(InputError, match=r"remap_rules\.yaml:2: .*byte 0xff at offset 20"):
+        read_rules(file)
+
+
+def test_check_reports_lines_of_the_file(bpe: ByteLevelBPE) -> None:
+    text = f"rules:\n{GOOD}- {{id: 500, sacrificed_token: x, new_token: qxz, constituents: [q, x, z]}}\n{GOOD}"
+    with pytest.raises(InputError) as error:
+        check_rules(rules_from_yaml(text), bpe, "edited.yaml")
+    expected = f"edited.yaml:3: id 500 is {bpe.strings[500]!r}, not 'x'; edited.yaml:4: id 1 is reassigned twice, first"
+    assert expected in str(error.value)
+
+
+def rule_for(bpe: ByteLevelBPE, new_token: str, *constituents: str, token_id: int = 500) -> RemapRule:
+    return RemapRule(token_id, bpe.strings[token_id], new_token, constituents or tuple(new_token))
+
+
+def faults_of(bpe: ByteLevelBPE, *rules: RemapRule) -> list[str]:
+    with pytest.raises(InputError) as error:
+        check_rules(RemapRules(rules), bpe, "edited.yaml")
+    assert error.value.where == "edited.yaml"
+    return error.value.message.split("; ")
+
+
+def test_check_accepts_valid_rules(bpe: ByteLevelBPE) -> None:
+    check_rules(RemapRules((rule_for(bpe, "qxz"), rule_for(bpe, "Ġtheq", "Ġthe", "q", token_id=501))), bpe)
+    check_rules(RemapRules(()), bpe)
+
+
+FAULTS: dict[str, tuple[Callable[[ByteLevelBPE], list[RemapRule]], Callable[[ByteLevelBPE], str]]] = {
+    "duplicate id": (
+        lambda bpe: [rule_for(bpe, "qxz"), rule_for(bpe, "qxq")],
+        lambda bpe: "id 500 is reassigned twice",
+    ),
+    "negative id": (
+        lambda bpe: [RemapRule(-1, "x", "qxz", ("q", "x", "z"))],
+        lambda bpe: "id -1 is not in the vocabulary of 557",
+    ),
+    "unknown id": (
+        lambda bpe: [RemapRule(557, "x", "qxz", ("q", "x", "z"))],
+        lambda bpe: "id 557 is not in the vocabulary of 557",
+    ),
+    "byte": (
+        lambda bpe: [rule_for(bpe, "qxz", token_id=bpe.ids["a"])],
+        lambda bpe: f"id {bpe.ids['a']} ('a') is protected: bytes, special tokens and digits are kept",
+    ),
+    "special token": (
+        lambda bpe: [rule_for(bpe, "qxz", token_id=bpe.ids["<|endoftext|>"])],
+        lambda bpe: (
+            f"id {bpe.ids['<|endoftext|>']} ('<|endoftext|>') is protected: bytes, special tokens and digits are kept"
+        ),
+    ),
+    "sacrificed token": (
+        lambda bpe: [replace(rule_for(bpe, "qxz"), sacrificed_token="Ġzoo")],
+        lambda bpe: f"id 500 is {bpe.strings[500]!r}, not 'Ġzoo'",
+    ),
+    "duplicate new token": (
+        lambda bpe: [rule_for(bpe, "qxz"), rule_for(bpe, "qxz", token_id=501)],
+        lambda bpe: "new token 'qxz' occurs twice",
+    ),
+    "existing token": (
+        lambda bpe: [rule_for(bpe, "Ġthe")],
+        lambda bpe: f"new token 'Ġthe' already exists with id {bpe.ids['Ġthe']}",
+    ),
+    "alphabet": (
+        lambda bpe: [rule_for(bpe, "of the", "of", "Ġthe")],
+        lambda bpe: "new token 'of the' is not in the byte-level alphabet (a space is Ġ)",
+    ),
+    "unknown constituent": (
+        lambda bpe: [rule_for(bpe, "qxz", "q", "xz")],
+        lambda bpe: "new token 'qxz': constituent 'xz' is not a base token",
+    ),
+    "other constituents": (
+        lambda bpe: [rule_for(bpe, "qxz", "q", "x")],
+        lambda bpe: "new token 'qxz': constituents make up 'qx'",
+    ),
+    "no constituents": (
+        lambda bpe: [replace(rule_for(bpe, "qxz"), constituents=())],
+        lambda bpe: "new token 'qxz': constituents make up ''",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_check_names_each_fault(fault: str, bpe: ByteLevelBPE) -> None:
+    rules, message = FAULTS[fault]
+    assert faults_of(bpe, *rules(bpe))[0] == message(bpe)
+
+
+def test_check_reports_all_faults_and_counts_many(bpe: ByteLevelBPE) -> None:
+    rules = [rule_for(bpe, "qxz", "q"), replace(rule_for(bpe, "Ġthe"), id=9_999, constituents=("Ġthe",))]
+    assert len(faults_of(bpe, *rules)) == 3
+    many = faults_of(bpe, *(replace(rule_for(bpe, f"qx{'z' * n}"), id=1_000 + n) for n in range(1, 26)))
+    assert many[0].startswith("id 1001 ") and many[19].startswith("id 1020 ")
+    assert many[20:] == ["and 5 more"]
