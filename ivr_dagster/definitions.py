@@ -136,10 +136,21 @@ def _configured(asset: Any, project: ProjectSettings, conditions: Mapping[str, A
     if not isinstance(asset, dg.AssetsDefinition) or not asset.is_executable:
         return asset
 
+    def further_deps(name: str) -> list[dg.AssetDep]:
+        """Dependencies that exist only under some settings."""
+        general = name == "training_blocks" and project.other_corpus_dir("general_corpora_dir") is not None
+        external = [
+            source
+            for source, info in EXTERNAL.items()
+            if source in project.paths.external and name in info.only_in and info.setting == "tokenizer_path"
+        ]
+        return [dg.AssetDep(each) for each in [*(["general_corpus"] if general else []), *external]]
+
     def configure(spec: dg.AssetSpec) -> dg.AssetSpec:
         name = spec.key.path[-1]
         values = project.values_for(name)
         return spec.replace_attributes(
+            deps=[*spec.deps, *further_deps(name)],
             code_version=code_version(spec.code_version, values) if values else spec.code_version,
             automation_condition=conditions.get(name),
         )

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from ivr_dagster.assets.training import _divided
 from ivr_dagster.core.corpus.cleaned import CleanedCorpus, write_cleaned_corpus
 from ivr_dagster.core.embedding.fit import read_texts, split_documents
+from ivr_dagster.core.training.documents import split_train_documents
 from ivr_dagster_tests.small_pipeline import project_settings
 
 
@@ -29,7 +29,7 @@ def test_rows_are_fitted_without_the_documents_that_training_validates_on(
 ) -> None:
     settings = project_settings(tmp_path, **changed)
     encoded = {i for i, _ in islice(corpus.documents("train"), settings.corpus.max_texts or None)}
-    _, validation, _, _ = _divided(settings, corpus, encoded, lambda _: True)
+    validation = split_train_documents(corpus, encoded, settings.training, lambda _: True).validation
     sizes, validation_sizes = split_documents(corpus, settings.training, settings.corpus.max_texts)
     assert validation_sizes.keys() == validation
     assert bool(validation) == (settings.training.validation_bytes > 0)

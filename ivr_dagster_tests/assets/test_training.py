@@ -1,20 +1,18 @@
-"""Which text is trained on, which is validated on, and what is mixed in."""
+"""Documents to train and to validate on, general text, and figures of the speed."""
 
 import json
-import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import dagster as dg
 import pytest
 
-from ivr_dagster.assets.training import COLD, WARM, _as_text, _divided, _general_texts, _speed, _start
+from ivr_dagster.assets.training import _general_texts, _speed
 from ivr_dagster.core.corpus.cleaned import CleanedCorpus, write_cleaned_corpus
-from ivr_dagster.core.model.folder import ModelFolder
-from ivr_dagster.core.tokenizer.folder import TokenizerFolder
+from ivr_dagster.core.training.documents import DocumentSplit, split_train_documents
+from ivr_dagster.core.training.progress import describe_progress
 from ivr_dagster.resources.settings import ProjectSettings
-from ivr_dagster_tests.core.training.test_warm_start import written
+from ivr_dagster.settings.groups import TrainingSettings
 from ivr_dagster_tests.small_pipeline import project_settings
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -34,40 +32,33 @@ def settings(folder: Path, **given: Any) -> ProjectSettings:
     return project_settings(folder, **given)
 
 
-def always(_: list[str]) -> bool:
-    return True
-
-
-def test_validation_takes_a_twentieth_at_most_and_shares_no_document_with_training(
-    corpus: CleanedCorpus, tmp_path: Path
-) -> None:
+def split(corpus: CleanedCorpus, *, fills_block: bool = True, **given: int) -> DocumentSplit:
     everything = {i for i, _ in corpus.documents("train")}
-    train, validation, size, kept = _divided(settings(tmp_path), corpus, everything, always)
-    assert train | validation == everything and not train & validation
-    assert 0 < kept <= 0.05 * (size + kept)
+    return split_train_documents(corpus, everything, TrainingSettings(**given), lambda _: fills_block)
 
 
-def test_validation_stays_the_same_whatever_part_is_trained_on(corpus: CleanedCorpus, tmp_path: Path) -> None:
-    everything = {i for i, _ in corpus.documents("train")}
-    asked = {"validation_bytes": 200}
-    _, all_of_it, _, _ = _divided(settings(tmp_path, **asked), corpus, everything, always)
-    train, part, size, _ = _divided(settings(tmp_path, train_bytes=5_000, **asked), corpus, everything, always)
-    assert part == all_of_it and not train & part
-    assert size <= 5_000
+def test_validation_takes_at_most_a_twentieth_and_shares_no_document_with_training(corpus: CleanedCorpus) -> None:
+    found = split(corpus)
+    assert found.train | found.validation == {i for i, _ in corpus.documents("train")}
+    assert not found.train & found.validation
+    assert 0 < found.validation_bytes <= 0.05 * (found.train_bytes + found.validation_bytes)
+
+
+def test_validation_does_not_depend_on_train_bytes(corpus: CleanedCorpus) -> None:
+    everything, part = split(corpus, validation_bytes=200), split(corpus, validation_bytes=200, train_bytes=5_000)
+    assert part.validation == everything.validation and not part.train & part.validation
+    assert part.train_bytes <= 5_000
 
 
 @pytest.mark.parametrize(
-    ("given", "enough"), [({"validation_bytes": 0}, True), ({}, False), ({"train_bytes": 300}, True)]
+    ("given", "fills_block"), [({"validation_bytes": 0}, True), ({}, False), ({"train_bytes": 300}, True)]
 )
-def test_too_little_text_is_all_trained_on(
-    given: dict[str, int], enough: bool, corpus: CleanedCorpus, tmp_path: Path
-) -> None:
-    everything = {i for i, _ in corpus.documents("train")}
-    _, validation, _, kept = _divided(settings(tmp_path, **given), corpus, everything, lambda _: enough)
-    assert (validation, kept) == (set(), 0)
+def test_too_little_text_is_not_validated_on(given: dict[str, int], fills_block: bool, corpus: CleanedCorpus) -> None:
+    found = split(corpus, fills_block=fills_block, **given)
+    assert (found.validation, found.validation_bytes) == (set(), 0)
 
 
-def test_general_text_has_its_share_and_holds_no_document_of_the_corpus(corpus: CleanedCorpus, tmp_path: Path) -> None:
+def test_general_text_has_its_share_and_excludes_the_corpus(corpus: CleanedCorpus, tmp_path: Path) -> None:
     ours = [text for split in ("train", "heldout") for _, text in corpus.documents(split)]
     others = [f"general {number} " * 20 for number in range(50)]
     (tmp_path / "general").mkdir()
@@ -80,7 +71,7 @@ def test_general_text_has_its_share_and_holds_no_document_of_the_corpus(corpus: 
     assert _general_texts(settings(tmp_path), corpus, 8_000) == []
 
 
-def test_one_folder_for_both_gives_no_text_twice(corpus: CleanedCorpus, tmp_path: Path) -> None:
+def test_text_that_measures_forgetting_is_not_trained_on(corpus: CleanedCorpus, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     lines = (json.dumps({"text": f"general {number} " * 20}) + "\n" for number in range(30))
     (tmp_path / "other" / "all.jsonl").write_text("".join(lines))
@@ -90,56 +81,15 @@ def test_one_folder_for_both_gives_no_text_twice(corpus: CleanedCorpus, tmp_path
     assert set(beside) < set(alone) and len(alone) == 30
 
 
-def test_how_fast_a_training_is_stands_in_log_and_metadata_and_mfu_where_it_is_known() -> None:
+def test_speed_is_in_log_and_metadata_and_mfu_only_if_known() -> None:
     result: Any = SimpleNamespace(tokens_per_second=1_234.56, flops_per_second=3.7e13, mfu=None)
-    entry = {"tokens_per_second": 1_234.56, "flops_per_second": 3.7e13}
+    entry = {"step": 3, "max_steps": 9, "loss": 2.5, "seconds_left": 60}
+    entry |= {"tokens_per_second": 1_234.56, "flops_per_second": 3.7e13}
     figures = {"tokens_per_second": 1_234.6, "flops_per_second": 37_000_000_000_000}
     assert _speed(result, None) == figures
-    assert _as_text(entry, None) == "1,235 tokens/s, 37,000.0 GFLOP/s"
+    assert "1,235 tokens/s, 37,000.0 GFLOP/s, 60 s left" in describe_progress(entry, None)
     result.mfu = entry["mfu"] = 0.41234
     assert _speed(result, 4.0) == figures | {"bytes_per_second": 4_938, "mfu": 0.4123}
-    assert _as_text(entry, 4.0) == "1,235 tokens/s, 4,938 bytes/s, 37,000.0 GFLOP/s, MFU 41.2%"
+    assert "1,235 tokens/s, 4,938 bytes/s, 37,000.0 GFLOP/s, MFU 41.2%" in describe_progress(entry, 4.0)
     result.tokens_per_second = 0.0
     assert _speed(result, 4.0) == {}
-
-
-class TestWhereATrainingStarts:
-    """`_start`, run by run."""
-
-    @pytest.fixture
-    def cold(self, tmp_path: Path) -> ModelFolder:
-        return ModelFolder(written(tmp_path / "initialized", seed=1, changed={5: "neu"}))
-
-    @pytest.fixture
-    def place(self, tmp_path: Path) -> Path:
-        return tmp_path / "sft_checkpoint"
-
-    def start(self, place: Path, cold: ModelFolder, *, warm: bool, what: str, made_of: str = "base") -> tuple[str, str]:
-        context: Any = SimpleNamespace(log=dg.get_dagster_logger())
-        tokenizer = TokenizerFolder(cold.path) if warm else None
-        place.mkdir(exist_ok=True)
-        model, told = _start(context, place, cold, tokenizer, 10, what, made_of)
-        return model.path.name, told
-
-    def finish(self, place: Path) -> None:
-        shutil.rmtree(place / "final_model", ignore_errors=True)
-        written(place / "final_model", seed=2)
-
-    def test_a_run_made_again_starts_from_what_it_started_from(self, place: Path, cold: ModelFolder) -> None:
-        assert self.start(place, cold, warm=True, what="first") == ("initialized", COLD)
-        self.finish(place)
-        assert self.start(place, cold, warm=True, what="first") == ("initialized", COLD)
-        assert self.start(place, cold, warm=True, what="second") == ("warm_start", WARM)
-        self.finish(place)
-        assert self.start(place, cold, warm=True, what="second") == ("warm_start", WARM)
-
-    def test_a_model_trained_before_warm_starts_were_asked_for_will_do(self, place: Path, cold: ModelFolder) -> None:
-        self.start(place, cold, warm=False, what="first")
-        self.finish(place)
-        assert self.start(place, cold, warm=True, what="second") == ("warm_start", WARM)
-
-    def test_a_model_of_another_base_or_another_held_out_text_will_not(self, place: Path, cold: ModelFolder) -> None:
-        self.start(place, cold, warm=False, what="first")
-        self.finish(place)
-        assert self.start(place, cold, warm=True, what="second", made_of="other") == ("initialized", COLD)
-        assert not (place / "warm_start").exists()

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ivr_dagster.core.model.folder import ModelFolder
+from ivr_dagster.core.tokenizer.folder import TokenizerFolder
+from ivr_dagster.core.tokenizer.write import write_copy, write_tokenizer
 from ivr_dagster.storage.atomic import atomic_write
 
 HISTORY = "history.json"
@@ -81,31 +83,67 @@ class TuningFolder:
 
 @dataclass(frozen=True)
 class TrainingBlocks:
-    """Packed blocks of the same documents under two tokenizers, `remapped/` and `base/`, folders of `datasets`."""
+    """Packed blocks of the same documents under the tokenizers `remapped` and `base`, which it contains.
+
+    External blocks may lack the tokenizers and the counts.
+    """
 
     path: Path
 
+    def train(self, tokenizer: str) -> Path:
+        """The blocks to train on, a folder of `datasets`."""
+        return self.path / tokenizer
+
     def validation(self, tokenizer: str) -> Path:
-        """Blocks of documents kept from training, under `remapped` or `base`; absent where there are none."""
+        """The blocks to validate on; the folder is missing if there are none."""
         return self.path / f"validation_{tokenizer}"
 
-    def write_counts(self, sizes: Mapping[str, int], tokens: Mapping[str, Mapping[str, int]]) -> None:
-        """Keep the UTF-8 bytes of the packed texts, `train` and `validation`, and their tokens by tokenizer."""
-        content = {"bytes": dict(sizes), "tokens": {name: dict(counts) for name, counts in tokens.items()}}
+    def tokenizer(self, tokenizer: str) -> TokenizerFolder | None:
+        """The tokenizer of a set of blocks."""
+        folder = self.path / "tokenizers" / tokenizer
+        return TokenizerFolder(folder) if folder.is_dir() else None
+
+    def write_tokenizers(self, tokenizer: TokenizerFolder, *, base: bool) -> None:
+        """Write the remapped tokenizer, and with `base` its base tokenizer."""
+        folder = self.path / "tokenizers" / "remapped"
+        folder.mkdir(parents=True)
+        write_copy(tokenizer, folder)
+        if base:
+            write_tokenizer(tokenizer.base_backend(), tokenizer.path, folder.with_name("base"))
+
+    def write_counts(
+        self, sizes: Mapping[str, int], tokens: Mapping[str, Mapping[str, int]], initialization_tokens: float
+    ) -> None:
+        """Write what was counted.
+
+        Args:
+            sizes: UTF-8 bytes of the texts `train` and `validation`.
+            tokens: by tokenizer, tokens of these texts.
+            initialization_tokens: tokens of fine-tuning that cost as much as the initialization of new rows.
+        """
+        content = {
+            "bytes": dict(sizes),
+            "tokens": {name: dict(counts) for name, counts in tokens.items()},
+            "initialization_tokens": initialization_tokens,
+        }
         (self.path / COUNTS).write_text(json.dumps(content) + "\n", encoding="utf-8")
 
     def text_bytes(self) -> int | None:
-        """UTF-8 bytes of the text to train on; None for foreign blocks."""
+        """UTF-8 bytes of the text to train on; None for external blocks."""
         content = self._counts()
         return int(content["bytes"]["train"]) if content else None
 
     def bytes_per_token(self, tokenizer: str, part: str = "train") -> float | None:
-        """UTF-8 bytes a token of the packed text, `tokenizer` being `remapped` or `base`; None for foreign blocks."""
+        """UTF-8 bytes per token of the text `train` or `validation`; None for external blocks."""
         content = self._counts()
-        tokens = content["tokens"].get(tokenizer, {}).get(part) if content else None
-        return float(content["bytes"][part] / tokens) if content and tokens else None
+        tokens = content.get("tokens", {}).get(tokenizer, {}).get(part)
+        return float(content["bytes"][part] / tokens) if tokens else None
 
-    def _counts(self) -> dict[str, Any] | None:
+    def initialization_tokens(self) -> float:
+        """Tokens of fine-tuning that cost as much as the initialization of new rows; 0 for external blocks."""
+        return float(self._counts().get("initialization_tokens", 0.0))
+
+    def _counts(self) -> dict[str, Any]:
         file = self.path / COUNTS
-        content: dict[str, Any] | None = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
         return content

@@ -132,6 +132,18 @@ class SftConfig:
         """Micro-batches of an optimizer step."""
         return int(self.arguments.get("gradient_accumulation_steps", 1))
 
+    def steps_per_epoch(self, blocks: int) -> int:
+        """Optimizer steps of one pass over so many blocks, as Trainer counts them."""
+        drops_last = self.arguments.get("dataloader_drop_last")
+        batches = blocks // self.batch if drops_last else math.ceil(blocks / self.batch)
+        return max(1, math.ceil(batches / self.accumulated))
+
+    def steps(self, blocks: int) -> int:
+        """Optimizer steps of the whole run over so many blocks, as Trainer counts them."""
+        max_steps = int(self.arguments.get("max_steps", -1))
+        epochs = self.arguments["num_train_epochs"]
+        return max_steps if max_steps > 0 else math.ceil(epochs * self.steps_per_epoch(blocks))
+
     def digest(self) -> str:
         """A hash of all settings."""
         content = {name: value for name, value in self.arguments.items() if name != "logging_dir"}

@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -6,7 +7,10 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from ivr_dagster.core.training.warm_start import look_at, write_warm_start
+from ivr_dagster.core.model.folder import ModelFolder
+from ivr_dagster.core.tokenizer.folder import TokenizerFolder
+from ivr_dagster.core.training.folders import TrainedModel
+from ivr_dagster.core.training.warm_start import WarmStartImpossible, changed_ids, choose_start, write_warm_start
 
 V = 30
 
@@ -24,23 +28,23 @@ def written(
     return folder
 
 
-def test_a_model_of_the_same_vocabulary_is_gone_on_from_whole(tmp_path: Path) -> None:
-    seen = look_at(written(tmp_path / "before"), written(tmp_path / "now", seed=1), new=10)
-    assert (seen.changed, seen.obstacle) == ((), "")
+def test_unchanged_vocabulary_has_no_changed_ids(tmp_path: Path) -> None:
+    before, now = written(tmp_path / "before"), written(tmp_path / "now", seed=1)
+    assert changed_ids(before, TokenizerFolder(now), new=10) == []
 
 
-def test_rows_of_changed_ids_are_the_initialized_ones_and_all_else_the_fine_tuned(tmp_path: Path) -> None:
+def test_rows_of_changed_ids_are_initialized_and_all_other_weights_fine_tuned(tmp_path: Path) -> None:
     before, now = written(tmp_path / "before"), written(tmp_path / "now", seed=1, changed={5: "neu", 7: "new"})
-    seen = look_at(before, now, new=10)
-    assert (seen.changed, seen.obstacle) == ((5, 7), "")
+    changed = changed_ids(before, TokenizerFolder(now), new=10)
+    assert changed == [5, 7]
     target = tmp_path / "start"
     target.mkdir()
-    assert write_warm_start(before, now, seen.changed, target) == ""
+    write_warm_start(before, now, changed, target)
     fine_tuned, initial, start = (
         dict(AutoModelForCausalLM.from_pretrained(folder).named_parameters()) for folder in (before, now, target)
     )
     rows: Any = start.pop("transformer.wte.weight")
-    kept = [i for i in range(V) if i not in seen.changed]
+    kept = [i for i in range(V) if i not in changed]
     assert torch.equal(rows[kept], fine_tuned["transformer.wte.weight"][kept])
     assert torch.equal(rows[[5, 7]], initial["transformer.wte.weight"][[5, 7]])
     assert all(torch.equal(value, fine_tuned[name]) for name, value in start.items())
@@ -48,22 +52,67 @@ def test_rows_of_changed_ids_are_the_initialized_ones_and_all_else_the_fine_tune
 
 
 @pytest.mark.parametrize(
-    ("before", "obstacle"),
+    ("before", "message"),
     [
-        ({"changed": {i: f"other{i}" for i in range(5, 9)}}, "4 of its ids stand for other strings now"),
-        ({"size": V - 1}, "its vocabulary has 29 tokens, the new one 30"),
+        ({"changed": {i: f"other{i}" for i in range(5, 9)}}, "4 of its ids changed their string"),
+        ({"size": V - 1}, "its vocabulary has 29 tokens, the current one 30"),
+        (None, "no fine-tuned model"),
     ],
 )
-def test_a_vocabulary_too_different_is_no_start(tmp_path: Path, before: dict[str, Any], obstacle: str) -> None:
-    assert look_at(written(tmp_path / "before", **before), written(tmp_path / "now"), new=10).obstacle == obstacle
+def test_different_vocabulary_prevents_a_warm_start(
+    tmp_path: Path, before: dict[str, Any] | None, message: str
+) -> None:
+    if before is not None:
+        written(tmp_path / "before", **before)
+    with pytest.raises(WarmStartImpossible, match=message):
+        changed_ids(tmp_path / "before", TokenizerFolder(written(tmp_path / "now")), new=10)
 
 
-def test_where_nothing_was_trained_there_is_no_start(tmp_path: Path) -> None:
-    assert look_at(tmp_path / "nothing", written(tmp_path / "now"), new=10).obstacle
-
-
-def test_another_architecture_is_no_start(tmp_path: Path) -> None:
+def test_different_architecture_prevents_a_warm_start(tmp_path: Path) -> None:
     before, now = written(tmp_path / "before", width=16), written(tmp_path / "now")
-    target = tmp_path / "start"
-    target.mkdir()
-    assert "another architecture" in write_warm_start(before, now, (), target)
+    (tmp_path / "start").mkdir()
+    with pytest.raises(WarmStartImpossible, match="another architecture"):
+        write_warm_start(before, now, [], tmp_path / "start")
+
+
+class TestChooseStart:
+    @pytest.fixture
+    def initialized(self, tmp_path: Path) -> ModelFolder:
+        return ModelFolder(written(tmp_path / "initialized", seed=1, changed={5: "neu"}))
+
+    @pytest.fixture
+    def trained(self, tmp_path: Path) -> TrainedModel:
+        (tmp_path / "sft_checkpoint").mkdir()
+        return TrainedModel(tmp_path / "sft_checkpoint")
+
+    def choose(
+        self, trained: TrainedModel, initialized: ModelFolder, *, inputs: str, warm: bool = True, origin: str = "base"
+    ) -> str:
+        tokenizer = TokenizerFolder(initialized.path)
+        model, _ = choose_start(trained, initialized, tokenizer, 10, warm=warm, inputs=inputs, origin=origin)
+        return model.path.name
+
+    def finish(self, trained: TrainedModel) -> None:
+        shutil.rmtree(trained.final_model.path, ignore_errors=True)
+        written(trained.final_model.path, seed=2)
+
+    def test_repeated_run_starts_from_the_same_model(self, trained: TrainedModel, initialized: ModelFolder) -> None:
+        for inputs, expected in (("first", "initialized"), ("second", "warm_start")):
+            for _ in range(2):
+                assert self.choose(trained, initialized, inputs=inputs) == expected
+                self.finish(trained)
+
+    def test_warm_start_uses_a_model_from_before_it_was_requested(
+        self, trained: TrainedModel, initialized: ModelFolder
+    ) -> None:
+        self.choose(trained, initialized, inputs="first", warm=False)
+        self.finish(trained)
+        assert self.choose(trained, initialized, inputs="second") == "warm_start"
+
+    def test_other_base_model_or_held_out_text_prevents_a_warm_start(
+        self, trained: TrainedModel, initialized: ModelFolder
+    ) -> None:
+        self.choose(trained, initialized, inputs="first", warm=False)
+        self.finish(trained)
+        assert self.choose(trained, initialized, inputs="second", origin="other") == "initialized"
+        assert not (trained.path / "warm_start").exists()

@@ -1,0 +1,66 @@
+"""Which documents training reads: a part of the train split, others to validate on, and general text to mix in."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ivr_dagster.core.corpus.cleaned import CleanedCorpus
+from ivr_dagster.core.corpus.other_text import read_other_documents, select_other_texts
+from ivr_dagster.core.corpus.splits import SPLITS
+from ivr_dagster.core.corpus.subset import document_sizes, ids_within, validation_ids
+from ivr_dagster.settings.groups import CorpusSettings, TrainingSettings
+
+
+@dataclass(frozen=True)
+class DocumentSplit:
+    """Ids of documents, and their size in UTF-8 bytes."""
+
+    train: set[str]
+    validation: set[str]
+    train_bytes: int
+    validation_bytes: int
+
+
+def split_train_documents(
+    corpus: CleanedCorpus, known: set[str], training: TrainingSettings, fills_block: Callable[[list[str]], bool]
+) -> DocumentSplit:
+    """Choose documents to train on and to validate on.
+
+    Args:
+        corpus: its train split is divided.
+        known: ids of the documents to choose from.
+        training: says how many bytes to train and to validate on.
+        fills_block: whether texts fill a training block; otherwise there is no validation.
+    """
+    sizes = document_sizes((i, text) for i, text in corpus.documents("train") if i in known)
+    validation, validation_bytes = validation_ids(sizes, training.validation_bytes, training.train_bytes)
+    if not fills_block([text for i, text in corpus.documents("train") if i in validation]):
+        validation, validation_bytes = set(), 0
+    others = {document_id: size for document_id, size in sizes.items() if document_id not in validation}
+    train, train_bytes = ids_within(others, training.train_bytes)
+    return DocumentSplit(train, validation, train_bytes, validation_bytes)
+
+
+def select_general_texts(
+    corpus: CleanedCorpus, folder: Path, general_share: float, size: int, settings: CorpusSettings, *, reserved: int = 0
+) -> list[str]:
+    """General text that makes up `general_share` of all bytes next to `size` bytes of the corpus.
+
+    Args:
+        corpus: none of its documents is selected.
+        folder: the files of general text.
+        general_share: share of the bytes, below 1.
+        size: UTF-8 bytes of the corpus.
+        settings: how to read the files.
+        reserved: bytes that the evaluation measures forgetting on, from the same folder.
+    """
+    documents = list(read_other_documents(folder, settings, "general_corpora_dir"))
+    known = {document_id for split in SPLITS for document_id in corpus.ids(split)}
+    normalization = settings.normalization
+    measured: set[str] = set()
+    if reserved:
+        selected = select_other_texts(documents, known, reserved, normalization=normalization, from_the_end=True)
+        measured = set(selected)
+    max_bytes = max(1, round(size * general_share / (1 - general_share)))
+    texts = select_other_texts(documents, known, max_bytes, normalization=normalization)
+    return [text for text in texts if text not in measured]
