@@ -87,7 +87,8 @@ def calibrate_new_rows(
         positions: approximate number of positions to average over; by default the larger of `POSITIONS` and
             `POSITIONS_PER_DIMENSION` · d.
         seed: selects the documents.
-        device, dtype: cpu, cuda or mps; float32, or bfloat16 or float16 for mixed precision.
+        device: cpu, cuda or mps.
+        dtype: float32, or bfloat16 or float16 for mixed precision.
         progress: called with tokens read and tokens to read.
 
     Raises:
