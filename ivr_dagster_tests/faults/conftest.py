@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from faults.harness import Pipeline, Reference
+from ivr_dagster_tests.faults.harness import Pipeline, Reference
 
 # artifacts lie in memory while they are tested: records are flushed to the disk often
 MEMORY = Path("/dev/shm")

@@ -34,14 +34,13 @@ import psutil
 import yaml
 
 from ivr_dagster.pipeline import ASSETS, STAGES
-from ivr_dagster_tests.small_pipeline import STAGE_ASSETS
 
-# no settings: taken out of the environment, which the settings are read from
-KILLS = int(os.environ.pop("IVR_KILLS", "200"))
+# removed from the environment, because the settings are read from it
+KILLS = int(os.environ.pop("IVR_KILLS", "6"))
 FUZZ_CASES = int(os.environ.pop("IVR_FUZZ_CASES", "400"))
 SEED = int(os.environ.pop("IVR_FAULTS_SEED", "20261128"))
 
-STAGE_OF = {asset: stage for stage, assets in STAGE_ASSETS.items() for asset in assets}
+STAGE_OF = {asset.name: asset.stage for asset in ASSETS.values() if asset.stage in STAGES}
 # before the first step: imports, looking at sources, finding out what is stale
 START_UP = "start-up"
 PLACES = (START_UP, *STAGES)
@@ -87,8 +86,7 @@ TRAINING = (
 VOLATILE = re.compile(
     r"""
       \.dagster/            # Dagster's records: ids and times
-    | \.ivr(-ui)?\.lock     # locks, empty
-    | \.[^/]*\.lock | (.*/)?\.lock | \.locks/
+    | (.*/)?\.[^/]*lock(\.holder)?$  # locks
     | (.*/)?\.[^/]*ivr\.json    # who wrote an artifact and when; checked by `ivr status --verify`
     | (.*/)?seal\.json      # times of files
     | \.shards/files\.json  # times of files
@@ -103,7 +101,7 @@ VOLATILE = re.compile(
 STAGED, ASIDE = ".tmp", ".old"
 # figures of speed, which differ from run to run
 _SPEEDS = re.compile(r"(tokens|bytes|samples|steps|flops)_per_second|runtime|seconds|mfu")
-_SPEED_LINES = re.compile(r"bytes a second|^\| `(base|sft)` \| [\d,.]+ \| [\d,]+ \| [\d.]+ \| [\d,]+ \|$")
+_SPEED_LINES = re.compile(r"bytes per second|^\| `(base|sft)` \| [\d,.]+ \| [\d,]+ \| [\d.]+ \| [\d,]+ \|$")
 
 Contents = dict[str, dict[str, str]]
 
@@ -627,7 +625,7 @@ class Reference:
 
     def operations_of(self, stage: str) -> list[str]:
         """The file operations on what a stage makes, in order."""
-        places = [ASSETS[asset].path for asset in STAGE_ASSETS[stage] if asset in self.seconds]
+        places = [ASSETS[asset].path for asset in self.seconds if STAGE_OF.get(asset) == stage]
         return [each for each in self.operations if any(_is_about(each, place) for place in places)]
 
     def operation_before(self, stage: str) -> str:

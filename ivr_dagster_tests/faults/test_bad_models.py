@@ -268,7 +268,7 @@ def check_told(said: list[str], place: str, value: str, remedy: str) -> None:
 
 
 @pytest.mark.parametrize("fault", LOOKED_AT)
-def test_a_model_of_no_use_is_refused_when_it_is_first_looked_at(
+def test_invalid_model_is_refused_when_first_observed(
     fault: str, init: Begun, bad: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     spoil, file, value, remedy = LOOKED_AT[fault]
@@ -280,7 +280,7 @@ def test_a_model_of_no_use_is_refused_when_it_is_first_looked_at(
     assert init.state() == before
 
 
-def test_a_file_in_place_of_a_folder_is_refused(init: Begun, bad: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_file_in_place_of_a_model_folder_is_refused(init: Begun, bad: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, said, _ = init.ivr(capsys, "init", "--model-name", str(bad / WEIGHTS))
     assert code == 2
     check_told(said, "model_name", f"{str(bad / WEIGHTS)!r} is a file", "Pass the folder")
@@ -376,7 +376,7 @@ def check_error(error: InputError, place: str, value: str, remedy: str) -> None:
 
 
 @pytest.mark.parametrize("fault", READ)
-def test_a_tokenizer_of_no_use_is_refused_when_it_is_read(fault: str, bad: Path, tmp_path: Path) -> None:
+def test_invalid_tokenizer_is_refused_when_read(fault: str, bad: Path, tmp_path: Path) -> None:
     spoil, file, value, remedy = READ[fault]
     spoil(bad)
     with pytest.raises(InputError) as error:
@@ -386,7 +386,7 @@ def test_a_tokenizer_of_no_use_is_refused_when_it_is_read(fault: str, bad: Path,
 
 
 @pytest.mark.parametrize("fault", ["WordPiece", "more tokens than rows"])
-def test_the_first_stage_tells_of_a_tokenizer_and_leaves_what_is_there(
+def test_init_reports_an_invalid_tokenizer_and_changes_nothing(
     fault: str, init: Begun, bad: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     spoil, file, value, remedy = READ[fault]
@@ -441,7 +441,7 @@ ALIGNED: dict[str, tuple[Callable[[Path], None], str, str, str]] = {
 
 
 @pytest.mark.parametrize("fault", ALIGNED)
-def test_weights_of_no_use_are_refused_when_the_first_of_them_are_read(fault: str, bad: Path) -> None:
+def test_invalid_weights_are_refused_when_first_read(fault: str, bad: Path) -> None:
     spoil, file, value, remedy = ALIGNED[fault]
     spoil(bad)
     with pytest.raises(InputError) as error:
@@ -451,7 +451,7 @@ def test_weights_of_no_use_are_refused_when_the_first_of_them_are_read(fault: st
 
 
 @pytest.mark.parametrize("fault", ["code of its own", "a row that is no number"])
-def test_alignment_tells_of_weights_and_leaves_what_is_there(
+def test_align_reports_invalid_weights_and_changes_nothing(
     fault: str, init: Begun, bad: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     spoil, file, value, remedy = ALIGNED[fault]
@@ -464,13 +464,13 @@ def test_alignment_tells_of_weights_and_leaves_what_is_there(
     assert not (bad / "was_run").exists()
 
 
-def test_a_tensor_that_is_missing_is_not_made_up(bad: Path) -> None:
+def test_missing_tensor_is_refused(bad: Path) -> None:
     stored(bad, lambda tensors: tensors.pop("transformer.h.0.mlp.c_fc.weight"))
     with pytest.raises(InputError, match=r"lack 1 of the model.s tensors, the first is transformer.h.0.mlp.c_fc.w"):
         ModelFolder(bad).load()
 
 
-def test_tensors_of_other_sizes_than_the_class_has_are_told_in_one_line(bad: Path) -> None:
+def test_tensors_of_other_sizes_are_reported_in_one_line(bad: Path) -> None:
     config(bad, n_inner=24)
     with pytest.raises(InputError) as error:
         ModelFolder(bad).load()
@@ -478,23 +478,21 @@ def test_tensors_of_other_sizes_than_the_class_has_are_told_in_one_line(bad: Pat
     assert "\n" not in str(error.value)
 
 
-def test_settings_of_a_tokenizer_that_are_no_json_are_told_by_their_file(bad: Path) -> None:
+def test_invalid_json_in_tokenizer_settings_names_the_file(bad: Path) -> None:
     settings_cut_short(bad)
     with pytest.raises(InputError) as error:
         TokenizerFolder(bad).end_of_text_id()
     assert error.value.where == bad / "tokenizer_config.json"
 
 
-def test_a_configuration_of_no_class_has_no_context(bad: Path) -> None:
+def test_configuration_without_a_class_has_no_context_length(bad: Path) -> None:
     config(bad, model_type="gpt9")
     with pytest.raises(InputError, match="gpt9"):
         ModelFolder(bad).context()
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_a_model_in_shards_with_rows_beyond_its_tokenizer_is_taken_as_it_is(
-    tied: bool, bad: Path, tmp_path: Path
-) -> None:
+def test_sharded_model_with_more_rows_than_tokens_is_accepted(tied: bool, bad: Path, tmp_path: Path) -> None:
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -515,7 +513,7 @@ def test_a_model_in_shards_with_rows_beyond_its_tokenizer_is_taken_as_it_is(
     assert torch.equal(copy.get_input_embeddings().weight, tensors["wte"] + 1)
 
 
-def test_weights_that_are_a_link_are_read_and_what_it_leads_to_is_left_alone(bad: Path, tmp_path: Path) -> None:
+def test_linked_weights_are_read_and_their_target_is_unchanged(bad: Path, tmp_path: Path) -> None:
     (bad / WEIGHTS).rename(tmp_path / "blob")
     (bad / WEIGHTS).symlink_to(tmp_path / "blob")
     before = (tmp_path / "blob").read_bytes()
@@ -526,14 +524,14 @@ def test_weights_that_are_a_link_are_read_and_what_it_leads_to_is_left_alone(bad
     assert not (tmp_path / "copy" / WEIGHTS).is_symlink()
 
 
-def test_code_that_lies_beside_a_class_of_transformers_does_no_harm(bad: Path) -> None:
+def test_code_beside_a_known_class_is_not_run(bad: Path) -> None:
     with_code(bad)
     config(bad, model_type="gpt2")
     assert ModelFolder(bad).load().config.model_type == "gpt2"
     assert not (bad / "was_run").exists()
 
 
-def test_a_tokenizer_beside_a_configuration_alone_will_do_for_init(bad: Path) -> None:
+def test_init_needs_only_tokenizer_and_configuration(bad: Path) -> None:
     (bad / WEIGHTS).unlink()
     check_folder(bad)
     (bad / "config.json").unlink()

@@ -19,7 +19,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from faults.harness import FUZZ_CASES as CASES
 from ivr_dagster.core.corpus import decoding, documents, json_records, long_lines
 from ivr_dagster.core.corpus.cleaning import clean
 from ivr_dagster.core.corpus.documents import read_documents
@@ -37,6 +36,7 @@ from ivr_dagster.core.vocabulary.rules import (
 from ivr_dagster.errors import InputError
 from ivr_dagster.settings.groups import CorpusSettings
 from ivr_dagster.settings.loading import Settings, load_settings, save_settings
+from ivr_dagster_tests.faults.harness import FUZZ_CASES as CASES
 
 SHARES = {"documents": 0.4, "settings": 0.2, "environment": 0.1, "sft_config": 0.05, "launch": 0.1, "rules": 0.15}
 # of the processor. A case takes milliseconds; what takes this long would not end with larger input (and what waits for

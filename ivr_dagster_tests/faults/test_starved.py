@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from faults.harness import (
+from ivr_dagster.pipeline import STAGES
+from ivr_dagster_tests.faults.harness import (
     Command,
     Fill,
     Limits,
@@ -25,7 +26,6 @@ from faults.harness import (
     leftovers,
     nothing_is,
 )
-from ivr_dagster.pipeline import STAGES
 
 # the artifact that a stage reads, for what cannot be read
 READ_BY = {
@@ -118,16 +118,14 @@ def on_a_full_disk(pipeline: Pipeline, first: Reference, later: Reference, stage
         return wrong + goes_on(pipeline, artifacts, first, later)
 
 
-def test_a_disk_that_becomes_full_is_told_and_costs_nothing(
-    pipeline: Pipeline, first: Reference, later: Reference
-) -> None:
+def test_full_disk_is_reported_and_loses_nothing(pipeline: Pipeline, first: Reference, later: Reference) -> None:
     nothing_is(on_a_full_disk(pipeline, first, later, "train", 0))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("free", [0, 50_000, 300_000])
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_disk_that_becomes_full_at_any_stage_costs_nothing(
+def test_full_disk_at_any_stage_loses_nothing(
     pipeline: Pipeline, first: Reference, later: Reference, stage: str, free: int
 ) -> None:
     nothing_is(on_a_full_disk(pipeline, first, later, stage, free))
@@ -144,7 +142,7 @@ def _with_permissions(place: Path, mode: int, then: Callable[[], Command]) -> Co
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_folder_that_cannot_be_written_is_named(
+def test_read_only_folder_is_named(
     pipeline: Pipeline, first: Reference, later: Reference, artifacts: Path, stage: str
 ) -> None:
     place = artifacts / WRITTEN_BY[stage]
@@ -162,7 +160,7 @@ def test_a_folder_that_cannot_be_written_is_named(
     nothing_is(wrong + goes_on(pipeline, artifacts, first, later))
 
 
-def test_an_artifacts_folder_that_cannot_be_written_is_named_and_stays(
+def test_read_only_artifacts_folder_is_named_and_unchanged(
     pipeline: Pipeline, first: Reference, artifacts: Path
 ) -> None:
     folders = [artifacts, *(place for place in artifacts.rglob("*") if place.is_dir())]
@@ -181,9 +179,7 @@ def test_an_artifacts_folder_that_cannot_be_written_is_named_and_stays(
 
 
 @pytest.mark.slow
-def test_a_raw_file_that_cannot_be_read_is_named(
-    pipeline: Pipeline, first: Reference, later: Reference, artifacts: Path
-) -> None:
+def test_unreadable_raw_file_is_named(pipeline: Pipeline, first: Reference, later: Reference, artifacts: Path) -> None:
     file = pipeline.root / "raw_later/more.jsonl"
     command = _with_permissions(
         file, 0, lambda: pipeline.run(artifacts, level="WARNING", limits=Limits(permissions=True))
@@ -196,7 +192,7 @@ def test_a_raw_file_that_cannot_be_read_is_named(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", READ_BY)
-def test_an_artifact_that_cannot_be_read_is_named(
+def test_unreadable_artifact_is_named(
     pipeline: Pipeline, first: Reference, later: Reference, artifacts: Path, stage: str
 ) -> None:
     before = list(STAGES)[list(STAGES).index(stage) - 1]
@@ -217,7 +213,7 @@ def test_an_artifact_that_cannot_be_read_is_named(
 # with less than a thread's stack, starting one waits for ever (CPython's Thread.start)
 @pytest.mark.parametrize("megabytes", [16, 64])
 @pytest.mark.parametrize("stage", STAGES)
-def test_memory_that_runs_out_at_any_stage_costs_nothing(
+def test_lack_of_memory_at_any_stage_loses_nothing(
     pipeline: Pipeline, first: Reference, later: Reference, artifacts: Path, stage: str, megabytes: int
 ) -> None:
     short = Starve(later.operation_before(stage), megabytes << 20)

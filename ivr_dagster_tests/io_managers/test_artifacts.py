@@ -168,7 +168,7 @@ def test_failed_write_keeps_the_old_file(paths: ArtifactPaths, materialize: Mate
     assert set(manifest.parent.iterdir()) == {paths["selection_log"], manifest}
 
 
-def test_every_asset_has_a_place_and_an_io_manager_there_is(tmp_path: Path) -> None:
+def test_every_asset_has_a_path_and_an_existing_io_manager(tmp_path: Path) -> None:
     definitions = build_definitions(Settings.of(model_name="sample"), artifacts_dir=tmp_path)
     keys = io_managers(ArtifactPaths(tmp_path)).keys()
     made = [

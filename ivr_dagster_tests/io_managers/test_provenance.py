@@ -14,7 +14,7 @@ from ivr_dagster.pipeline import ArtifactPaths, settings_hash
 from ivr_dagster_tests.small_pipeline import Figures, tiny_workbench
 
 
-def test_every_artifact_tells_its_size_code_and_settings(tiny_run: tuple[Path, Figures]) -> None:
+def test_every_artifact_records_size_code_and_settings(tiny_run: tuple[Path, Figures]) -> None:
     root, figures = tiny_run
     bench = tiny_workbench(root)
     places = ArtifactPaths(root / "artifacts")
@@ -40,7 +40,7 @@ def test_every_artifact_tells_its_size_code_and_settings(tiny_run: tuple[Path, F
         )  # fmt: skip
 
 
-def test_the_size_of_a_folder_counts_files_once_and_follows_no_link(tmp_path: Path) -> None:
+def test_folder_size_follows_no_links(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     (tmp_path / "a").write_bytes(b"12345")
     (tmp_path / "sub" / "b").write_bytes(b"123")
@@ -62,7 +62,7 @@ print(before, after, peak_memory(), block.sum())
 """
 
 
-def test_the_peak_is_that_since_it_was_reset() -> None:
+def test_peak_memory_is_measured_since_the_reset() -> None:
     """In a process of its own: this one may keep what it freed."""
     if not Path("/proc/self/clear_refs").exists():
         pytest.skip("no /proc")
@@ -72,7 +72,7 @@ def test_the_peak_is_that_since_it_was_reset() -> None:
     assert 70_000_000 < grown - after < 100_000_000
 
 
-def test_the_revision_is_told_of_our_own_checkout_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_revision_is_that_of_our_own_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def git(*arguments: str, at: Path) -> str:
         identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
         command = ["git", "-C", str(at), *identity, *arguments]

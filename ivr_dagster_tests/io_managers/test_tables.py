@@ -53,7 +53,7 @@ def test_parquet_keeps_values_and_types(materialize: Callable[..., None], load: 
     assert_frame_equal(load("token_stats", "parquet_io"), table)
 
 
-def test_pre_token_counts_come_back_through_parquet(materialize: Callable[..., None], load: Callable[..., Any]) -> None:
+def test_parquet_keeps_pretoken_counts(materialize: Callable[..., None], load: Callable[..., Any]) -> None:
     counts = PretokenCounts(NASTY, np.arange(len(NASTY), 0, -1), {"<|endoftext|>": 3}, 0, 1)
     materialize("pretoken_counts", "parquet_io", lambda: counts_table(counts))
     back = counts_from_table(load("pretoken_counts", "parquet_io"))
@@ -82,14 +82,14 @@ def candidates(strings: list[str]) -> pl.DataFrame:
 
 
 @pytest.mark.parametrize("strings", [NASTY, ["12", "34"], ["true"], []])
-def test_csv_keeps_strings_that_look_like_anything_else(
+def test_csv_keeps_strings_that_look_like_other_types(
     strings: list[str], materialize: Callable[..., None], load: Callable[..., Any]
 ) -> None:
     materialize("replacement_candidates", "csv_io", lambda: candidates(strings))
     assert_frame_equal(load("replacement_candidates", "csv_io"), candidates(strings))
 
 
-def test_csv_keeps_every_bit_of_a_share(materialize: Callable[..., None], load: Callable[..., Any]) -> None:
+def test_csv_keeps_floats_exactly(materialize: Callable[..., None], load: Callable[..., Any]) -> None:
     shares = pl.Series("heldout_saving", [0.0, 1e-9, 0.1, 1 / 3, 2.0**-40], dtype=pl.Float64)
     materialize("replacement_candidates", "csv_io", lambda: candidates(["x"] * 5).with_columns(shares))
     back = load("replacement_candidates", "csv_io")
@@ -97,9 +97,7 @@ def test_csv_keeps_every_bit_of_a_share(materialize: Callable[..., None], load: 
     assert back["sacrificed_cost"].dtype == pl.Int64
 
 
-def test_empty_strings_come_back_empty_also_where_a_byte_has_no_constituents(
-    materialize: Callable[..., None], load: Callable[..., Any]
-) -> None:
+def test_csv_keeps_empty_strings(materialize: Callable[..., None], load: Callable[..., Any]) -> None:
     table = candidates(["é", ""])
     materialize("replacement_candidates", "csv_io", lambda: table)
     back = load("replacement_candidates", "csv_io")

@@ -10,7 +10,7 @@ from ivr_dagster.storage.content_hash import content_hash
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_tensors_come_back_bit_for_bit(
+def test_tensors_are_read_back_bit_for_bit(
     dtype: torch.dtype, materialize: Callable[..., None], load: Callable[..., Any]
 ) -> None:
     size = torch.empty(0, dtype=dtype).element_size()

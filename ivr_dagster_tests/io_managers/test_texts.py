@@ -19,14 +19,12 @@ Materialize = Callable[..., None]
 Load = Callable[..., Any]
 
 
-def test_rules_come_back_as_they_were_computed(materialize: Materialize, load: Load) -> None:
+def test_computed_rules_are_read_back(materialize: Materialize, load: Load) -> None:
     materialize("remap_rules", "rules_io", lambda: RULES)
     assert load("remap_rules", "rules_io") == RULES
 
 
-def test_a_file_that_a_person_edited_is_read_as_edited_and_left_as_it_is(
-    paths: ArtifactPaths, materialize: Materialize, load: Load
-) -> None:
+def test_edited_rules_are_read_and_kept(paths: ArtifactPaths, materialize: Materialize, load: Load) -> None:
     materialize("remap_rules", "rules_io", lambda: RULES)
     place = paths["remap_rules"]
     edited = place.read_text(encoding="utf-8").replace("id: 700", "id: 702 # better")
@@ -38,7 +36,7 @@ def test_a_file_that_a_person_edited_is_read_as_edited_and_left_as_it_is(
     assert place.read_text(encoding="utf-8") == edited
 
 
-def test_rules_of_a_wrong_shape_are_refused_with_file_and_line(
+def test_malformed_rules_are_refused_with_file_and_line(
     paths: ArtifactPaths, materialize: Materialize, load: Load
 ) -> None:
     materialize("remap_rules", "rules_io", lambda: RULES)
@@ -51,6 +49,6 @@ def test_rules_of_a_wrong_shape_are_refused_with_file_and_line(
 
 
 @pytest.mark.parametrize("text", ["", "# Selection\n\n| `'|'` |\n", "한국어\n\n\x00"])
-def test_a_log_comes_back_as_written(text: str, materialize: Materialize, load: Load) -> None:
+def test_log_is_read_back(text: str, materialize: Materialize, load: Load) -> None:
     materialize("selection_log", "markdown_io", lambda: text)
     assert load("selection_log", "markdown_io") == text

@@ -1,4 +1,4 @@
-"""Complete or absent: blocks that raise, processes that are killed, and what is left behind them."""
+"""Blocks that raise, processes that are killed, and what they leave behind."""
 
 import os
 import signal
@@ -30,27 +30,19 @@ def names(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_a_file_stays_as_it_was_when_the_block_raises(tmp_path: Path, error: type[BaseException]) -> None:
-    place = tmp_path / "report.md"
-    place.write_text("old")
+@pytest.mark.parametrize("is_folder", [False, True])
+def test_old_content_stays_if_the_block_raises(tmp_path: Path, is_folder: bool, error: type[BaseException]) -> None:
+    place = tmp_path / "artifact"
+    folder_of(place, "old") if is_folder else place.write_text("old")
+    before = contents(place)
     with pytest.raises(error), atomic_write(place) as staged:
-        staged.write_text("half of the n")
+        folder_of(staged, "new", files=1) if is_folder else staged.write_text("half of the n")
         raise error
-    assert place.read_text() == "old"
-    assert names(tmp_path) == ["report.md"]
+    assert contents(place) == before
+    assert names(tmp_path) == ["artifact"]
 
 
-@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_a_folder_stays_as_it_was_when_the_block_raises(tmp_path: Path, error: type[BaseException]) -> None:
-    place = folder_of(tmp_path / "model", "old")
-    with pytest.raises(error), atomic_write(place) as staged:
-        folder_of(staged, "new", files=1)
-        raise error
-    assert contents(place) == dict.fromkeys(("0.txt", "1.txt", "2.txt"), "old")
-    assert names(tmp_path) == ["model"]
-
-
-def test_a_file_is_replaced_whole_also_below_folders_that_are_not_there_yet(tmp_path: Path) -> None:
+def test_file_is_replaced_and_missing_folders_are_created(tmp_path: Path) -> None:
     place = tmp_path / "a" / "b" / "report.md"
     for text in ("first", "second"):
         with atomic_write(place) as staged:
@@ -60,7 +52,7 @@ def test_a_file_is_replaced_whole_also_below_folders_that_are_not_there_yet(tmp_
     assert names(place.parent) == ["report.md"]
 
 
-def test_a_folder_is_replaced_whole_and_leaves_nothing_of_the_old_one(tmp_path: Path) -> None:
+def test_folder_is_replaced_completely(tmp_path: Path) -> None:
     place = folder_of(tmp_path / "model", "old", files=5)
     with atomic_write(place) as staged:
         folder_of(staged, "new", files=2)
@@ -70,7 +62,7 @@ def test_a_folder_is_replaced_whole_and_leaves_nothing_of_the_old_one(tmp_path: 
     assert names(tmp_path) == ["model"]
 
 
-def test_a_link_to_a_folder_gives_way_and_what_it_leads_to_stays(tmp_path: Path) -> None:
+def test_link_to_a_folder_is_replaced_and_its_target_stays(tmp_path: Path) -> None:
     target = folder_of(tmp_path / "big disk", "theirs")
     place = tmp_path / "model"
     place.symlink_to(target)
@@ -81,12 +73,12 @@ def test_a_link_to_a_folder_gives_way_and_what_it_leads_to_stays(tmp_path: Path)
     assert names(tmp_path) == ["big disk", "model"]
 
 
-def test_temporary_names_are_hidden_beside_their_place_and_never_twice_the_same(tmp_path: Path) -> None:
+def test_temporary_names_are_hidden_and_unique(tmp_path: Path) -> None:
     place = tmp_path / "new folder" / "model"
     found = {staging_path(place) for _ in range(100)}
     assert len(found) == 100
     assert {path.parent for path in found} == {place.parent}
-    assert all(path.name.startswith(".model.") for path in found)
+    assert all(path.name.startswith(f".model.{os.getpid()}-") for path in found)
     assert names(place.parent) == []
 
 
@@ -121,9 +113,7 @@ def publish_and_kill(place: Path, before: int) -> subprocess.CompletedProcess[st
 
 
 @pytest.mark.parametrize(("killed_before", "left"), [(0, "old"), (1, "old"), (2, "new")])
-def test_a_writer_killed_before_any_rename_leaves_the_old_folder_or_the_new_one_whole(
-    tmp_path: Path, killed_before: int, left: str
-) -> None:
+def test_writer_killed_before_a_rename_leaves_a_complete_folder(tmp_path: Path, killed_before: int, left: str) -> None:
     place = folder_of(tmp_path / "model", "old")
     run = publish_and_kill(place, killed_before)
     if killed_before < 2:
@@ -137,7 +127,7 @@ def test_a_writer_killed_before_any_rename_leaves_the_old_folder_or_the_new_one_
     assert names(tmp_path) == ["model"]
 
 
-def test_a_writer_killed_before_the_old_folder_is_deleted_leaves_the_new_one(
+def test_writer_killed_before_deleting_the_old_folder_leaves_the_new_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place, staged = folder_of(tmp_path / "model", "old"), folder_of(tmp_path / "staged", "new")
@@ -158,7 +148,7 @@ def test_a_writer_killed_before_the_old_folder_is_deleted_leaves_the_new_one(
     assert names(tmp_path) == ["model"]
 
 
-def test_after_a_kill_the_next_writer_publishes_as_ever(tmp_path: Path) -> None:
+def test_next_writer_publishes_after_a_kill(tmp_path: Path) -> None:
     place = folder_of(tmp_path / "model", "old")
     publish_and_kill(place, before=1)
     with atomic_write(place) as staged:
@@ -185,7 +175,7 @@ for version in range(1, 1_000_000):
 
 
 @pytest.mark.parametrize("kill_after", [1, 5, 12])
-def test_a_writer_killed_at_any_time_leaves_one_version_whole(tmp_path: Path, kill_after: int) -> None:
+def test_writer_killed_at_any_time_leaves_one_complete_version(tmp_path: Path, kill_after: int) -> None:
     place = tmp_path / "model"
     with subprocess.Popen([sys.executable, "-c", WRITING, str(place)], stdout=subprocess.PIPE, text=True) as writer:
         assert writer.stdout is not None
@@ -202,14 +192,14 @@ def test_a_writer_killed_at_any_time_leaves_one_version_whole(tmp_path: Path, ki
     assert names(tmp_path) == ["model"]
 
 
-def test_nothing_is_recovered_where_nothing_was_interrupted(tmp_path: Path) -> None:
+def test_recover_changes_nothing_without_an_interruption(tmp_path: Path) -> None:
     place = folder_of(tmp_path / "model", "old")
     recover(place)
     recover(tmp_path / "other")
     assert names(tmp_path) == ["model"]
 
 
-def test_sweeping_leaves_what_living_writers_and_others_have_there(tmp_path: Path) -> None:
+def test_remove_leftovers_keeps_files_of_living_processes_and_others(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", ""]) as finished:
         pass
     dead = f".model.{finished.pid}-0a1b2c3d.tmp"
@@ -228,7 +218,7 @@ def test_sweeping_leaves_what_living_writers_and_others_have_there(tmp_path: Pat
     assert remove_leftovers(tmp_path / "not there") == 0
 
 
-def test_removing_takes_files_folders_and_links_but_not_what_a_link_leads_to(tmp_path: Path) -> None:
+def test_remove_deletes_files_folders_and_links_but_no_link_target(tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "folder", "x")
     link = tmp_path / "link"
     link.symlink_to(folder)
@@ -239,7 +229,3 @@ def test_removing_takes_files_folders_and_links_but_not_what_a_link_leads_to(tmp
     assert names(folder) == ["1.txt", "2.txt"]
     remove(folder)
     assert names(tmp_path) == []
-
-
-def test_the_process_number_in_a_temporary_name_is_the_writers(tmp_path: Path) -> None:
-    assert f".model.{os.getpid()}-" in staging_path(tmp_path / "model").name

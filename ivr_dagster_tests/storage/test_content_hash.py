@@ -1,4 +1,4 @@
-"""Equal content, equal version; other content, another one."""
+"""Equal content has equal hashes, different content different ones."""
 
 import hashlib
 from itertools import combinations
@@ -11,7 +11,7 @@ import torch
 from ivr_dagster.storage.content_hash import BLOCK, content_hash, hash_files
 
 
-def test_a_text_has_the_hash_of_its_bytes() -> None:
+def test_text_hash_is_blake2b_of_its_bytes() -> None:
     assert content_hash("한국어") == hashlib.blake2b("한국어".encode(), digest_size=16).hexdigest()
 
 
@@ -30,11 +30,11 @@ TABLES = [
 ]
 
 
-def test_tables_that_differ_anywhere_have_other_hashes() -> None:
+def test_different_tables_have_different_hashes() -> None:
     assert len({content_hash(table) for table in TABLES}) == len(TABLES)
 
 
-def test_a_table_has_the_same_hash_however_it_was_put_together() -> None:
+def test_table_hash_ignores_chunks() -> None:
     parts = pl.concat([TABLES[0].head(1), TABLES[0].tail(1)], rechunk=False)
     assert parts.n_chunks() == 2
     assert content_hash(parts) == content_hash(TABLES[0])
@@ -42,7 +42,7 @@ def test_a_table_has_the_same_hash_however_it_was_put_together() -> None:
     assert content_hash(longer.slice(1, 2)) == content_hash(TABLES[0])
 
 
-def test_tensors_that_differ_in_name_shape_dtype_or_bits_have_other_hashes() -> None:
+def test_different_tensors_have_different_hashes() -> None:
     rows = torch.tensor([[1.0, 2.0], [0.0, 4.0]])
     nan = rows.clone()
     nan[0, 0] = float("nan")
@@ -64,7 +64,7 @@ def test_tensors_that_differ_in_name_shape_dtype_or_bits_have_other_hashes() -> 
     assert len({content_hash(tensors) for tensors in found}) == len(found)
 
 
-def test_tensors_have_the_same_hash_in_any_order_and_layout() -> None:
+def test_tensor_hash_ignores_order_and_layout() -> None:
     rows = torch.arange(6.0).reshape(2, 3)
     other = torch.ones(2)
     assert content_hash({"a": rows, "b": other}) == content_hash({"b": other, "a": rows})
@@ -78,7 +78,7 @@ def folder(path: Path, files: dict[str, bytes]) -> Path:
     return path
 
 
-def test_folders_that_differ_in_names_or_bytes_have_other_hashes(tmp_path: Path) -> None:
+def test_different_folders_have_different_hashes(tmp_path: Path) -> None:
     large = b"x" * (BLOCK + 10)
     variants: list[dict[str, bytes]] = [
         {"a": b"1", "b": b"2"},
@@ -98,7 +98,7 @@ def test_folders_that_differ_in_names_or_bytes_have_other_hashes(tmp_path: Path)
         assert content_hash(one) != content_hash(other)
 
 
-def test_a_folder_has_the_same_hash_wherever_it_lies_and_whatever_is_hidden_in_it(tmp_path: Path) -> None:
+def test_folder_hash_ignores_location_and_hidden_files(tmp_path: Path) -> None:
     files = {"a": b"1", "sub/b": b"2", "sub.c": b"3"}
     one = folder(tmp_path / "one", files)
     other = folder(tmp_path / "else" / "where", dict(reversed(files.items())) | {".ivr.json": b"{}", "sub/.x": b""})
@@ -106,7 +106,7 @@ def test_a_folder_has_the_same_hash_wherever_it_lies_and_whatever_is_hidden_in_i
     assert content_hash(one) == content_hash(other)
 
 
-def test_chosen_files_are_hashed_in_any_order(tmp_path: Path) -> None:
+def test_hash_files_ignores_order(tmp_path: Path) -> None:
     root = folder(tmp_path, {"a": b"1", "b": b"2", "c": b"3"})
     chosen = hash_files(root, [root / "a", root / "c"])
     assert chosen == hash_files(root, iter([root / "c", root / "a"]))
@@ -114,7 +114,7 @@ def test_chosen_files_are_hashed_in_any_order(tmp_path: Path) -> None:
     assert hash_files(root, root.iterdir()) == content_hash(root)
 
 
-def test_what_is_no_folder_is_refused_by_its_name(tmp_path: Path) -> None:
+def test_path_that_is_not_a_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(NotADirectoryError, match="missing"):
         content_hash(tmp_path / "missing")
     (tmp_path / "file").write_text("x")
@@ -123,6 +123,6 @@ def test_what_is_no_folder_is_refused_by_its_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [5, None, ["x"], b"x"])
-def test_other_values_are_refused_by_their_type(value: object) -> None:
+def test_other_types_are_refused(value: object) -> None:
     with pytest.raises(TypeError, match=type(value).__name__):
         content_hash(value)

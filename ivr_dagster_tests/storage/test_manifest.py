@@ -1,4 +1,4 @@
-"""What was written is told from what was not."""
+"""Damage is found by comparing files with their manifest."""
 
 import os
 import shutil
@@ -29,13 +29,13 @@ def folder(tmp_path: Path) -> Path:
 
 
 def same_time(file: Path, content: bytes) -> None:
-    """Other bytes, and a time of change as before: what a failing disk leaves."""
+    """Change the bytes and restore the modification time, as a failing disk does."""
     found = file.stat()
     file.write_bytes(content)
     os.utime(file, ns=(found.st_atime_ns, found.st_mtime_ns))
 
 
-def test_what_was_written_is_whole_and_comes_back(folder: Path) -> None:
+def test_manifest_is_read_back_and_matches(folder: Path) -> None:
     manifest = read_manifest(folder)
     assert manifest is not None
     assert (manifest.asset, manifest.run_id, manifest.made_of) == ("x", "run", {"made_by": "me"})
@@ -47,20 +47,20 @@ def test_what_was_written_is_whole_and_comes_back(folder: Path) -> None:
     ("name", "content", "says"),
     [("a.txt", b"firs", "has 4 bytes, 5 were written"), ("sub/part-0.parquet", b"rowz", "holds other bytes")],
 )
-def test_another_size_and_other_bytes_are_damage(folder: Path, name: str, content: bytes, says: str) -> None:
+def test_changed_size_or_bytes_are_damage(folder: Path, name: str, content: bytes, says: str) -> None:
     (folder / name).write_bytes(content)
     (fault,) = find_damage(folder)
     assert fault.startswith(str(folder / name))
     assert says in fault
 
 
-def test_bytes_that_changed_behind_the_clock_are_seen_by_who_reads_them_all(folder: Path) -> None:
+def test_change_with_restored_time_is_found_by_reading_all(folder: Path) -> None:
     same_time(folder / "a.txt", b"fXrst")
     assert find_damage(folder) == []
     assert "holds other bytes" in find_damage(folder, read_all=True)[0]
 
 
-def test_a_missing_file_and_one_too_many_are_damage(folder: Path) -> None:
+def test_missing_and_unknown_data_files_are_damage(folder: Path) -> None:
     (folder / "a.txt").unlink()
     (folder / "part-1.parquet").write_bytes(b"more")
     (folder / "notes.md").write_text("mine")
@@ -70,12 +70,12 @@ def test_a_missing_file_and_one_too_many_are_damage(folder: Path) -> None:
     ]
 
 
-def test_a_copy_is_whole_wherever_it_lies_and_whenever_it_was_made(folder: Path, tmp_path: Path) -> None:
+def test_copy_matches_its_manifest(folder: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(folder, tmp_path / "copy", copy_function=shutil.copyfile))
     assert find_damage(copy) == find_damage(copy, read_all=True) == []
 
 
-def test_of_a_file_what_it_held_before_is_whole_too(tmp_path: Path) -> None:
+def test_previous_content_of_a_file_matches_too(tmp_path: Path) -> None:
     place = tmp_path / "table.csv"
     place.write_text("old")
     before = describe_files(tmp_path, [place])
@@ -90,7 +90,7 @@ def test_of_a_file_what_it_held_before_is_whole_too(tmp_path: Path) -> None:
     assert len(find_damage(place)) == 1
 
 
-def test_a_change_of_what_people_may_change_is_no_damage(tmp_path: Path) -> None:
+def test_change_of_an_editable_artifact_is_no_damage(tmp_path: Path) -> None:
     place = tmp_path / "rules.yaml"
     place.write_text("computed")
     files = describe_files(tmp_path, [place])
@@ -101,7 +101,7 @@ def test_a_change_of_what_people_may_change_is_no_damage(tmp_path: Path) -> None
         assert len(find_damage(place, read_all=True)) == faults
 
 
-def test_without_a_manifest_or_with_half_of_one_nothing_is_known(folder: Path) -> None:
+def test_missing_or_malformed_manifest_is_ignored(folder: Path) -> None:
     for text in ("", "{", "[]", '{"asset": "x"}', '{"asset": "x", "run_id": "r", "files": {"a.txt": 3}}'):
         (folder / MANIFEST).write_text(text)
         assert read_manifest(folder) is None
@@ -111,7 +111,7 @@ def test_without_a_manifest_or_with_half_of_one_nothing_is_known(folder: Path) -
     assert find_damage(folder) == []
 
 
-def test_a_file_that_is_linked_anew_is_not_read_again(folder: Path, tmp_path: Path) -> None:
+def test_hard_linked_file_is_not_read_again(folder: Path, tmp_path: Path) -> None:
     manifest = read_manifest(folder)
     assert manifest is not None
     other = tmp_path / "other"

@@ -1,4 +1,4 @@
-"""Results by key: made where they are missing, complete or absent."""
+"""Results are made if they are missing, and complete or absent."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -28,7 +28,7 @@ def content(results: ShardCache) -> dict[str, str]:
     return {place.name: (place / "content").read_text() for place in results.path.iterdir() if place.name[0] != "."}
 
 
-def test_only_what_is_missing_is_made(results: ShardCache) -> None:
+def test_only_missing_results_are_made(results: ShardCache) -> None:
     results.complete(make, {"a": "one", "b": "two", "x": "five"})
     told: list[str] = []
     results.complete(make, {"c": "three", "x": "other", "d": "four", "a": "other"}, on_result=told.append)
@@ -37,9 +37,7 @@ def test_only_what_is_missing_is_made(results: ShardCache) -> None:
 
 
 @pytest.mark.parametrize("damage", [lambda file: file.write_text("kept"), lambda file: file.unlink()])
-def test_a_result_that_is_not_as_it_was_made_is_made_again(
-    results: ShardCache, damage: Callable[[Path], object]
-) -> None:
+def test_modified_result_is_made_again(results: ShardCache, damage: Callable[[Path], object]) -> None:
     results.complete(make, {"a": "one", "b": "two"})
     damage(results.place("a") / "content")
     assert not results.holds("a")
@@ -47,7 +45,7 @@ def test_a_result_that_is_not_as_it_was_made_is_made_again(
     assert content(results) == {"a": "again", "b": "two"}
 
 
-def test_of_two_writers_of_a_result_the_first_wins_and_the_second_leaves_nothing(results: ShardCache) -> None:
+def test_first_of_two_writers_wins(results: ShardCache) -> None:
     def make_while_another_does(task: str, target: Path) -> None:
         if task == "second":
             results.complete(make, {"a": "first"})
@@ -62,13 +60,13 @@ def write_elsewhere(function: object, items: Sequence[object]) -> Iterator[None]
     return iter([None] * len(items))
 
 
-def test_results_that_do_not_arrive_are_told(results: ShardCache, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_result_that_does_not_appear_is_reported(results: ShardCache, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shard_cache, "PATIENCE_SECONDS", 0.1)
     with pytest.raises(InputError, match=r"results/a: a worker wrote.*storage that all nodes share"):
         results.complete(make, {"a": "one"}, run=write_elsewhere)
 
 
-def test_where_nothing_is_missing_nothing_is_run(results: ShardCache) -> None:
+def test_nothing_runs_if_nothing_is_missing(results: ShardCache) -> None:
     results.complete(make, {"a": "one"})
 
     def run(*_: object) -> Iterator[None]:
@@ -77,7 +75,7 @@ def test_where_nothing_is_missing_nothing_is_run(results: ShardCache) -> None:
     results.complete(make, {"a": "one"}, run=run)
 
 
-def test_another_run_at_the_same_results_is_refused(results: ShardCache, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cache_in_use_is_refused(results: ShardCache, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shard_cache, "PATIENCE_SECONDS", 0.1)
     refused = pytest.raises(InputError, match=r"results: this shard cache is in use by .*Wait")
     with FileLock(results.path / ".lock"), refused, results.alone():
@@ -86,26 +84,26 @@ def test_another_run_at_the_same_results_is_refused(results: ShardCache, monkeyp
         pass
 
 
-def test_what_was_done_before_a_fault_stays_and_the_fault_leaves_nothing(results: ShardCache) -> None:
+def test_results_before_an_error_are_kept(results: ShardCache) -> None:
     with pytest.raises(ValueError, match="bad"):
         results.complete(make, {"a": "one", "b": "bad", "c": "three"})
     assert list(results.path.iterdir()) == [results.place("a")]
 
 
-def test_leftovers_of_killed_writers_are_swept(results: ShardCache) -> None:
+def test_leftovers_of_killed_writers_are_removed(results: ShardCache) -> None:
     leftover = results.path / f".a.{os.getpid()}-abcd.tmp"  # on another machine the process may be anybody's
     leftover.mkdir()
     with results.alone():
         assert not leftover.exists()
 
 
-def test_what_is_of_no_use_any_more_is_forgotten(results: ShardCache) -> None:
+def test_keep_only_deletes_other_results(results: ShardCache) -> None:
     results.complete(make, {"a": "one", "b": "two"})
     results.keep_only({"b", "c"})
     assert content(results) == {"b": "two"}
 
 
-def test_a_key_tells_its_ingredients_apart() -> None:
+def test_different_ingredients_have_different_keys() -> None:
     keys = [result_key(1, ["a", "b"]), result_key(1, ["a"], "b"), result_key("1", ["a", "b"]), result_key(1, ["ab"])]
     assert len(set(keys)) == 4
     assert keys[0] == result_key(1, ("a", "b"))
