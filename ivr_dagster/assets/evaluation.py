@@ -11,8 +11,9 @@ import dagster as dg
 
 from ivr_dagster.assets import OWNERS
 from ivr_dagster.assets.display import inline_png
-from ivr_dagster.core.corpus.cleaned import SPLITS, CleanedCorpus
+from ivr_dagster.core.corpus.cleaned import CleanedCorpus
 from ivr_dagster.core.corpus.other_text import read_other_documents, select_other_texts
+from ivr_dagster.core.corpus.splits import SPLITS
 from ivr_dagster.core.evaluation.evaluate import EvaluatedModels, OutOfDomainText, evaluate, provenance
 from ivr_dagster.core.evaluation.figures import EvaluationReport, as_json, reproducible
 from ivr_dagster.core.evaluation.folder import ReportFolder
