@@ -1,1 +1,4 @@
-"""Benchmarks: `python -m benchmarks` and its modules produce the figures of README and docs/results."""
+"""Benchmarks: `python -m benchmarks` and the modules here measure the figures of README and docs/results.
+
+Every ratio compares with a peer in the same run. Raw figures are saved in benchmarks/results.
+"""

@@ -11,7 +11,7 @@ import sys
 import time
 from statistics import median
 
-from benchmarks.__main__ import RESULTS, machine
+from benchmarks.record import RESULTS, machine
 from ivr_dagster.storage.allocator import keep_freed_memory
 
 MODES = ("default", "kept")

@@ -1,10 +1,10 @@
-"""What corpora and models larger than those at hand take: a small cost model, and how near it comes.
+"""A cost model for large corpora and models, compared with a measured run.
 
     python -m benchmarks.cost_model NAME
 
-names a result of `benchmarks.scaling run` on three corpora. For each stage, seconds are a start and a rate a byte, by
-the two smaller runs; the largest one is predicted by them and compared. Then the tables of docs/results/scaling.md:
-time, disk and money of 1 GB, 100 GB and 10 TB. What is assumed and not measured stands at the top of this file.
+NAME is a result of `benchmarks.scaling run` on three corpora. For each stage, seconds are a start-up time plus a rate
+per byte, fitted to the two smaller runs; the largest run is predicted and compared with its measurement. The tables
+of docs/results/scaling.md follow: time, disk and cost of 1 GB, 100 GB and 10 TB. The constants below are assumptions.
 """
 
 import argparse
@@ -12,23 +12,23 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.__main__ import RESULTS
+from benchmarks.record import RESULTS
 from benchmarks.scaling import CORPUS_SIDE, STAGES
 
-# assumed: prices of rented machines in dollars, and what GPT-2 124M reaches on an H100
+# prices of rented machines in dollars; utilization of GPT-2 124M on an H100
 CORE_HOUR, ACCELERATOR_HOUR, TERABYTE_MONTH = 0.04, 2.50, 25.0
-PEAK_FLOPS, UTILISATION = 989e12, 0.40
+PEAK_FLOPS, UTILIZATION = 989e12, 0.40
 LAYERS, WIDTH, PARAMETERS, BLOCK = 12, 768, 124e6, 1_024
 EPOCHS = 1
 SIZES = {"1 GB": 1e9, "100 GB": 1e11, "10 TB": 1e13}
-# worked on by so many cores
+# cores assumed for each size
 CORES = {"1 GB": 8, "100 GB": 64, "10 TB": 1_024}
 ACCELERATORS = (1, 8, 64)
 
 
 @dataclass(frozen=True)
 class Line:
-    """Seconds of a stage: `start` and `rate` seconds a byte."""
+    """Seconds of a stage: `start` plus `rate` per byte."""
 
     start: float
     rate: float
@@ -40,12 +40,12 @@ class Line:
         return cls(small[1] - rate * small[0], rate)
 
     def __call__(self, size: float) -> float:
-        """Seconds for so many bytes."""
+        """Seconds for `size` bytes."""
         return self.start + self.rate * size
 
 
 def stage_seconds(result: dict[str, Any], stages: tuple[str, ...]) -> float:
-    """Seconds of some stages' commands together."""
+    """Total seconds of stages."""
     return sum(result["stages"][stage]["seconds"] for stage in stages)
 
 
@@ -57,13 +57,13 @@ def prediction(runs: list[dict[str, Any]], stages: tuple[str, ...]) -> tuple[Lin
 
 
 def training_seconds(size: float, bytes_per_token: float, accelerators: int) -> float:
-    """Seconds of one epoch: 6N + 12LCT FLOPs a token (N parameters, L layers of width C, T tokens a block)."""
-    a_token = 6 * PARAMETERS + 12 * LAYERS * WIDTH * BLOCK
-    return EPOCHS * size / bytes_per_token * a_token / (PEAK_FLOPS * UTILISATION * accelerators)
+    """Seconds of one epoch: 6N + 12LCT FLOPs per token (N parameters, L layers of width C, T tokens per block)."""
+    flops_per_token = 6 * PARAMETERS + 12 * LAYERS * WIDTH * BLOCK
+    return EPOCHS * size / bytes_per_token * flops_per_token / (PEAK_FLOPS * UTILIZATION * accelerators)
 
 
 def span(seconds: float) -> str:
-    """Seconds for people."""
+    """Seconds as text."""
     for name, each in (("days", 86_400), ("h", 3_600), ("min", 60)):
         if seconds >= 2 * each:
             return f"{seconds / each:,.0f} {name}"
@@ -71,9 +71,9 @@ def span(seconds: float) -> str:
 
 
 def tables(runs: list[dict[str, Any]], cores: int, bytes_per_token: float) -> str:
-    """Markdown."""
+    """The tables in Markdown."""
     large = runs[2]
-    lines = ["| stage | start, s | MB a second | predicted, s | measured, s | |", "|---|---:|---:|---:|---:|---:|"]
+    lines = ["| stage | start-up, s | MB/s | predicted, s | measured, s | error |", "|---|---:|---:|---:|---:|---:|"]
     for stages in [(stage,) for stage in STAGES] + [CORPUS_SIDE, STAGES]:
         line, predicted, measured = prediction(runs, stages)
         name = " + ".join(stages) if stages != STAGES else "all"
@@ -86,7 +86,7 @@ def tables(runs: list[dict[str, Any]], cores: int, bytes_per_token: float) -> st
     rest = stage_seconds(large, STAGES) - stage_seconds(large, CORPUS_SIDE)
     lines += [
         "",
-        "| corpus | cores | init + analyze | distill … remap | disk beside the corpus | core hours, $ |",
+        "| corpus | cores | init + analyze | distill … remap | disk besides the corpus | core hours, $ |",
         "|---|---:|---:|---:|---:|---:|",
     ]
     disk = large["disk_bytes"] / large["raw_bytes"]
@@ -105,9 +105,8 @@ def tables(runs: list[dict[str, Any]], cores: int, bytes_per_token: float) -> st
 
 
 def main() -> None:
-    """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", help="of the result")
+    parser.add_argument("name", help="name of the result")
     parser.add_argument("--bytes-per-token", type=float, default=3.74, help="of the new vocabulary on the corpus")
     arguments = parser.parse_args()
     result = json.loads((RESULTS / f"scaling-{arguments.name}.json").read_text(encoding="utf-8"))

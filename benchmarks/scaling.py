@@ -1,21 +1,20 @@
-"""The tokenizer side as a corpus grows: wall-clock and memory of whole commands, and what a change costs.
+"""Time and memory of the tokenizer side as the corpus grows, and after a change of the corpus.
 
     python -m benchmarks.scaling make --source DIR --copies 10 --files 100 --target DIR
     python -m benchmarks.scaling run --raw DIR DIR DIR --artifacts DIR --name NAME
     python -m benchmarks.scaling change --raw DIR --artifacts DIR --name NAME
     python -m benchmarks.scaling engines --raw DIR --artifacts DIR --name NAME
 
-`make` writes distinct text, so many times a corpus. `run` executes each stage's command as people do, and then all as
-one, and watches the memory of all processes; init and analyze several times, corpora taking turns. `change` has init
-and analyze made at first, after a change of one file, with nothing changed and of a few words, and changes the file
-back. `engines` works on the corpus by the cores of this machine and on a Ray cluster of three nodes, here too, and
-holds what they write against each other. Results go to benchmarks/results/scaling-NAME.json.
+`make` writes a corpus many times, each copy with different words. `run` runs every stage as a command, then all stages
+in one command, and measures the memory of all processes; init and analyze are repeated with the corpora in turns.
+`change` compares init and analyze of a new corpus, of a corpus with one changed file, of an unchanged corpus and of a
+corpus of a few words. `engines` compares local processes with a Ray cluster of three nodes on this machine and checks
+that their outputs are equal. Results go to benchmarks/results/scaling-NAME.json.
 """
 
 import argparse
 import json
 import os
-import platform
 import re
 import shutil
 import statistics
@@ -24,17 +23,15 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from threading import Thread
 from typing import Any
 
 import psutil
 
-from benchmarks.__main__ import RESULTS, machine
+from benchmarks.record import save
 from ivr_dagster.core.corpus.cleaned import CleanedCorpus, write_cleaned_corpus
 from ivr_dagster.core.corpus.files import corpus_files
 from ivr_dagster.core.tokens.statistics import read_statistics
@@ -46,41 +43,40 @@ from ivr_dagster.storage.shard_cache import ShardCache
 
 STAGES = ("init", "analyze", "distill-tokenizer", "select", "remap")
 CORPUS_SIDE = ("init", "analyze")
-# of the words that are not among the commonest, the share that is another one in each copy: types grow with the text
-# as they do in real ones
+# each copy changes this share of its less common words, so that the number of types grows with the text
 COMMON_WORDS, CHANGED_SHARE = 2_000, 0.3
 _WORD = re.compile(r"[A-Za-z]{4,}")
-_SECONDS_BETWEEN_LOOKS = 0.2
+_POLLING_SECONDS = 0.2
 
 
 def changed_words(text: str, copy: int, common: frozenset[str]) -> str:
-    """The text with a part of its rarer words changed, in the same way wherever they stand in this copy."""
+    """The text with some of its less common words replaced, consistently within a copy."""
     letters = "abcdefghijklmnopqrstuvwxyz"
-    by = copy % 25 + 1
-    turned = str.maketrans(letters + letters.upper(), (letters[by:] + letters[:by]) * 2)
+    shift = copy % 25 + 1
+    rotated = str.maketrans(letters + letters.upper(), (letters[shift:] + letters[:shift]) * 2)
     changed: dict[str, str] = {}
 
     def change(match: re.Match[str]) -> str:
         word = match[0]
         if word not in changed:
-            point = sum((n + 1) * ord(character) for n, character in enumerate(word)) * 2_654_435_761 * (copy + 1)
-            other = word.translate(turned) + letters[copy // 25 % 26]
-            changed[word] = other if word not in common and point % 1_000 < 1_000 * CHANGED_SHARE else word
+            number = sum((n + 1) * ord(character) for n, character in enumerate(word)) * 2_654_435_761 * (copy + 1)
+            other = word.translate(rotated) + letters[copy // 25 % 26]
+            changed[word] = other if word not in common and number % 1_000 < 1_000 * CHANGED_SHARE else word
         return changed[word]
 
     return _WORD.sub(change, text)
 
 
 def _write_copy(texts: list[str], common: frozenset[str], target: Path, files: int, copy: int) -> None:
-    each = -(-len(texts) // files)
+    per_file = -(-len(texts) // files)
     for n in range(files):
-        text = "\n\n\n".join(texts[n * each : (n + 1) * each])
+        text = "\n\n\n".join(texts[n * per_file : (n + 1) * per_file])
         file = target / f"{copy:04d}-{n:04d}.txt"
         file.write_text(changed_words(text, copy, common) if copy else text, encoding="utf-8")
 
 
 def make(source: Path, target: Path, copies: int, files: int) -> None:
-    """Write `files` files that hold `copies` times the text of `source`, no copy like another."""
+    """Write `files` files with `copies` different copies of the text of `source`."""
     text = "\n\n\n".join(file.read_text(encoding="utf-8") for file in corpus_files(source))
     common = frozenset(word for word, _ in Counter(_WORD.findall(text)).most_common(COMMON_WORDS))
     target.mkdir(parents=True)
@@ -90,7 +86,7 @@ def make(source: Path, target: Path, copies: int, files: int) -> None:
 
 
 class MemoryWatch(Thread):
-    """The most memory, in bytes, that a process and all its descendants took together, what they share counted once."""
+    """Peak memory, in bytes, of a process and its descendants together; shared pages count once."""
 
     def __init__(self, process: int) -> None:
         super().__init__(daemon=True)
@@ -98,7 +94,7 @@ class MemoryWatch(Thread):
         self.peak = 0
 
     def run(self) -> None:
-        """Look until the process is gone."""
+        """Poll until the process has ended."""
         while True:
             total = 0
             try:
@@ -112,11 +108,11 @@ class MemoryWatch(Thread):
             except psutil.NoSuchProcess:
                 return
             self.peak = max(self.peak, total)
-            time.sleep(_SECONDS_BETWEEN_LOOKS)
+            time.sleep(_POLLING_SECONDS)
 
 
 def command(artifacts: Path, *arguments: str) -> dict[str, Any]:
-    """One `ivr` command: its seconds, peak of memory and figures."""
+    """Run an `ivr` command: its seconds, peak memory and figures."""
     started = time.perf_counter()
     ivr = [sys.executable, "-m", "ivr_dagster.cli.app", "--artifacts-dir", str(artifacts), "--json", *arguments]
     process = subprocess.Popen(ivr, stdout=subprocess.PIPE, text=True)
@@ -124,7 +120,7 @@ def command(artifacts: Path, *arguments: str) -> dict[str, Any]:
     watch.start()
     output, _ = process.communicate()
     if process.returncode:
-        raise RuntimeError(f"{' '.join(ivr)} ended with {process.returncode}")
+        raise RuntimeError(f"{' '.join(ivr)} exited with {process.returncode}")
     return {
         "seconds": time.perf_counter() - started,
         "peak_memory_bytes": watch.peak,
@@ -143,30 +139,30 @@ def options_of(arguments: argparse.Namespace, raw: Path) -> dict[str, list[str]]
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Every stage's command on an empty artifacts folder, then all of them as one.
+    """Run every stage on an empty artifacts folder, then all stages as one command.
 
-    Init and analyze, which grow with the text, so many times, corpora taking turns: how fast a machine is may differ
-    from one minute to the next. Of their seconds medians, of memory the most.
+    Init and analyze, whose time grows with the text, are repeated with the corpora in turns, because the speed of a
+    machine varies over minutes. The result has median seconds and maximum memory.
     """
     runs: dict[Path, dict[str, Any]] = {raw: {**size_of(raw), "stages": {}} for raw in arguments.raw}
     for turn in range(arguments.turns):
-        for raw, told in runs.items():
+        for raw, figures in runs.items():
             options = options_of(arguments, raw)
             shutil.rmtree(arguments.artifacts, ignore_errors=True)
             for stage in CORPUS_SIDE if turn else STAGES:
                 found = command(arguments.artifacts, stage, *options.get(stage, []))
-                known = told["stages"].setdefault(stage, {"turns": [], "peak_memory_bytes": 0})
+                known = figures["stages"].setdefault(stage, {"turns": [], "peak_memory_bytes": 0})
                 known["turns"].append(found["seconds"])
                 known["seconds"] = statistics.median(known["turns"])
                 known["peak_memory_bytes"] = max(known["peak_memory_bytes"], found["peak_memory_bytes"])
-                print(f"{raw.name} {stage}: {_told(found)}", flush=True)
+                print(f"{raw.name} {stage}: {_summary(found)}", flush=True)
             if not turn:
-                told["disk_bytes"] = sum(file.stat().st_blocks * 512 for file in _different(arguments.artifacts))
+                figures["disk_bytes"] = _disk_bytes(arguments.artifacts)
                 shutil.rmtree(arguments.artifacts)
                 every = command(arguments.artifacts, "run", "--until", "remap", *options["init"], *options["select"])
-                told["run"] = {key: every[key] for key in ("seconds", "peak_memory_bytes")}
-                print(f"{raw.name} init … remap: {_told(every)}", flush=True)
-    return {"runs": sorted(runs.values(), key=lambda told: told["raw_bytes"])}
+                figures["run"] = {key: every[key] for key in ("seconds", "peak_memory_bytes")}
+                print(f"{raw.name} init … remap: {_summary(every)}", flush=True)
+    return {"runs": sorted(runs.values(), key=lambda figures: figures["raw_bytes"])}
 
 
 def size_of(raw: Path) -> dict[str, int]:
@@ -175,20 +171,20 @@ def size_of(raw: Path) -> dict[str, int]:
     return {"raw_bytes": sum(file.stat().st_size for file in files), "files": len(files)}
 
 
-def _told(found: dict[str, Any]) -> str:
+def _summary(found: dict[str, Any]) -> str:
     return f"{found['seconds']:.1f} s, {found['peak_memory_bytes'] / 1e6:,.0f} MB"
 
 
-def _different(folder: Path) -> Iterator[Path]:
-    """The files of a folder, each once whatever names it has."""
-    files = (file for file in folder.rglob("*") if file.is_file())
-    return iter({file.stat().st_ino: file for file in files}.values())
+def _disk_bytes(folder: Path) -> int:
+    """Disk usage of a folder, hard links once."""
+    found = (file.stat() for file in folder.rglob("*") if file.is_file())
+    return sum({status.st_ino: status.st_blocks * 512 for status in found}.values())
 
 
 def change(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Init and analyze at first, after one file of the corpus gained a line, with nothing changed, and of a few words.
+    """Time init and analyze: first run, one file with a new line, nothing changed, and a corpus of a few words.
 
-    The last is their start-up: what they take whatever the corpus. Medians of so many turns as are asked for.
+    The last is the start-up time, which does not depend on the corpus. Medians over `--turns`.
     """
     (raw,) = arguments.raw
     files = corpus_files(raw)
@@ -197,7 +193,7 @@ def change(arguments: argparse.Namespace) -> dict[str, Any]:
     init = options_of(arguments, raw)["init"]
     shutil.rmtree(arguments.artifacts, ignore_errors=True)
     first = [command(arguments.artifacts, "init", *init), command(arguments.artifacts, "analyze")]
-    found: dict[str, Any] = {**size_of(raw), "first": sum(told["seconds"] for told in first)}
+    found: dict[str, Any] = {**size_of(raw), "first": sum(figures["seconds"] for figures in first)}
     with tempfile.TemporaryDirectory() as folder:
         few, few_artifacts = Path(folder) / "raw", Path(folder) / "artifacts"
         few.mkdir()
@@ -211,7 +207,7 @@ def change(arguments: argparse.Namespace) -> dict[str, Any]:
                     if name == "one file changed":
                         file.write_bytes(before + f"\n\nOne more line, the {turn}th.\n".encode())
                     made = [command(place, stage) for stage in CORPUS_SIDE]
-                    turns[name].append(sum(told["seconds"] for told in made))
+                    turns[name].append(sum(figures["seconds"] for figures in made))
                     print(name, round(turns[name][-1], 1), flush=True)
         finally:
             file.write_bytes(before)
@@ -222,7 +218,7 @@ def change(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def engines(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The corpus side without Dagster, by both engines: seconds, and whether all they write is the same."""
+    """Time init and analyze with both engines, without Dagster, and compare what they write."""
     import ray
     from ray.cluster_utils import Cluster
 
@@ -253,33 +249,26 @@ def engines(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure, print, keep."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["make", "run", "change", "engines"], help="see above")
     parser.add_argument("--source", type=Path, help="corpus to copy")
-    parser.add_argument("--target", type=Path, help="folder to make")
-    parser.add_argument("--copies", type=int, default=10, help="how often, each time with other words")
-    parser.add_argument("--files", type=int, default=100, help="files in all")
-    parser.add_argument("--raw", type=Path, nargs="+", help="corpus to work on, of `run` any number")
-    parser.add_argument("--artifacts", type=Path, help="artifacts folder; `run` empties it")
+    parser.add_argument("--target", type=Path, help="folder to write")
+    parser.add_argument("--copies", type=int, default=10, help="number of copies")
+    parser.add_argument("--files", type=int, default=100, help="number of files")
+    parser.add_argument("--raw", type=Path, nargs="+", help="corpora; one unless `run`")
+    parser.add_argument("--artifacts", type=Path, help="artifacts folder, deleted first")
     parser.add_argument("--model", default=str(SAMPLE_MODEL), help="base model or tokenizer")
-    parser.add_argument("--new-tokens", type=int, default=4_000, help="how many ids to give away")
-    parser.add_argument("--turns", type=int, default=3, help="of `run` and `change`")
+    parser.add_argument("--new-tokens", type=int, default=4_000, help="number of new tokens")
+    parser.add_argument("--turns", type=int, default=3, help="repetitions of `run` and `change`")
     parser.add_argument("--engine", default="local", choices=["local", "ray"])
     parser.add_argument("--ray-address", default="")
-    parser.add_argument("--name", help="of the file in benchmarks/results")
+    parser.add_argument("--name", help="name of the result")
     arguments = parser.parse_args()
     if arguments.what == "make":
         make(arguments.source, arguments.target, arguments.copies, arguments.files)
         return
-    result = {
-        **{"run": run, "change": change, "engines": engines}[arguments.what](arguments),
-        "machine": machine(),
-        "versions": {name: version(name) for name in ("dagster", "gigatoken", "polars", "pyarrow", "tokenizers")}
-        | {"python": platform.python_version()},
-    }
-    target = RESULTS / f"scaling-{arguments.name}.json"
-    target.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    measure = {"run": run, "change": change, "engines": engines}[arguments.what]
+    save(f"scaling-{arguments.name}", measure(arguments), "dagster gigatoken polars pyarrow tokenizers")
 
 
 if __name__ == "__main__":

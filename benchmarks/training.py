@@ -19,7 +19,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.__main__ import RESULTS, machine
+from benchmarks.record import RESULTS, machine
 from ivr_dagster.cli.workbench import Workbench
 from ivr_dagster.core.corpus.cleaned import CleanedCorpus
 from ivr_dagster.core.training.folders import TrainingBlocks
