@@ -127,13 +127,6 @@ def test_logits_stay_within_their_memory_limit(model: Any, positions: int, monke
     assert 0 < most <= positions
 
 
-def test_documents_are_scored_separately(model: Any) -> None:
-    together = score(model)
-    for number, text in enumerate(TEXTS):
-        if text:
-            assert score(model, [text]).bits == pytest.approx(together.document_bits[number], rel=1e-5)
-
-
 def test_a_uniform_model_needs_the_logarithm_of_its_vocabulary_per_token() -> None:
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
