@@ -28,8 +28,8 @@ from ivr_dagster.assets import (
 )
 from ivr_dagster.assets.external import external_asset
 from ivr_dagster.io_managers import io_managers
-from ivr_dagster.orchestration.alerts import tell_of_failed_runs
-from ivr_dagster.orchestration.automation import automatic_assets, automation
+from ivr_dagster.orchestration.alerts import notify_on_failure
+from ivr_dagster.orchestration.automation import automation, automation_conditions
 from ivr_dagster.orchestration.executor import executor_of
 from ivr_dagster.pipeline import ASSETS, EXTERNAL, ArtifactPaths, baselines, code_version, is_enabled
 from ivr_dagster.resources.accelerator import accelerator_resource
@@ -77,13 +77,8 @@ def build_definitions(
     has_retention_corpus = project.other_corpus_dir("retention_corpora_dir") is not None
     loaded.append(evaluation.evaluation_report_asset(baselines(settings), has_retention_corpus=has_retention_corpus))
     assets = [asset for asset in loaded if left_out.isdisjoint(_names(asset))]
-    automatic = automation(settings, places=paths, left_out=paths.replaced)
-    conditions = automatic_assets(
-        settings.automation.rebuild,
-        settings.automation.retrain,
-        {name for asset in assets for name in _names(asset)},
-        paths,
-    )
+    automatic = automation(project)
+    conditions = automation_conditions(project, {name for asset in assets for name in _names(asset)})
     return dg.Definitions(
         assets=[
             *(_configured(_with_external_inputs(asset, paths), project, conditions) for asset in assets),
@@ -96,7 +91,7 @@ def build_definitions(
         ],
         jobs=automatic["jobs"],
         schedules=automatic["schedules"],
-        sensors=[*automatic["sensors"], tell_of_failed_runs],
+        sensors=[*automatic["sensors"], notify_on_failure],
         loggers=loggers,
         executor=executor_of(paths),
         resources={

@@ -271,7 +271,7 @@ def code_version(code: str | None, values: Mapping[str, Any]) -> str:
 
 def split_code_version(version: str | None) -> tuple[str, str]:
     """The code's version and the hash of the settings in a :func:`code_version`."""
-    code, _, settings = str(version).rpartition("-")
+    code, _, settings = str(version).partition("-")
     return code, settings
 
 

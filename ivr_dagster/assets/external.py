@@ -1,6 +1,6 @@
-"""What a person brings in place of an artifact of ours: sources, read where they lie and never written.
+"""External artifacts: sources that a user names to use instead of an artifact; read in place, never written.
 
-Which there are stands in `settings.EXTERNAL`; an asset of this kind exists only while its setting names a place.
+`pipeline.EXTERNAL` lists them. A source asset exists only while its setting names a path.
 """
 
 import json
@@ -20,25 +20,25 @@ from ivr_dagster.resources.base_model import MODEL_FILES, TOKENIZER_FILES
 from ivr_dagster.storage.content_hash import content_hash, hash_files
 
 
-def _tokenizer_version(place: Path, _: ArtifactPaths) -> str:
-    TokenizerFolder(place).backend()
-    if not (place / "tokenizer_config.json").is_file():
+def _tokenizer_version(path: Path, _: ArtifactPaths) -> str:
+    TokenizerFolder(path).backend()
+    if not (path / "tokenizer_config.json").is_file():
         raise InputError(
-            "the tokenizer has no tokenizer_config.json, so its class and its end-of-text token are unknown",
-            where=place,
-            remedy="Bring a folder that save_pretrained wrote.",
+            "the tokenizer folder has no tokenizer_config.json, so its class and end-of-text token are unknown",
+            where=path,
+            remedy="Name a folder written by `save_pretrained`.",
         )
-    return _hash_of(place, TOKENIZER_FILES)
+    return _hash_matching(path, TOKENIZER_FILES)
 
 
-def _remapped_tokenizer_version(place: Path, paths: ArtifactPaths) -> str:
-    """A hash of the tokenizer, its base tokenizer and its remap rules, wherever they are."""
-    tokenizer = external_tokenizer(place, paths)
+def _remapped_tokenizer_version(path: Path, paths: ArtifactPaths) -> str:
+    """A hash of the tokenizer, its base tokenizer and its remap rules."""
+    tokenizer = external_tokenizer(path, paths)
     base, rules = tokenizer.base_file, tokenizer.rules_file
     return content_hash(
         json.dumps(
             [
-                _tokenizer_version(place, paths),
+                _tokenizer_version(path, paths),
                 hash_files(base.parent, [base]) if base.is_file() else None,
                 read_rules(rules).digest() if rules.is_file() else None,
             ]
@@ -46,69 +46,69 @@ def _remapped_tokenizer_version(place: Path, paths: ArtifactPaths) -> str:
     )
 
 
-def _model_version(place: Path, _: ArtifactPaths) -> str:
-    weight_files(place)
-    return _hash_of(place, MODEL_FILES)
+def _model_version(path: Path, _: ArtifactPaths) -> str:
+    weight_files(path)
+    return _hash_matching(path, MODEL_FILES)
 
 
-def _blocks_version(place: Path, _: ArtifactPaths) -> str:
-    if not (place / "remapped").is_dir():
+def _blocks_version(path: Path, _: ArtifactPaths) -> str:
+    if not (path / "remapped").is_dir():
         raise InputError(
-            "no packed blocks there: remapped/ is missing",
-            where=place,
-            remedy="Give a folder that an earlier `ivr train` packed.",
+            "the folder contains no packed blocks: remapped/ is missing",
+            where=path,
+            remedy="Name a folder of training blocks written by `ivr train`.",
         )
-    return content_hash(place)
+    return content_hash(path)
 
 
-def _hash_of(place: Path, patterns: list[str]) -> str:
-    return hash_files(place, {file for pattern in patterns for file in place.glob(pattern) if file.is_file()})
+def _hash_matching(path: Path, patterns: list[str]) -> str:
+    return hash_files(path, {file for pattern in patterns for file in path.glob(pattern) if file.is_file()})
 
 
-# group, IO manager and content hash, by the asset whose part it takes
-_READ_AS: dict[str, tuple[str, str, Callable[[Path, ArtifactPaths], str]]] = {
+# group, IO manager and data version, by the replaced asset
+_KINDS: dict[str, tuple[str, str, Callable[[Path, ArtifactPaths], str]]] = {
     "original_tokenizer": ("tokenizer", "tokenizer_io", _tokenizer_version),
     "remapped_tokenizer": ("vocabulary", "tokenizer_io", _remapped_tokenizer_version),
-    "remap_rules": ("vocabulary", "rules_io", lambda place, _: read_rules(place).digest()),
+    "remap_rules": ("vocabulary", "rules_io", lambda path, _: read_rules(path).digest()),
     "initialized_model": ("training", "model_io", _model_version),
     "training_blocks": ("training", "blocks_io", _blocks_version),
 }
 
 
 def observe_external(name: str, paths: ArtifactPaths) -> str:
-    """The content hash of what a person brings under `name`, a key of `EXTERNAL`.
+    """The data version of the external artifact `name`, a key of `EXTERNAL`: a hash of its content.
 
     Raises:
-        InputError: it is not there, or is not what it should be.
+        InputError: it is missing or invalid.
     """
-    source, place = EXTERNAL[name], paths[name]
-    if not place.exists():
+    source, path = EXTERNAL[name], paths[name]
+    if not path.exists():
         raise InputError(
-            f"{source.option} was given, and nothing is there",
-            where=place,
-            remedy=f"Correct {source.setting}, or leave it empty to have {source.replaces} made.",
+            f"{source.option} names a path that does not exist",
+            where=path,
+            remedy=f"Correct {source.setting}, or leave it empty to build {source.replaces}.",
         )
-    return _READ_AS[source.replaces][2](place, paths)
+    return _KINDS[source.replaces][2](path, paths)
 
 
 def external_asset(name: str, paths: ArtifactPaths) -> dg.SourceAsset:
-    """The source that stands for what a person brings under `name`."""
-    source, place = EXTERNAL[name], paths[name]
-    group, io_manager, _ = _READ_AS[source.replaces]
+    """The source asset of the external artifact `name`."""
+    source, path = EXTERNAL[name], paths[name]
+    group, io_manager, _ = _KINDS[source.replaces]
 
     @dg.observable_source_asset(
         name=name,
         group_name=group,
         io_manager_key=io_manager,
         tags=kinds("file"),
-        metadata={"place": dg.MetadataValue.path(place)},
+        metadata={"path": dg.MetadataValue.path(path)},
         description=(
-            f"Brought by `{source.setting}` in place of `{source.replaces}`"
-            + (f", for {' and '.join(f'`{asset}`' for asset in source.only_in)} alone" if source.only_in else "")
-            + ". It is read where it lies and never written. Its version is a hash of its content."
+            f"External artifact named by `{source.setting}`, used instead of `{source.replaces}`"
+            + (f" by {', '.join(f'`{asset}`' for asset in source.only_in)} only" if source.only_in else "")
+            + ". It is read in place and never written. Its data version is a hash of its content."
         ),
     )
-    def brought() -> dg.DataVersion:
+    def external() -> dg.DataVersion:
         return dg.DataVersion(observe_external(name, paths))
 
-    return brought
+    return external

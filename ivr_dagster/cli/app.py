@@ -482,9 +482,9 @@ def _refuse_other_sources(request: Request) -> None:
 
 def _run_assets(request: Request, workbench: "Workbench", stage: str, assets: list[str]) -> "StageResult":
     from ivr_dagster.cli.rendering import ProgressBars
-    from ivr_dagster.resources.progress import listening
+    from ivr_dagster.resources.progress import progress_listener
 
-    with ProgressBars(stage, len(assets), quiet=request.as_json) as bars, listening(bars.advance):
+    with ProgressBars(stage, len(assets), quiet=request.as_json) as bars, progress_listener(bars.advance):
         try:
             return workbench.run(assets, log_level=request.log_level, tags={"ivr/stage": stage})
         except InputError:

@@ -11,19 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
-from dagster._core.definitions.asset_checks.asset_check_evaluation import AssetCheckEvaluationTargetMaterializationData
-from dagster._core.definitions.data_version import (
+
+from ivr_dagster.cli.workbench import Workbench, exclusive_use, instance_at
+from ivr_dagster.errors import InputError
+from ivr_dagster.orchestration.dagster_internals import (
     CODE_VERSION_TAG,
     DATA_VERSION_TAG,
     INPUT_DATA_VERSION_TAG_PREFIX,
     NULL_EVENT_POINTER,
+    check_target,
     get_input_event_pointer_tag,
 )
-
-from ivr_dagster.cli.workbench import Workbench, exclusive_use, instance_at
-from ivr_dagster.errors import InputError
 from ivr_dagster.orchestration.sources import source_names
-from ivr_dagster.orchestration.staleness import TAKEN_OVER
+from ivr_dagster.orchestration.staleness import COPIED_FROM_RUN
 from ivr_dagster.pipeline import ASSETS, EXTERNAL, ArtifactPaths
 from ivr_dagster.settings.loading import OUTPUT_PATHS, load_settings, save_settings
 from ivr_dagster.storage.atomic import link, remove, remove_leftovers, staging_path
@@ -192,14 +192,12 @@ def _report(parent: Workbench, asset: str, event: dg.EventLogEntry, instance: dg
         dg.AssetMaterialization(
             key,
             description="Taken over from the folder that this experiment began with.",
-            metadata={**made.metadata, "path": dg.MetadataValue.path(str(place)), TAKEN_OVER: event.run_id},
+            metadata={**made.metadata, "path": dg.MetadataValue.path(str(place)), COPIED_FROM_RUN: event.run_id},
             tags=tags,
         )
     )
     record = instance.fetch_materializations(key, limit=1).records[0]
-    target = AssetCheckEvaluationTargetMaterializationData(
-        storage_id=record.storage_id, run_id=record.run_id, timestamp=record.timestamp
-    )
+    target = check_target(record)
     for check in parent.evaluations(asset):
         instance.report_runless_asset_event(
             dg.AssetCheckEvaluation(

@@ -103,9 +103,9 @@ def _served(artifacts_dir: Path, config: Path | None, port: int) -> int:
 
 def _wait_for(socket: Path, server: subprocess.Popen[bytes], given_up: Callable[[], bool]) -> bool:
     """Whether the code server came up: the others would show an error until they look again."""
-    from dagster._grpc.client import DagsterGrpcClient
+    from ivr_dagster.orchestration.dagster_internals import code_server_client
 
-    client = DagsterGrpcClient(socket=str(socket))
+    client = code_server_client(socket)
     while server.poll() is None and not given_up():
         try:
             client.ping("")
@@ -143,13 +143,12 @@ def _watched(artifacts_dir: Path, config: Path | None) -> Iterator[bool]:
 
 
 def _reload(socket: Path, artifacts_dir: Path, config: Path | None) -> None:
-    from dagster._grpc.client import DagsterGrpcClient
-
+    from ivr_dagster.orchestration.dagster_internals import code_server_client
     from ivr_dagster.settings import load_settings
 
     try:
         load_settings(artifacts_dir, config=config)  # the servers keep a fault to themselves
-        DagsterGrpcClient(socket=str(socket)).reload_code(timeout=RELOAD_SECONDS)
+        code_server_client(socket).reload_code(timeout=RELOAD_SECONDS)
     except InputError as error:
         _say(f"ivr: changed settings are not taken up: {error}")
     except Exception as error:  # noqa: BLE001 (told, and tried again at the next change)

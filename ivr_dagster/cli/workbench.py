@@ -14,9 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
-from dagster._core.definitions.data_version import DATA_VERSION_TAG
-from dagster._core.errors import DagsterAssetCheckFailedError, DagsterExecutionInterruptedError
-from dagster._core.storage.runs.sqlite import SqliteRunStorage
 
 from ivr_dagster.assets.vocabulary import plan_from_settings
 from ivr_dagster.core.tokenizer.folder import TokenizerFolder
@@ -24,14 +21,19 @@ from ivr_dagster.core.vocabulary.rules import check_rules, edited_rules, read_ru
 from ivr_dagster.core.vocabulary.selection import Plan
 from ivr_dagster.definitions import build_definitions
 from ivr_dagster.errors import InputError
+from ivr_dagster.orchestration.dagster_internals import (
+    DATA_VERSION_TAG,
+    FailedBlockingCheckError,
+    stores_runs_in_home,
+)
 from ivr_dagster.orchestration.dead_runs import (
     PROCESS_TAG,
     fail_dead_runs,
     free_slots_of_ended_runs,
-    process_mark,
+    process_identity,
 )
 from ivr_dagster.orchestration.executor import hold_artifacts
-from ivr_dagster.orchestration.sources import observe, source_names
+from ivr_dagster.orchestration.sources import observe_source, source_names
 from ivr_dagster.orchestration.staleness import Staleness, latest_evaluation, observed_version
 from ivr_dagster.pipeline import ASSETS, STAGES, ArtifactPaths, stage_assets, stage_of
 from ivr_dagster.resources.base_model import BaseModel
@@ -149,7 +151,7 @@ class Workbench:
 
     def last_made(self, name: str) -> dg.EventLogEntry | None:
         """The event of an asset's last materialization."""
-        return Staleness(self.instance, self._graph, self.paths).last_made(dg.AssetKey(name))
+        return Staleness(self.instance, self._graph, self.shared).last_materialization(dg.AssetKey(name))
 
     def evaluations(self, name: str) -> list[dg.AssetCheckEvaluation]:
         """The latest evaluation of each check on an asset, of those that were made."""
@@ -163,24 +165,24 @@ class Workbench:
         Raises:
             InputError: something is not there, or is not what it should be.
         """
-        versions = {name: observe(name, self.shared, self.base) for name in source_names(self.paths)}
+        versions = {name: observe_source(name, self.shared, self.base) for name in source_names(self.paths)}
         for name, version in versions.items():
             if observed_version(self.instance, dg.AssetKey(name)) != version:
                 self.instance.report_runless_asset_event(dg.AssetObservation(name, tags={DATA_VERSION_TAG: version}))
 
     def states(self) -> list[AssetState]:
         """Every asset, fresh or stale, in pipeline order."""
-        staleness = Staleness(self.instance, self._graph, self.paths, damaged=True)
+        staleness = Staleness(self.instance, self._graph, self.shared, check_damage=True)
         found = []
         for stage in STAGES:
             for name in self.stage_assets(stage):
-                event = staleness.last_made(dg.AssetKey(name))
+                event = staleness.last_materialization(dg.AssetKey(name))
                 made = event.asset_materialization if event else None
                 found.append(
                     AssetState(
                         name,
                         stage,
-                        staleness.why(dg.AssetKey(name)),
+                        staleness.reason(dg.AssetKey(name)),
                         datetime.fromtimestamp(event.timestamp, UTC).astimezone() if event else None,
                         scalars(made.metadata) if made else {},
                     )
@@ -192,16 +194,16 @@ class Workbench:
 
         What is stale only because something above it is may turn out not to be once that is made.
         """
-        staleness = Staleness(self.instance, self._graph, self.paths, damaged=True)
+        staleness = Staleness(self.instance, self._graph, self.shared, check_damage=True)
         wave: list[str] = []
         for name in (name for stage in stages for name in self.stage_assets(stage)):
             key = dg.AssetKey(name)
             waiting = [
                 parent.to_user_string()
                 for parent in self._graph.get(key).parent_keys
-                if staleness.why(parent) and parent.to_user_string() not in wave
+                if staleness.reason(parent) and parent.to_user_string() not in wave
             ]
-            if staleness.by_itself(key) and not waiting:
+            if staleness.directly_stale(key) and not waiting:
                 wave.append(name)
         return wave
 
@@ -233,7 +235,7 @@ class Workbench:
 
     def data_version(self, name: str) -> str | None:
         """The data version that an asset, or a source, has now."""
-        return Staleness(self.instance, self._graph, self.paths).version(dg.AssetKey(name))
+        return Staleness(self.instance, self._graph, self.shared).data_version(dg.AssetKey(name))
 
     def load(self, name: str) -> Any:
         """An asset's value, as the next step would get it.
@@ -291,7 +293,7 @@ class Workbench:
     def _run(self, keys: list[dg.AssetKey], log_level: str, tags: Mapping[str, str] | None) -> StageResult:
         fail_dead_runs(self.instance)
         free_slots_of_ended_runs(self.instance)
-        tags = dict(tags or {}) | {PROCESS_TAG: process_mark(os.getpid())}
+        tags = dict(tags or {}) | {PROCESS_TAG: process_identity(os.getpid())}
         config = {"loggers": {"console": {"config": {"log_level": log_level}}}}
         try:
             result = self._job.execute_in_process(
@@ -301,9 +303,9 @@ class Workbench:
                 tags=tags,
                 raise_on_error=True,
             )
-        except (KeyboardInterrupt, DagsterExecutionInterruptedError) as error:
+        except (KeyboardInterrupt, dg.DagsterExecutionInterruptedError) as error:
             raise Interrupted from error
-        except DagsterAssetCheckFailedError as error:
+        except FailedBlockingCheckError as error:
             raise StageFailed(
                 f"a blocking check failed: {self._blocking(self._failed(key.to_user_string() for key in keys))}"
             ) from error
@@ -380,7 +382,7 @@ def open_instance(paths: ArtifactPaths) -> dg.DagsterInstance:
     os.environ["DAGSTER_HOME"] = str(home)
     instance = _instance(home)
     # records inside a folder are that folder's, also where it was copied or moved
-    inside = home == paths.dagster_home.resolve() and isinstance(instance.run_storage, SqliteRunStorage)
+    inside = home == paths.dagster_home.resolve() and stores_runs_in_home(instance)
     _claim(instance, paths.root, whoever=inside)
     return instance
 

@@ -1,39 +1,36 @@
-"""Runs whose process is gone: they are marked as failed, and their concurrency slots are freed."""
+"""Marks runs whose process is gone as failed, and frees the pool slots of runs that have ended."""
 
 import json
 import socket
 
 import dagster as dg
 import psutil
-from dagster._core.storage.tags import GRPC_INFO_TAG
 
+from ivr_dagster.orchestration.dagster_internals import CODE_SERVER_TAG
 from ivr_dagster.orchestration.staleness import UNFINISHED
 
-# the process of a run that an `ivr` command started: its number and start time
+# tag of runs started by the command line: the id and start time of their process
 PROCESS_TAG = "ivr/process"
 
 
-def fail_dead_runs(instance: dg.DagsterInstance, *, of_commands_alone: bool = False) -> None:
-    """Mark runs as failed whose process is gone.
+def fail_dead_runs(instance: dg.DagsterInstance, *, cli_runs_only: bool = False) -> None:
+    """Mark unfinished runs as failed if their process, or the code server that runs them, is gone.
 
-    A run of a command is identified by its process, a run of the UI by its code server, which ends its runs when it
-    stops. Dagster's monitoring detects a dead run only while the server that launched it is alive; without this, assets
-    would count as in progress forever after a power failure.
+    Dagster's run monitoring detects this only while the server that launched the run is up. After a power cut, the
+    assets of such a run would count as in progress forever.
 
     Args:
-        instance: the Dagster instance.
-        of_commands_alone: skip the runs of servers, which Dagster monitors.
+        instance: the instance of the runs.
+        cli_runs_only: leave runs launched by a server to Dagster's monitoring.
     """
     for run in instance.get_runs(dg.RunsFilter(statuses=[*UNFINISHED])):
-        if of_commands_alone and PROCESS_TAG not in run.tags:
-            continue
-        if is_alive(run) is False:
+        if (PROCESS_TAG in run.tags or not cli_runs_only) and is_alive(run) is False:
             instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
-            instance.report_run_failed(run, "its process is gone")
+            instance.report_run_failed(run, "The process of this run is gone.")
 
 
 def free_slots_of_ended_runs(instance: dg.DagsterInstance) -> None:
-    """Free the concurrency slots of finished and deleted runs, as Dagster's daemon does while it runs."""
+    """Free the pool slots of runs that have ended or are unknown; Dagster's daemon does the same while it is up."""
     storage = instance.event_log_storage
     for pool in storage.get_concurrency_keys():
         info = storage.get_concurrency_info(pool)
@@ -44,23 +41,23 @@ def free_slots_of_ended_runs(instance: dg.DagsterInstance) -> None:
 
 
 def is_alive(run: dg.DagsterRun) -> bool | None:
-    """Whether the process of a run exists; None if the run does not name one."""
-    mark, server = run.tags.get(PROCESS_TAG), json.loads(run.tags.get(GRPC_INFO_TAG, "{}"))
-    if mark is not None:
-        return process_mark(int(mark.partition("-")[0])) == mark
-    if not server.get("socket"):
+    """Whether the process or the code server of a run is alive; None if the run names neither."""
+    if (process := run.tags.get(PROCESS_TAG)) is not None:
+        return process_identity(int(process.partition("-")[0])) == process
+    path = json.loads(run.tags.get(CODE_SERVER_TAG, "{}")).get("socket")
+    if not path:
         return None
     with socket.socket(socket.AF_UNIX) as probe:
         try:
-            probe.connect(server["socket"])
+            probe.connect(path)
         except OSError:
             return False
     return True
 
 
-def process_mark(number: int) -> str:
-    """Number and start time of a process, empty if it is gone: the system reuses numbers."""
+def process_identity(pid: int) -> str:
+    """A process's id and start time, since ids are reused; empty if there is no such process."""
     try:
-        return f"{number}-{psutil.Process(number).create_time():.2f}"
+        return f"{pid}-{psutil.Process(pid).create_time():.2f}"
     except psutil.NoSuchProcess:
         return ""

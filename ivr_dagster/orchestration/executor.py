@@ -9,7 +9,6 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import dagster as dg
-from dagster._core.errors import raise_execution_interrupts
 
 from ivr_dagster.pipeline import ASSETS, ArtifactPaths
 from ivr_dagster.storage.atomic import recover, remove_leftovers
@@ -75,7 +74,7 @@ class _SerialExecutor(dg.Executor):
             if time.monotonic() - logged > SECONDS_BETWEEN_MESSAGES:
                 log.info(f"Waiting: the artifacts folder is in use by {holder}")
                 logged = time.monotonic()
-            with raise_execution_interrupts():
+            with dg.raise_execution_interrupts():
                 time.sleep(SECONDS_BETWEEN_TRIES)
 
 

@@ -1,14 +1,13 @@
-"""What the assets start from (raw corpus, base model, text beside the corpus, what a person brings), and noticing
-that it changed.
+"""The sources of the pipeline (raw corpus, base model, other text, external artifacts), and detecting their changes.
 
-Looking is cheap (names, sizes and times of files) and done every few seconds; observing takes a hash of all content,
-in a run of its own, and only where a look found something else and sources have kept still since.
+Every few seconds a sensor compares names, sizes and times of files. Only if these changed, and no further change
+followed for a while, a run observes the source: it hashes all content.
 """
 
 import json
 from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import dagster as dg
 
@@ -25,22 +24,22 @@ from ivr_dagster.resources.settings import SettingsResource
 from ivr_dagster.storage.content_hash import content_hash
 from ivr_dagster.storage.file_identity import FileIdentity
 
-# a corpus that files keep coming into is taken as it is after so many seconds
-LONGEST_WAIT = 45.0
-# an observation whose run has ended, or never began, so long after it was asked for has failed
+# a source that keeps changing is observed anyway after this time
+MAX_WAIT_SECONDS = 45.0
+# an observation that is neither recorded nor in progress this long after its request has failed
 OBSERVATION_SECONDS = 300.0
 
 
-def source_names(places: ArtifactPaths) -> list[str]:
-    """The sources there are under these settings."""
-    return ["raw_corpus", "base_model", *OTHER_CORPORA, *sorted(places.external)]
+def source_names(paths: ArtifactPaths) -> list[str]:
+    """The names of all sources under these settings."""
+    return ["raw_corpus", "base_model", *OTHER_CORPORA, *sorted(paths.external)]
 
 
-def observe(name: str, settings: SettingsResource, base: BaseModel) -> str:
-    """A source's data version: a hash of its content, or the base model's commit on the hub.
+def observe_source(name: str, settings: SettingsResource, base: BaseModel) -> str:
+    """A source's data version: a hash of its content, or the commit of a base model on the Hub.
 
     Raises:
-        InputError: it is not there, or is not what it should be.
+        InputError: the source is missing or invalid.
     """
     if name == "raw_corpus":
         return observe_corpus(settings)
@@ -51,17 +50,17 @@ def observe(name: str, settings: SettingsResource, base: BaseModel) -> str:
     return observe_external(name, settings.paths)
 
 
-def look(name: str, settings: SettingsResource, base: BaseModel) -> str:
-    """What tells cheaply that a source may have changed; what is on the hub is not asked for.
+def quick_signature(name: str, settings: SettingsResource, base: BaseModel) -> str:
+    """A hash of the identities of a source's files. It does not change with commits on the Hub.
 
     Raises:
-        InputError: there is no raw corpus, or no text where a setting names some.
+        InputError: the raw corpus, or other text that a setting names, is missing.
     """
     if name == "raw_corpus":
-        place = settings.paths["raw_corpus"]
-        if not place.is_dir() and settings.preset == "sample" and not settings.corpus.raw_corpora_dir:
-            return "made when it is first observed"
-        return _signature(corpus_files(place))
+        path = settings.paths["raw_corpus"]
+        if not path.is_dir() and settings.preset == "sample" and not settings.corpus.raw_corpora_dir:
+            return "written when first observed"
+        return _signature(corpus_files(path))
     if name == "base_model":
         folder = base.local_folder()
         if folder is None:
@@ -69,16 +68,16 @@ def look(name: str, settings: SettingsResource, base: BaseModel) -> str:
         return _signature(file for pattern in MODEL_FILES for file in folder.glob(pattern))
     if name in OTHER_CORPORA:
         setting = OTHER_CORPORA[name]
-        beside = settings.other_corpus_dir(setting)
-        return observe_other_corpus(setting, settings) if beside is None else _signature(other_files(beside, setting))
-    place = settings.paths[name]
-    if not place.is_dir():
-        return _signature([place])
+        text = settings.other_corpus_dir(setting)
+        return observe_other_corpus(setting, settings) if text is None else _signature(other_files(text, setting))
+    path = settings.paths[name]
+    if not path.is_dir():
+        return _signature([path])
     context: list[Path] = []
     if EXTERNAL[name].replaces == "remapped_tokenizer":
-        tokenizer = external_tokenizer(place, settings.paths)
+        tokenizer = external_tokenizer(path, settings.paths)
         context = [file for file in (tokenizer.base_file, tokenizer.rules_file) if file.is_file()]
-    return _signature([*place.rglob("*"), *context])
+    return _signature([*path.rglob("*"), *context])
 
 
 def _signature(files: Iterable[Path]) -> str:
@@ -86,65 +85,94 @@ def _signature(files: Iterable[Path]) -> str:
     for file in sorted(set(files)):
         try:
             found.append((str(file), FileIdentity.of(file)))
-        except OSError:  # gone since it was listed; the next look sees that
+        except OSError:  # deleted since it was listed; the next look sees that
             continue
     return content_hash(json.dumps(found))
 
 
-def noticed(
+@dataclass
+class _WatchedSource:
+    """What the cursor of `watch_sources` stores for a source. Times are seconds since the epoch.
+
+    Attributes:
+        signature: the signature at the last look.
+        since: since when it has this signature.
+        requested: the signature when an observation was last requested.
+        requested_at: when that was.
+        changed_at: when the signature first differed from `requested`; 0 if it does not.
+    """
+
+    signature: str = ""
+    since: float = 0.0
+    requested: str = ""
+    requested_at: float = 0.0
+    changed_at: float = 0.0
+
+
+def _read_cursor(cursor: str | None) -> dict[str, _WatchedSource]:
+    """The stored state by source; fields of other versions are ignored."""
+    names = {field.name for field in fields(_WatchedSource)}
+    stored = json.loads(cursor or "{}")
+    return {
+        source: _WatchedSource(**{name: value for name, value in state.items() if name in names})
+        for source, state in stored.items()
+    }
+
+
+def request_observation(
     context: dg.SensorEvaluationContext, settings: SettingsResource, base: BaseModel, now: float
 ) -> dg.RunRequest | dg.SkipReason:
-    """A request to observe the sources that changed since they were last observed, once they have kept still.
+    """Request a run that observes changed sources, once they have not changed for `quiet_seconds`.
 
-    What never keeps still is observed after `LONGEST_WAIT` all the same. An observation that failed is asked for again.
+    Sources that keep changing are observed after `MAX_WAIT_SECONDS`. A failed observation is requested again.
 
     Args:
-        context: with a cursor of our making, by source: what was seen last and since when, since when it is not what
-            was observed, what was observed and when that was asked for.
-        settings, base: what the sources are.
+        context: its cursor stores a :class:`_WatchedSource` for each source.
+        settings, base: define the sources.
         now: seconds since the epoch.
     """
-    before: dict[str, dict[str, Any]] = json.loads(context.cursor or "{}")
-    after: dict[str, dict[str, Any]] = {}
+    quiet_seconds = settings.automation.quiet_seconds
+    sources = _read_cursor(context.cursor)
+    watched: dict[str, _WatchedSource] = {}
     due: list[str] = []
-    moving: list[str] = []
-    faults: list[str] = []
+    changing: list[str] = []
+    errors: list[str] = []
     for name in source_names(settings.paths):
-        known = before.get(name)
+        is_new = name not in sources
+        source = watched[name] = sources.get(name, _WatchedSource())
         try:
-            seen = look(name, settings, base)
+            signature = quick_signature(name, settings, base)
         except InputError as error:
-            faults.append(str(error))
-            after[name] = (known or {"observed": ""}) | {"seen": "", "since": now, "changed": now}
+            errors.append(str(error))
+            source.signature, source.since, source.changed_at = "", now, now
             continue
-        state = known or {"observed": ""}
-        state = state | {"seen": seen, "since": state["since"] if state.get("seen") == seen else now}
-        after[name] = state
-        if seen == state["observed"] and not _failed(context.instance, name, state.get("asked", 0.0), now):
-            state["changed"] = 0.0
+        if source.signature != signature:
+            source.signature, source.since = signature, now
+        if signature == source.requested and not _observation_failed(context.instance, name, source.requested_at, now):
+            source.changed_at = 0.0
             continue
-        state["changed"] = state.get("changed") or now
-        quiet = now - state["since"] >= settings.automation.quiet_seconds
-        # what there is when looked at for the first time need not keep still: nobody was seen writing
-        (due if quiet or known is None or now - state["changed"] >= LONGEST_WAIT else moving).append(name)
-    if not due or (moving and all(now - after[name]["changed"] < LONGEST_WAIT for name in due)):
-        context.update_cursor(json.dumps(after))  # whatever still moves may belong together with what came to rest
-        still = (
-            f"{', '.join(moving)} changed; waiting until they keep still for {settings.automation.quiet_seconds:g} s"
-        )
-        return dg.SkipReason("; ".join([*([still] if moving else []), *faults]) or "no source has changed")
+        source.changed_at = source.changed_at or now
+        is_quiet = now - source.since >= quiet_seconds or now - source.changed_at >= MAX_WAIT_SECONDS
+        (due if is_new or is_quiet else changing).append(name)
+    # sources may belong together, so all wait for the last change
+    if changing and all(now - watched[name].changed_at < MAX_WAIT_SECONDS for name in due):
+        due = []
     for name in due:
-        after[name] |= {"observed": after[name]["seen"], "asked": now, "changed": 0.0}
-    context.update_cursor(json.dumps(after))
-    return dg.RunRequest(asset_selection=[dg.AssetKey(name) for name in due], tags={"ivr/noticed": ", ".join(due)})
+        source = watched[name]
+        source.requested, source.requested_at, source.changed_at = source.signature, now, 0.0
+    context.update_cursor(json.dumps({name: asdict(source) for name, source in watched.items()}))
+    if due:
+        return dg.RunRequest(asset_selection=[dg.AssetKey(name) for name in due], tags={"ivr/noticed": ", ".join(due)})
+    waiting = [f"{', '.join(changing)} changed; waiting for {quiet_seconds:g} s without changes"] if changing else []
+    return dg.SkipReason("; ".join([*waiting, *errors]) or "no source has changed")
 
 
-def _failed(instance: dg.DagsterInstance, name: str, asked: float, now: float) -> bool:
-    """Whether the observation that was asked for has not come, though it has had the time."""
-    if now - asked < OBSERVATION_SECONDS:
+def _observation_failed(instance: dg.DagsterInstance, name: str, requested_at: float, now: float) -> bool:
+    """Whether a requested observation is neither recorded nor in progress after `OBSERVATION_SECONDS`."""
+    if now - requested_at < OBSERVATION_SECONDS:
         return False
     records = instance.fetch_observations(dg.AssetKey(name), limit=1).records
-    if records and records[0].timestamp >= asked:
+    if records and records[0].timestamp >= requested_at:
         return False
-    unfinished = dg.RunsFilter(statuses=[*UNFINISHED])
-    return not any(dg.AssetKey(name) in (run.asset_selection or ()) for run in instance.get_runs(unfinished))
+    unfinished = instance.get_runs(dg.RunsFilter(statuses=[*UNFINISHED]))
+    return not any(dg.AssetKey(name) in (run.asset_selection or ()) for run in unfinished)

@@ -1,134 +1,171 @@
 """Which assets are stale, and why: one answer for the command line and for automation.
 
-An asset is stale by itself where it was not made of what it would be made of now: its code version (which holds its
-settings) or the data version of an asset it reads is another, or it is not there. It is stale, too, while anything it
-follows from is.
+An asset is directly stale if its artifact is missing or damaged, or if it was built with another code version, other
+settings or other input data versions than it would be built with now. It is also stale while anything upstream is.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
-from dagster._core.definitions.data_version import CODE_VERSION_TAG, DATA_VERSION_TAG, INPUT_DATA_VERSION_TAG_PREFIX
 
 from ivr_dagster.core.vocabulary.rules import is_edited, read_rules
 from ivr_dagster.errors import InputError
 from ivr_dagster.io_managers.provenance import config_hash_of
-from ivr_dagster.pipeline import ASSETS, ArtifactPaths, split_code_version
+from ivr_dagster.orchestration.dagster_internals import CODE_VERSION_TAG, DATA_VERSION_TAG, input_version_tag
+from ivr_dagster.pipeline import ASSETS, split_code_version
+from ivr_dagster.resources.settings import ProjectSettings
 from ivr_dagster.storage.content_hash import content_hash
 from ivr_dagster.storage.file_identity import FileIdentity
-from ivr_dagster.storage.manifest import find_damage
+from ivr_dagster.storage.manifest import find_damage, read_manifest
 
-# what is computed of text at a cost, and what it reads the text from
-TEXT_OF = {"fitted_embeddings": "cleaned_corpus", "sft_checkpoint": "training_blocks"}
-# baselines are to have read the text that this has read
+# assets that are costly to compute from text, and where they read it
+TEXT_INPUTS = {"fitted_embeddings": "cleaned_corpus", "sft_checkpoint": "training_blocks"}
+# baselines train on the text that this asset was trained on
 ADAPTED = "sft_checkpoint"
-AT_WORK = (dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING)
-UNFINISHED = (dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED, *AT_WORK)
-# the job that makes nothing
-OBSERVATION_JOB = "observe_sources"
-# metadata of what an experiment began with: the run that made it there
-TAKEN_OVER = "made_in_run"
-# how many executions of a check are looked through for an evaluation
-EXECUTIONS = 50
+UNFINISHED = (
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+)
+OBSERVATION_JOB = "observe_sources"  # it materializes nothing
+# metadata of assets copied into an experiment: the run that built them
+COPIED_FROM_RUN = "made_in_run"
+CHECK_EXECUTIONS = 50  # how many executions of a check are searched for an evaluation
+MAX_REASONS = 3
 
 
 class Staleness:
-    """What is stale as the instance and the disk know it; each asset is looked up once."""
+    """The stale assets according to the instance and the disk; each asset is looked up once.
+
+    Args:
+        instance: the instance that recorded the materializations.
+        graph: Dagster's asset graph, with current code versions.
+        settings: the current settings.
+        retrain_on_new_text: whether new text alone makes trained assets stale. If not, only a change of vocabulary,
+            base model or settings does.
+        accept_trials: whether artifacts built with one-off settings, typed into the launchpad, count as fresh.
+        check_damage: whether to compare artifacts with their manifests, which takes longer.
+    """
 
     def __init__(
         self,
         instance: dg.DagsterInstance,
         graph: Any,
-        places: ArtifactPaths,
+        settings: ProjectSettings,
         *,
-        text_alone: bool = True,
-        tried: bool = False,
-        damaged: bool = False,
+        retrain_on_new_text: bool = True,
+        accept_trials: bool = False,
+        check_damage: bool = False,
     ) -> None:
-        """
-        Args:
-            instance: which remembers what was made.
-            graph: Dagster's asset graph, with the code versions of now.
-            places: where artifacts lie.
-            text_alone: whether new text makes what is trained stale by itself. If not, only another vocabulary, base
-                model or setting does, and then all is trained on the new text.
-            tried: whether what a run with settings of its own made, typed into the launchpad, may stay.
-            damaged: whether artifacts are looked at, which takes longer, and are stale where they are not as they were
-                written.
-        """
-        self._instance, self._graph, self._places, self._text_alone = instance, graph, places, text_alone
-        self._tried, self._damaged = tried, damaged
+        self._instance, self._graph, self._settings, self._paths = instance, graph, settings, settings.paths
+        self._retrain_on_new_text = retrain_on_new_text
+        self._accept_trials, self._check_damage = accept_trials, check_damage
         self._records: dict[dg.AssetKey, dg.EventLogRecord | None] = {}
+        self._observed: dict[dg.AssetKey, str | None] = {}
         self._reasons: dict[dg.AssetKey, str] = {}
         self._trials: dict[dg.AssetKey, bool] = {}
         self._unfinished: Sequence[dg.DagsterRun] | None = None
         self._evaluations: dict[dg.AssetKey, list[dg.AssetCheckEvaluation | None]] = {}
 
-    def why(self, key: dg.AssetKey) -> str:
-        """Why an asset is stale, empty where it is fresh. Sources are never stale."""
+    def reason(self, key: dg.AssetKey) -> str:
+        """Why an asset is stale; empty if it is fresh. Sources are never stale."""
         if key not in self._reasons:
-            self._reasons[key] = self.by_itself(key) or next(
-                (f"{parent.to_user_string()} is stale" for parent in self._parents(key) if self.why(parent)), ""
+            self._reasons[key] = self.directly_stale(key) or next(
+                (f"{parent.to_user_string()} is stale" for parent in self._parents(key) if self.reason(parent)), ""
             )
         return self._reasons[key]
 
-    def by_itself(self, key: dg.AssetKey) -> str:
-        """Why an asset is stale whatever its parents are, empty where it is not."""
+    def directly_stale(self, key: dg.AssetKey) -> str:
+        """Why an asset is stale regardless of its upstream assets; empty if it is not."""
         if not self._graph.get(key).is_materializable:
             return ""
-        event = self.last_made(key)
-        if event is None:
+        built = self._materialization(key)
+        if built is None:
             return "never materialized"
-        name = key.to_user_string()
-        if not self._places[name].exists():
+        path = self._paths[key.to_user_string()]
+        if not path.exists():
             return "artifact missing"
-        if self._damaged and find_damage(self._places[name]):
+        if self._check_damage and find_damage(path):
             return "artifact damaged"
-        if _tags(event).get(CODE_VERSION_TAG) != self._graph.get(key).code_version:
-            return "settings or code changed"
-        if not self._tried and self._of_one_run(key, event):
-            return "made with settings for one run alone"
+        reasons = self._changed_code_and_settings(key, built) + self._changed_inputs(key)
+        if reasons:
+            more = [f"and {len(reasons) - MAX_REASONS} more changes"] if len(reasons) > MAX_REASONS else []
+            return "; ".join(reasons[:MAX_REASONS] + more)
+        if (edited := self._edited_rules(key)) and edited != self.data_version(key):
+            return f"{path.name} edited by hand"
+        return "blocking checks did not run" if None in self._blocking_evaluations(key) else ""
+
+    def _changed_code_and_settings(self, key: dg.AssetKey, built: dg.AssetMaterialization) -> list[str]:
+        name = key.to_user_string()
+        code_before, recorded = split_code_version((built.tags or {}).get(CODE_VERSION_TAG))
+        code, now = split_code_version(self._graph.get(key).code_version)
+        reasons = [f"code version {code_before} -> {code}"] if code != code_before else []
+        actual = config_hash_of(built) or recorded
+        is_trial = actual != recorded
+        if actual == now or (is_trial and recorded == now and self._accept_trials):
+            return reasons
+        before = built.metadata["settings"].value if "settings" in built.metadata else None
+        if before is None:
+            manifest = read_manifest(self._paths[name])
+            before = manifest.made_of.get("settings") if manifest else None
+        if not isinstance(before, Mapping):
+            return [*reasons, "built by an earlier version, which did not record its settings"]
+        changes = _changed_values(before, self._settings.values_for(name))
+        return [*reasons, f"built with one-off settings ({', '.join(changes)})"] if is_trial else reasons + changes
+
+    def _changed_inputs(self, key: dg.AssetKey) -> list[str]:
+        reasons = []
         for parent in self._parents(key):
-            if self._read_by(key, parent) != self._to_be_read_by(key, parent):
-                return f"{parent.to_user_string()} changed"
-        if name == "remap_rules":
-            edited = _edited_digest(self._places[name])
-            if edited and edited != _tags(event).get(DATA_VERSION_TAG):
-                return "edited by hand"
-        return "its checks were not made" if self._unchecked(key) else ""
+            before, now = self._input_version(key, parent), self._expected_input_version(key, parent)
+            if before != now:
+                change = "not an input before" if before is None else f"data version {_short(before)} -> {_short(now)}"
+                reasons.append(f"{parent.to_user_string()}: {change}")
+        return reasons
 
-    def _of_one_run(self, key: dg.AssetKey, event: dg.EventLogEntry) -> bool:
-        """Whether the settings that it was made with are not those that its code version holds."""
-        told = config_hash_of(event.asset_materialization) if event.asset_materialization else None
-        return told is not None and told != split_code_version(self._graph.get(key).code_version)[1]
+    def _expected_input_version(self, key: dg.AssetKey, parent: dg.AssetKey) -> str | None:
+        """The version of `parent` that `key` would be built from now."""
+        name, source = key.to_user_string(), parent.to_user_string()
+        if not self._retrain_on_new_text:
+            if TEXT_INPUTS.get(name) == source:
+                return self._input_version(key, parent)
+            if ASSETS[name].variant and TEXT_INPUTS[ADAPTED] == source:
+                return self._input_version(dg.AssetKey(ADAPTED), parent)
+        return self.data_version(parent)
 
-    def follows_a_trial(self, key: dg.AssetKey) -> bool:
-        """Whether something that an asset follows from was made with settings for one run alone."""
+    def _input_version(self, key: dg.AssetKey, parent: dg.AssetKey) -> str | None:
+        """The version of `parent` that `key` was built from."""
+        built = self._materialization(key)
+        return (built.tags or {}).get(input_version_tag(parent.to_user_string())) if built else None
+
+    def depends_on_trial(self, key: dg.AssetKey) -> bool:
+        """Whether any upstream asset was built with one-off settings."""
         if key not in self._trials:
-            self._trials[key] = any(self._is_trial(each) or self.follows_a_trial(each) for each in self._parents(key))
+            self._trials[key] = any(self._is_trial(each) or self.depends_on_trial(each) for each in self._parents(key))
         return self._trials[key]
 
     def _is_trial(self, key: dg.AssetKey) -> bool:
-        event = self.last_made(key) if self._graph.get(key).is_materializable else None
-        return event is not None and self._of_one_run(key, event)
+        built = self._materialization(key) if self._graph.get(key).is_materializable else None
+        actual = config_hash_of(built) if built else None
+        return actual is not None and actual != split_code_version(self._graph.get(key).code_version)[1]
 
-    def taken_over(self, key: dg.AssetKey) -> bool:
-        """Whether an asset was not made here, but where an experiment was begun."""
-        event = self.last_made(key)
-        made = event.asset_materialization if event else None
-        return made is not None and TAKEN_OVER in made.metadata
+    def copied_into_experiment(self, key: dg.AssetKey) -> bool:
+        """Whether an asset was copied when the experiment was created, not built in it."""
+        built = self._materialization(key)
+        return built is not None and COPIED_FROM_RUN in built.metadata
 
-    def unobserved(self, key: dg.AssetKey) -> bool:
-        """Whether a source that the asset reads has never been looked at."""
+    def has_unobserved_source(self, key: dg.AssetKey) -> bool:
+        """Whether the asset reads a source that was never observed."""
         sources = (parent for parent in self._parents(key) if not self._graph.get(parent).is_materializable)
-        return any(self.version(source) is None for source in sources)
+        return any(self.data_version(source) is None for source in sources)
 
-    def being_made(self, key: dg.AssetKey) -> bool:
-        """Whether a run that has not ended makes an asset or its checks, or did and goes on."""
+    def in_progress(self, key: dg.AssetKey) -> bool:
+        """Whether an unfinished run includes the asset; it may have built it and still run its checks."""
         if self._unfinished is None:
             self._unfinished = self._instance.get_runs(dg.RunsFilter(statuses=[*UNFINISHED]))
         return any(
@@ -136,61 +173,46 @@ class Staleness:
             for run in self._unfinished
         )
 
-    def unmet(self, key: dg.AssetKey) -> bool:
-        """Whether a blocking check did not pass, or was not made, on what an asset holds now."""
-        return any(evaluation is None or not evaluation.passed for evaluation in self._of_blocking_checks(key))
+    def blocked_by_checks(self, key: dg.AssetKey) -> bool:
+        """Whether a blocking check of the current artifact failed or did not run."""
+        return any(each is None or not each.passed for each in self._blocking_evaluations(key))
 
-    def _unchecked(self, key: dg.AssetKey) -> bool:
-        """Whether a blocking check was not made of the last materialization: the run was stopped before it."""
-        return any(evaluation is None for evaluation in self._of_blocking_checks(key))
-
-    def _of_blocking_checks(self, key: dg.AssetKey) -> list[dg.AssetCheckEvaluation | None]:
-        """The latest evaluation of each blocking check, None where there is none of the last materialization."""
+    def _blocking_evaluations(self, key: dg.AssetKey) -> list[dg.AssetCheckEvaluation | None]:
+        """The evaluation of each blocking check on the last materialization; None if the check did not run on it."""
         if key not in self._evaluations:
             record = self._record(key)
-            checks = [each for each in self._graph.asset_check_keys if each.asset_key == key]
-            found = [
-                latest_evaluation(self._instance, each) for each in checks if self._graph.get_check_spec(each).blocking
-            ]
-            targets = [each.target_materialization_data if each else None for each in found]
-            self._evaluations[key] = [
-                each if record is not None and target is not None and target.storage_id >= record.storage_id else None
-                for each, target in zip(found, targets, strict=True)
-            ]
+            found = []
+            for check in self._graph.asset_check_keys:
+                if check.asset_key == key and self._graph.get_check_spec(check).blocking:
+                    evaluation = latest_evaluation(self._instance, check)
+                    target = evaluation.target_materialization_data if evaluation else None
+                    current = record is not None and target is not None and target.storage_id >= record.storage_id
+                    found.append(evaluation if current else None)
+            self._evaluations[key] = found
         return self._evaluations[key]
 
-    def _to_be_read_by(self, key: dg.AssetKey, parent: dg.AssetKey) -> str | None:
-        """The version of `parent` that `key` is to be made of."""
-        name = key.to_user_string()
-        if not self._text_alone and TEXT_OF.get(name) == parent.to_user_string():
-            return self._read_by(key, parent)
-        if not self._text_alone and ASSETS[name].variant and TEXT_OF[ADAPTED] == parent.to_user_string():
-            return self._read_by(dg.AssetKey(ADAPTED), parent)
-        return self.version(parent)
+    def state_digest(self, key: dg.AssetKey) -> str:
+        """A hash of what an asset would be built from now: code version, inputs, rules edited by hand."""
+        inputs = {parent.to_user_string(): self.data_version(parent) for parent in self._parents(key)}
+        return content_hash(json.dumps([self._graph.get(key).code_version, inputs, self._edited_rules(key)]))
 
-    def _read_by(self, key: dg.AssetKey, parent: dg.AssetKey) -> str | None:
-        """The version of `parent` that `key` was made of."""
-        event = self.last_made(key)
-        return None if event is None else _tags(event).get(f"{INPUT_DATA_VERSION_TAG_PREFIX}/{parent.to_user_string()}")
-
-    def made_of(self, key: dg.AssetKey) -> str:
-        """What an asset would be made of now, as a hash: its code version, what it reads, rules edited by hand."""
-        name = key.to_user_string()
-        edited = _edited_digest(self._places[name]) if name == "remap_rules" and self._places[name].is_file() else ""
-        read = {parent.to_user_string(): self.version(parent) for parent in self._parents(key)}
-        return content_hash(json.dumps([self._graph.get(key).code_version, read, edited]))
-
-    def version(self, key: dg.AssetKey) -> str | None:
-        """The data version of an asset or a source, None where none is known."""
+    def data_version(self, key: dg.AssetKey) -> str | None:
+        """The data version of an asset or a source; None if it is unknown."""
         if self._graph.get(key).is_materializable:
-            event = self.last_made(key)
-            return None if event is None else _tags(event).get(DATA_VERSION_TAG)
-        return observed_version(self._instance, key)
+            built = self._materialization(key)
+            return (built.tags or {}).get(DATA_VERSION_TAG) if built else None
+        if key not in self._observed:
+            self._observed[key] = observed_version(self._instance, key)
+        return self._observed[key]
 
-    def last_made(self, key: dg.AssetKey) -> dg.EventLogEntry | None:
+    def last_materialization(self, key: dg.AssetKey) -> dg.EventLogEntry | None:
         """The event of the last materialization."""
         record = self._record(key)
         return record.event_log_entry if record else None
+
+    def _materialization(self, key: dg.AssetKey) -> dg.AssetMaterialization | None:
+        event = self.last_materialization(key)
+        return event.asset_materialization if event else None
 
     def _record(self, key: dg.AssetKey) -> dg.EventLogRecord | None:
         if key not in self._records:
@@ -200,10 +222,17 @@ class Staleness:
     def _parents(self, key: dg.AssetKey) -> list[dg.AssetKey]:
         return sorted(self._graph.get(key).parent_keys)
 
+    def _edited_rules(self, key: dg.AssetKey) -> str:
+        """The digest of the remap rules if they were edited by hand; empty for other assets."""
+        path = self._paths["remap_rules"]
+        if key.to_user_string() != "remap_rules" or not path.is_file():
+            return ""
+        return _digest_if_edited(path, FileIdentity.of(path))
+
 
 def latest_evaluation(instance: dg.DagsterInstance, check: dg.AssetCheckKey) -> dg.AssetCheckEvaluation | None:
-    """The latest evaluation of a check; executions that were planned and never came, in runs that failed, are none."""
-    for record in instance.event_log_storage.get_asset_check_execution_history(check, limit=EXECUTIONS):
+    """The latest evaluation of a check; planned executions that never ran, in failed runs, do not count."""
+    for record in instance.event_log_storage.get_asset_check_execution_history(check, limit=CHECK_EXECUTIONS):
         event = record.event.dagster_event if record.event else None
         if event is not None and event.event_type == dg.DagsterEventType.ASSET_CHECK_EVALUATION:
             return event.asset_check_evaluation_data
@@ -211,25 +240,35 @@ def latest_evaluation(instance: dg.DagsterInstance, check: dg.AssetCheckKey) -> 
 
 
 def observed_version(instance: dg.DagsterInstance, key: dg.AssetKey) -> str | None:
-    """The data version that a source had when it was last looked at."""
+    """The data version of a source when it was last observed."""
     records = instance.fetch_observations(key, limit=1).records
     observation = records[0].asset_observation if records else None
-    return observation.tags.get(DATA_VERSION_TAG) if observation else None
+    return observation.data_version if observation else None
 
 
-def _tags(event: dg.EventLogEntry) -> dict[str, str]:
-    made = event.asset_materialization
-    return dict(made.tags or {}) if made else {}
+def _changed_values(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """`name: stored -> current` for each setting that differs."""
+
+    def text(values: Mapping[str, Any], name: str) -> str:
+        if name not in values:
+            return "not recorded"
+        return "empty" if values[name] == "" else str(values[name])
+
+    names = [*now, *(name for name in before if name not in now)]
+    changed = (name for name in names if name not in before or name not in now or before[name] != now[name])
+    return [f"{name}: {text(before, name)} -> {text(now, name)}" for name in changed]
 
 
-def _edited_digest(rules: Path) -> str:
-    """The digest of a rules file that a person has changed, empty where it is as it was computed."""
-    return _digest_of(rules, FileIdentity.of(rules))
+def _short(version: str | None) -> str:
+    """A data version, shortened for display."""
+    if version is None:
+        return "unknown"
+    return version if len(version) <= 8 else f"{version[:4]}…"
 
 
 @lru_cache(maxsize=8)
-def _digest_of(rules: Path, identity: FileIdentity) -> str:
+def _digest_if_edited(rules: Path, _: FileIdentity) -> str:
     try:
         return read_rules(rules).digest() if is_edited(rules) else ""
-    except InputError:  # half saved, or wrong: told where the rules are made
+    except InputError:  # incomplete or invalid; `remap_rules` reports it
         return "unreadable"

@@ -1,4 +1,4 @@
-"""Progress of long steps: every few seconds a line in Dagster's log, and bars for whoever listens (the terminal)."""
+"""Progress of long steps: a line in Dagster's log every few seconds, and calls to listeners such as progress bars."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -13,8 +13,8 @@ _listeners: list[Listener] = []
 
 
 @contextmanager
-def listening(listener: Listener) -> Iterator[None]:
-    """Have `listener` called with every advance in this process, while the block runs."""
+def progress_listener(listener: Listener) -> Iterator[None]:
+    """Call `listener` with all progress of this process while the block runs."""
     _listeners.append(listener)
     try:
         yield
@@ -23,7 +23,7 @@ def listening(listener: Listener) -> Iterator[None]:
 
 
 def track(log: Logger, label: str, unit: str) -> Callable[[float, float], None]:
-    """A callback (done, total) for core functions; it logs rate and time left every few seconds."""
+    """A callback `(done, total)` for core functions that logs the rate and the remaining time."""
     started = last = time.monotonic()
 
     def advance(done: float, total: float) -> None:
@@ -32,8 +32,7 @@ def track(log: Logger, label: str, unit: str) -> Callable[[float, float], None]:
             listener(label, done, total, unit)
         now = time.monotonic()
         if now - last >= SECONDS_BETWEEN_LINES and done:
-            last = now
-            rate = done / (now - started)
+            last, rate = now, done / (now - started)
             log.info(
                 f"{label}: {done:,.0f} of {total:,.0f} {unit}, {rate:,.0f} {unit}/s, "
                 f"{(total - done) / rate:,.0f} s left"

@@ -1,4 +1,4 @@
-"""Whoever should know of a failed run is told, without the address getting into a log."""
+"""Failed runs are posted, and the address never gets into a log."""
 
 import json
 import threading
@@ -10,7 +10,7 @@ import dagster as dg
 import pytest
 
 from ivr_dagster.errors import InputError
-from ivr_dagster.orchestration.alerts import failure_text, post, tell_of_failed_runs
+from ivr_dagster.orchestration.alerts import failure_message, notify_on_failure, post
 from ivr_dagster.settings import load_settings
 
 
@@ -35,7 +35,7 @@ def posted() -> Iterator[tuple[str, list[dict[str, str]]]]:
     server.server_close()
 
 
-def test_a_failed_run_is_posted_with_the_step_and_its_last_cause(
+def test_failed_run_is_posted_with_the_step_and_its_root_cause(
     posted: tuple[str, list[dict[str, str]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     address, found = posted
@@ -52,16 +52,16 @@ def test_a_failed_run_is_posted_with_the_step_and_its_last_cause(
     result = rebuild.execute_in_process(instance=instance, raise_on_error=False)
     failed = next(event for event in result.all_events if event.event_type == dg.DagsterEventType.RUN_FAILURE)
     context = dg.build_run_status_sensor_context(
-        "tell_of_failed_runs", failed, instance, result.dagster_run, context=None
+        "notify_on_failure", failed, instance, result.dagster_run, context=None
     ).for_run_failure()
     monkeypatch.setenv("IVR_ALERT_URL", address)
-    tell_of_failed_runs(context)
+    notify_on_failure(context)
     (message,) = found
     assert message["text"].startswith(f"ivr_dagster: run {result.run_id[:8]} of rebuild failed. breaks: ")
     assert "raw/a.txt:3: no text there. Put some there." in message["text"]
 
 
-def test_what_goes_wrong_in_posting_is_told_without_the_address(posted: tuple[str, list[dict[str, str]]]) -> None:
+def test_posting_error_does_not_contain_the_address(posted: tuple[str, list[dict[str, str]]]) -> None:
     address, _ = posted
     assert post(address, "hello") == ""
     bad_addresses = (
@@ -78,13 +78,13 @@ def test_what_goes_wrong_in_posting_is_told_without_the_address(posted: tuple[st
         assert fault and "SECRET" not in fault
 
 
-def test_the_address_is_no_setting_that_the_ui_would_show(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_address_is_not_a_setting(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("IVR_ALERT_URL", "https://example.org/SECRET")
     assert "SECRET" not in load_settings(tmp_path).model_dump_json()
 
 
-def test_a_message_is_one_line_of_bounded_length() -> None:
-    text = failure_text("everything", "0123456789", [("a", "one\ntwo"), ("b", "x" * 10_000)], "")
+def test_message_is_one_line_of_limited_length() -> None:
+    text = failure_message("everything", "0123456789", [("a", "one\ntwo"), ("b", "x" * 10_000)], "")
     assert text.startswith("ivr_dagster: run 01234567 of everything failed. a: one two; b: xxx")
     assert len(text) == 1_500
-    assert failure_text("everything", "0123456789", [], "out of memory").endswith("failed. out of memory")
+    assert failure_message("everything", "0123456789", [], "out of memory").endswith("failed. out of memory")

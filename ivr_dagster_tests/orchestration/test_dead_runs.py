@@ -1,4 +1,4 @@
-"""Runs whose process is gone."""
+"""Runs whose process is gone are marked as failed."""
 
 import json
 import os
@@ -9,10 +9,10 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
-from dagster._core.storage.tags import GRPC_INFO_TAG
 
 from ivr_dagster.definitions import build_definitions
-from ivr_dagster.orchestration.dead_runs import PROCESS_TAG, fail_dead_runs, is_alive, process_mark
+from ivr_dagster.orchestration.dagster_internals import CODE_SERVER_TAG
+from ivr_dagster.orchestration.dead_runs import PROCESS_TAG, fail_dead_runs, is_alive, process_identity
 from ivr_dagster.settings import Settings
 
 
@@ -24,16 +24,16 @@ def instance() -> Iterator[dg.DagsterInstance]:
 
 @pytest.fixture
 def dead() -> str:
-    """The mark of a process that has ended."""
+    """The identity of a process that has ended."""
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    mark = process_mark(process.pid)
+    mark = process_identity(process.pid)
     process.kill()
     process.communicate()
     return mark
 
 
 def started(instance: dg.DagsterInstance, tmp_path: Path, **tags: str) -> str:
-    """Id of a started run."""
+    """The id of a started run."""
     job = build_definitions(Settings(), artifacts_dir=tmp_path).resolve_implicit_global_asset_job_def()
     return instance.create_run_for_job(job, status=dg.DagsterRunStatus.STARTED, tags=tags).run_id
 
@@ -44,20 +44,22 @@ def status(instance: dg.DagsterInstance, run_id: str) -> dg.DagsterRunStatus:
     return run.status
 
 
-def test_run_of_a_killed_command_fails(instance: dg.DagsterInstance, dead: str, tmp_path: Path) -> None:
+def test_run_of_a_killed_command_fails_and_others_continue(
+    instance: dg.DagsterInstance, dead: str, tmp_path: Path
+) -> None:
     killed = started(instance, tmp_path, **{PROCESS_TAG: dead})
-    living = started(instance, tmp_path, **{PROCESS_TAG: process_mark(os.getpid())})
-    reused = started(instance, tmp_path, **{PROCESS_TAG: process_mark(os.getpid()) + "9"})  # the number was reused
-    fail_dead_runs(instance, of_commands_alone=True)
+    alive = started(instance, tmp_path, **{PROCESS_TAG: process_identity(os.getpid())})
+    reused = started(instance, tmp_path, **{PROCESS_TAG: process_identity(os.getpid()) + "9"})  # its id was reused
+    fail_dead_runs(instance, cli_runs_only=True)
     assert status(instance, killed) == dg.DagsterRunStatus.FAILURE
-    assert status(instance, living) == dg.DagsterRunStatus.STARTED
+    assert status(instance, alive) == dg.DagsterRunStatus.STARTED
     assert status(instance, reused) == dg.DagsterRunStatus.FAILURE
 
 
-def test_run_of_a_stopped_server_fails_unless_left_to_dagster(instance: dg.DagsterInstance, tmp_path: Path) -> None:
-    tags = {GRPC_INFO_TAG: json.dumps({"host": "localhost", "socket": str(tmp_path / "gone.sock")})}
+def test_run_fails_if_its_code_server_is_gone(instance: dg.DagsterInstance, tmp_path: Path) -> None:
+    tags = {CODE_SERVER_TAG: json.dumps({"host": "localhost", "socket": str(tmp_path / "gone.sock")})}
     run_id = started(instance, tmp_path, **tags)
-    fail_dead_runs(instance, of_commands_alone=True)
+    fail_dead_runs(instance, cli_runs_only=True)
     assert status(instance, run_id) == dg.DagsterRunStatus.STARTED
     fail_dead_runs(instance)
     assert status(instance, run_id) == dg.DagsterRunStatus.FAILURE
@@ -71,7 +73,7 @@ def test_run_without_a_process_tag_is_left_alone(instance: dg.DagsterInstance, t
     assert status(instance, run.run_id) == dg.DagsterRunStatus.STARTED
 
 
-def test_watch_sources_fails_runs_of_killed_commands(instance: dg.DagsterInstance, dead: str, tmp_path: Path) -> None:
+def test_watch_sources_fails_dead_runs(instance: dg.DagsterInstance, dead: str, tmp_path: Path) -> None:
     killed = started(instance, tmp_path, **{PROCESS_TAG: dead})
     definitions = build_definitions(Settings.of(model_name="sample", preset="sample"), artifacts_dir=tmp_path)
     repository = definitions.get_repository_def()
