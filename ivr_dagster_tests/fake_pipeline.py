@@ -42,7 +42,9 @@ class FakePipeline:
         self.settings = ProjectSettings.in_folder(Settings.of(model_name="sample", **settings), self.root)
         self.definitions = build_definitions(self.settings, artifacts_dir=self.root)
         self.graph: Any = self.definitions.resolve_asset_graph()
-        self.assets = [name for name in stage_assets(STAGES, self.settings) if name not in self.settings.paths.replaced]
+        built = set(stage_assets(STAGES, self.settings)) - self.settings.paths.replaced.keys()
+        ordered = [key.to_user_string() for key in self.graph.toposorted_asset_keys]
+        self.assets = [name for name in ordered if name in built]
 
     def observe(self, **versions: str) -> None:
         """Record observations of sources: `versions`, by default one for every source."""

@@ -225,7 +225,7 @@ def test_edited_rules_are_used_and_kept(folder: Path, settings: dict[str, Any]) 
     try:
         file.write_text("# mine\n" + yaml.safe_dump(content, allow_unicode=True, sort_keys=False))
         bench = bench_of(folder, settings)
-        assert stale(bench)["remap_rules"] == "edited by hand"
+        assert stale(bench)["remap_rules"] == "remap_rules.yaml edited by hand"
         result = bench.run(bench.stage_assets("remap"))
         assert result.figures["remap_rules"]["edited_by_hand"] is True
         assert file.read_text().startswith("# mine\n")

@@ -196,8 +196,11 @@ class Workbench:
         """
         staleness = Staleness(self.instance, self._graph, self.shared, check_damage=True)
         wave: list[str] = []
-        for name in (name for stage in stages for name in self.stage_assets(stage)):
-            key = dg.AssetKey(name)
+        included = {name for stage in stages for name in self.stage_assets(stage)}
+        for key in self._graph.toposorted_asset_keys:
+            name = key.to_user_string()
+            if name not in included:
+                continue
             waiting = [
                 parent.to_user_string()
                 for parent in self._graph.get(key).parent_keys
