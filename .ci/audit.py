@@ -1,4 +1,4 @@
-"""Known vulnerabilities in the packages of constraints.txt, by pip-audit; where it cannot ask, it says so."""
+"""Report known vulnerabilities of the packages in constraints.txt, from pip-audit; pass with a note if offline."""
 
 import json
 import subprocess
@@ -9,7 +9,7 @@ COMMAND = ["-r", "constraints.txt", "--no-deps", "--disable-pip", "--progress-sp
 
 
 def main() -> int:
-    """1 where a package has a known vulnerability, else 0."""
+    """The exit code: 1 if a package has a known vulnerability, else 0."""
     done = subprocess.run(
         [sys.executable, "-m", "pip_audit", *COMMAND],
         cwd=Path(__file__).parents[1],
@@ -20,17 +20,17 @@ def main() -> int:
     try:
         packages = json.loads(done.stdout)["dependencies"]
     except (ValueError, KeyError):
-        print(f"audit: nothing could be asked: {done.stderr.strip().splitlines()[-1:]}")
+        print(f"audit: pip-audit failed: {done.stderr.strip().splitlines()[-1:]}")
         return 0
     for package in packages:
         for found in package.get("vulns", ()):
-            mended = ", ".join(found["fix_versions"]) or "no version yet"
-            print(f"audit: {package['name']} {package['version']}: {found['id']}, mended in {mended}")
-    asked = [package for package in packages if "vulns" in package]
-    at_risk = sum(bool(package["vulns"]) for package in asked)
-    print(f"audit: {at_risk} of {len(asked)} packages have known vulnerabilities")
-    if len(asked) < len(packages):
-        print(f"audit: of {len(packages) - len(asked)} packages nothing could be learned (offline?)")
+            fixed = ", ".join(found["fix_versions"]) or "no release yet"
+            print(f"audit: {package['name']} {package['version']}: {found['id']}, fixed in {fixed}")
+    audited = [package for package in packages if "vulns" in package]
+    at_risk = sum(bool(package["vulns"]) for package in audited)
+    print(f"audit: {at_risk} of {len(audited)} packages have known vulnerabilities")
+    if len(audited) < len(packages):
+        print(f"audit: {len(packages) - len(audited)} packages were not audited (offline?)")
     return 1 if at_risk else 0
 
 
