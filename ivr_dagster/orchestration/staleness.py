@@ -12,7 +12,7 @@ from typing import Any
 
 import dagster as dg
 
-from ivr_dagster.core.vocabulary.rules import is_edited, read_rules
+from ivr_dagster.core.vocabulary.rules import edited_rules
 from ivr_dagster.errors import InputError
 from ivr_dagster.io_managers.provenance import config_hash_of
 from ivr_dagster.orchestration.dagster_internals import CODE_VERSION_TAG, DATA_VERSION_TAG, input_version_tag
@@ -269,6 +269,7 @@ def _short(version: str | None) -> str:
 @lru_cache(maxsize=8)
 def _digest_if_edited(rules: Path, _: FileIdentity) -> str:
     try:
-        return read_rules(rules).digest() if is_edited(rules) else ""
+        edited = edited_rules(rules)
+        return edited.digest() if edited else ""
     except InputError:  # incomplete or invalid; `remap_rules` reports it
         return "unreadable"

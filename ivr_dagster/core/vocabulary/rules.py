@@ -129,22 +129,16 @@ def is_as_written(text: str) -> bool:
     return bool(seal) and digest == content_hash(f"{head}\n{body}")
 
 
-def is_edited(path: Path) -> bool:
-    """Whether a person has changed the rules of a file since they were computed.
-
-    Raises:
-        InputError: see :func:`read_rules`.
-    """
-    return not is_as_written(_read_text(path)) and read_rules(path).edited
-
-
 def edited_rules(path: Path) -> RemapRules | None:
     """The rules of a file that a person has changed, None if there is no file or it is unedited.
 
     Raises:
         InputError: see :func:`read_rules`.
     """
-    return read_rules(path) if path.is_file() and is_edited(path) else None
+    if not path.is_file() or is_as_written(_read_text(path)):
+        return None
+    rules = read_rules(path)
+    return rules if rules.edited else None
 
 
 def read_rules(path: Path) -> RemapRules:

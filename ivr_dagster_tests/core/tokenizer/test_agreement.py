@@ -1,4 +1,4 @@
-"""Agreement, round trip and token counts on examples counted by hand."""
+"""Agreement, round trip and token counts on hand-counted examples."""
 
 import json
 
@@ -36,7 +36,7 @@ def counted(**counts: int) -> PretokenCounts:
 AB_FIRST, BC_FIRST = bytes_and(("a", "b"), ("b", "c")), bytes_and(("b", "c"), ("a", "b"))
 
 
-def test_agreement_weighs_types_by_their_occurrences_and_lists_those_that_differ() -> None:
+def test_agreement_weighs_types_by_occurrences() -> None:
     agreement = measure_agreement(AB_FIRST, BC_FIRST, counted(ab=6, abc=3, abcabc=1))
     assert (agreement.types, agreement.types_identical) == (3, 1)
     assert (agreement.occurrences, agreement.occurrences_identical) == (10, 6)
@@ -58,18 +58,18 @@ def test_agreement_weighs_types_by_their_occurrences_and_lists_those_that_differ
     }
 
 
-def test_a_tokenizer_agrees_with_itself_and_all_agree_on_nothing() -> None:
+def test_agreement_is_complete_with_itself_and_on_no_text() -> None:
     assert measure_agreement(AB_FIRST, AB_FIRST, counted(ab=6, abc=3)).share == 1.0
     assert measure_agreement(AB_FIRST, BC_FIRST, counted()).share == 1.0
 
 
-def test_only_the_most_frequent_divergences_are_listed() -> None:
+def test_most_frequent_divergences_are_listed() -> None:
     counts = counted(**{"abc" + "x" * n: 100 - n for n in range(60)})
     listed = measure_agreement(AB_FIRST, BC_FIRST, counts).divergences
     assert [divergence.count for divergence in listed] == [100 - n for n in range(LISTED_DIVERGENCES)]
 
 
-def test_types_that_differ_are_told_by_their_places_the_most_frequent_first() -> None:
+def test_differing_types_are_ordered_by_frequency() -> None:
     counts = counted(ab=6, abc=3, x=2, abcabc=1)
     assert differing_types(AB_FIRST, BC_FIRST, counts) == [1, 3]
     assert differing_types(AB_FIRST, AB_FIRST, counts) == []
@@ -78,7 +78,7 @@ def test_types_that_differ_are_told_by_their_places_the_most_frequent_first() ->
     assert differing_types(AB_FIRST, BC_FIRST, many) == list(range(60))  # not only those that are listed
 
 
-def test_a_round_trip_that_fails_shows_the_first_text_and_what_came_back() -> None:
+def test_failed_round_trip_shows_the_first_text() -> None:
     texts = ["abc", "", "a b\n", "한국어", "x-ray", "xx"]
     whole = measure_round_trip(AB_FIRST, texts)
     assert (whole.texts, whole.exact, whole.failure, whole.is_exact) == (6, 6, None, True)
@@ -94,7 +94,7 @@ def test_tokens_and_bytes_are_counted_over_all_batches() -> None:
 ONLY_AB, ONLY_BC = bytes_and(("a", "b")), bytes_and(("b", "c"))
 
 
-def test_lengths_are_summed_and_texts_that_grew_are_listed_with_the_worst_first() -> None:
+def test_lengths_are_summed_and_grown_texts_listed() -> None:
     texts = ["xab", "bc", "abab", "한", "", "abab" + "x" * 100]
     lengths = compare_lengths(ONLY_AB, ONLY_BC, iter(texts))
     assert lengths == Lengths(
@@ -110,14 +110,14 @@ def test_lengths_are_summed_and_texts_that_grew_are_listed_with_the_worst_first(
     assert "worst" not in json.loads(json.dumps(lengths.as_dict()))  # texts of the corpus stay out of files
 
 
-def test_only_the_worst_texts_of_all_batches_are_listed() -> None:
+def test_worst_texts_of_all_batches_are_listed() -> None:
     texts = ["x" * n + "ab" for n in range(700, 0, -1)]
     lengths = compare_lengths(ONLY_AB, ONLY_BC, texts)
     assert (lengths.texts, lengths.longer) == (700, 700)
     assert lengths.worst == tuple(("x" * n + "ab", n + 1, n + 2) for n in range(1, 11))
 
 
-def test_a_tokenizer_saves_nothing_against_itself_and_none_does_on_an_empty_text() -> None:
+def test_saving_is_zero_with_itself_and_on_no_text() -> None:
     same = compare_lengths(ONLY_AB, ONLY_AB, ["ab", "abc"])
     assert (same.base, same.other, same.longer, same.worst, same.saving) == (3, 3, 0, (), 0.0)
     assert compare_lengths(ONLY_AB, ONLY_BC, []) == Lengths(0, 0, 0, 0, 0, ())

@@ -1,4 +1,4 @@
-"""Reading a BPE: what was read is enough to encode as the library does."""
+"""Reading a BPE: the data suffice to encode as the library does."""
 
 import json
 from itertools import pairwise
@@ -25,19 +25,19 @@ def encode_by_ranks(bpe: ByteLevelBPE, string: str) -> list[int]:
         ids[n : n + 2] = [rank_of[ids[n], ids[n + 1]][1]]
 
 
-def test_the_merges_as_read_encode_as_the_library_does(tiny_bpe: Tokenizer, topics_counts: PretokenCounts) -> None:
+def test_merges_encode_as_the_library_does(tiny_bpe: Tokenizer, topics_counts: PretokenCounts) -> None:
     bpe = read_bpe(tiny_bpe)
     for text in topics_counts.types[:300]:
         assert encode_by_ranks(bpe, string_of(text)) == tiny_bpe.encode(text).ids
 
 
-def test_strings_stand_at_their_ids_and_ids_at_their_strings(gpt2: Tokenizer, gpt2_bpe: ByteLevelBPE) -> None:
+def test_strings_and_ids_correspond(gpt2: Tokenizer, gpt2_bpe: ByteLevelBPE) -> None:
     assert gpt2_bpe.size == gpt2.get_vocab_size() == 50_257
     assert list(gpt2_bpe.strings) == [gpt2.id_to_token(i) for i in range(gpt2_bpe.size)] == strings_by_id(gpt2)
     assert gpt2_bpe.ids == gpt2.get_vocab()
 
 
-def test_merges_come_by_rank_and_make_the_string_of_their_halves(gpt2: Tokenizer, gpt2_bpe: ByteLevelBPE) -> None:
+def test_merges_are_ordered_by_rank_and_concatenate(gpt2: Tokenizer, gpt2_bpe: ByteLevelBPE) -> None:
     merges = json.loads(gpt2.to_str())["model"]["merges"]
     strings = gpt2_bpe.strings
     assert len(gpt2_bpe.merges) == len(merges) == 50_000
@@ -46,7 +46,7 @@ def test_merges_come_by_rank_and_make_the_string_of_their_halves(gpt2: Tokenizer
         assert strings[made] == strings[left] + strings[right]
 
 
-def test_every_token_of_gpt2_is_a_byte_an_added_token_or_made_by_a_merge_of_its_rank(gpt2_bpe: ByteLevelBPE) -> None:
+def test_every_token_of_gpt2_is_a_byte_added_or_merged(gpt2_bpe: ByteLevelBPE) -> None:
     assert gpt2_bpe.added_ids == {50_256}
     for token_id, string in enumerate(gpt2_bpe.strings):
         if string in CHARACTER_TO_BYTE or token_id == 50_256:
@@ -63,7 +63,7 @@ def tokenizer_of(vocabulary: list[str], merges: list[Any], **model: Any) -> Toke
     return Tokenizer(models.BPE(ids, merges, **model))
 
 
-def test_the_first_of_several_merges_that_make_a_token_counts_and_one_that_none_makes_ranks_last() -> None:
+def test_first_of_several_merges_counts_and_tokens_without_one_rank_last() -> None:
     bpe = read_bpe(
         tokenizer_of(["a", "b", "ab", "ba", "aba", "bb"], [("a", "b"), ("b", "a"), ("ab", "a"), ("a", "ba")])
     )
@@ -79,12 +79,12 @@ def test_the_first_of_several_merges_that_make_a_token_counts_and_one_that_none_
         (models.BPE({"a": 0}, [], byte_fallback=True), "byte fallback"),
     ],
 )
-def test_a_model_that_is_no_byte_level_bpe_is_refused_by_its_name(model: models.Model, found: str) -> None:
+def test_other_models_are_refused(model: models.Model, found: str) -> None:
     with pytest.raises(InputError, match=found):
         read_bpe(Tokenizer(model))
 
 
-def test_a_hole_in_the_ids_is_named() -> None:
+def test_missing_id_is_named() -> None:
     tokenizer = Tokenizer(models.BPE({"a": 0, "b": 1, "c": 5}, []))
     with pytest.raises(InputError, match="has 3 tokens, but no token with id 2"):
         read_bpe(tokenizer)

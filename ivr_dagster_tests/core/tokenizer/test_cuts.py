@@ -1,4 +1,4 @@
-"""Cuts: against what the base's BPE does, run by run and type by type."""
+"""Cuts, against the base's BPE, run by run and type by type."""
 
 from collections.abc import Callable
 from itertools import accumulate
@@ -25,7 +25,7 @@ def split(pattern: str, string: str) -> list[str]:
 
 
 def tokens(tokenizer: Tokenizer, string: str, pattern: str | None = None) -> list[str]:
-    """What the model makes of a byte-level string, or of each piece where a pattern cuts it."""
+    """The model's tokens of a byte-level string, or of each piece that a pattern cuts."""
     pieces = split(pattern, string) if pattern else [string]
     return [token.value for piece in pieces for token in tokenizer.model.tokenize(piece)]
 
@@ -40,16 +40,14 @@ def runs(gpt2: Tokenizer, gpt2_bpe: ByteLevelBPE) -> str:
 @given(ODD | st.text().filter(bool))
 @example("=" * 30 + "(((")
 @example("a" * 50)
-def test_cutting_what_bpe_makes_at_a_boundary_and_encoding_both_sides_alone_gives_the_same(
-    gpt2: Tokenizer, text: str
-) -> None:
+def test_cut_at_a_token_boundary_does_not_change_bpe(gpt2: Tokenizer, text: str) -> None:
     whole = tokens(gpt2, string_of(text))
     for n in range(1, len(whole)):
         assert tokens(gpt2, "".join(whole[:n])) + tokens(gpt2, "".join(whole[n:])) == whole
 
 
 @pytest.mark.parametrize("character", ["=", "-", "*", " ", "#", "_", "."])
-def test_runs_of_any_length_are_cut_as_gpt2_cuts_them(
+def test_runs_of_any_length_are_segmented_as_by_gpt2(
     gpt2: Tokenizer, gpt2_distilled: Tokenizer, character: str
 ) -> None:
     texts = [head + character * length for head in ("", " ", "\n", "\n\n", "a") for length in range(1, 200)]
@@ -57,7 +55,7 @@ def test_runs_of_any_length_are_cut_as_gpt2_cuts_them(
     assert [t for t, a, b in zip(texts, ours, theirs, strict=True) if a.ids != b.ids] == []
 
 
-def test_runs_are_cut_where_the_base_cuts_them_and_letters_digits_and_short_runs_nowhere(
+def test_only_long_runs_of_symbols_are_cut(
     bpe_of: Callable[..., Tokenizer],
 ) -> None:
     merges = [("=", "="), ("==", "=="), ("====", "=="), ("-", "-"), ("a", "a"), ("aa", "aa"), ("0", "0"), ("00", "00")]
@@ -77,35 +75,27 @@ def test_runs_are_cut_where_the_base_cuts_them_and_letters_digits_and_short_runs
         assert split(cuts, whole) == [whole]
 
 
-def test_a_space_that_the_base_joins_to_part_of_a_run_stays_with_it(bpe_of: Callable[..., Tokenizer]) -> None:
+def test_space_before_a_run_stays_with_it(bpe_of: Callable[..., Tokenizer]) -> None:
     base = bpe_of(["**", "Ġ**", "****"], [("*", "*"), ("Ġ", "**"), ("**", "**")])
     distilled = distill(base, read_bpe(base)).tokenizer
     for length in range(2, 30, 2):
         assert distilled.encode(" " + "*" * length).tokens == base.encode(" " + "*" * length).tokens
 
 
-def test_without_tokens_of_four_symbols_there_is_no_cut(bpe_of: Callable[..., Tokenizer]) -> None:
+def test_vocabulary_without_runs_needs_no_cut(bpe_of: Callable[..., Tokenizer]) -> None:
     base = bpe_of(["==", "===", "aa", "aaaa"], [("=", "="), ("==", "="), ("a", "a"), ("aa", "aa")])
     assert run_cuts(base, read_bpe(base).strings) is None
     assert cut_pattern(None, {}) is None
 
 
-def test_run_cuts_tear_no_token_of_gpt2_but_two(gpt2: Tokenizer, gpt2_bpe: ByteLevelBPE, runs: str) -> None:
+def test_run_cuts_split_only_two_tokens_of_gpt2(gpt2: Tokenizer, gpt2_bpe: ByteLevelBPE, runs: str) -> None:
     strings = [string for string in gpt2_bpe.strings if is_byte_level(string)]
     cutter = pre_tokenizers.Split(Regex(runs), "isolated")
-    torn = {string for string in strings if len(cutter.pre_tokenize_str(string)) > 1}
-    assert torn <= {"?????-", "?????-?????-"}
+    broken = {string for string in strings if len(cutter.pre_tokenize_str(string)) > 1}
+    assert broken <= {"?????-", "?????-?????-"}
 
 
-def test_exceptions_settle_every_type_of_real_text_once_stored(
-    gpt2: Tokenizer, gpt2_distilled: Tokenizer, gpt2_exact: Distillation, topics_counts: PretokenCounts
-) -> None:
-    stored = Tokenizer.from_str(gpt2_exact.tokenizer.to_str())
-    assert differing_types(gpt2, gpt2_distilled, topics_counts)
-    assert differing_types(gpt2, stored, topics_counts) == []
-
-
-def test_exceptions_settle_every_odd_type_once_stored(
+def test_exceptions_fix_every_odd_type_after_saving(
     gpt2: Tokenizer, gpt2_distilled: Tokenizer, gpt2_exact_on_odd: Distillation, odd_counts: PretokenCounts
 ) -> None:
     stored = Tokenizer.from_str(gpt2_exact_on_odd.tokenizer.to_str())
@@ -115,7 +105,7 @@ def test_exceptions_settle_every_odd_type_once_stored(
     assert differing_types(gpt2, stored, odd_counts) == []
 
 
-def test_types_that_are_no_exception_stay_as_they_were(
+def test_other_types_are_unaffected_by_exceptions(
     gpt2_distilled: Tokenizer,
     gpt2_exact_on_odd: Distillation,
     topics_counts: PretokenCounts,
@@ -128,7 +118,7 @@ def test_types_that_are_no_exception_stay_as_they_were(
 
 
 @given(st.lists(ODD.map(string_of), min_size=1, max_size=8, unique=True))
-def test_exceptions_settle_any_strings_at_boundaries_of_the_base(
+def test_exceptions_fix_any_strings_at_token_boundaries(
     gpt2: Tokenizer, gpt2_distilled: Tokenizer, runs: str, strings: list[str]
 ) -> None:
     failing = [string for string in strings if tokens(gpt2_distilled, string, runs) != tokens(gpt2, string)]
@@ -140,7 +130,7 @@ def test_exceptions_settle_any_strings_at_boundaries_of_the_base(
         assert piece in list(accumulate(tokens(gpt2, string)))[:-1]
 
 
-def test_a_string_may_need_several_cuts(gpt2: Tokenizer, gpt2_distilled: Tokenizer, runs: str) -> None:
+def test_string_may_need_several_cuts(gpt2: Tokenizer, gpt2_distilled: Tokenizer, runs: str) -> None:
     exceptions = find_exceptions(gpt2, gpt2_distilled, runs, ["pppaaa"], 1)
     assert exceptions == {"pppaaa": "pp", "paaa": "p"}
     one_cut = {"pppaaa": "pp"}
@@ -148,7 +138,7 @@ def test_a_string_may_need_several_cuts(gpt2: Tokenizer, gpt2_distilled: Tokeniz
     assert tokens(gpt2_distilled, "pppaaa", cut_pattern(runs, exceptions)) == tokens(gpt2, "pppaaa")
 
 
-def test_the_most_frequent_types_become_exceptions_first(
+def test_most_frequent_types_become_exceptions_first(
     gpt2: Tokenizer, gpt2_distilled: Tokenizer, gpt2_bpe: ByteLevelBPE, topics_counts: PretokenCounts
 ) -> None:
     failing = differing_types(gpt2, gpt2_distilled, topics_counts)
@@ -157,25 +147,25 @@ def test_the_most_frequent_types_become_exceptions_first(
     assert differing_types(gpt2, few.tokenizer, topics_counts) == failing[3:]
     settled = [string_of(topics_counts.types[n]) for n in failing[:3]]
     assert set(settled) <= few.exceptions.keys()
-    # all others are what is left of these behind a piece
+    # all others are rests of these
     assert all(any(string.endswith(rest) for string in settled) for rest in few.exceptions)
 
 
-def test_a_string_with_a_byte_that_the_base_lacks_gets_no_exception(bpe_of: Callable[..., Tokenizer]) -> None:
+def test_string_with_a_missing_byte_gets_no_exception(bpe_of: Callable[..., Tokenizer]) -> None:
     base = bpe_of(["ab"], [("a", "b")], lacking="d")
     unigram = distill(base, read_bpe(base)).tokenizer
     assert base.encode("adb").tokens == ["ab"] != unigram.encode("adb").tokens
     assert find_exceptions(base, unigram, None, ["adb", "adbx", "abxd", "dabx"], 4) == {}
 
 
-def test_a_string_that_is_one_token_of_the_base_gets_no_exception(bpe_of: Callable[..., Tokenizer]) -> None:
+def test_string_that_is_one_base_token_gets_no_exception(bpe_of: Callable[..., Tokenizer]) -> None:
     base = bpe_of(["zz"], [], ignore_merges=True)
     unigram = distill(base, read_bpe(base)).tokenizer
     assert base.encode("zz").tokens == ["zz"] != unigram.encode("zz").tokens
     assert find_exceptions(base, unigram, None, ["zz"], 1) == {}
 
 
-def test_an_exception_cuts_whole_strings_and_what_is_left_of_them() -> None:
+def test_exception_cuts_whole_strings_and_their_rests() -> None:
     pattern = exception_pattern({"abc": "a", "bc": "b", "a[": "a", "a]]": "a]", "a]": "a"})
     assert split(pattern, "abc") == ["a", "b", "c"]
     assert split(pattern, "bc") == ["b", "c"]
@@ -188,7 +178,7 @@ def test_an_exception_cuts_whole_strings_and_what_is_left_of_them() -> None:
 
 @given(st.dictionaries(st.text("ab[=", min_size=2, max_size=5), st.integers(1, 4)), st.text("ab[=", max_size=7))
 @example({"ab[=": 1, "b[=": 2, "[=": 1}, "ab[=")
-def test_exceptions_are_looked_up_again_for_every_rest(places: dict[str, int], text: str) -> None:
+def test_exceptions_apply_to_every_rest(places: dict[str, int], text: str) -> None:
     exceptions = {string: string[: min(place, len(string) - 1)] for string, place in places.items()}
     for string in (text, *exceptions):
         expected, rest = [], string
@@ -199,7 +189,7 @@ def test_exceptions_are_looked_up_again_for_every_rest(places: dict[str, int], t
         assert not exceptions or split(exception_pattern(exceptions), string) == pieces
 
 
-def test_an_exception_goes_before_runs_and_runs_cut_what_it_leaves(runs: str) -> None:
+def test_exceptions_come_before_runs(runs: str) -> None:
     string = "====+" + "-" * 200
     pattern = cut_pattern(runs, {string: "====+"})
     assert pattern is not None
@@ -211,7 +201,7 @@ def test_an_exception_goes_before_runs_and_runs_cut_what_it_leaves(runs: str) ->
 
 
 @pytest.mark.parametrize("unit", ["ĊĠ", "ĠĠĠĊ", "-+=", "?????-", "ab", "*="])
-def test_pre_tokens_of_more_than_a_million_characters_are_cut(runs: str, unit: str) -> None:
+def test_pretoken_of_a_million_characters_is_cut(runs: str, unit: str) -> None:
     string = unit * 600_000
     pattern = cut_pattern(runs, {"ab": "a", "-+=": "-"})
     assert pattern is not None

@@ -1,4 +1,4 @@
-"""The lattice against tokenizers' own Viterbi and against every segmentation there is."""
+"""The lattice, against the Viterbi of tokenizers and a search string by string."""
 
 import math
 
@@ -29,7 +29,7 @@ def vocabularies(draw: st.DrawFn) -> tuple[list[str], np.ndarray]:
 
 
 @given(vocabularies(), STRINGS)
-def test_the_best_path_is_the_one_that_tokenizers_takes_ties_included(
+def test_best_path_equals_that_of_tokenizers_including_ties(
     vocabulary: tuple[list[str], np.ndarray], strings: list[str]
 ) -> None:
     tokens, scores = vocabulary
@@ -43,19 +43,19 @@ def test_the_best_path_is_the_one_that_tokenizers_takes_ties_included(
 
 
 @given(vocabularies(), STRINGS)
-def test_the_best_split_is_the_one_that_is_found_string_by_string(
+def test_best_split_equals_the_search_string_by_string(
     vocabulary: tuple[list[str], np.ndarray], strings: list[str]
 ) -> None:
     tokens, scores = vocabulary
     score_of = dict(zip(tokens, scores.tolist(), strict=True))
     found = Lattice(Vocabulary(tokens), [*tokens, *strings]).best(scores, split=True)
     expected = [best_split(string, score_of, max(map(len, tokens))) for string in [*tokens, *strings] if string]
-    told = zip([*tokens, *strings], zip(found.totals.tolist(), found.tokens.tolist(), strict=True), strict=True)
-    assert [figures for string, figures in told if string] == expected
+    figures = zip(found.totals.tolist(), found.tokens.tolist(), strict=True)
+    assert [each for string, each in zip([*tokens, *strings], figures, strict=True) if string] == expected
 
 
 @given(vocabularies())
-def test_strings_are_scored_the_shorter_first_as_one_by_one(vocabulary: tuple[list[str], np.ndarray]) -> None:
+def test_own_scores_equal_those_computed_one_by_one(vocabulary: tuple[list[str], np.ndarray]) -> None:
     tokens, known = vocabulary
     new = list(range(len(LETTERS), len(tokens)))
     found = Lattice(Vocabulary(tokens), [tokens[n] for n in new]).score_own(
@@ -68,34 +68,32 @@ def test_strings_are_scored_the_shorter_first_as_one_by_one(vocabulary: tuple[li
     assert found.tolist() == list(map(score_of.get, tokens))
 
 
-def test_a_string_that_no_tokens_make_up_has_no_path_and_the_others_have_theirs() -> None:
+def test_string_without_a_path_does_not_affect_others() -> None:
     found = Lattice(Vocabulary(["a", "ab"]), ["abc", "aab", "b", ""]).best(np.array([1.0, 1.5]))
     assert found.totals.tolist() == [-math.inf, 2.5, -math.inf, 0.0]
     assert found.tokens.tolist() == [0, 2, 0, 0]
     assert found.segments.lists() == [[], [0, 1], [], []]
 
 
-def test_a_token_out_of_use_is_not_taken() -> None:
+def test_unusable_token_is_not_taken() -> None:
     found = Lattice(Vocabulary(["a", "b", "ab"]), ["ab"]).best(np.array([0.0, 0.0, -math.inf]))
     assert found.segments.lists() == [[0, 1]]
 
 
-def test_the_same_lattice_is_searched_again_with_other_scores() -> None:
+def test_lattice_is_searched_again_with_other_scores() -> None:
     lattice = Lattice(Vocabulary(["a", "b", "ab"]), ["abab", "b"])
     assert lattice.best(np.array([0.0, 0.0, 1.0])).segments.lists() == [[2, 2], [1]]
     assert lattice.best(np.array([0.0, 0.0, -1.0])).segments.lists() == [[0, 1, 0, 1], [1]]
 
 
 @pytest.mark.parametrize("strings", [[], [""], ["", ""]])
-def test_nothing_has_no_tokens(strings: list[str]) -> None:
+def test_empty_strings_have_no_tokens(strings: list[str]) -> None:
     found = Lattice(Vocabulary(["a"]), strings).best(np.zeros(1))
     assert found.totals.tolist() == [0.0] * len(strings)
     assert found.segments.lists() == [[]] * len(strings)
 
 
-def test_words_of_real_text_get_the_ids_that_tokenizers_gives_them(
-    gpt2_bpe: ByteLevelBPE, topics_counts: PretokenCounts
-) -> None:
+def test_words_of_real_text_get_the_ids_of_tokenizers(gpt2_bpe: ByteLevelBPE, topics_counts: PretokenCounts) -> None:
     scores, _ = scores_from_merges(gpt2_bpe)
     strings = strings_of(topics_counts.types)
     model = models.Unigram(list(zip(gpt2_bpe.strings, scores.tolist(), strict=True)))

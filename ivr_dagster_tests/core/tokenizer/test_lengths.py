@@ -1,4 +1,4 @@
-"""Tokens of texts by their pre-token types: against encoding the texts."""
+"""Token counts by pre-token types, against encoding the texts."""
 
 import pytest
 from tokenizers import Tokenizer
@@ -12,7 +12,7 @@ ODD = ["", "a<|endoftext|>b  c", "====\n\n\tx ----- y", "한국어 문서", " ",
 
 
 @pytest.mark.parametrize("new", [[], ["Ġquiteanew", "eration"], ["ĠofĠthe"]], ids=["none", "within", "across"])
-def test_a_texts_tokens_are_those_of_the_text_encoded(
+def test_token_counts_equal_those_of_encoded_texts(
     new: list[str], gpt2: Tokenizer, gpt2_bpe: ByteLevelBPE, topics: list[str]
 ) -> None:
     texts = [*topics[:20], *ODD]
@@ -23,7 +23,7 @@ def test_a_texts_tokens_are_those_of_the_text_encoded(
     assert cut.counts.sum() == len(cut.codes) == cut.starts[-1]
 
 
-def test_only_one_that_keeps_the_bases_pre_tokens_cuts_first_as_it(gpt2: Tokenizer, gpt2_bpe: ByteLevelBPE) -> None:
+def test_splits_like_requires_the_same_pretokens(gpt2: Tokenizer, gpt2_bpe: ByteLevelBPE) -> None:
     assert splits_like(gpt2, gpt2)
     assert splits_like(gpt2, Tokenizer.from_str(distill(gpt2, gpt2_bpe).tokenizer.to_str()))
     phrase = ["ĠofĠthe"]
@@ -36,7 +36,7 @@ def test_no_texts_have_no_tokens(gpt2: Tokenizer) -> None:
     assert cut.saving(gpt2) == 0.0
 
 
-def test_what_is_saved_is_the_share_of_the_bases_tokens(gpt2: Tokenizer, gpt2_bpe: ByteLevelBPE) -> None:
+def test_saving_is_a_share_of_the_base_tokens(gpt2: Tokenizer, gpt2_bpe: ByteLevelBPE) -> None:
     cut = cut_texts(["Ab quiteanewword", "quiteanewword"], gpt2)
     tokenizer = extended_tokenizer(gpt2, gpt2_bpe, ["quiteanewword", "Ġquiteanewword"])
     before = sum(len(gpt2.encode(text).ids) for text in cut.texts)

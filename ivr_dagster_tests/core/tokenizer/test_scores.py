@@ -1,4 +1,4 @@
-"""Scores and their repair: against brute force, exact integers, and what a BPE does."""
+"""Scores and their repair: against brute force, exact integers, and BPE."""
 
 import json
 import math
@@ -14,7 +14,6 @@ from ivr_dagster.core.tokenizer.bpe import ByteLevelBPE, read_bpe
 from ivr_dagster.core.tokenizer.scores import (
     LEAST_GAIN,
     NEW_TOKEN_GAIN,
-    RANK_SCALE,
     UNREACHABLE,
     best_split,
     gains_from_ranks,
@@ -58,7 +57,7 @@ def score(pieces: list[str], score_of: dict[str, float]) -> float:
 
 
 @given(vocabularies(), STRING)
-def test_the_viterbi_of_tokenizers_finds_the_best_of_all_segmentations(
+def test_viterbi_of_tokenizers_finds_the_best_segmentation(
     vocabulary: tuple[list[str], np.ndarray], string: str
 ) -> None:
     strings, scores = vocabulary
@@ -70,7 +69,7 @@ def test_the_viterbi_of_tokenizers_finds_the_best_of_all_segmentations(
 
 
 @given(vocabularies(), STRING)
-def test_the_best_split_is_the_best_segmentation_into_two_or_more_and_tells_how_many(
+def test_best_split_is_the_best_segmentation_into_two_or_more(
     vocabulary: tuple[list[str], np.ndarray], string: str
 ) -> None:
     strings, scores = vocabulary
@@ -82,7 +81,7 @@ def test_the_best_split_is_the_best_segmentation_into_two_or_more_and_tells_how_
 
 
 @given(vocabularies())
-def test_after_repair_every_token_is_the_one_best_segmentation_of_itself(
+def test_repaired_token_is_the_only_best_segmentation_of_itself(
     vocabulary: tuple[list[str], np.ndarray],
 ) -> None:
     strings, scores = vocabulary
@@ -100,7 +99,7 @@ def test_after_repair_every_token_is_the_one_best_segmentation_of_itself(
         assert [token.value for token in model.tokenize(string)] == [string]
 
 
-def test_repair_leaves_alone_what_is_not_in_its_order() -> None:
+def test_repair_changes_only_the_given_ids() -> None:
     strings, scores = ["a", "b", "ab", "ba"], np.array([1.0, 1.0, 0.0, 0.0])
     repaired, raised = repair_scores(strings, scores, [3])
     assert raised == [3]
@@ -109,7 +108,7 @@ def test_repair_leaves_alone_what_is_not_in_its_order() -> None:
 
 
 @given(st.lists(st.floats(1e-16, 1e4) | st.floats(-1e6, -1e-16) | st.sampled_from([0.0, UNREACHABLE])))
-def test_a_storable_score_comes_back_from_json_as_it_was(scores: list[float]) -> None:
+def test_storable_score_survives_json(scores: list[float]) -> None:
     kept = [storable(score) for score in scores]
     for score, stored in zip(scores, kept, strict=True):
         assert 0 <= stored - score <= 64 * math.ulp(score)
@@ -118,29 +117,19 @@ def test_a_storable_score_comes_back_from_json_as_it_was(scores: list[float]) ->
     assert [score for _, score in back] == kept
 
 
-def test_gains_fall_with_one_power_of_the_rank_from_1_to_the_least_gain(gpt2_bpe: ByteLevelBPE) -> None:
-    of = gains_from_ranks(gpt2_bpe)
-    gains = np.array([of[made] for _, _, made in gpt2_bpe.merges])
-    assert gains[0] == 1.0
-    assert np.all(np.diff(gains) < 0)
-    assert gains[-1] == pytest.approx(LEAST_GAIN, rel=1e-3)
-    powers = np.log(gains[1:]) / np.log(1 + np.arange(1, len(gains)) / RANK_SCALE)
-    np.testing.assert_allclose(powers, powers[0])
-
-
-def test_a_token_scores_the_sum_of_its_halves_and_the_gain_of_their_merge(bpe_of: Callable[..., Tokenizer]) -> None:
+def test_score_is_the_sum_of_both_halves_and_the_gain(bpe_of: Callable[..., Tokenizer]) -> None:
     bpe = read_bpe(bpe_of(["ab", "abc", "zz"], [("a", "b"), ("ab", "c")]))
     scores = scores_from_gains(bpe, {256: 0.5, 257: 0.25})
     assert scores[:256].tolist() == [0.0] * 256
     assert scores[256:].tolist() == [0.5, 0.75, UNREACHABLE]
 
 
-def test_halves_that_merge_later_than_their_whole_are_scored_first(bpe_of: Callable[..., Tokenizer]) -> None:
+def test_halves_with_a_later_merge_are_scored_first(bpe_of: Callable[..., Tokenizer]) -> None:
     bpe = read_bpe(bpe_of(["abc", "ab"], [("ab", "c"), ("a", "b")]))
     assert scores_from_gains(bpe, {256: 0.5, 257: 0.25})[256:].tolist() == [0.75, 0.25]
 
 
-def test_an_early_merge_is_lifted_above_two_late_ones_that_together_outweigh_it(
+def test_early_merge_is_lifted_above_the_sum_of_late_ones(
     bpe_of: Callable[..., Tokenizer],
 ) -> None:
     merges = [("b", "c"), ("a", "b"), ("c", "d"), ("a", "bc"), ("abc", "d")]
@@ -162,7 +151,7 @@ def test_an_early_merge_is_lifted_above_two_late_ones_that_together_outweigh_it(
 
 @st.composite
 def merges_of_distinct_letters(draw: st.DrawFn) -> tuple[list[tuple[str, str]], list[float]]:
-    """Merges, halves before wholes, of strings in which no letter comes twice, with gains of any order."""
+    """Merges, halves first, of strings without repeated letters, with gains in any order."""
     pool, merges = list("abcdef"), list[tuple[str, str]]()
     for _ in range(draw(st.integers(1, 20))):
         left, right = draw(st.sampled_from(pool)), draw(st.sampled_from(pool))
@@ -173,7 +162,7 @@ def merges_of_distinct_letters(draw: st.DrawFn) -> tuple[list[tuple[str, str]], 
 
 
 @given(merges_of_distinct_letters())
-def test_where_no_letter_repeats_lifts_alone_make_every_token_the_best_segmentation_of_itself(
+def test_lifts_suffice_for_strings_without_repeated_letters(
     bpe_of: Callable[..., Tokenizer], drawn: tuple[list[tuple[str, str]], list[float]]
 ) -> None:
     merges, values = drawn
@@ -192,9 +181,7 @@ def test_where_no_letter_repeats_lifts_alone_make_every_token_the_best_segmentat
             assert score_of[string] == pytest.approx(best, rel=1e-12)
 
 
-def test_lifts_lower_no_gain_of_gpt2_and_leave_few_tokens_to_scores_of_their_own(
-    gpt2: Tokenizer, gpt2_bpe: ByteLevelBPE
-) -> None:
+def test_lifts_leave_few_tokens_of_gpt2_to_repair(gpt2: Tokenizer, gpt2_bpe: ByteLevelBPE) -> None:
     gains = gains_from_ranks(gpt2_bpe)
     lifted = lift_gains(gpt2_bpe, gains)[0]
     assert lifted.keys() == gains.keys()
@@ -211,9 +198,7 @@ def test_lifts_lower_no_gain_of_gpt2_and_leave_few_tokens_to_scores_of_their_own
     assert 10 * len(raised) < len(without_lifts)
 
 
-def test_every_token_of_gpt2_scores_more_than_any_other_segmentation_of_its_string(
-    gpt2: Tokenizer, gpt2_bpe: ByteLevelBPE
-) -> None:
+def test_every_token_of_gpt2_beats_all_other_segmentations_exactly(gpt2: Tokenizer, gpt2_bpe: ByteLevelBPE) -> None:
     """In exact arithmetic: every score is a whole number of 2**-100."""
     scores, raised = scores_from_merges(gpt2_bpe)
     exact = [int(float(score) * 2.0**100) for score in scores]
@@ -222,7 +207,7 @@ def test_every_token_of_gpt2_scores_more_than_any_other_segmentation_of_its_stri
     assert len(of) == 50_256
     beaten = []
     for string, number in of.items():
-        best: list[int | None] = [0]  # of the first characters, cut anywhere but nowhere
+        best: list[int | None] = [0]  # best sums of the beginnings, without the whole string as one token
         for end in range(1, len(string) + 1):
             starts = (start for start in range(end) if end - start < len(string) and string[start:end] in of)
             sums = [so_far + of[string[start:end]] for start in starts if (so_far := best[start]) is not None]
@@ -233,7 +218,7 @@ def test_every_token_of_gpt2_scores_more_than_any_other_segmentation_of_its_stri
     assert len(raised) <= 36
 
 
-def test_every_token_of_gpt2_encodes_to_itself_once_stored(gpt2_distilled: Tokenizer, gpt2_bpe: ByteLevelBPE) -> None:
+def test_every_token_of_gpt2_encodes_to_itself_after_saving(gpt2_distilled: Tokenizer, gpt2_bpe: ByteLevelBPE) -> None:
     added, stored = gpt2_bpe.added_ids, Tokenizer.from_str(gpt2_distilled.to_str())
     other = {
         string: [token.value for token in stored.model.tokenize(string)]
@@ -244,22 +229,11 @@ def test_every_token_of_gpt2_encodes_to_itself_once_stored(gpt2_distilled: Token
     assert {string: pieces for string, pieces in other.items() if pieces != [string]} == {}
 
 
-def test_the_scores_that_are_handed_out_again_cannot_be_written(bpe_of: Callable[..., Tokenizer]) -> None:
-    base = bpe_of(["ab"], [("a", "b")])
-    bpe = read_bpe(base)
-    scores, _ = scores_from_merges(bpe)
-    with pytest.raises(ValueError, match="read-only"):
-        scores[0] = 1.0
-    assert scores_from_merges(bpe)[0] is scores
-
-
 NEVER_MADE = (["bc", "ab", "abc"], [("b", "c"), ("a", "b"), ("ab", "c")])  # bc comes first and takes the b
 
 
 @given(st.text("abcx", max_size=12))
-def test_a_token_that_the_bases_merges_never_arrive_at_is_never_yielded(
-    bpe_of: Callable[..., Tokenizer], text: str
-) -> None:
+def test_token_that_merges_never_complete_is_never_produced(bpe_of: Callable[..., Tokenizer], text: str) -> None:
     base = bpe_of(*NEVER_MADE)
     bpe = read_bpe(base)
     never = bpe.ids["abc"]
@@ -271,7 +245,7 @@ def test_a_token_that_the_bases_merges_never_arrive_at_is_never_yielded(
     assert never not in tokenizer.encode(text).ids
 
 
-def test_where_merges_are_ignored_it_is_yielded_as_a_whole_pretoken(bpe_of: Callable[..., Tokenizer]) -> None:
+def test_ignored_merges_produce_it_as_a_whole_pretoken(bpe_of: Callable[..., Tokenizer]) -> None:
     base = bpe_of(*NEVER_MADE, ignore_merges=True)
     bpe = read_bpe(base)
     assert unreachable_ids(bpe) == frozenset()
@@ -282,11 +256,7 @@ def test_where_merges_are_ignored_it_is_yielded_as_a_whole_pretoken(bpe_of: Call
     assert tokenizer.encode("bc").tokens == ["bc"]
 
 
-def test_gpt2_yields_every_one_of_its_tokens(gpt2: Tokenizer, gpt2_bpe: ByteLevelBPE) -> None:
-    assert unreachable_ids(gpt2_bpe) == frozenset()
-
-
-def test_what_would_be_made_of_a_token_that_nothing_makes_is_never_yielded_as_in_bpe(
+def test_tokens_made_of_unreachable_ones_are_never_produced(
     bpe_of: Callable[..., Tokenizer],
 ) -> None:
     base = bpe_of(["ab", "cd", "abx", "abcd"], [("ab", "x"), ("ab", "cd")])
@@ -297,7 +267,7 @@ def test_what_would_be_made_of_a_token_that_nothing_makes_is_never_yielded_as_in
         assert tokenizer.encode(text).ids == base.encode(text).ids == [base.token_to_id(letter) for letter in text]
 
 
-def test_a_new_token_scores_above_its_best_split_for_each_token_that_it_saves_and_the_rest_stay(
+def test_new_token_scores_above_its_best_split_by_the_tokens_it_saves(
     bpe_of: Callable[..., Tokenizer],
 ) -> None:
     base = bpe_of(["ab", "abc"], [("a", "b"), ("ab", "c")])
@@ -311,7 +281,7 @@ def test_a_new_token_scores_above_its_best_split_for_each_token_that_it_saves_an
     assert klmn == pytest.approx(3 * NEW_TOKEN_GAIN)
 
 
-def test_scores_of_one_vocabulary_with_and_without_repair_do_not_touch_each_other(
+def test_cached_scores_with_and_without_repair_are_independent(
     bpe_of: Callable[..., Tokenizer],
 ) -> None:
     merges = [("k", "l"), ("m", "n"), ("p", "q"), ("a", "b"), ("ab", "c")]
@@ -324,7 +294,7 @@ def test_scores_of_one_vocabulary_with_and_without_repair_do_not_touch_each_othe
         scores_with_new(bpe, strings)[0] = 1.0
 
 
-def test_of_two_new_tokens_that_overlap_the_one_that_saves_more_wins(bpe_of: Callable[..., Tokenizer]) -> None:
+def test_overlapping_new_token_that_saves_more_wins(bpe_of: Callable[..., Tokenizer]) -> None:
     base = bpe_of(["ab"], [("a", "b")])
     tokenizer = extended_tokenizer(base, read_bpe(base), ["klm", "mn", "pq", "qrs"])
     assert tokenizer.encode("klmn").tokens == ["klm", "n"]
@@ -332,7 +302,7 @@ def test_of_two_new_tokens_that_overlap_the_one_that_saves_more_wins(bpe_of: Cal
     assert tokenizer.encode("klmpqxmnab").tokens == ["klm", "pq", "x", "mn", "ab"]
 
 
-def test_a_new_token_is_yielded_though_a_base_token_that_it_contains_has_given_way(
+def test_new_token_may_contain_a_sacrificed_token(
     bpe_of: Callable[..., Tokenizer],
 ) -> None:
     base = bpe_of(["ab", "abc"], [("a", "b"), ("ab", "c")])
@@ -343,7 +313,7 @@ def test_a_new_token_is_yielded_though_a_base_token_that_it_contains_has_given_w
     assert scores[bpe.ids["abc"]] == scores_from_merges(bpe)[0][bpe.ids["abc"]]
 
 
-def test_a_byte_that_the_base_has_no_token_for_may_be_new_and_scores_0(bpe_of: Callable[..., Tokenizer]) -> None:
+def test_byte_without_a_base_token_scores_zero(bpe_of: Callable[..., Tokenizer]) -> None:
     base = bpe_of(["ab"], [("a", "b")], lacking="d")
     bpe = read_bpe(base)
     scores = scores_with_new(bpe, [*bpe.strings, "d", "dab"])

@@ -1,4 +1,4 @@
-"""Strings encoded together: against each encoded by itself."""
+"""Strings encoded together, against each encoded separately."""
 
 from itertools import chain
 
@@ -15,7 +15,7 @@ TEXT = st.lists(st.sampled_from(PARTS)).map("".join)
 
 
 @given(strings=st.lists(TEXT, max_size=8))
-def test_each_string_is_encoded_as_if_it_stood_alone(gpt2: Tokenizer, strings: list[str]) -> None:
+def test_each_string_is_encoded_separately(gpt2: Tokenizer, strings: list[str]) -> None:
     found = encode_each(gpt2, strings)
     plain = Tokenizer(gpt2.model)
     plain.pre_tokenizer = gpt2.pre_tokenizer  # without added tokens
@@ -24,12 +24,12 @@ def test_each_string_is_encoded_as_if_it_stood_alone(gpt2: Tokenizer, strings: l
     assert found.lengths.tolist() == [len(ids) for ids in found.lists()]
 
 
-def test_more_strings_than_are_joined_come_back_in_order(gpt2: Tokenizer, topics: list[str]) -> None:
+def test_many_strings_keep_their_order(gpt2: Tokenizer, topics: list[str]) -> None:
     strings = [word for topic in topics[:20] for word in topic.split()][: 3 * STRINGS_PER_TEXT + 1]
     assert encode_each(gpt2, strings).lists() == [e.ids for e in gpt2.encode_batch(strings, add_special_tokens=False)]
 
 
-def test_the_normalizer_takes_part(gpt2: Tokenizer) -> None:
+def test_normalizer_is_applied(gpt2: Tokenizer) -> None:
     tokenizer = Tokenizer.from_str(gpt2.to_str())
     tokenizer.normalizer = normalizers.NFC()
     assert encode_each(tokenizer, ["e\u0301", "x"]).lists() == [gpt2.encode("é").ids, gpt2.encode("x").ids]
@@ -43,7 +43,7 @@ def segments_of(lists: list[list[int]]) -> Segments:
 
 
 @given(IDS, IDS, st.sets(st.integers(0, 3)))
-def test_strings_that_differ_or_hold_an_id_are_told_as_list_by_list(
+def test_differing_and_containing_equal_a_comparison_of_lists(
     ones: list[list[int]], others: list[list[int]], wanted: set[int]
 ) -> None:
     one, other = segments_of(ones), segments_of(others)
@@ -52,6 +52,6 @@ def test_strings_that_differ_or_hold_an_id_are_told_as_list_by_list(
 
 
 @given(st.lists(st.text("ab", max_size=4)), st.lists(st.text("abc", min_size=1, max_size=2)))
-def test_places_are_those_of_strings_that_hold_a_part(strings: list[str], parts: list[str]) -> None:
+def test_indices_containing_equal_a_naive_search(strings: list[str], parts: list[str]) -> None:
     found = indices_containing(parts, pl.Series(strings, dtype=pl.String)).tolist()
     assert found == [n for n, string in enumerate(strings) if any(part in string for part in parts)]

@@ -1,4 +1,4 @@
-"""Literal strings as one pattern: against trying them one by one, in both engines."""
+"""Literal strings as one pattern, against a naive search, in both engines."""
 
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import Regex, pre_tokenizers
 
-from ivr_dagster.core.tokenizer.trie import MAX_ALTERNATIVES, alternatives, alternatives_by_first, escaped, trie_pattern
+from ivr_dagster.core.tokenizer.trie import MAX_ALTERNATIVES, alternatives, escaped, trie_pattern
 from ivr_dagster.core.tokens.byte_level import CHARACTER_TO_BYTE
 
 SPECIAL = r"[]\^-&~|. *+?(){}#"
@@ -26,7 +26,7 @@ def entries(alphabet: str) -> st.SearchStrategy[dict[str, str]]:
 
 
 def matches(entries: dict[str, str], text: str) -> Iterator[tuple[int, int]]:
-    """From left to right, at each place the longest entry that what must follow does follow."""
+    """From left to right, the longest entry that is followed by what must follow."""
     at = 0
     while at < len(text):
         fitting = (s for s, after in entries.items() if text.startswith(s, at) and AFTER[after](text[at + len(s) :]))
@@ -37,7 +37,7 @@ def matches(entries: dict[str, str], text: str) -> Iterator[tuple[int, int]]:
 
 
 def isolated(spans: list[tuple[int, int]], text: str) -> list[str]:
-    """The text cut before and behind each span."""
+    """The text cut before and after each span."""
     places = sorted({0, len(text), *(place for span in spans for place in span)})
     return [text[start:end] for start, end in pairwise(places)]
 
@@ -54,7 +54,7 @@ def check(entries: dict[str, str], text: str) -> None:
 
 
 @given(st.data())
-def test_exactly_the_strings_given_match_the_longest_first_with_what_must_follow(data: st.DataObject) -> None:
+def test_pattern_matches_exactly_the_longest_entries(data: st.DataObject) -> None:
     alphabet = data.draw(st.sampled_from(["ab", "a[b", ALPHABET]))
     strings = data.draw(entries(alphabet))
     part = st.sampled_from(sorted(strings)) | st.text(alphabet, max_size=3)
@@ -63,21 +63,14 @@ def test_exactly_the_strings_given_match_the_longest_first_with_what_must_follow
 
 @given(st.lists(st.sampled_from(ALPHABET), max_size=20).map("".join), st.integers(0, 4))
 @example(ALPHABET, 1)
-def test_more_beginnings_than_one_choice_holds_match_as_few_do(text: str, length: int) -> None:
+def test_many_first_characters_are_grouped(text: str, length: int) -> None:
     assert len(ALPHABET) > 2 * MAX_ALTERNATIVES
     strings = {first + text[:length]: "" for first in ALPHABET} | {"a" + second: "(?=a)" for second in ALPHABET}
     assert "(?=[" in trie_pattern(strings)
     check(strings, text + "".join(strings))
 
 
-def test_only_more_than_eight_branches_are_told_apart_by_a_look_ahead() -> None:
-    assert alternatives_by_first([(c, c) for c in "abcdefgh"]) == "(?:a|b|c|d|e|f|g|h)"
-    assert alternatives_by_first([(c, c) for c in "abcdefghi"]) == (
-        "(?:(?=[ab])(?:a|b)|(?=[cd])(?:c|d)|(?=[ef])(?:e|f)|(?=[gh])(?:g|h)|(?=[i])i)"
-    )
-
-
-def test_groups_of_groups_tell_all_256_bytes_apart() -> None:
+def test_groups_of_groups_distinguish_all_bytes() -> None:
     strings = {character + character: "" for character in CHARACTER_TO_BYTE}
     pattern = trie_pattern(strings)
     for character in CHARACTER_TO_BYTE:
@@ -86,7 +79,7 @@ def test_groups_of_groups_tell_all_256_bytes_apart() -> None:
         assert not regex.search(pattern, character)
 
 
-def test_an_escaped_character_matches_itself_alone_in_both_engines() -> None:
+def test_escaped_character_matches_only_itself() -> None:
     characters = {*SPECIAL, *CHARACTER_TO_BYTE}
     for character in characters:
         others = "".join(sorted(characters - {character}))
@@ -96,11 +89,11 @@ def test_an_escaped_character_matches_itself_alone_in_both_engines() -> None:
         assert split(pattern, f"{others}{character}{others}") == [others, character, others]
 
 
-def test_the_empty_string_alone_is_what_must_follow() -> None:
+def test_empty_string_alone_is_its_look_ahead() -> None:
     assert trie_pattern({"": "(?=a)"}) == "(?=a)"
     assert trie_pattern({"ab": "(?=a)"}) == "ab(?=a)"
 
 
-def test_of_several_patterns_the_first_that_matches_is_taken() -> None:
+def test_first_alternative_that_matches_wins() -> None:
     assert alternatives(["a+"]) == "a+"
     assert split(alternatives(["aa", "a+", "b"]), "aaab") == ["aa", "a", "b"]

@@ -1,4 +1,4 @@
-"""The distilled tokenizer: against the base tokenizer, and on text of all kinds."""
+"""The distilled tokenizer, against the base tokenizer, on all kinds of text."""
 
 import inspect
 import json
@@ -34,12 +34,12 @@ def only(counts: PretokenCounts, wanted: Callable[[str], bool]) -> PretokenCount
     return PretokenCounts([counts.types[n] for n in chosen], counts.counts[chosen], {}, 0, 0)
 
 
-def test_the_distilled_vocabulary_is_the_bases_string_by_string(gpt2: Tokenizer, gpt2_exact: Distillation) -> None:
+def test_distilled_vocabulary_equals_the_base(gpt2: Tokenizer, gpt2_exact: Distillation) -> None:
     assert gpt2_exact.tokenizer.get_vocab(with_added_tokens=True) == gpt2.get_vocab(with_added_tokens=True)
     assert json.loads(gpt2_exact.tokenizer.to_str())["model"]["type"] == "Unigram"
 
 
-def test_gpt2_distilled_without_exceptions_agrees_with_gpt2(
+def test_agreement_with_gpt2_is_high_without_exceptions(
     gpt2: Tokenizer, gpt2_distilled: Tokenizer, topics_counts: PretokenCounts
 ) -> None:
     assert measure_agreement(gpt2, gpt2_distilled, topics_counts).share >= 0.9995
@@ -49,7 +49,7 @@ def test_gpt2_distilled_without_exceptions_agrees_with_gpt2(
     assert measure_agreement(gpt2, gpt2_distilled, rest).share >= 0.9999
 
 
-def test_on_counted_text_agreement_is_complete(
+def test_agreement_on_counted_text_is_complete(
     gpt2: Tokenizer, gpt2_exact: Distillation, topics: list[str], topics_counts: PretokenCounts
 ) -> None:
     agreement = measure_agreement(gpt2, gpt2_exact.tokenizer, topics_counts)
@@ -59,20 +59,20 @@ def test_on_counted_text_agreement_is_complete(
     assert [encoding.ids for encoding in ours] == [encoding.ids for encoding in theirs]
 
 
-def test_without_counts_or_with_none_allowed_there_are_no_exceptions(
+def test_no_exceptions_without_counts_limit_or_differences(
     gpt2: Tokenizer, gpt2_distilled: Tokenizer, gpt2_bpe: ByteLevelBPE, topics_counts: PretokenCounts
 ) -> None:
     for plain in (
         distill(gpt2, gpt2_bpe),
         distill(gpt2, gpt2_bpe, exceptions=1_000),
         distill(gpt2, gpt2_bpe, topics_counts),
-        distill(gpt2, gpt2_bpe, topics_counts, exceptions=0),
+        distill(gpt2, gpt2_bpe, count_pretokens(["The quick brown fox."], gpt2), exceptions=1_000),
     ):
         assert plain.exceptions == {}
         assert plain.tokenizer.to_str() == gpt2_distilled.to_str()
 
 
-def test_exceptions_change_neither_scores_nor_the_ids_that_were_raised(
+def test_exceptions_change_only_the_pre_tokenizer(
     gpt2: Tokenizer, gpt2_distilled: Tokenizer, gpt2_exact: Distillation, gpt2_bpe: ByteLevelBPE
 ) -> None:
     assert gpt2_exact.exceptions
@@ -82,15 +82,7 @@ def test_exceptions_change_neither_scores_nor_the_ids_that_were_raised(
     assert differing == {"pre_tokenizer"}
 
 
-def test_text_without_a_difference_needs_no_exception(
-    gpt2: Tokenizer, gpt2_distilled: Tokenizer, gpt2_bpe: ByteLevelBPE
-) -> None:
-    alike = distill(gpt2, gpt2_bpe, count_pretokens(["The quick brown fox."], gpt2), exceptions=1_000)
-    assert alike.exceptions == {}
-    assert alike.tokenizer.to_str() == gpt2_distilled.to_str()
-
-
-def test_new_tokens_are_yielded_whole_and_old_ones_where_they_were(
+def test_new_tokens_are_produced_and_others_unchanged(
     gpt2: Tokenizer, gpt2_bpe: ByteLevelBPE, topics_counts: PretokenCounts
 ) -> None:
     new = ["Ġawaitable", "Ġcoroutine", string_of("한국어"), string_of("한국")]
@@ -109,7 +101,7 @@ def test_new_tokens_are_yielded_whole_and_old_ones_where_they_were(
 @example("<|endoftext|>" * 3 + " <|endoftext|>x")
 @example("\u0301")
 @example("".join(map(chr, range(0x20))) + "\x7f\x80\x9f\u200b\ufeff\ufffe")
-def test_any_text_comes_back_from_the_distilled_tokenizer(gpt2_exact_on_odd: Distillation, text: str) -> None:
+def test_round_trip_of_any_text_is_exact(gpt2_exact_on_odd: Distillation, text: str) -> None:
     tokenizer = gpt2_exact_on_odd.tokenizer
     ids = tokenizer.encode(text).ids
     assert tokenizer.decode(ids, skip_special_tokens=False) == text
@@ -119,7 +111,7 @@ def test_any_text_comes_back_from_the_distilled_tokenizer(gpt2_exact_on_odd: Dis
 @pytest.mark.parametrize(
     "part", ["a", "é", " ", "\u0301", "=", "0", "p", "한", "\x00", "Grüße [0.5]\t한국어 x=(((1;e\u0301 ppp🙂\u200d\r\n"]
 )
-def test_a_line_of_100_000_characters_comes_back(gpt2_exact_on_odd: Distillation, part: str) -> None:
+def test_round_trip_of_a_long_line_is_exact(gpt2_exact_on_odd: Distillation, part: str) -> None:
     line = (part * 100_000)[:100_000]
     tokenizer = gpt2_exact_on_odd.tokenizer
     assert tokenizer.decode(tokenizer.encode(line).ids, skip_special_tokens=False) == line
@@ -168,7 +160,7 @@ ADDED = ["<|endoftext|>", "<|im_start|>", "한국어", "lone", " cloned"]
 
 
 @pytest.mark.parametrize("kind", CHANGES)
-def test_what_surrounds_the_model_works_as_in_the_base(kind: str, tiny_bpe: Tokenizer, topics: list[str]) -> None:
+def test_surroundings_of_the_model_work_as_in_the_base(kind: str, tiny_bpe: Tokenizer, topics: list[str]) -> None:
     base = Tokenizer.from_str(tiny_bpe.to_str())
     CHANGES[kind](base)
     distilled = distill(base, read_bpe(base)).tokenizer
@@ -188,9 +180,7 @@ def test_what_surrounds_the_model_works_as_in_the_base(kind: str, tiny_bpe: Toke
 
 @given(st.lists(st.text("abcd "), min_size=1, max_size=10), st.text("abcd =é", max_size=20))
 @settings(max_examples=50)
-def test_of_any_trained_bpe_tokens_encode_to_themselves_counted_text_as_before_and_any_text_comes_back(
-    train_bpe: Callable[..., Tokenizer], texts: list[str], text: str
-) -> None:
+def test_any_trained_bpe_is_distilled_exactly(train_bpe: Callable[..., Tokenizer], texts: list[str], text: str) -> None:
     base = train_bpe(texts * 2, 20)
     bpe = read_bpe(base)
     counts = count_pretokens([*texts, *map("".join, pairwise(texts)), text], base)
@@ -201,9 +191,7 @@ def test_of_any_trained_bpe_tokens_encode_to_themselves_counted_text_as_before_a
     assert distilled.decode(distilled.encode(text).ids) == text
 
 
-def test_bytes_that_the_base_lacks_are_dropped_as_the_base_drops_them(
-    train_bpe: Callable[..., Tokenizer], topics: list[str]
-) -> None:
+def test_missing_bytes_are_dropped_as_by_the_base(train_bpe: Callable[..., Tokenizer], topics: list[str]) -> None:
     lacking = {*string_of("d^]-\\한"), "ÿ"}
     base = train_bpe(topics[:10], 200, alphabet=sorted(CHARACTER_TO_BYTE.keys() - lacking))
     bpe = read_bpe(base)
@@ -217,7 +205,7 @@ def test_bytes_that_the_base_lacks_are_dropped_as_the_base_drops_them(
     assert dropped > 100
 
 
-def test_saving_and_reading_back_keeps_every_id(
+def test_saved_tokenizer_gives_the_same_ids(
     tmp_path: Path, gpt2_exact_on_odd: Distillation, topics: list[str], odd_counts: PretokenCounts
 ) -> None:
     tokenizer = gpt2_exact_on_odd.tokenizer
@@ -228,7 +216,7 @@ def test_saving_and_reading_back_keeps_every_id(
     assert [e.ids for e in back.encode_batch(texts)] == [e.ids for e in tokenizer.encode_batch(texts)]
 
 
-def test_indented_code_agrees_where_line_breaks_and_spaces_are_one_token(train_bpe: Callable[..., Tokenizer]) -> None:
+def test_indented_code_agrees_if_line_breaks_and_spaces_are_one_token(train_bpe: Callable[..., Tokenizer]) -> None:
     """As in vocabularies made from code (StarCoder, SmolLM2)."""
     functions: list[Callable[..., object]] = [distill, repair_scores, run_cuts, trie_pattern, read_bpe]
     functions += [measure_agreement, count_pretokens, given]
@@ -243,7 +231,7 @@ def test_indented_code_agrees_where_line_breaks_and_spaces_are_one_token(train_b
 
 
 @pytest.mark.parametrize("added", ["        ", "====", "─────"])
-def test_an_added_token_that_is_a_run_is_no_token_of_the_model(added: str, tiny_bpe: Tokenizer) -> None:
+def test_added_token_may_be_a_run(added: str, tiny_bpe: Tokenizer) -> None:
     base = Tokenizer.from_str(tiny_bpe.to_str())
     base.add_tokens([AddedToken(added, normalized=False)])
     distilled = distill(base, read_bpe(base)).tokenizer

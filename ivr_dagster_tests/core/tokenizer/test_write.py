@@ -1,4 +1,4 @@
-"""Tokenizer folders through AutoTokenizer."""
+"""Written tokenizer folders, loaded by AutoTokenizer."""
 
 import json
 from pathlib import Path
@@ -51,7 +51,7 @@ def distilled_loaded(distilled: Path) -> Any:
     return load(distilled)
 
 
-def test_the_original_is_kept_with_its_ids_and_its_end_of_text_token(original: Path, gpt2: Tokenizer) -> None:
+def test_original_keeps_ids_and_end_of_text_token(original: Path, gpt2: Tokenizer) -> None:
     kept, given = load(original), load(SAMPLE_MODEL)
     for text in TEXTS:
         assert kept(text).input_ids == given(text).input_ids == gpt2.encode(text, add_special_tokens=False).ids
@@ -59,7 +59,7 @@ def test_the_original_is_kept_with_its_ids_and_its_end_of_text_token(original: P
     assert kept.model_max_length == given.model_max_length == 512
 
 
-def test_an_original_in_files_of_old_becomes_one_tokenizer_json(tmp_path: Path, tiny_bpe: Tokenizer) -> None:
+def test_vocab_and_merges_become_one_tokenizer_json(tmp_path: Path, tiny_bpe: Tokenizer) -> None:
     source, target = tmp_path / "source", tmp_path / "target"
     source.mkdir()
     model = json.loads(tiny_bpe.to_str())["model"]
@@ -75,21 +75,21 @@ def test_an_original_in_files_of_old_becomes_one_tokenizer_json(tmp_path: Path, 
         assert load(target)(text).input_ids == written.encode(text).ids == tiny_bpe.encode(text).ids
 
 
-def test_a_folder_without_a_tokenizer_is_named(tmp_path: Path) -> None:
+def test_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError) as error:
         write_original_tokenizer(tmp_path, tmp_path / "target")
     assert error.value.where == tmp_path
     assert "no tokenizer can be loaded" in str(error.value)
 
 
-def test_a_tokenizer_that_only_exists_in_python_is_refused(tmp_path: Path) -> None:
+def test_tokenizer_without_a_fast_form_is_refused(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "ByT5Tokenizer"}))
     with pytest.raises(InputError, match="no fast form") as error:
         write_original_tokenizer(tmp_path, tmp_path / "target")
     assert error.value.where == tmp_path
 
 
-def test_the_written_tokenizer_gives_the_ids_it_was_given_with(
+def test_written_tokenizer_gives_the_same_ids(
     distilled: Path, distilled_loaded: Any, gpt2_exact_on_odd: Distillation, topics: list[str]
 ) -> None:
     given_with = gpt2_exact_on_odd.tokenizer
@@ -111,13 +111,11 @@ def test_the_written_tokenizer_gives_the_ids_it_was_given_with(
 @example(" " * 100_000)
 @example("\u0301" * 100_000)
 @example(("Grüße [0.5]\t한국어 x=(((1;e\u0301 ppp n't .\r\n" * 5_000)[:100_000])
-def test_decoding_by_transformers_gives_the_text_back(distilled_loaded: Any, text: str) -> None:
+def test_decoding_by_transformers_is_exact(distilled_loaded: Any, text: str) -> None:
     assert distilled_loaded.decode(distilled_loaded(text).input_ids) == text
 
 
-def test_special_tokens_length_chat_template_and_padding_side_are_kept(
-    tmp_path: Path, original: Path, gpt2_distilled: Tokenizer
-) -> None:
+def test_settings_of_the_tokenizer_are_kept(tmp_path: Path, original: Path, gpt2_distilled: Tokenizer) -> None:
     like = tmp_path / "like"
     loaded = load(original, padding_side="left")
     loaded.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
@@ -131,20 +129,14 @@ def test_special_tokens_length_chat_template_and_padding_side_are_kept(
     assert not written.clean_up_tokenization_spaces
 
 
-def test_files_of_a_bpe_give_way_in_the_folder(tmp_path: Path, original: Path, gpt2_distilled: Tokenizer) -> None:
+def test_files_of_a_bpe_are_removed(tmp_path: Path, original: Path, gpt2_distilled: Tokenizer) -> None:
     for name in ("vocab.json", "merges.txt"):
         (tmp_path / name).write_text("of the BPE that was here before")
     write_tokenizer(gpt2_distilled, original, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["tokenizer.json", "tokenizer_config.json"]
 
 
-def test_skipping_special_tokens_leaves_the_end_of_text_out(distilled_loaded: Any) -> None:
-    ids = distilled_loaded("one<|endoftext|>two").input_ids
-    assert ids.count(50_256) == 1
-    assert distilled_loaded.decode(ids, skip_special_tokens=True) == "onetwo"
-
-
-def test_a_certificate_lies_beside_the_tokenizer_for_people_and_programs(tmp_path: Path) -> None:
+def test_certificate_is_readable_json(tmp_path: Path) -> None:
     certificate = {"train": {"agreement": 0.99, "divergences": []}, "unreachable_in_base": ["Ġ한"], "exceptions": 3}
     write_certificate(certificate, tmp_path)
     text = (tmp_path / CERTIFICATE).read_text(encoding="utf-8")
@@ -155,14 +147,14 @@ def test_a_certificate_lies_beside_the_tokenizer_for_people_and_programs(tmp_pat
     assert read_certificate(tmp_path) == {"exceptions": 0}
 
 
-def test_a_missing_certificate_is_named_with_what_to_do(tmp_path: Path) -> None:
+def test_missing_certificate_is_reported(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="has no certificate") as error:
         read_certificate(tmp_path)
     assert error.value.where == tmp_path / "agreement.json"
     assert "Materialize the tokenizer again" in str(error.value)
 
 
-def test_a_copy_beside_a_model_loads_as_the_tokenizer_it_is(distilled: Path, tmp_path: Path) -> None:
+def test_copy_in_a_model_folder_loads_unchanged(distilled: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
     write_copy(TokenizerFolder(distilled), tmp_path)
     copied = json.loads((tmp_path / "tokenizer_config.json").read_text())

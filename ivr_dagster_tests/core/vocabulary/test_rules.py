@@ -1,6 +1,5 @@
 """Remap rules: their YAML file, edits, and validation."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,7 +20,6 @@ from ivr_dagster.core.vocabulary.rules import (
     check_rules,
     edited_rules,
     is_as_written,
-    is_edited,
     read_rules,
     rules_as_yaml,
     rules_from_yaml,
@@ -101,11 +99,10 @@ def test_edits_of_ids_and_strings_are_recognized(old: str, new: str, edited: boo
     file = tmp_path / "rules.yaml"
     assert edited_rules(file) is None
     file.write_text(TEXT, encoding="utf-8")
-    assert is_as_written(TEXT) and not is_edited(file) and edited_rules(file) is None
+    assert is_as_written(TEXT) and edited_rules(file) is None
     text = TEXT.replace(old, new)
     file.write_text(text, encoding="utf-8")
     assert text != TEXT and not is_as_written(text)
-    assert is_edited(file) is edited
     assert rules_from_yaml(text).edited is edited
     assert edited_rules(file) == (read_rules(file) if edited else None)
 
@@ -238,64 +235,36 @@ def test_check_accepts_valid_rules(bpe: ByteLevelBPE) -> None:
     check_rules(RemapRules(()), bpe)
 
 
-FAULTS: dict[str, tuple[Callable[[ByteLevelBPE], list[RemapRule]], Callable[[ByteLevelBPE], str]]] = {
-    "duplicate id": (
-        lambda bpe: [rule_for(bpe, "qxz"), rule_for(bpe, "qxq")],
-        lambda bpe: "id 500 is reassigned twice",
-    ),
-    "negative id": (
-        lambda bpe: [RemapRule(-1, "x", "qxz", ("q", "x", "z"))],
-        lambda bpe: "id -1 is not in the vocabulary of 557",
-    ),
-    "unknown id": (
-        lambda bpe: [RemapRule(557, "x", "qxz", ("q", "x", "z"))],
-        lambda bpe: "id 557 is not in the vocabulary of 557",
-    ),
-    "byte": (
-        lambda bpe: [rule_for(bpe, "qxz", token_id=bpe.ids["a"])],
-        lambda bpe: f"id {bpe.ids['a']} ('a') is protected: bytes, special tokens and digits are kept",
-    ),
-    "special token": (
-        lambda bpe: [rule_for(bpe, "qxz", token_id=bpe.ids["<|endoftext|>"])],
-        lambda bpe: (
-            f"id {bpe.ids['<|endoftext|>']} ('<|endoftext|>') is protected: bytes, special tokens and digits are kept"
-        ),
-    ),
-    "sacrificed token": (
-        lambda bpe: [replace(rule_for(bpe, "qxz"), sacrificed_token="Ġzoo")],
-        lambda bpe: f"id 500 is {bpe.strings[500]!r}, not 'Ġzoo'",
-    ),
-    "duplicate new token": (
-        lambda bpe: [rule_for(bpe, "qxz"), rule_for(bpe, "qxz", token_id=501)],
-        lambda bpe: "new token 'qxz' occurs twice",
-    ),
-    "existing token": (
-        lambda bpe: [rule_for(bpe, "Ġthe")],
-        lambda bpe: f"new token 'Ġthe' already exists with id {bpe.ids['Ġthe']}",
-    ),
-    "alphabet": (
-        lambda bpe: [rule_for(bpe, "of the", "of", "Ġthe")],
-        lambda bpe: "new token 'of the' is not in the byte-level alphabet (a space is Ġ)",
-    ),
-    "unknown constituent": (
-        lambda bpe: [rule_for(bpe, "qxz", "q", "xz")],
-        lambda bpe: "new token 'qxz': constituent 'xz' is not a base token",
-    ),
-    "other constituents": (
-        lambda bpe: [rule_for(bpe, "qxz", "q", "x")],
-        lambda bpe: "new token 'qxz': constituents make up 'qx'",
-    ),
-    "no constituents": (
-        lambda bpe: [replace(rule_for(bpe, "qxz"), constituents=())],
-        lambda bpe: "new token 'qxz': constituents make up ''",
-    ),
+# (id or the token that has it, new token, its constituents) of the rules, and the fault of the last one
+FAULTS: dict[str, tuple[list[tuple[int | str, str, str]], str]] = {
+    "duplicate id": ([(500, "qxz", "q x z"), (500, "qxq", "q x q")], "id 500 is reassigned twice"),
+    "negative id": ([(-1, "qxz", "q x z")], "id -1 is not in the vocabulary of 557"),
+    "unknown id": ([(557, "qxz", "q x z")], "id 557 is not in the vocabulary of 557"),
+    "byte": ([("a", "qxz", "q x z")], "('a') is protected: bytes, special tokens and digits are kept"),
+    "special token": ([("<|endoftext|>", "qxz", "q x z")], "('<|endoftext|>') is protected"),
+    "duplicate new token": ([(500, "qxz", "q x z"), (501, "qxz", "q x z")], "new token 'qxz' occurs twice"),
+    "existing token": ([(500, "Ġthe", "Ġ t h e")], "new token 'Ġthe' already exists with id"),
+    "alphabet": ([(500, "of the", "of Ġthe")], "new token 'of the' is not in the byte-level alphabet (a space is Ġ)"),
+    "unknown constituent": ([(500, "qxz", "q xz")], "new token 'qxz': constituent 'xz' is not a base token"),
+    "other constituents": ([(500, "qxz", "q x")], "new token 'qxz': constituents make up 'qx'"),
+    "no constituents": ([(500, "qxz", "")], "new token 'qxz': constituents make up ''"),
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_check_names_each_fault(fault: str, bpe: ByteLevelBPE) -> None:
-    rules, message = FAULTS[fault]
-    assert faults_of(bpe, *rules(bpe))[0] == message(bpe)
+    specs, message = FAULTS[fault]
+    ids = [bpe.ids[given] if isinstance(given, str) else given for given, _, _ in specs]
+    rules = [
+        RemapRule(i, bpe.strings[i] if 0 <= i < bpe.size else "x", new, tuple(parts.split()))
+        for i, (_, new, parts) in zip(ids, specs, strict=True)
+    ]
+    assert message in faults_of(bpe, *rules)[0]
+
+
+def test_check_names_a_wrong_sacrificed_token(bpe: ByteLevelBPE) -> None:
+    rule = replace(rule_for(bpe, "qxz"), sacrificed_token="Ġzoo")
+    assert faults_of(bpe, rule) == [f"id 500 is {bpe.strings[500]!r}, not 'Ġzoo'"]
 
 
 def test_check_reports_all_faults_and_counts_many(bpe: ByteLevelBPE) -> None:
