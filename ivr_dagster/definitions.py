@@ -31,7 +31,7 @@ from ivr_dagster.io_managers import io_managers
 from ivr_dagster.orchestration.alerts import notify_on_failure
 from ivr_dagster.orchestration.automation import automation, automation_conditions
 from ivr_dagster.orchestration.executor import executor_of
-from ivr_dagster.pipeline import ASSETS, EXTERNAL, ArtifactPaths, baselines, code_version, is_enabled
+from ivr_dagster.pipeline import ASSETS, EXTERNAL, OTHER_CORPORA, ArtifactPaths, baselines, code_version, is_enabled
 from ivr_dagster.resources.accelerator import accelerator_resource
 from ivr_dagster.resources.base_model import base_model_resource
 from ivr_dagster.resources.settings import ProjectSettings, settings_resource
@@ -73,8 +73,9 @@ def build_definitions(
     project = ProjectSettings.in_folder(settings, artifacts_dir)
     paths = project.paths
     left_out = {name for name in ASSETS if not is_enabled(name, settings)} | paths.replaced.keys()
+    left_out |= OTHER_CORPORA.keys() - project.other_corpora.keys()
     loaded: list[Any] = list(dg.load_assets_from_modules(ASSET_MODULES))
-    has_retention_corpus = project.other_corpus_dir("retention_corpora_dir") is not None
+    has_retention_corpus = "retention_corpus" in project.other_corpora
     loaded.append(evaluation.evaluation_report_asset(baselines(settings), has_retention_corpus=has_retention_corpus))
     assets = [asset for asset in loaded if left_out.isdisjoint(_names(asset))]
     automatic = automation(project)
@@ -131,26 +132,36 @@ def _configured(asset: Any, project: ProjectSettings, conditions: Mapping[str, A
     if not isinstance(asset, dg.AssetsDefinition) or not asset.is_executable:
         return asset
 
-    def further_deps(name: str) -> list[dg.AssetDep]:
-        """Dependencies that exist only under some settings."""
-        general = name == "training_blocks" and project.other_corpus_dir("general_corpora_dir") is not None
-        external = [
-            source
-            for source, info in EXTERNAL.items()
-            if source in project.paths.external and name in info.only_in and info.setting == "tokenizer_path"
-        ]
-        return [dg.AssetDep(each) for each in [*(["general_corpus"] if general else []), *external]]
-
     def configure(spec: dg.AssetSpec) -> dg.AssetSpec:
         name = spec.key.path[-1]
         values = project.values_for(name)
         return spec.replace_attributes(
-            deps=[*spec.deps, *further_deps(name)],
             code_version=code_version(spec.code_version, values) if values else spec.code_version,
             automation_condition=conditions.get(name),
         )
 
-    return asset.map_asset_specs(configure)
+    return _with_conditional_deps(asset, project).map_asset_specs(configure)
+
+
+def _with_conditional_deps(asset: dg.AssetsDefinition, project: ProjectSettings) -> dg.AssetsDefinition:
+    """An asset that also depends on the sources that exist only under some settings."""
+    names = _names(asset)
+    added = {
+        source
+        for source, info in EXTERNAL.items()
+        if source in project.paths.external and names & set(info.only_in) and info.setting == "tokenizer_path"
+    }
+    if "training_blocks" in names:
+        added |= {"general_corpus"} & project.other_corpora.keys()
+    if not added:
+        return asset
+    # Dagster 1.13's map_asset_specs cannot add a dependency to an asset with argument inputs: it drops their values.
+    inputs = dict(asset.op.ins) | {source: dg.In(dg.Nothing) for source in added}
+    changes = {
+        "node_def": asset.op.with_replaced_properties(name=asset.op.name, ins=inputs),
+        "specs": [spec.replace_attributes(deps=[*spec.deps, *sorted(added)]) for spec in asset.specs],
+    }
+    return dg.AssetsDefinition.dagster_internal_init(**asset.get_attributes_dict() | changes)
 
 
 defs = build_definitions()

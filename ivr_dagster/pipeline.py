@@ -209,7 +209,7 @@ EXTERNAL: dict[str, External] = {
     "external_train_model": External("train_model_name", "initialized_model", _TRAINING),
     "external_train_tokenizer": External("tokenizer_path", "remapped_tokenizer", _TRAINING),
 }
-# sources of text besides the corpus, and the settings that name their folders
+# sources of out-of-domain text, which exist if a setting names their folder
 OTHER_CORPORA = {"general_corpus": "general_corpora_dir", "retention_corpus": "retention_corpora_dir"}
 
 SFT_CONFIG_FILE = "sft_config.yaml"

@@ -48,7 +48,7 @@ class FakePipeline:
 
     def observe(self, **versions: str) -> None:
         """Record observations of sources: `versions`, by default one for every source."""
-        for name, version in (versions or dict.fromkeys(source_names(self.settings.paths), "1")).items():
+        for name, version in (versions or dict.fromkeys(source_names(self.settings), "1")).items():
             self.versions[name] = version
             self.instance.report_runless_asset_event(dg.AssetObservation(name, tags={DATA_VERSION_TAG: version}))
 

@@ -26,7 +26,7 @@ from ivr_dagster.settings.presets import PRESETS
 from ivr_dagster_tests.small_pipeline import BASELINES, TUNING, project_settings
 
 REPOSITORY = Path(__file__).parents[1]
-SOURCES = {"raw_corpus", "base_model", "general_corpus", "retention_corpus"}
+SOURCES = {"raw_corpus", "base_model"}
 JOBS = ("everything", "tokenizer_side", "training_side")
 
 
@@ -116,6 +116,42 @@ def test_disabled_baseline_is_not_an_asset(given: dict[str, bool], disabled: set
         nodes = {node.name for node in definitions.resolve_job_def(job).nodes}
         assert nodes
         assert not nodes & set(TUNING)
+
+
+@pytest.mark.parametrize(
+    ("setting", "source", "reader"),
+    [
+        ("general_corpora_dir", "general_corpus", "training_blocks"),
+        ("retention_corpora_dir", "retention_corpus", "evaluation_report"),
+    ],
+)
+def test_out_of_domain_source_exists_if_a_setting_names_its_folder(
+    setting: str, source: str, reader: str, tmp_path: Path
+) -> None:
+    settings = Settings.of(**{setting: str(tmp_path)})
+    definitions = build_definitions(settings, artifacts_dir=tmp_path)
+    graph = definitions.resolve_asset_graph()
+    assert definitions.resolve_job_def("training_side").nodes
+    assert {key.to_user_string() for key in graph.get_all_asset_keys()} == set(ASSETS) | SOURCES | {source}
+    assert graph.get(dg.AssetKey(source)).child_keys == {dg.AssetKey(reader)}
+
+
+def test_external_tokenizer_is_a_dependency_of_training(tmp_path: Path) -> None:
+    settings = Settings.of(tokenizer_path=str(tmp_path))
+    definitions = build_definitions(settings, artifacts_dir=tmp_path)
+    assert definitions.resolve_job_def("training_side").nodes
+    graph = definitions.resolve_asset_graph()
+    readers = {key.to_user_string() for key in graph.get(dg.AssetKey("external_train_tokenizer")).child_keys}
+    assert "training_blocks" in readers
+
+
+def test_new_python_makes_only_the_evaluation_of_its_documentation_stale(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = project_settings(tmp_path)
+    before = {name: project.values_for(name) for name in ASSETS}
+    monkeypatch.setattr("platform.python_version", lambda: "3.99.0")
+    assert [name for name in ASSETS if project.values_for(name) != before[name]] == ["evaluation_report"]
 
 
 def test_every_setting_has_an_option_and_a_launchpad_field(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """The raw corpus, the cleaned corpus that all other assets read, and optional out-of-domain text."""
 
-import platform
 import time
 from dataclasses import asdict
 
@@ -11,6 +10,7 @@ from ivr_dagster.assets.display import columns
 from ivr_dagster.core.corpus.cleaned import CleanedCorpus, write_cleaned_corpus
 from ivr_dagster.core.corpus.files import fingerprint_corpus
 from ivr_dagster.core.corpus.other_text import other_files
+from ivr_dagster.pipeline import OTHER_CORPORA
 from ivr_dagster.resources.progress import track
 from ivr_dagster.resources.settings import SettingsResource
 from ivr_dagster.sample.corpus import write_sample_corpus
@@ -32,19 +32,15 @@ def create_sample_corpus(settings: SettingsResource) -> None:
         write_sample_corpus(corpus)
 
 
-def observe_other_corpus(setting: str, settings: SettingsResource) -> str:
-    """Content hash of the folder of out-of-domain text that `setting` names, or what replaces it.
+def observe_other_corpus(source: str, settings: SettingsResource) -> str:
+    """Content hash of the out-of-domain text that a source of `OTHER_CORPORA` stands for.
 
     Raises:
         InputError: the folder has no readable text.
     """
-    folder = settings.other_corpus_dir(setting)
-    if folder is not None:
-        other_files(folder, setting)
-        return fingerprint_corpus(folder, settings.paths.file_hashes)
-    if setting == "retention_corpora_dir" and settings.evaluation.retention_bytes:
-        return f"documentation of Python {platform.python_version()}"
-    return "none"
+    folder = settings.other_corpora[source]
+    other_files(folder, OTHER_CORPORA[source])
+    return fingerprint_corpus(folder, settings.paths.file_hashes)
 
 
 # The UI does not show the docstring of a source, so each one has a description.
@@ -72,7 +68,7 @@ def raw_corpus(settings: SettingsResource) -> dg.DataVersion:
     ),
 )
 def general_corpus(settings: SettingsResource) -> dg.DataVersion:
-    return dg.DataVersion(observe_other_corpus("general_corpora_dir", settings))
+    return dg.DataVersion(observe_other_corpus("general_corpus", settings))
 
 
 @dg.observable_source_asset(
@@ -84,7 +80,7 @@ def general_corpus(settings: SettingsResource) -> dg.DataVersion:
     ),
 )
 def retention_corpus(settings: SettingsResource) -> dg.DataVersion:
-    return dg.DataVersion(observe_other_corpus("retention_corpora_dir", settings))
+    return dg.DataVersion(observe_other_corpus("retention_corpus", settings))
 
 
 @dg.asset(

@@ -127,7 +127,7 @@ def out_of_domain_text(settings: ProjectSettings, corpus: CleanedCorpus) -> OutO
     """Text to measure forgetting on, without documents of the corpus: a configured folder, else what Python ships."""
     if not settings.evaluation.retention_bytes:
         return None
-    folder = settings.other_corpus_dir("retention_corpora_dir")
+    folder = settings.other_corpora.get("retention_corpus")
     documents: Iterable[str]
     if folder is not None:
         source = f"the folder {folder.name}"

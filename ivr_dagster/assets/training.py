@@ -345,10 +345,10 @@ def _with_progress(
 
 def _general_texts(settings: ProjectSettings, corpus: CleanedCorpus, size: int) -> list[str]:
     """General text to mix in, none if it is not configured."""
-    folder = settings.other_corpus_dir("general_corpora_dir")
+    folder = settings.other_corpora.get("general_corpus")
     if folder is None:
         return []
-    shared = settings.other_corpus_dir("retention_corpora_dir") == folder
+    shared = settings.other_corpora.get("retention_corpus") == folder
     reserved = settings.evaluation.retention_bytes if shared else 0
     share = settings.training.general_share
     return select_general_texts(corpus, folder, share, size, settings.corpus, reserved=reserved)

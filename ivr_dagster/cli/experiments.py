@@ -84,7 +84,7 @@ def begin(parent: Workbench, name: str, given: Mapping[str, Any]) -> ArtifactPat
             for asset in assets:
                 _copy(parent.paths[asset], staged[asset])
             with instance_at(staged.dagster_home) as instance:
-                for source in source_names(parent.paths):
+                for source in source_names(parent.shared):
                     _report_source(parent, source, instance)
                 for asset, event in assets.items():
                     _report(parent, asset, event, instance, ArtifactPaths(place)[asset])

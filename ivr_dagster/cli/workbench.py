@@ -165,7 +165,7 @@ class Workbench:
         Raises:
             InputError: something is not there, or is not what it should be.
         """
-        versions = {name: observe_source(name, self.shared, self.base) for name in source_names(self.paths)}
+        versions = {name: observe_source(name, self.shared, self.base) for name in source_names(self.shared)}
         for name, version in versions.items():
             if observed_version(self.instance, dg.AssetKey(name)) != version:
                 self.instance.report_runless_asset_event(dg.AssetObservation(name, tags={DATA_VERSION_TAG: version}))

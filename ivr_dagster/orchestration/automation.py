@@ -173,7 +173,7 @@ def automation(settings: ProjectSettings) -> dict[str, list[Any]]:
     def built(stages: Collection[str]) -> list[str]:
         return [asset for asset in stage_assets(stages, settings) if asset not in settings.paths.replaced]
 
-    sources = dg.AssetSelection.assets(*source_names(settings.paths))
+    sources = dg.AssetSelection.assets(*source_names(settings))
     observe_sources = dg.define_asset_job(
         OBSERVATION_JOB, sources, description="Hashes the raw corpus, the base model and all external artifacts."
     )

@@ -18,9 +18,9 @@ from ivr_dagster.core.corpus.other_text import other_files
 from ivr_dagster.errors import InputError
 from ivr_dagster.io_managers.tokenizers import external_tokenizer
 from ivr_dagster.orchestration.staleness import UNFINISHED
-from ivr_dagster.pipeline import EXTERNAL, OTHER_CORPORA, ArtifactPaths
+from ivr_dagster.pipeline import EXTERNAL, OTHER_CORPORA
 from ivr_dagster.resources.base_model import MODEL_FILES, BaseModel
-from ivr_dagster.resources.settings import SettingsResource
+from ivr_dagster.resources.settings import ProjectSettings, SettingsResource
 from ivr_dagster.storage.content_hash import content_hash
 from ivr_dagster.storage.file_identity import FileIdentity
 
@@ -30,9 +30,9 @@ MAX_WAIT_SECONDS = 45.0
 OBSERVATION_SECONDS = 300.0
 
 
-def source_names(paths: ArtifactPaths) -> list[str]:
+def source_names(settings: ProjectSettings) -> list[str]:
     """The names of all sources under these settings."""
-    return ["raw_corpus", "base_model", *OTHER_CORPORA, *sorted(paths.external)]
+    return ["raw_corpus", "base_model", *settings.other_corpora, *sorted(settings.paths.external)]
 
 
 def observe_source(name: str, settings: SettingsResource, base: BaseModel) -> str:
@@ -46,7 +46,7 @@ def observe_source(name: str, settings: SettingsResource, base: BaseModel) -> st
     if name == "base_model":
         return base.version()
     if name in OTHER_CORPORA:
-        return observe_other_corpus(OTHER_CORPORA[name], settings)
+        return observe_other_corpus(name, settings)
     return observe_external(name, settings.paths)
 
 
@@ -67,9 +67,7 @@ def quick_signature(name: str, settings: SettingsResource, base: BaseModel) -> s
             return f"{base.model_name} {base.revision}"
         return _signature(file for pattern in MODEL_FILES for file in folder.glob(pattern))
     if name in OTHER_CORPORA:
-        setting = OTHER_CORPORA[name]
-        text = settings.other_corpus_dir(setting)
-        return observe_other_corpus(setting, settings) if text is None else _signature(other_files(text, setting))
+        return _signature(other_files(settings.other_corpora[name], OTHER_CORPORA[name]))
     path = settings.paths[name]
     if not path.is_dir():
         return _signature([path])
@@ -137,7 +135,7 @@ def request_observation(
     due: list[str] = []
     changing: list[str] = []
     errors: list[str] = []
-    for name in source_names(settings.paths):
+    for name in source_names(settings):
         is_new = name not in sources
         source = watched[name] = sources.get(name, _WatchedSource())
         try:

@@ -1,5 +1,6 @@
 """The settings as a Dagster resource: assets read them by group, the launchpad shows every setting as a field."""
 
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import copy
@@ -15,7 +16,7 @@ from ivr_dagster.core.training.sft_config import DEFAULTS
 from ivr_dagster.engines.local import map_local
 from ivr_dagster.engines.ray import map_on_ray
 from ivr_dagster.errors import InputError
-from ivr_dagster.pipeline import ArtifactPaths, settings_of
+from ivr_dagster.pipeline import OTHER_CORPORA, ArtifactPaths, settings_of
 from ivr_dagster.sample import SAMPLE_SFT_CONFIG
 from ivr_dagster.settings.loading import FIELDS, Settings, settings_for_one_run
 from ivr_dagster.storage.atomic import remove, staging_path
@@ -69,17 +70,19 @@ class ProjectSettings(Settings):
         """Maps a function over corpus shards: on the cores of this machine or on a Ray cluster (`engine`)."""
         return map_local if self.compute.engine == "local" else partial(map_on_ray, address=self.compute.ray_address)
 
-    def other_corpus_dir(self, setting: str) -> Path | None:
-        """The resolved folder of text besides the corpus that `setting` names; None if there is no such text."""
-        wanted = self.training.general_share if setting == "general_corpora_dir" else self.evaluation.retention_bytes
-        folder = self.get(setting)
-        return Path(folder).expanduser().resolve() if folder and wanted else None
+    @property
+    def other_corpora(self) -> dict[str, Path]:
+        """The resolved folders of out-of-domain text that the settings name and use, by source asset."""
+        used = {"general_corpus": self.training.general_share, "retention_corpus": self.evaluation.retention_bytes}
+        folders = {source: self.get(setting) for source, setting in OTHER_CORPORA.items() if used[source]}
+        return {source: Path(folder).expanduser().resolve() for source, folder in folders.items() if folder}
 
     def values_for(self, asset: str) -> dict[str, Any]:
         """The values of the settings that an asset depends on, by name.
 
         The content of the training settings file stands for its path (`sft_config`). Of the launch settings only the
-        dtype matters (`arithmetic`), since the number of processes changes results in rounding only.
+        dtype matters (`arithmetic`), since the number of processes changes results in rounding only. Without a folder
+        for it, the evaluation's out-of-domain text depends on the version of Python.
         """
         values: dict[str, Any] = {}
         for name in sorted(settings_of(asset)):
@@ -92,6 +95,8 @@ class ProjectSettings(Settings):
                     values["arithmetic"] = arithmetic
             else:
                 values[name] = self.get(name)
+        if asset == "evaluation_report" and self.evaluation.retention_bytes and not values["retention_corpora_dir"]:
+            values["retention_corpora_dir"] = f"documentation of Python {platform.python_version()}"
         return values
 
     def _launch_arithmetic(self) -> str:

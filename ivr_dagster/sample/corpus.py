@@ -1,8 +1,7 @@
-"""The sample corpus: about 2 MB of English that every Python carries, written as JSON lines.
+"""The sample corpus: about 2 MB of English from every Python installation, written as JSON lines.
 
-What belongs here: where the documents come from and how they reach the disk. `docstrings.jsonl` has a document for
-each module of the standard library (all its docstrings; modules written in C by importing them), `topics.jsonl` one
-for each of `help()`'s topics. Nothing is shipped and nothing is downloaded.
+`docstrings.jsonl` has a document per module of the standard library with all its docstrings (modules written in C are
+imported), `topics.jsonl` one per topic of `help()`. Nothing is packaged or downloaded.
 """
 
 import importlib
@@ -18,7 +17,8 @@ from pathlib import Path
 from ivr_dagster.errors import InputError
 from ivr_dagster.sample.stdlib_source import docstrings, documents_library, read_stdlib
 
-# Written in C and without effect when imported; readline, say, would set up the terminal. Missing ones are skipped.
+# Modules written in C whose import has no side effects (readline, for example, sets up the terminal). Missing ones are
+# skipped.
 _C_MODULES = """
 builtins _abc _ast _asyncio _bisect _blake2 _bz2 _codecs _collections _contextvars _csv _ctypes _curses
 _datetime _decimal _elementtree _functools _hashlib _heapq _imp _interpreters _io _json _locale _lsprof _lzma
@@ -32,7 +32,7 @@ syslog termios time unicodedata zlib
 
 @dataclass(frozen=True)
 class SampleCorpus:
-    """What was written: the folder, the number of documents, the UTF-8 bytes of their texts."""
+    """Folder, number of documents, and UTF-8 bytes of their texts."""
 
     path: Path
     documents: int
@@ -40,25 +40,23 @@ class SampleCorpus:
 
 
 def write_sample_corpus(folder: Path) -> SampleCorpus:
-    """Writes the sample corpus into `folder`; a file that already is what it should be stays untouched.
-
-    The same Python writes the same bytes every time, so an observer of the folder sees no change.
+    """Writes the sample corpus into `folder`. The same Python always writes the same bytes; unchanged files stay.
 
     Raises:
-        InputError: `folder` is no folder, or this Python comes without its standard library's source code.
+        InputError: `folder` is a file, or this Python has no source files of its standard library.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         raise InputError(
-            "the sample corpus was to go into this folder, but it is a file", where=folder, remedy="Name another folder"
+            "the folder for the sample corpus is a file", where=folder, remedy="Remove it or choose another folder"
         ) from error
     modules, topics = list(_module_documents()), list(_topic_documents())
     if not modules:
         raise InputError(
-            "the sample corpus is made of the standard library's docstrings, and this Python has no source files",
+            "the sample corpus consists of the standard library's docstrings, but this Python has no source files",
             where=Path(os.__file__).parent,
-            remedy="Use a full Python installation or a corpus of your own",
+            remedy="Use a full Python installation or another corpus",
         )
     _write_lines(folder / "docstrings.jsonl", modules)
     _write_lines(folder / "topics.jsonl", topics)
@@ -67,14 +65,14 @@ def write_sample_corpus(folder: Path) -> SampleCorpus:
 
 
 def sample_documents() -> Iterator[tuple[str, str]]:
-    """(name, text) of the sample corpus's documents: modules, then help topics."""
+    """Yields (name, text) of the documents: modules, then help topics."""
     yield from _module_documents()
     yield from _topic_documents()
 
 
 def _module_documents() -> Iterator[tuple[str, str]]:
-    """(module, its docstrings parted by empty lines), modules written in Python first."""
-    seen: set[str] = set()  # what io says, _pyio and _io say again: once is enough, and no copy may be held out
+    """Yields (module, its docstrings separated by blank lines), modules written in Python first."""
+    seen: set[str] = set()  # _pyio and _io repeat the docstrings of io, and no copy may be held out
     for file in read_stdlib(select=documents_library):
         yield from _document(file.module, docstrings(file.text), seen)
     for name in _C_MODULES.split():
@@ -96,18 +94,18 @@ def _document(name: str, pieces: Iterable[str], seen: set[str]) -> Iterator[tupl
 
 
 def _clean(text: str) -> str:
-    # a docstring may spell half a surrogate pair, which has no UTF-8
+    # a docstring may contain a lone surrogate, which UTF-8 cannot encode
     return inspect.cleandoc(text).strip().encode("utf-8", "backslashreplace").decode()
 
 
 def _compiled_docstrings(module: types.ModuleType) -> Iterator[str]:
-    """Docstrings of a C module, its functions, and its classes with their members, by name."""
+    """Yields the docstrings of a C module, its functions, and its classes with their members, sorted by name."""
     yield module.__doc__ or ""
     owners = {module.__name__, module.__name__.lstrip("_")}
     for _, value in sorted(vars(module).items()):
         if isinstance(value, types.BuiltinFunctionType):
             yield value.__doc__ or ""
-        elif inspect.isclass(value) and value.__module__ in owners:  # else something else put it there
+        elif inspect.isclass(value) and value.__module__ in owners:  # not imported from elsewhere
             members = [member for _, member in sorted(vars(value).items())]
             described = [value, *(m for m in members if inspect.isroutine(m) or inspect.isdatadescriptor(m))]
             yield from (text for item in described if isinstance(text := item.__doc__, str))
@@ -116,7 +114,7 @@ def _compiled_docstrings(module: types.ModuleType) -> Iterator[str]:
 def _topic_documents() -> Iterator[tuple[str, str]]:
     try:
         from pydoc_data.topics import topics
-    except ImportError:  # left out by some distributions
+    except ImportError:  # missing in some distributions
         return
     for name, text in sorted(topics.items()):
         yield name, text.strip()

@@ -421,6 +421,7 @@ class TrainingSettings(SettingsGroup):
     general_corpora_dir: str = setting(
         "",
         "Folder of general text to mix into training against forgetting. Empty: none.",
+        affects="training_blocks",
         stages="train",
         kind="path",
         one_run=False,
@@ -496,7 +497,7 @@ class EvaluationSettings(SettingsGroup):
         "",
         "Folder of out-of-domain text (.txt, .jsonl, .json, each also as .gz). Empty: the English documentation that "
         "comes with Python.",
-        affects="training_blocks",
+        affects="training_blocks evaluation_report",
         stages="evaluate",
         kind="path",
         one_run=False,

@@ -62,7 +62,8 @@ def test_other_text_rebuilds_only_its_readers(pipeline: FakePipeline, tmp_path: 
     (tmp_path / "general").mkdir()
     (tmp_path / "general" / "a.txt").write_text("General text. " * 40)
     pipeline.reload(general_corpora_dir=str(tmp_path / "general"))
-    pipeline.settle()
+    pipeline.observe(general_corpus="1")
+    assert pipeline.settle()[0] == "training_blocks"
     pipeline.observe(general_corpus="2")
     built = pipeline.settle()
     assert built[0] == "training_blocks"

@@ -42,7 +42,7 @@ def look(raw: Path) -> Look:
             instance.report_runless_asset_event(dg.AssetObservation(key))  # at the real time, after any `now` below
         return [key.to_user_string() for key in answer.asset_selection or ()]
 
-    assert look(0) == source_names(project.paths)
+    assert look(0) == source_names(project)
     return look
 
 

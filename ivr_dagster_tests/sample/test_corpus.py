@@ -1,4 +1,4 @@
-"""The sample corpus comes out the same every time and leaves alone what is right."""
+"""The sample corpus: reproducible, and unchanged files are not rewritten."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ def _documents(corpus: SampleCorpus) -> list[dict[str, str]]:
     ]
 
 
-def test_it_holds_about_two_megabytes_in_several_hundred_documents(corpus: SampleCorpus) -> None:
+def test_corpus_has_about_two_megabytes_in_several_hundred_documents(corpus: SampleCorpus) -> None:
     documents = _documents(corpus)
     assert len(documents) == corpus.documents > 400
     assert sum(len(document["text"].encode()) for document in documents) == corpus.bytes
@@ -30,7 +30,7 @@ def test_it_holds_about_two_megabytes_in_several_hundred_documents(corpus: Sampl
     assert all(set(document) == {"text", "name"} and document["text"] for document in documents)
 
 
-def test_python_modules_c_modules_and_help_topics_are_in_it(corpus: SampleCorpus) -> None:
+def test_corpus_includes_python_modules_c_modules_and_help_topics(corpus: SampleCorpus) -> None:
     texts = {document["name"]: document["text"] for document in _documents(corpus)}
     assert "Command-line parsing library" in texts["argparse"]
     assert "Return the arc cosine" in texts["math"]
@@ -38,9 +38,9 @@ def test_python_modules_c_modules_and_help_topics_are_in_it(corpus: SampleCorpus
     assert not any(name.split(".")[0] in {"test", "idlelib"} for name in texts)
 
 
-def test_no_docstring_stands_in_it_twice(corpus: SampleCorpus) -> None:
+def test_no_docstring_occurs_twice(corpus: SampleCorpus) -> None:
     lines = (corpus.path / "docstrings.jsonl").read_text(encoding="utf-8").splitlines()
-    # inherited by every class of builtins, written once
+    # inherited by every class of builtins
     assert sum("Initialize self.  See help(type(self)) for accurate signature." in line for line in lines) == 1
 
 
@@ -54,7 +54,7 @@ def test_writing_again_changes_neither_bytes_nor_times(corpus: SampleCorpus) -> 
     assert sorted(path.name for path in corpus.path.iterdir()) == sorted(FILES)
 
 
-def test_a_file_in_the_folders_place_is_named(tmp_path: Path) -> None:
+def test_file_instead_of_a_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "raw").write_text("")
-    with pytest.raises(InputError, match=r"raw: .*it is a file"):
+    with pytest.raises(InputError, match=r"raw: .*is a file"):
         write_sample_corpus(tmp_path / "raw")

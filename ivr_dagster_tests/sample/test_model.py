@@ -1,4 +1,4 @@
-"""The shipped model is what its card says: small, offline, GPT-2's vocabulary, trained on code."""
+"""The packaged model: small, offline, GPT-2's vocabulary, trained on code."""
 
 import itertools
 import json
@@ -11,11 +11,11 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel
 
+from benchmarks.train_sample_model import END_OF_TEXT, bits_per_byte
 from ivr_dagster.sample import SAMPLE_MODEL
-from ivr_dagster.sample.stdlib_source import read_stdlib, strip_docstrings
-from ivr_dagster.sample.train_model import END_OF_TEXT, bits_per_byte, is_heldout
+from ivr_dagster.sample.stdlib_source import is_heldout, read_stdlib, strip_docstrings
 
-# GPT-2's own pattern and byte alphabet, from the source code OpenAI published
+# GPT-2's pattern and byte alphabet, from the source code published by OpenAI
 _PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
 
@@ -26,7 +26,7 @@ def _byte_alphabet() -> dict[int, str]:
 
 
 def _merge_by_rank(text: str, vocabulary: dict[str, int], ranks: dict[tuple[str, str], int]) -> list[int]:
-    """Byte-level BPE as published: in each pre-token merge the pair of lowest rank until none is left."""
+    """Byte-level BPE as published: merges the pair of lowest rank in each pre-token until none is left."""
     alphabet, ids = _byte_alphabet(), []
     for pretoken in regex.findall(_PATTERN, text):
         word = [alphabet[byte] for byte in pretoken.encode()]
@@ -39,7 +39,7 @@ def _merge_by_rank(text: str, vocabulary: dict[str, int], ranks: dict[tuple[str,
     return ids
 
 
-def test_it_loads_offline_in_float32_and_ties_its_embeddings(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_model_loads_offline_in_float32_with_tied_embeddings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     model = AutoModelForCausalLM.from_pretrained(SAMPLE_MODEL)
     assert model.dtype == torch.float32
@@ -48,7 +48,7 @@ def test_it_loads_offline_in_float32_and_ties_its_embeddings(monkeypatch: pytest
     assert model.config.eos_token_id == model.config.bos_token_id == END_OF_TEXT
 
 
-def test_the_weights_take_ten_megabytes_at_most_and_the_folder_is_complete() -> None:
+def test_folder_is_complete_and_weights_have_at_most_ten_megabytes() -> None:
     assert (SAMPLE_MODEL / "model.safetensors").stat().st_size <= 10_000_000
     names = {path.name for path in SAMPLE_MODEL.iterdir()}
     assert names == {
@@ -61,7 +61,7 @@ def test_the_weights_take_ten_megabytes_at_most_and_the_folder_is_complete() -> 
     }
 
 
-def test_the_card_says_licence_and_a_figure_below_two() -> None:
+def test_model_card_has_the_license_and_a_figure_below_two() -> None:
     card = (SAMPLE_MODEL / "README.md").read_text(encoding="utf-8")
     assert card.startswith("---\nlicense: apache-2.0\n")
     figure = re.search(r"\*\*([\d.]+) bits per byte\*\*", card)
@@ -79,7 +79,7 @@ def test_the_card_says_licence_and_a_figure_below_two() -> None:
         "",
     ],
 )
-def test_the_tokenizer_gives_the_ids_that_the_merges_give(text: str) -> None:
+def test_tokenizer_gives_the_ids_of_a_bpe_as_published(text: str) -> None:
     tokenizer = AutoTokenizer.from_pretrained(SAMPLE_MODEL, local_files_only=True)
     model = json.loads((SAMPLE_MODEL / "tokenizer.json").read_text(encoding="utf-8"))["model"]
     ranks = {(left, right): rank for rank, (left, right) in enumerate(model["merges"])}
@@ -88,24 +88,24 @@ def test_the_tokenizer_gives_the_ids_that_the_merges_give(text: str) -> None:
     assert tokenizer.decode(ids, clean_up_tokenization_spaces=False) == text
 
 
-def test_the_tokenizer_is_gpt2s_and_fast() -> None:
+def test_tokenizer_is_that_of_gpt2_and_fast() -> None:
     tokenizer = AutoTokenizer.from_pretrained(SAMPLE_MODEL, local_files_only=True)
     assert tokenizer.is_fast and len(tokenizer) == 50257
-    assert tokenizer("Hello, world!")["input_ids"] == [15496, 11, 995, 0]  # as known of the original
+    assert tokenizer("Hello, world!")["input_ids"] == [15496, 11, 995, 0]  # known ids of GPT-2
     assert tokenizer.eos_token_id == tokenizer.bos_token_id == END_OF_TEXT
     assert tokenizer("a<|endoftext|>b")["input_ids"] == [64, END_OF_TEXT, 65]
     assert tokenizer.decode([64, END_OF_TEXT], skip_special_tokens=True) == "a"
 
 
-def test_unseen_library_code_costs_at_most_two_bits_a_byte() -> None:
+def test_heldout_code_costs_at_most_two_bits_per_byte() -> None:
     model = GPT2LMHeadModel.from_pretrained(SAMPLE_MODEL, dtype=torch.float32)
     tokenizer = Tokenizer.from_file(str(SAMPLE_MODEL / "tokenizer.json"))
     heldout = [strip_docstrings(file.text) for file in read_stdlib(select=is_heldout)]
-    # the longest are plain code on every Python, while a short one may be a table, at twice the figure
+    # the longest files are plain code in every Python; a short one may be a table, at twice the figure
     pieces = [text[:6_000] for text in sorted(heldout, key=len)[-3:]]
     assert bits_per_byte(model, tokenizer, pieces) <= 2.0
 
 
-def test_no_folder_of_the_machine_that_trained_it_is_in_the_files() -> None:
+def test_files_contain_no_path_of_the_training_machine() -> None:
     for name in ("README.md", "config.json", "generation_config.json", "tokenizer_config.json"):
         assert str(Path.home()) not in (SAMPLE_MODEL / name).read_text(encoding="utf-8")

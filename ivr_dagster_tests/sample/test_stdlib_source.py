@@ -1,23 +1,29 @@
-"""The standard library's docstrings and code are parted without a rest and without damage."""
+"""Separating the docstrings and the code of the standard library."""
 
 import ast
 from pathlib import Path
 
 import pytest
 
-from ivr_dagster.sample.stdlib_source import docstrings, documents_library, read_stdlib, strip_docstrings
-from ivr_dagster.sample.train_model import _position, is_heldout
+from ivr_dagster.sample.stdlib_source import (
+    docstrings,
+    documents_library,
+    is_heldout,
+    path_position,
+    read_stdlib,
+    strip_docstrings,
+)
 
 
 class _WithoutDocstrings(ast.NodeTransformer):
-    """The independent oracle: takes docstrings out of the tree instead of the text."""
+    """Independent oracle: removes docstrings from the syntax tree instead of the text."""
 
     def generic_visit(self, node: ast.AST) -> ast.AST:
         super().generic_visit(node)
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             if ast.get_docstring(node, clean=False) is not None:
                 del node.body[0]
-            if node.body and isinstance(node.body[0], ast.Pass):  # stands where the docstring was needed
+            if node.body and isinstance(node.body[0], ast.Pass):  # replaces a docstring
                 del node.body[0]
         return node
 
@@ -41,18 +47,18 @@ def _shape(source: str) -> str:
         ("", ""),
     ],
 )
-def test_stripping_takes_the_docstring_and_nothing_else(source: str, expected: str) -> None:
+def test_strip_docstrings_removes_only_docstrings(source: str, expected: str) -> None:
     assert strip_docstrings(source) == expected
     assert docstrings(expected) == []
 
 
-def test_docstrings_come_in_the_order_of_the_text_and_without_indentation() -> None:
+def test_docstrings_are_in_text_order_without_indentation() -> None:
     source = '"""M."""\nclass A:\n    """A.\n\n    More.\n    """\n    async def f(self):\n        "F."\n'
     assert docstrings(source) == ["M.", "A.\n\nMore.", "F."]
 
 
-def test_stripped_library_files_have_the_same_code_and_no_docstring() -> None:
-    files = list(read_stdlib(select=lambda path: 0.3 < _position(path) < 0.32))
+def test_stripped_library_files_have_the_same_syntax_tree() -> None:
+    files = list(read_stdlib(select=lambda path: 0.3 < path_position(path) < 0.32))
     assert len(files) > 15
     for file in files:
         stripped = strip_docstrings(file.text)
@@ -60,17 +66,17 @@ def test_stripped_library_files_have_the_same_code_and_no_docstring() -> None:
         assert _shape(stripped) == _shape(file.text), file.path
 
 
-def test_the_corpus_is_not_in_the_models_training_text() -> None:
+def test_sample_corpus_is_not_in_the_training_text_of_the_sample_model() -> None:
     corpus_lines = {
         line.strip()
-        for file in read_stdlib(select=lambda path: documents_library(path) and 0.3 < _position(path) < 0.36)
+        for file in read_stdlib(select=lambda path: documents_library(path) and 0.3 < path_position(path) < 0.36)
         for docstring in docstrings(file.text)
         for line in docstring.split("\n")
         if len(line.strip()) >= 50
     }
     training_lines = [
         line.strip()
-        for file in read_stdlib(select=lambda path: not is_heldout(path) and 0.3 < _position(path) < 0.36)
+        for file in read_stdlib(select=lambda path: not is_heldout(path) and 0.3 < path_position(path) < 0.36)
         for line in strip_docstrings(file.text).split("\n")
     ]
     shared = corpus_lines.intersection(training_lines)
@@ -78,12 +84,12 @@ def test_the_corpus_is_not_in_the_models_training_text() -> None:
     assert len(shared) / len(corpus_lines) < 0.002, shared  # a comment may repeat a sentence
 
 
-def test_help_topics_and_installed_packages_are_never_read() -> None:
+def test_help_topics_and_installed_packages_are_not_read() -> None:
     paths = [file.path for file in read_stdlib(select=lambda path: path.startswith(("pydoc_data", "site-packages")))]
     assert paths == []
 
 
-def test_files_that_are_no_python_are_left_out(tmp_path: Path) -> None:
+def test_files_that_are_not_python_are_skipped(tmp_path: Path) -> None:
     (tmp_path / "good.py").write_text("x = 1\n")
     (tmp_path / "bad.py").write_text("print 'two'\n")
     (tmp_path / "latin.py").write_bytes(b"# \xe9\n")

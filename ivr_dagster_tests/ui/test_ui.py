@@ -20,7 +20,7 @@ from ivr_dagster_tests.small_pipeline import STAGE_ASSETS, TUNING
 pytestmark = pytest.mark.browser
 
 GROUPS = ("corpus", "tokens", "tokenizer", "vocabulary", "embedding", "training", "evaluation")
-SOURCES = ("raw_corpus", "base_model", "general_corpus", "retention_corpus")
+SOURCES = ("raw_corpus", "base_model")
 CHECKS = ("agreement_floor", "ids_kept", "round_trip")
 ASSET = "distilled_tokenizer"
 SERVERS = {"dagster", "dagster-webserver", "dagster-daemon"}

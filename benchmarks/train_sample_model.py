@@ -1,17 +1,17 @@
-"""Trains the sample model: a small GPT-2 on the code of the running Python's standard library, without docstrings.
+"""Trains the packaged sample model: a small GPT-2 on the code of the running Python's standard library.
 
-Run as `python -m ivr_dagster.sample.train_model --output DIR`. Everything that made the shipped folder is here: the
-split into training and held-out files, the training loop, the measurement and the model card. The sample corpus is
-made of docstrings, so docstrings are taken out: fine-tuning on it must have something to teach.
+    python -m benchmarks.train_sample_model --output DIR
 
-The vocabulary is GPT-2's whole one, and a softmax over 50,257 tokens costs ten times the rest of so small a network.
-Training therefore normalizes over the tokens that occur in the batch plus a random sample of the others, weighted to
-stand for all of them (importance sampling: Bengio and Senécal 2008, Jean et al. 2015). Bits per byte are measured
-over the whole vocabulary.
+Docstrings are removed from the training text, because the sample corpus consists of them: fine-tuning on it must have
+something to teach.
+
+The vocabulary is GPT-2's, and a softmax over 50,257 tokens costs ten times as much as the rest of so small a network.
+So training normalizes over the tokens in the batch and a random sample of the others, weighted to represent all of
+them (importance sampling: Bengio and Senécal 2008, Jean et al. 2015). Bits per byte are measured with the whole
+vocabulary.
 """
 
 import argparse
-import hashlib
 import json
 import math
 import platform
@@ -19,61 +19,59 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from ivr_dagster.errors import InputError
 from ivr_dagster.sample import SAMPLE_MODEL
-from ivr_dagster.sample.stdlib_source import SourceFile, read_stdlib, strip_docstrings
+from ivr_dagster.sample.stdlib_source import (
+    HELDOUT_SHARE,
+    SourceFile,
+    is_heldout,
+    path_position,
+    read_stdlib,
+    strip_docstrings,
+)
 
-if TYPE_CHECKING:
-    import torch
-    from tokenizers import Tokenizer
-    from transformers import GPT2LMHeadModel
-
+# GPT-2's id of <|endoftext|>, which precedes every file in training and evaluation.
 END_OF_TEXT = 50256
-"""GPT-2's id of <|endoftext|>: stands before every file, in training and in measuring."""
-
-HELDOUT_SHARE = 0.02
-"""Share of the files that the model never sees."""
-
+# An interrupted training loses at most this much work.
 CHECKPOINT_SECONDS = 120.0
-"""An interrupted training loses at most this much work."""
+# Positions per slice of the logits: 256 x 6,000 floats fit into the processor's cache.
+_LOSS_CHUNK = 256
 
-_LOSS_CHUNK = 256  # positions a slice of the logits: 256 x 6,000 floats stay in the processor's cache
+
+def _setting(default: Any, help_text: str) -> Any:
+    return field(default=default, metadata={"help": help_text})
 
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """Everything that decides which weights come out; two runs with equal settings on one machine agree.
+    """Command-line options that determine the weights, reproducible on one machine."""
 
-    Attributes:
-        steps: optimizer steps.
-        batch: blocks a step.
-        block: tokens a block, and the model's n_positions.
-        width, layers, heads: n_embd, n_layer, n_head of the GPT-2 configuration.
-        learning_rate: the peak; linear warm-up over `warmup` of the steps, then cosine to a twentieth.
-        sampled_tokens: tokens sampled a step from those that the batch does not hold; 0 takes the whole vocabulary.
-        seed: of the weights, the order of the text and the sampled tokens.
-    """
-
-    steps: int = 5000
-    batch: int = 4
-    block: int = 512
-    width: int = 80
-    layers: int = 6
-    heads: int = 5
-    learning_rate: float = 3e-3
-    warmup: float = 0.05
-    weight_decay: float = 0.1
-    sampled_tokens: int = 4096
-    seed: int = 42
+    steps: int = _setting(5000, "optimizer steps")
+    batch: int = _setting(4, "blocks per step")
+    block: int = _setting(512, "tokens per block, and the model's n_positions")
+    width: int = _setting(80, "embedding size")
+    layers: int = _setting(6, "transformer layers")
+    heads: int = _setting(5, "attention heads; must divide the width")
+    learning_rate: float = _setting(3e-3, "peak learning rate")
+    warmup: float = _setting(0.05, "share of the steps with linear warm-up")
+    weight_decay: float = _setting(0.1, "weight decay of the layers' matrices")
+    sampled_tokens: int = _setting(4096, "tokens sampled for the softmax besides the batch's own; 0: whole vocabulary")
+    seed: int = _setting(42, "seed of weights, text order and sampling")
 
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What a training saw. Losses are in nats a token, over the sampled vocabulary; times in seconds."""
+    """Losses (nats per token, over the sampled vocabulary), tokens seen, and time of a training."""
 
     first_loss: float
     last_loss: float
@@ -81,48 +79,32 @@ class TrainingResult:
     seconds: float
 
 
-# --- text ----------------------------------------------------------------------------------------------------------
-
-
 def read_training_texts(source: Path | None = None) -> tuple[list[SourceFile], list[SourceFile]]:
-    """The standard library's files without docstrings: (training, held-out).
+    """Python files without docstrings: (training, held-out), split by `stdlib_source.is_heldout`.
 
-    The split goes by a hash of the path: a file stays on its side from one Python version to the next, even where
-    its text has changed, so that held-out text of a later Python is unseen by a model of an earlier one.
+    Args:
+        source: folder of the files; by default the standard library.
 
     Raises:
         InputError: fewer than two Python files with code below `source`.
     """
     files = [SourceFile(file.path, strip_docstrings(file.text)) for file in read_stdlib(source)]
-    files = sorted((file for file in files if file.text.strip()), key=lambda file: _position(file.path))
+    files = sorted((file for file in files if file.text.strip()), key=lambda file: path_position(file.path))
     if len(files) < 2:
         raise InputError(
             f"training needs at least two Python files, found {len(files)}",
             where=source,
-            remedy="Name a folder with Python source code, or leave --source out to take the standard library",
+            remedy="Choose a folder with Python source code, or omit --source to use the standard library",
         )
     count = max(1, sum(is_heldout(file.path) for file in files))
     return files[count:], files[:count]
 
 
-def is_heldout(path: str) -> bool:
-    """Whether the standard library's file of this path was kept from the sample model."""
-    return _position(path) < HELDOUT_SHARE
+def encode_blocks(tokenizer: Tokenizer, texts: Sequence[str], block: int, seed: int) -> torch.Tensor:
+    """The texts in random order, each after <|endoftext|>, as int32 ids [blocks, block + 1]; the rest is dropped.
 
-
-def _position(path: str) -> float:
-    """A place in [0, 1) that depends on the path alone."""
-    return int.from_bytes(hashlib.blake2b(path.encode(), digest_size=8).digest()) / 2**64
-
-
-def encode_blocks(tokenizer: "Tokenizer", texts: Sequence[str], block: int, seed: int) -> "torch.Tensor":
-    """The texts in random order, <|endoftext|> before each, cut into [blocks, block + 1] ids (int32).
-
-    The extra column is the last target. What does not fill a block at the end is left out.
+    The extra column is the last target.
     """
-    import numpy as np
-    import torch
-
     order = np.random.default_rng(seed).permutation(len(texts))
     encodings = tokenizer.encode_batch_fast([texts[i] for i in order], add_special_tokens=False)
     ids = np.concatenate([np.asarray([END_OF_TEXT, *encoding.ids], dtype=np.int32) for encoding in encodings])
@@ -133,14 +115,8 @@ def encode_blocks(tokenizer: "Tokenizer", texts: Sequence[str], block: int, seed
     return torch.from_numpy(windows.copy())
 
 
-# --- training ------------------------------------------------------------------------------------------------------
-
-
-def new_model(settings: TrainingSettings, vocabulary: int = END_OF_TEXT + 1) -> "GPT2LMHeadModel":
-    """A freshly initialized GPT-2 in float32; without dropout, for no text is seen often enough to overfit."""
-    import torch
-    from transformers import GPT2Config, GPT2LMHeadModel
-
+def new_model(settings: TrainingSettings, vocabulary: int = END_OF_TEXT + 1) -> GPT2LMHeadModel:
+    """An untrained GPT-2 in float32, without dropout: no text is seen often enough to overfit."""
     torch.manual_seed(settings.seed)
     config = GPT2Config(
         vocab_size=vocabulary,
@@ -148,7 +124,7 @@ def new_model(settings: TrainingSettings, vocabulary: int = END_OF_TEXT + 1) -> 
         n_embd=settings.width,
         n_layer=settings.layers,
         n_head=settings.heads,
-        # the same function as gelu_new, in one pass instead of eight: half of a forward pass at this width
+        # the same function as gelu_new, but one pass instead of eight: half of a forward pass at this width
         activation_function="gelu_pytorch_tanh",
         resid_pdrop=0.0,
         embd_pdrop=0.0,
@@ -160,36 +136,32 @@ def new_model(settings: TrainingSettings, vocabulary: int = END_OF_TEXT + 1) -> 
 
 
 def training_loss(
-    model: "GPT2LMHeadModel", ids: "torch.Tensor", sampled_tokens: int, generator: "torch.Generator"
-) -> "torch.Tensor":
+    model: GPT2LMHeadModel, ids: torch.Tensor, sampled_tokens: int, generator: torch.Generator
+) -> torch.Tensor:
     """Mean cross entropy in nats of a batch [B, T + 1], over a sample of the vocabulary.
 
-    Every token of the batch competes as itself; of the others a uniform sample does, each one raised by
+    All tokens of the batch compete, and a uniform sample of the others. The logits of the sample are increased by
     log(others / sampled), so that the expected normalizer is that of the whole vocabulary.
     """
-    import torch
-    import torch.nn.functional as F
-    from torch.nn import LinearCrossEntropyOptions
-
     weight = model.lm_head.weight
     hidden = model.transformer(input_ids=ids[:, :-1], use_cache=False).last_hidden_state.flatten(0, 1)
     targets = ids[:, 1:].flatten()
-    present, places = targets.unique(return_inverse=True)
+    present, classes = targets.unique(return_inverse=True)
     absent_mask = torch.ones(len(weight), dtype=torch.bool)
     absent_mask[present] = False
     absent = absent_mask.nonzero().squeeze(1)
-    raise_by = 0.0
+    bonus = 0.0
     if 0 < sampled_tokens < len(absent):
-        raise_by = math.log(len(absent) / sampled_tokens)
+        bonus = math.log(len(absent) / sampled_tokens)
         absent = absent[torch.randperm(len(absent), generator=generator)[:sampled_tokens]]
-    bias = torch.full((len(present) + len(absent),), raise_by)
+    bias = torch.full((len(present) + len(absent),), bonus)
     bias[: len(present)] = 0.0
     return F.linear_cross_entropy(
         hidden,
         weight[torch.cat([present, absent])],
-        places,
+        classes,
         linear_bias=bias,
-        options=LinearCrossEntropyOptions(batch_chunk_size=_LOSS_CHUNK, chunking_method=None),
+        options=torch.nn.LinearCrossEntropyOptions(batch_chunk_size=_LOSS_CHUNK, chunking_method=None),
     )
 
 
@@ -203,25 +175,16 @@ def learning_rate_at(step: int, settings: TrainingSettings) -> float:
 
 
 def train(
-    model: "GPT2LMHeadModel", blocks: "torch.Tensor", settings: TrainingSettings, checkpoint: Path | None = None
+    model: GPT2LMHeadModel, blocks: torch.Tensor, settings: TrainingSettings, checkpoint: Path | None = None
 ) -> TrainingResult:
-    """Trains `model` in place on [blocks, block + 1] ids, epoch after epoch until the steps are done.
+    """Trains `model` in place on ids [blocks, block + 1] for as many epochs as the steps take.
 
-    Data order and samples are functions of seed and step, so a checkpoint holds only weights and optimizer state:
-    an interrupted run with the same settings goes on where its last checkpoint stands.
+    Data order and samples depend only on seed and step, so a checkpoint has only weights and optimizer state. An
+    interrupted run with the same settings resumes from its checkpoint.
     """
-    import torch
-
-    decayed = [p for name, p in model.named_parameters() if p.ndim == 2 and not name.startswith("transformer.w")]
-    others = [p for name, p in model.named_parameters() if p.ndim < 2 or name.startswith("transformer.w")]
-    optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}],
-        lr=settings.learning_rate,
-        betas=(0.9, 0.95),
-        fused=True,
-    )
+    optimizer = _optimizer(model, settings)
     step, losses, spent = _load_checkpoint(checkpoint, model, optimizer, settings)
-    begun = last_word = last_saved = time.monotonic()
+    started = last_report = last_saved = time.monotonic()
     model.train()
     while step < settings.steps:
         generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
@@ -235,31 +198,41 @@ def train(
         losses.append(loss.item())
         step += 1
         now = time.monotonic()
-        if now - last_word > 5 or step == settings.steps:
-            last_word = now
-            seconds = spent + now - begun
-            _say(
+        if now - last_report > 5 or step == settings.steps:
+            last_report = now
+            seconds = spent + now - started
+            _report(
                 f"step {step}/{settings.steps}  loss {_mean(losses[-50:]):.3f}  "
                 f"{step * settings.batch * settings.block / seconds:,.0f} tokens/s  "
                 f"{seconds / step * (settings.steps - step):.0f} s left"
             )
         if checkpoint is not None and now - last_saved > CHECKPOINT_SECONDS and step < settings.steps:
             last_saved = now
-            _save_checkpoint(checkpoint, model, optimizer, settings, losses, spent + now - begun)
+            _save_checkpoint(checkpoint, model, optimizer, settings, losses, spent + now - started)
     if checkpoint is not None:
         checkpoint.unlink(missing_ok=True)
     return TrainingResult(
         first_loss=losses[0],
         last_loss=_mean(losses[-50:]),
         tokens=settings.steps * settings.batch * settings.block,
-        seconds=spent + time.monotonic() - begun,
+        seconds=spent + time.monotonic() - started,
     )
 
 
-def _batch(blocks: "torch.Tensor", step: int, settings: TrainingSettings) -> "torch.Tensor":
-    """The step's [batch, block + 1] ids: a new order of all blocks every epoch."""
-    import torch
+def _optimizer(model: GPT2LMHeadModel, settings: TrainingSettings) -> torch.optim.Optimizer:
+    """AdamW with weight decay on the matrices of the layers only."""
+    decayed = [p for name, p in model.named_parameters() if p.ndim == 2 and not name.startswith("transformer.w")]
+    others = [p for name, p in model.named_parameters() if p.ndim < 2 or name.startswith("transformer.w")]
+    return torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}],
+        lr=settings.learning_rate,
+        betas=(0.9, 0.95),
+        fused=True,
+    )
 
+
+def _batch(blocks: torch.Tensor, step: int, settings: TrainingSettings) -> torch.Tensor:
+    """Ids [batch, block + 1] of a step. Each epoch has a new order of all blocks."""
     places = range(step * settings.batch, (step + 1) * settings.batch)
     rows = []
     for epoch in sorted({place // len(blocks) for place in places}):
@@ -270,14 +243,12 @@ def _batch(blocks: "torch.Tensor", step: int, settings: TrainingSettings) -> "to
 
 def _save_checkpoint(
     path: Path,
-    model: "GPT2LMHeadModel",
-    optimizer: "torch.optim.Optimizer",
+    model: GPT2LMHeadModel,
+    optimizer: torch.optim.Optimizer,
     settings: TrainingSettings,
     losses: list[float],
     seconds: float,
 ) -> None:
-    import torch
-
     temporary = path.with_name(path.name + ".tmp")
     state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "settings": asdict(settings)}
     torch.save({**state, "losses": losses, "seconds": seconds}, temporary)
@@ -285,34 +256,26 @@ def _save_checkpoint(
 
 
 def _load_checkpoint(
-    path: Path | None, model: "GPT2LMHeadModel", optimizer: "torch.optim.Optimizer", settings: TrainingSettings
+    path: Path | None, model: GPT2LMHeadModel, optimizer: torch.optim.Optimizer, settings: TrainingSettings
 ) -> tuple[int, list[float], float]:
-    """Puts an interrupted run's state in place: (steps done, their losses, seconds spent)."""
-    import torch
-
+    """Restores the state of an interrupted run: (steps done, their losses, seconds spent)."""
     if path is None or not path.exists():
         return 0, [], 0.0
     state = torch.load(path, weights_only=True)
     if state["settings"] != asdict(settings):
-        _say(f"{path} is of a run with other settings: starting anew")
+        _report(f"{path} has other settings: starting from the beginning")
         return 0, [], 0.0
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
-    _say(f"going on from {path} at step {len(state['losses'])}")
+    _report(f"resuming from {path} at step {len(state['losses'])}")
     return len(state["losses"]), state["losses"], state["seconds"]
 
 
-# --- measuring -----------------------------------------------------------------------------------------------------
+def bits_per_byte(model: GPT2LMHeadModel, tokenizer: Tokenizer, texts: Sequence[str]) -> float:
+    """Negative log-likelihood of the texts in bits, divided by their UTF-8 bytes; each text follows <|endoftext|>.
 
-
-def bits_per_byte(model: "GPT2LMHeadModel", tokenizer: "Tokenizer", texts: Sequence[str]) -> float:
-    """Total negative log-likelihood in bits over the UTF-8 bytes of the texts; the first context is <|endoftext|>.
-
-    A text longer than the model's window is cut into windows that do not overlap.
+    A text longer than the model's context is divided into windows that do not overlap.
     """
-    import torch
-    import torch.nn.functional as F
-
     model.eval()
     nats = 0.0
     with torch.inference_mode():
@@ -323,27 +286,22 @@ def bits_per_byte(model: "GPT2LMHeadModel", tokenizer: "Tokenizer", texts: Seque
     return nats / math.log(2) / sum(len(text.encode()) for text in texts)
 
 
-def _windows(tokenizer: "Tokenizer", texts: Sequence[str], length: int) -> Iterator[list[int]]:
+def _windows(tokenizer: Tokenizer, texts: Sequence[str], length: int) -> Iterator[list[int]]:
     for text in texts:
         ids = [END_OF_TEXT, *tokenizer.encode(text, add_special_tokens=False).ids]
         for start in range(0, len(ids) - 1, length):
             yield ids[start : start + length + 1]
 
 
-# --- the folder ----------------------------------------------------------------------------------------------------
-
-
-def save_model(model: "GPT2LMHeadModel", tokenizer_folder: Path, output: Path) -> None:
-    """Writes weights (float16), configuration and tokenizer; the folder appears at once or not at all."""
-    from transformers import GPT2LMHeadModel
-
+def save_model(model: GPT2LMHeadModel, tokenizer_folder: Path, output: Path) -> None:
+    """Writes weights (float16), configuration and tokenizer, atomically."""
     temporary = output.with_name(f".{output.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
     half = GPT2LMHeadModel(model.config)
     half.load_state_dict(model.state_dict())
     half.half().save_pretrained(temporary)
-    (temporary / "model.safetensors").chmod(0o644)  # written for its owner alone, while a package is for all users
-    # stored in half the bytes, yet meant to be computed in float32: that is what loads when nothing is asked
+    (temporary / "model.safetensors").chmod(0o644)  # written as 0600, but a package is for all users
+    # stored in float16, loaded in float32 by default
     config = json.loads((temporary / "config.json").read_text(encoding="utf-8"))
     _write_json(temporary / "config.json", {**config, "dtype": "float32"}, indent=2)
     tokenizer = json.loads((tokenizer_folder / "tokenizer.json").read_text(encoding="utf-8"))
@@ -372,18 +330,17 @@ def _write_json(path: Path, value: object, indent: int | None = None) -> None:
     )
 
 
-def write_model_card(
-    folder: Path,
+def model_card(
     settings: TrainingSettings,
     result: TrainingResult,
     training_bytes: int,
     heldout_bytes: int,
     heldout_bpb: float,
     parameters: int,
-) -> None:
-    """Writes README.md, a Hugging Face model card with the figures of this very training."""
+) -> str:
+    """A Hugging Face model card with the figures of this training."""
     version = platform.python_version()
-    card = f"""---
+    return f"""---
 license: apache-2.0
 language:
 - code
@@ -418,11 +375,11 @@ and `encodings` |
 | optimizer | AdamW, betas 0.9 and 0.95, peak learning rate {settings.learning_rate:g}, cosine; softmax over the \
 batch's tokens and {settings.sampled_tokens:,} sampled ones |
 | seed | {settings.seed} |
-| time | {result.seconds:,.0f} s on {_threads()} processor cores, no accelerator |
+| time | {result.seconds:,.0f} s on {torch.get_num_threads()} processor cores, no accelerator |
 
 Docstrings and help topics were left out because the sample corpus of ivr_dagster consists of them.
 
-To train it again: `python -m ivr_dagster.sample.train_model --output DIR --steps {settings.steps}`.
+To train it again: `python -m benchmarks.train_sample_model --output DIR --steps {settings.steps}`.
 
 ## Evaluation
 
@@ -435,34 +392,23 @@ token, in windows of {settings.block} tokens that do not overlap.
 The weights are under the Apache License 2.0. The training text is under the Python Software Foundation License. \
 Vocabulary and merges are those of OpenAI's GPT-2, under the MIT licence.
 """
-    (folder / "README.md").write_text(card, encoding="utf-8")
-
-
-# --- the command ---------------------------------------------------------------------------------------------------
 
 
 def main(arguments: Sequence[str] | None = None) -> TrainingResult:
-    """Reads the standard library, trains, saves, reloads, measures and writes the model card."""
+    """Trains, saves, reloads and evaluates the model, and writes the model card."""
     options = _parse_arguments(arguments)
-    import torch
-    from tokenizers import Tokenizer
-    from transformers import GPT2LMHeadModel
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
     if not (options.tokenizer / "tokenizer.json").is_file():
         raise InputError(
-            "there is no tokenizer.json in the tokenizer folder",
+            "the tokenizer folder has no tokenizer.json",
             where=options.tokenizer,
-            remedy="Name a folder with GPT-2's tokenizer by --tokenizer",
+            remedy="Choose a folder with GPT-2's tokenizer with --tokenizer",
         )
     tokenizer = Tokenizer.from_file(str(options.tokenizer / "tokenizer.json"))
-    training, heldout = read_training_texts(options.source)
-    settings = TrainingSettings(**{name: getattr(options, name) for name in TrainingSettings.__dataclass_fields__})
-    blocks = encode_blocks(tokenizer, [file.text for file in training], settings.block, settings.seed)
-    training_bytes = sum(len(file.text.encode()) for file in training)
-    heldout_bytes = sum(len(file.text.encode()) for file in heldout)
-    _say(
+    training, heldout = ([file.text for file in files] for files in read_training_texts(options.source))
+    settings = TrainingSettings(**{each.name: getattr(options, each.name) for each in fields(TrainingSettings)})
+    blocks = encode_blocks(tokenizer, training, settings.block, settings.seed)
+    training_bytes, heldout_bytes = (sum(len(text.encode()) for text in texts) for texts in (training, heldout))
+    _report(
         f"{len(training)} files, {training_bytes:,} bytes, {blocks.shape[0] * settings.block:,} tokens to train on; "
         f"{len(heldout)} files, {heldout_bytes:,} bytes held out"
     )
@@ -472,55 +418,34 @@ def main(arguments: Sequence[str] | None = None) -> TrainingResult:
     result = train(model, blocks, settings, options.output.with_name(f".{options.output.name}.checkpoint.pt"))
     save_model(model, options.tokenizer, options.output)
     reloaded = GPT2LMHeadModel.from_pretrained(options.output, dtype=torch.float32)
-    heldout_bpb = bits_per_byte(reloaded, tokenizer, [file.text for file in heldout])
-    write_model_card(
-        options.output, settings, result, training_bytes, heldout_bytes, heldout_bpb, model.num_parameters()
-    )
+    heldout_bpb = bits_per_byte(reloaded, tokenizer, heldout)
+    card = model_card(settings, result, training_bytes, heldout_bytes, heldout_bpb, model.num_parameters())
+    (options.output / "README.md").write_text(card, encoding="utf-8")
     size = (options.output / "model.safetensors").stat().st_size
-    _say(f"{options.output}: {size:,} bytes of weights, held-out {heldout_bpb:.3f} bits per byte")
+    _report(f"{options.output}: {size:,} bytes of weights, held-out {heldout_bpb:.3f} bits per byte")
     return result
 
 
 def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m ivr_dagster.sample.train_model",
+        prog="python -m benchmarks.train_sample_model",
         description="Train a small GPT-2 on the code of this Python's standard library.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    defaults = TrainingSettings()
-    parser.add_argument("--output", type=Path, required=True, help="folder to write the model to; replaced if there")
+    parser.add_argument("--output", type=Path, required=True, help="folder of the model; replaced if it exists")
     parser.add_argument("--tokenizer", type=Path, default=SAMPLE_MODEL, help="folder with GPT-2's tokenizer.json")
     parser.add_argument("--source", type=Path, help="folder with Python files instead of the standard library")
-    parser.add_argument("--steps", type=int, default=defaults.steps, help="optimizer steps")
-    parser.add_argument("--batch", type=int, default=defaults.batch, help="blocks a step")
-    parser.add_argument("--block", type=int, default=defaults.block, help="tokens a block, and the model's positions")
-    parser.add_argument("--width", type=int, default=defaults.width, help="embedding size")
-    parser.add_argument("--layers", type=int, default=defaults.layers, help="transformer layers")
-    parser.add_argument("--heads", type=int, default=defaults.heads, help="attention heads; must divide the width")
-    parser.add_argument("--learning-rate", type=float, default=defaults.learning_rate, help="peak learning rate")
-    parser.add_argument("--warmup", type=float, default=defaults.warmup, help="share of the steps to warm up over")
-    parser.add_argument("--weight-decay", type=float, default=defaults.weight_decay, help="of the layers' matrices")
-    parser.add_argument(
-        "--sampled-tokens",
-        type=int,
-        default=defaults.sampled_tokens,
-        help="tokens sampled a step for the softmax, beside the batch's own; 0 for the whole vocabulary",
-    )
-    parser.add_argument("--seed", type=int, default=defaults.seed, help="of weights, text order and sampling")
+    for each in fields(TrainingSettings):
+        option = f"--{each.name.replace('_', '-')}"
+        parser.add_argument(option, type=type(each.default), default=each.default, help=each.metadata["help"])
     return parser.parse_args(arguments)
-
-
-def _threads() -> int:
-    import torch
-
-    return torch.get_num_threads()
 
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def _say(message: str) -> None:
+def _report(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 

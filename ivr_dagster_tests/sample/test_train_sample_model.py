@@ -1,4 +1,4 @@
-"""The training script learns, can be interrupted, and its sampled softmax stands for the whole one."""
+"""The training script of the sample model: it learns, resumes, and its sampled softmax approximates the full one."""
 
 from pathlib import Path
 
@@ -8,14 +8,11 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ivr_dagster.errors import InputError
-from ivr_dagster.sample import SAMPLE_MODEL
-from ivr_dagster.sample.train_model import (
+from benchmarks.train_sample_model import (
     END_OF_TEXT,
     TrainingSettings,
     bits_per_byte,
     encode_blocks,
-    is_heldout,
     learning_rate_at,
     main,
     new_model,
@@ -23,6 +20,9 @@ from ivr_dagster.sample.train_model import (
     train,
     training_loss,
 )
+from ivr_dagster.errors import InputError
+from ivr_dagster.sample import SAMPLE_MODEL
+from ivr_dagster.sample.stdlib_source import is_heldout
 
 TINY = TrainingSettings(steps=6, batch=2, block=16, width=8, layers=1, heads=2, sampled_tokens=64)
 
@@ -41,7 +41,7 @@ def tokenizer() -> Tokenizer:
     return Tokenizer.from_file(str(SAMPLE_MODEL / "tokenizer.json"))
 
 
-def test_a_few_steps_lower_the_loss_and_leave_a_folder_that_loads(source: Path, tmp_path: Path) -> None:
+def test_a_few_steps_lower_the_loss_and_write_a_loadable_folder(source: Path, tmp_path: Path) -> None:
     tiny = "--steps 15 --sampled-tokens 256 --learning-rate 0.02 --batch 2 --block 64 --width 16 --layers 1 --heads 2"
     result = main(["--output", str(tmp_path / "model"), "--source", str(source), *tiny.split()])
     assert result.last_loss < result.first_loss
@@ -50,10 +50,10 @@ def test_a_few_steps_lower_the_loss_and_leave_a_folder_that_loads(source: Path, 
     loaded = AutoTokenizer.from_pretrained(tmp_path / "model", local_files_only=True)
     assert model.config.n_positions == loaded.model_max_length == 64
     assert "bits per byte" in (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]  # neither checkpoint nor partial folder is left
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]  # no checkpoint or partial folder
 
 
-def test_an_interrupted_training_goes_on_to_the_same_weights(
+def test_interrupted_training_resumes_to_the_same_weights(
     source: Path, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     training, _ = read_training_texts(source)
@@ -61,7 +61,7 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(
     straight = new_model(TINY)
     train(straight, blocks, TINY)
 
-    monkeypatch.setattr("ivr_dagster.sample.train_model.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("benchmarks.train_sample_model.CHECKPOINT_SECONDS", 0.0)
     calls = 0
 
     def interrupted(*arguments: object) -> torch.Tensor:
@@ -72,7 +72,7 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(
         return training_loss(*arguments)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
-        patch.setattr("ivr_dagster.sample.train_model.training_loss", interrupted)
+        patch.setattr("benchmarks.train_sample_model.training_loss", interrupted)
         with pytest.raises(KeyboardInterrupt):
             train(new_model(TINY), blocks, TINY, tmp_path / "checkpoint.pt")
     resumed = new_model(TINY)
@@ -81,24 +81,24 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(
     assert not (tmp_path / "checkpoint.pt").exists()
 
 
-def test_loss_over_the_whole_vocabulary_is_the_models_own() -> None:
+def test_loss_over_the_whole_vocabulary_equals_cross_entropy() -> None:
     model = new_model(TINY)
     ids = torch.randint(0, END_OF_TEXT, (2, TINY.block + 1), generator=torch.Generator().manual_seed(1))
     expected = F.cross_entropy(model(ids[:, :-1]).logits.flatten(0, 1), ids[:, 1:].flatten())
     assert training_loss(model, ids, 0, torch.Generator()).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_sampled_loss_comes_near_the_whole_one() -> None:
+def test_sampled_loss_approximates_the_full_loss() -> None:
     model = new_model(TINY)
     with torch.no_grad():
-        model.lm_head.weight.mul_(20)  # at initialization every sample would do
+        model.lm_head.weight.mul_(20)  # at initialization any sample gives the same loss
     ids = torch.randint(0, END_OF_TEXT, (2, TINY.block + 1), generator=torch.Generator().manual_seed(1))
     whole = training_loss(model, ids, 0, torch.Generator()).item()
     sampled = [training_loss(model, ids, 2048, torch.Generator().manual_seed(i)).item() for i in range(8)]
     assert sum(sampled) / len(sampled) == pytest.approx(whole, rel=0.01)
 
 
-def test_bits_per_byte_of_a_model_without_knowledge_is_log_of_the_vocabulary(tokenizer: Tokenizer) -> None:
+def test_bits_per_byte_of_a_uniform_model_is_the_log_of_the_vocabulary_size(tokenizer: Tokenizer) -> None:
     model = new_model(TINY)
     with torch.no_grad():
         model.lm_head.weight.zero_()
@@ -108,7 +108,7 @@ def test_bits_per_byte_of_a_model_without_knowledge_is_log_of_the_vocabulary(tok
     assert bits_per_byte(model, tokenizer, [text]) == pytest.approx(tokens * uniform / len(text.encode()), rel=1e-4)
 
 
-def test_blocks_start_files_with_the_end_of_text_and_overlap_by_their_last_target(tokenizer: Tokenizer) -> None:
+def test_blocks_separate_files_by_end_of_text_and_overlap_by_their_last_target(tokenizer: Tokenizer) -> None:
     texts = ["a b c d", "e f g h"]
     blocks = encode_blocks(tokenizer, texts, 3, seed=0).tolist()
     stream = [*blocks[0], *blocks[1][1:], *blocks[2][1:]]
@@ -117,7 +117,7 @@ def test_blocks_start_files_with_the_end_of_text_and_overlap_by_their_last_targe
     assert stream in ([*first, *second], [*second, *first])
 
 
-def test_the_learning_rate_rises_then_falls_to_a_twentieth() -> None:
+def test_learning_rate_rises_then_falls_to_a_twentieth() -> None:
     settings = TrainingSettings(steps=100, warmup=0.1, learning_rate=1.0)
     rates = [learning_rate_at(step, settings) for step in range(101)]
     assert rates[0] == pytest.approx(0.1)
@@ -126,16 +126,16 @@ def test_the_learning_rate_rises_then_falls_to_a_twentieth() -> None:
     assert rates[100] == pytest.approx(0.05)
 
 
-def test_a_file_stays_on_its_side_of_the_split(source: Path) -> None:
+def test_files_are_split_into_training_and_heldout(source: Path) -> None:
     assert [is_heldout(path) for path in ("argparse.py", "json/decoder.py")] == [False, False]
     training, heldout = read_training_texts(source)
     assert len(training) == 5 and len(heldout) == 1
 
 
-def test_a_folder_without_code_and_one_without_tokenizer_are_named(tmp_path: Path) -> None:
+def test_folder_without_code_or_tokenizer_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=rf"{tmp_path}.*at least two Python files, found 0"):
         read_training_texts(tmp_path)
-    with pytest.raises(InputError, match=rf"{tmp_path}.*no tokenizer\.json"):
+    with pytest.raises(InputError, match=rf"{tmp_path}.*has no tokenizer\.json"):
         main(["--output", str(tmp_path / "model"), "--tokenizer", str(tmp_path)])
 
 
