@@ -40,7 +40,9 @@ KILLS = int(os.environ.pop("IVR_KILLS", "6"))
 FUZZ_CASES = int(os.environ.pop("IVR_FUZZ_CASES", "400"))
 SEED = int(os.environ.pop("IVR_FAULTS_SEED", "20261128"))
 
+# by step: an asset's name, or that of the multi-asset
 STAGE_OF = {asset.name: asset.stage for asset in ASSETS.values() if asset.stage in STAGES}
+STAGE_OF["token_statistics"] = "analyze"
 # before the first step: imports, looking at sources, finding out what is stale
 START_UP = "start-up"
 PLACES = (START_UP, *STAGES)
@@ -625,7 +627,7 @@ class Reference:
 
     def operations_of(self, stage: str) -> list[str]:
         """The file operations on what a stage makes, in order."""
-        places = [ASSETS[asset].path for asset in self.seconds if STAGE_OF.get(asset) == stage]
+        places = [asset.path for asset in ASSETS.values() if asset.stage == stage]
         return [each for each in self.operations if any(_is_about(each, place) for place in places)]
 
     def operation_before(self, stage: str) -> str:
