@@ -8,13 +8,6 @@ from ivr_dagster.pipeline import ASSETS, ArtifactPaths
 from ivr_dagster.settings import Settings
 
 
-def test_default_paths_are_below_the_artifacts_folder(tmp_path: Path) -> None:
-    paths = ArtifactPaths.of(Settings(), tmp_path)
-    assert {asset: paths[asset] for asset in ASSETS} == {
-        asset: tmp_path / record.path for asset, record in ASSETS.items()
-    }
-
-
 @pytest.mark.parametrize(
     ("setting", "asset"),
     [
