@@ -2,7 +2,7 @@
 
 A training step of a small model with a large vocabulary allocates and frees logits of hundreds of megabytes. By default
 glibc maps such blocks one by one and the kernel zeroes every page again. Keeping freed memory makes a step on the CPU
-faster: `python -m benchmarks.allocator`, results in benchmarks/results/allocator.json.
+faster; `python -m benchmarks.allocator` measures by how much.
 """
 
 import ctypes

@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 import torch
 
+from ivr_dagster.core.embedding.fit import FittedEmbeddings
+from ivr_dagster.core.model.folder import InitializationCompute
 from ivr_dagster.storage.content_hash import content_hash
 
 
@@ -22,3 +24,11 @@ def test_tensors_are_read_back_bit_for_bit(
         name: (rows.dtype, rows.shape) for name, rows in tensors.items()
     }
     assert content_hash(back) == content_hash(tensors)  # of bits, so that NaNs count
+
+
+def test_fitted_embeddings_keep_what_was_computed(materialize: Callable[..., None], load: Callable[..., Any]) -> None:
+    fitted = FittedEmbeddings({"wte": torch.ones(3, 2)}, InitializationCompute(1, 2, 3))
+    materialize("fitted_embeddings", "fitted_embeddings_io", lambda: fitted)
+    back = load("fitted_embeddings", "fitted_embeddings_io")
+    assert back.compute == fitted.compute
+    assert content_hash(back.tensors) == content_hash(fitted.tensors)
