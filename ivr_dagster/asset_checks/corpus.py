@@ -1,4 +1,4 @@
-"""Whether the corpus is one that figures can be trusted on."""
+"""Checks of the cleaned corpus."""
 
 import dagster as dg
 
@@ -9,7 +9,7 @@ from ivr_dagster.resources.settings import SettingsResource
 
 @dg.asset_check(asset="cleaned_corpus", name="heldout_floor")
 def heldout_floor(settings: SettingsResource, cleaned_corpus: CleanedCorpus) -> dg.AssetCheckResult:
-    """Enough documents are held out for figures with intervals worth the name (`heldout_floor`)."""
+    """Enough documents are held out for meaningful confidence intervals (setting `heldout_floor`)."""
     documents = cleaned_corpus.count("heldout")
     return verdict(
         documents >= settings.corpus.heldout_floor,

@@ -1,4 +1,4 @@
-"""What assets show in the UI beside figures: Markdown tables and inline plots."""
+"""Markdown tables, inline plots and column schemas that assets show in the UI."""
 
 import base64
 import re
@@ -9,12 +9,12 @@ import dagster as dg
 import numpy as np
 import polars as pl
 
-# places on an axis that a plot of this size can show
-TOLD_APART = 1_000
+# Number of x positions that a plot of this size can resolve.
+MAX_POSITIONS = 1_000
 
 
 def markdown_table(table: pl.DataFrame) -> str:
-    """A frame as a Markdown table; strings are set as code by `visible`."""
+    """A frame as a Markdown table; strings are shown as code, see `visible`."""
     rows = ["| " + " | ".join(table.columns) + " |", "|" + "---|" * len(table.columns)]
     rows += ["| " + " | ".join(_cell(value) for value in row) + " |" for row in table.rows()]
     return "\n".join(rows)
@@ -27,9 +27,9 @@ def _cell(value: object) -> str:
 
 
 def visible(text: str) -> str:
-    """The text with everything in it to be seen in a browser, which drops spaces at the ends and joins several to one.
+    """The text with all characters visible in a browser, which drops spaces at the ends and collapses several to one.
 
-    Such spaces become `␣`, control characters and backslashes escapes, and `c{n}` stands for n > 8 times the same c.
+    Such spaces become `␣`, control characters and backslashes are escaped, and `c{n}` replaces n > 8 repetitions of c.
     """
     text = re.sub(r"^ +| +$| {2,}", lambda spaces: "␣" * len(spaces[0]), text)
     escaped = "".join(c if c.isprintable() and c != "\\" else c.encode("unicode_escape").decode() for c in text)
@@ -37,14 +37,14 @@ def visible(text: str) -> str:
 
 
 def inline_png(png: bytes, alternative: str) -> dg.MarkdownMetadataValue:
-    """A picture inside the asset's page."""
+    """A PNG image embedded in Markdown metadata."""
     return dg.MetadataValue.md(f"![{alternative}](data:image/png;base64,{base64.b64encode(png).decode()})")
 
 
 def columns(**described: tuple[str, str]) -> dict[str, dg.TableSchema]:
-    """Asset metadata that shows a table's columns: name=(type, description)."""
-    found = [dg.TableColumn(name, kind, description=said) for name, (kind, said) in described.items()]
-    return {"dagster/column_schema": dg.TableSchema(found)}
+    """Asset metadata with the column schema of a table: name=(type, description)."""
+    schema = [dg.TableColumn(name, kind, description=text) for name, (kind, text) in described.items()]
+    return {"dagster/column_schema": dg.TableSchema(schema)}
 
 
 def curves(
@@ -55,11 +55,11 @@ def curves(
     y: str,
     logarithmic: bool = False,
 ) -> bytes:
-    """A plot of lines over the same places as PNG; on logarithmic axes, of as many places as can be told apart."""
+    """A PNG plot of lines over the same x values; on logarithmic axes, at no more positions than are visible."""
     figure, axes = _figure(x, y)
     shown = np.arange(len(xs))
-    if logarithmic and len(xs) > TOLD_APART:
-        shown = np.unique(np.geomspace(1, len(xs), TOLD_APART).astype(int)) - 1
+    if logarithmic and len(xs) > MAX_POSITIONS:
+        shown = np.unique(np.geomspace(1, len(xs), MAX_POSITIONS).astype(int)) - 1
     for label, ys in lines.items():
         axes.plot(np.asarray(xs)[shown], np.asarray(ys)[shown], label=label)
     if logarithmic:
@@ -69,7 +69,7 @@ def curves(
 
 
 def histograms(groups: Mapping[str, np.ndarray], *, x: str, y: str, bins: int = 60) -> bytes:
-    """Distributions over the same bins as PNG, each as a share of its own group."""
+    """A PNG plot of distributions over the same bins, each normalized to a sum of 1."""
     figure, axes = _figure(x, y)
     filled = {label: values for label, values in groups.items() if len(values)}
     edges = np.histogram_bin_edges(np.concatenate(list(filled.values())), bins)
@@ -82,7 +82,7 @@ def _figure(x: str, y: str) -> tuple[Any, Any]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 3))
-    figure.subplots_adjust(left=0.13, right=0.97, bottom=0.17, top=0.95)  # "constrained" takes half a second
+    figure.subplots_adjust(left=0.13, right=0.97, bottom=0.17, top=0.95)  # layout="constrained" takes half a second
     return figure, figure.add_subplot(xlabel=x, ylabel=y)
 
 

@@ -1,4 +1,4 @@
-"""What a browser shows of a string is all there is to it."""
+"""Strings, tables and plots for the UI."""
 
 import struct
 
@@ -25,24 +25,24 @@ from ivr_dagster.assets.display import curves, inline_png, markdown_table, visib
         (" " * 80, "␣{80}"),
     ],
 )
-def test_spaces_that_a_browser_drops_and_control_characters_are_seen(text: str, shown: str) -> None:
+def test_visible_shows_spaces_and_control_characters(text: str, shown: str) -> None:
     assert visible(text) == shown
 
 
-def test_a_table_survives_strings_with_bars_and_backticks() -> None:
+def test_markdown_table_escapes_bars_and_backticks() -> None:
     table = markdown_table(pl.DataFrame({"token": ["a|b", "`"], "count": [1, 2000]}))
     assert table.splitlines() == ["| token | count |", "|---|---|", "| `a\\|b` | 1 |", "| `'` | 2,000 |"]
 
 
 @pytest.mark.parametrize("lines", [{"held-out": [0.1, 0.2]}, {"a": np.array([0.1, 0.2]), "b": [0.0, 0.5]}, {}])
-def test_curves_over_the_same_places_are_a_picture(lines: dict[str, list[float]]) -> None:
+def test_curves_returns_a_png(lines: dict[str, list[float]]) -> None:
     png = curves(range(1, 3), lines, x="new tokens", y="share")
     assert png.startswith(b"\x89PNG\r\n\x1a\n")
     width, height = struct.unpack(">II", png[16:24])
     assert width > height > 100
 
 
-def test_every_curve_is_drawn_and_named_where_there_are_several(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_curves_draws_every_line_and_a_legend_for_several(monkeypatch: pytest.MonkeyPatch) -> None:
     from matplotlib.axes import Axes
 
     drawn: list[tuple[str, list[float]]] = []
@@ -66,5 +66,5 @@ def test_every_curve_is_drawn_and_named_where_there_are_several(monkeypatch: pyt
     assert legends == [3]
 
 
-def test_a_picture_is_shown_in_the_page_itself() -> None:
+def test_inline_png_embeds_the_image() -> None:
     assert inline_png(b"abc", "a curve").value == "![a curve](data:image/png;base64,YWJj)"

@@ -1,4 +1,4 @@
-"""Work shared out among processes of this machine."""
+"""Processing items in local processes."""
 
 import os
 import subprocess
@@ -27,12 +27,12 @@ def fail_at_three(number: int) -> int:
 
 @pytest.fixture
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local, "WORTH_PROCESSES_SECONDS", 0.0)
+    monkeypatch.setattr(local, "MIN_POOL_SECONDS", 0.0)
     monkeypatch.setattr(local, "available_cores", lambda: 2)
 
 
 @pytest.mark.usefixtures("eager")
-def test_results_come_in_order_and_from_other_processes() -> None:
+def test_results_are_in_order_and_from_several_processes() -> None:
     results = list(map_local(square, range(12)))
     assert [result for result, _ in results] == [n * n for n in range(12)]
     assert 1 < len({process for _, process in results}) <= 3
@@ -43,7 +43,7 @@ def test_short_work_stays_in_this_process() -> None:
 
 
 @pytest.mark.usefixtures("eager")
-def test_an_error_of_a_worker_comes_as_it_was_raised_after_the_results_before_it() -> None:
+def test_worker_error_is_raised_after_the_results_before_it() -> None:
     results = map_local(fail_at_three, range(40))
     assert [next(results) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(InputError, match=r"here: no threes\. Take another"):
@@ -59,7 +59,7 @@ def fail_first_or_write(item: tuple[int, Path]) -> None:
 
 
 @pytest.mark.usefixtures("eager")
-def test_after_an_error_what_is_under_way_is_waited_for_and_the_rest_is_not_begun(tmp_path: Path) -> None:
+def test_error_waits_for_running_items_and_cancels_the_rest(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no ones"):
         list(map_local(fail_first_or_write, [(number, tmp_path) for number in range(40)]))
     written = set(tmp_path.iterdir())
@@ -69,12 +69,12 @@ def test_after_an_error_what_is_under_way_is_waited_for_and_the_rest_is_not_begu
 
 
 @pytest.mark.usefixtures("eager")
-def test_a_worker_that_dies_is_told_and_what_can_be_done() -> None:
+def test_dead_worker_is_reported_with_a_remedy() -> None:
     with pytest.raises(WorkerLost, match=r"ended \(killed, or out of memory\).*Split the largest files"):
         list(map_local(eval, ["1", "2", "__import__('os')._exit(1)", "4"]))
 
 
-def test_nothing_to_do_is_no_result() -> None:
+def test_no_items_give_no_results() -> None:
     assert list(map_local(square, [])) == []
 
 
@@ -86,13 +86,13 @@ def sleep_long(number):
     time.sleep(1 if number == 0 else 60)
 
 if __name__ == "__main__":
-    local.WORTH_PROCESSES_SECONDS = 0.0
+    local.MIN_POOL_SECONDS = 0.0
     local.available_cores = lambda: 2
     list(local.map_local(sleep_long, range(5)))
 """
 
 
-def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
     script = tmp_path / "sleepers.py"
     script.write_text(SLEEPERS)
     parent = subprocess.Popen([sys.executable, str(script)])

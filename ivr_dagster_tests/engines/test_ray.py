@@ -1,4 +1,4 @@
-"""The corpus side on a real Ray cluster of three nodes on this machine."""
+"""Cleaning and counting on a Ray cluster of three nodes on this machine."""
 
 import json
 import logging
@@ -24,7 +24,7 @@ from ivr_dagster.storage.shard_cache import Map, ShardCache
 
 @pytest.fixture(scope="module")
 def cluster(monkeypatch_module: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    """Three nodes of one core; this process is connected to it and holds no work itself."""
+    """Three nodes of one core; this process is connected but runs no tasks."""
     monkeypatch_module.setenv("RAY_USAGE_STATS_ENABLED", "0")
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     for _ in range(2):
@@ -45,14 +45,14 @@ def monkeypatch_module() -> Iterator[pytest.MonkeyPatch]:
 @pytest.fixture(scope="module")
 def raw(tmp_path_factory: pytest.TempPathFactory, topics: list[str]) -> Path:
     folder = tmp_path_factory.mktemp("raw")
-    for n in range(24):  # each is a shard by its size; neighbours share a third of their documents
+    for n in range(24):  # each file is a shard; neighbors share a third of their documents
         texts = [f"{n + k // 80} {k % 80} {topics[(7 * n + k) % len(topics)]}" for k in range(120)]
         (folder / f"{n:02d}.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
     return folder
 
 
 def corpus_side(raw: Path, folder: Path, tokenizer: Path, run: Map, **options: Any) -> dict[str, str]:
-    """Hashes of everything that the corpus side writes."""
+    """Hashes of all results of cleaning and counting."""
     write_cleaned_corpus(raw, folder / "cleaned", cache=ShardCache(folder / "shards"), run=run, **options)
     corpus = CleanedCorpus(folder / "cleaned")
     statistics = read_statistics(corpus, tokenizer, ShardCache(folder / "statistics"), run=run)
@@ -79,22 +79,22 @@ def local(tmp_path_factory: pytest.TempPathFactory, raw: Path, tokenizer: Path) 
     return corpus_side(raw, tmp_path_factory.mktemp("local"), tokenizer, map)
 
 
-def test_a_cluster_gives_what_one_process_gives(
+def test_cluster_gives_the_results_of_one_process(
     cluster: Cluster, raw: Path, tmp_path: Path, tokenizer: Path, local: dict[str, str]
 ) -> None:
     assert len(cluster.list_all_nodes()) == 3
     assert corpus_side(raw, tmp_path, tokenizer, map_on_ray) == local
 
 
-# workers know what is installed, not the tests' own functions
+# workers can import installed modules, but not functions of the tests
 WHERE = "__import__('time').sleep(0.5) or __import__('ray').get_runtime_context().get_node_id()"
 
 
-def test_all_nodes_take_part(cluster: Cluster) -> None:
+def test_all_nodes_are_used(cluster: Cluster) -> None:
     assert len(set(map_on_ray(eval, [WHERE] * 30))) == 3
 
 
-def test_a_node_that_is_killed_under_way_changes_nothing(
+def test_killed_node_does_not_change_the_results(
     cluster: Cluster, raw: Path, tmp_path: Path, tokenizer: Path, local: dict[str, str]
 ) -> None:
     nodes = cluster.list_all_nodes()
@@ -110,15 +110,15 @@ def test_a_node_that_is_killed_under_way_changes_nothing(
     assert len(cluster.list_all_nodes()) == 2
 
 
-def test_bad_input_is_told_as_without_a_cluster(cluster: Cluster, raw: Path, tmp_path: Path) -> None:
+def test_bad_input_is_reported_as_without_a_cluster(cluster: Cluster, raw: Path, tmp_path: Path) -> None:
     (tmp_path / "raw").mkdir()
     (tmp_path / "raw" / "a.jsonl").write_text('{"body": "x"}')
     with pytest.raises(InputError, match=r"a\.jsonl:1.*--text-key"):
         write_cleaned_corpus(tmp_path / "raw", tmp_path / "cleaned", run=map_on_ray)
 
 
-def test_an_item_that_kills_its_workers_is_given_up(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "MOST_RETRIES", 1)
+def test_item_that_kills_its_workers_is_not_retried_forever(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "MAX_RETRIES", 1)
     results = map_on_ray(eval, ["1", "__import__('os')._exit(1)"])
     assert next(results) == 1
     with pytest.raises(WorkerLost, match="Split the largest files"):
@@ -133,12 +133,12 @@ print(list(map_on_ray(abs, [-1, 2, -3])), ray.is_initialized(), list(map_on_ray(
 """
 
 
-def test_without_an_address_a_cluster_of_its_own_lives_as_long_as_the_work() -> None:
+def test_without_an_address_a_temporary_cluster_is_started() -> None:
     done = subprocess.run([sys.executable, "-c", ALONE], capture_output=True, text=True, check=True, timeout=120)
     assert done.stdout.strip() == "[1, 2, 3] False []"
 
 
-def test_an_address_without_a_cluster_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_address_without_a_cluster_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
 
     def no_cluster(**options: Any) -> None:

@@ -51,7 +51,7 @@ SUMMED_HASHES = 8_000_000
 # At most so many hashes are kept per type that is kept.
 MAX_HASHES_PER_TYPE = 8
 # About so many results are summed into one, repeatedly, until at most MAX_SUMS are left. After a local change of the
-# corpus only the sums that contain the change are computed again.
+# corpus only the sums that contain the change are computed again (`python -m benchmarks.scaling change`).
 SUM_SIZE, MAX_SUMS = 8, 16
 _PRETOKENS, _SEQUENCES, _FREQUENCIES, _SUMMARY = (
     "pretokens.parquet",
@@ -295,7 +295,8 @@ def _iter_hash_partitions(folders: Sequence[Path], columns: Sequence[str], max_r
 def _most_frequent(folders: Sequence[Path], max_types: int) -> tuple[pl.DataFrame, int]:
     """Counts of the `max_types` most frequent types, sorted, and the number of all types.
 
-    Most types are rare. Only types whose hash occurs often enough are compared as texts.
+    Most types are rare. Only types whose hash occurs often enough are compared as texts: see the `analyze` times of
+    `python -m benchmarks.scaling run`.
     """
     hashes, min_count, types = _frequent_hashes(folders, max_types)
     found = _most_frequent_among(folders, max_types, hashes)
