@@ -9,6 +9,8 @@ The vocabulary is GPT-2's, and a softmax over 50,257 tokens costs ten times as m
 So training normalizes over the tokens in the batch and a random sample of the others, weighted to represent all of
 them (importance sampling: Bengio and Senécal 2008, Jean et al. 2015). Bits per byte are measured with the whole
 vocabulary.
+
+Everything that produced the packaged model is in this file, which is longer than others for that reason.
 """
 
 import argparse
@@ -330,17 +332,7 @@ def _write_json(path: Path, value: object, indent: int | None = None) -> None:
     )
 
 
-def model_card(
-    settings: TrainingSettings,
-    result: TrainingResult,
-    training_bytes: int,
-    heldout_bytes: int,
-    heldout_bpb: float,
-    parameters: int,
-) -> str:
-    """A Hugging Face model card with the figures of this training."""
-    version = platform.python_version()
-    return f"""---
+_CARD_HEADER = """---
 license: apache-2.0
 language:
 - code
@@ -351,7 +343,20 @@ tags:
 - test-fixture
 ---
 
-# A small GPT-2 trained on Python's standard library
+"""
+
+
+def model_card(
+    settings: TrainingSettings,
+    result: TrainingResult,
+    training_bytes: int,
+    heldout_bytes: int,
+    heldout_bpb: float,
+    parameters: int,
+) -> str:
+    """A Hugging Face model card with the figures of this training."""
+    version = platform.python_version()
+    return f"""{_CARD_HEADER}# A small GPT-2 trained on Python's standard library
 
 {parameters / 1e6:.2f} million parameters, {settings.layers} layers of width {settings.width} with {settings.heads} \
 heads, {settings.block} positions, tied embeddings, GPT-2's vocabulary of 50,257 tokens. Stored in float16, meant to \
