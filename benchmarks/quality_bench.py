@@ -64,7 +64,8 @@ class Bench:
         self.bpe = read_bpe(backends["base"])
         self.constituents = {rule.id: [self.bpe.ids[part] for part in rule.constituents] for rule in rules}
         self.new_tokens = rules.new_tokens()
-        self.context = min(2 * CONTEXT, self.model.context() or 2 * CONTEXT)
+        longest = self.model.context() or 2 * CONTEXT
+        self.context, self.length = min(2 * CONTEXT, longest), min(CONTEXT, longest)
         self._read_texts(CleanedCorpus(paths["cleaned_corpus"]), options)
         self.context_bytes = self.scoring["base"].fitting_context_bytes(self.heldout, self.context)
         self.base = read_embeddings(options.model)
@@ -103,7 +104,7 @@ class Bench:
             list(self.new_tokens),
             self.encoders["remapped"](texts),
             eos_id=self.eos_id,
-            length=CONTEXT,
+            length=self.length,
             dtype=self.dtype,
         )
         return calibration.tensors
@@ -118,7 +119,7 @@ class Bench:
             self.base,
             self.calibrated(self.train),
             self.new_tokens,
-            list(cut_snippets(sequences, self.constituents, eos_id=self.eos_id, length=CONTEXT)),
+            list(cut_snippets(sequences, self.constituents, eos_id=self.eos_id, length=self.length)),
             learning_rate=learning_rate,
             hidden_weight=hidden_weight,
             dtype=self.dtype,
