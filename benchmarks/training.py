@@ -1,11 +1,11 @@
-"""Fine-tuning in bytes of text a second, beside a plain Trainer: documents cut at a block and padded to the batch.
+"""Speed of fine-tuning in bytes of text per second, compared with a plain Trainer that truncates and pads documents.
 
     ivr --artifacts-dir my_domain run --until align && ivr --artifacts-dir my_domain train --no-vanilla
     python -m benchmarks.training --artifacts my_domain
 
-Both train on the documents of the train split with the settings of `sft_config.yaml`, blocks of the same number of
-tokens and the same batch, ours the adapted model on packed blocks, the peer the base model with its own tokenizer.
-Each runs in a process of its own, in turns; counted is text that was trained on, padding and what was cut off left out.
+Both train on the train split with the settings of `sft_config.yaml`, the same block size and batch: `ours` the adapted
+model on packed blocks, `padding` the base model with its own tokenizer. They alternate, each run in a new process.
+Only text that was trained on counts, without padding and truncated text.
 """
 
 import argparse
@@ -59,15 +59,16 @@ def ours(artifacts: Path, steps: int, dtype: str) -> dict[str, Any]:
 
 
 def padding(artifacts: Path, steps: int) -> dict[str, Any]:
-    """The base model under a plain Trainer: a document a row, cut at the block's length, padded to the batch."""
+    """The base model with a plain Trainer: one document per row, truncated to the block size, padded to the batch."""
     import datasets
     from transformers import (
         AutoModelForCausalLM,
         AutoTokenizer,
         DataCollatorForLanguageModeling,
         Trainer,
-        TrainingArguments,
     )
+
+    from ivr_dagster.core.training.sft_arguments import SftArguments
 
     bench = Workbench(load_settings(artifacts, environ={}), artifacts)
     folder = bench.base.model().path
@@ -80,7 +81,7 @@ def padding(artifacts: Path, steps: int) -> dict[str, Any]:
     config = read_sft_config(bench.shared.sft_config_file(), vanilla=True, max_steps=steps)
     device = Accelerator(bench.settings.compute.device).find_device()
     with tempfile.TemporaryDirectory() as scratch:
-        arguments = TrainingArguments(
+        arguments = SftArguments(
             **{**config.arguments, "output_dir": scratch, "report_to": [], "disable_tqdm": True, "eval_strategy": "no"},
             use_cpu=device == "cpu",
         )
@@ -112,13 +113,13 @@ def padding(artifacts: Path, steps: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Run both in turns and write what came of it."""
+    """Run both alternately and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--artifacts", type=Path, required=True, help="folder with training_blocks made")
+    parser.add_argument("--artifacts", type=Path, required=True, help="artifacts folder with training_blocks")
     parser.add_argument("--steps", type=int, default=20, help="optimizer steps of each run")
-    parser.add_argument("--turns", type=int, default=3, help="runs of each; the median counts")
-    parser.add_argument("--dtype", default="auto", help="arithmetic of ours; the peer's is float32")
-    parser.add_argument("--name", default="", help="of the file in benchmarks/results")
+    parser.add_argument("--turns", type=int, default=3, help="runs of each; the result is the median")
+    parser.add_argument("--dtype", default="auto", help="dtype of ours; padding uses float32")
+    parser.add_argument("--name", default="", help="suffix of the file in benchmarks/results")
     parser.add_argument("--only", choices=VARIANTS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     artifacts = options.artifacts.resolve()

@@ -18,7 +18,7 @@ from ivr_dagster.core.training.documents import select_general_texts, split_trai
 from ivr_dagster.core.training.folders import TrainedModel, TrainingBlocks
 from ivr_dagster.core.vocabulary.rules import applied_rules
 from ivr_dagster.io_managers.artifacts import mark_folder, refuse_foreign
-from ivr_dagster.io_managers.tokenizers import external_tokenizer
+from ivr_dagster.io_managers.tokenizers import training_tokenizer
 from ivr_dagster.pipeline import settings_hash
 from ivr_dagster.resources.accelerator import POOL, Accelerator, AcceleratorResource
 from ivr_dagster.resources.base_model import BaseModelResource
@@ -48,13 +48,6 @@ def trained_model_asset(*deps: str) -> Callable[[Callable[..., Any]], dg.AssetsD
     )
 
 
-def training_tokenizer(settings: ProjectSettings, model: ModelFolder) -> TokenizerFolder:
-    """The tokenizer to train with: `tokenizer_path`, else the one in the model's folder."""
-    folder = settings.paths.external.get("external_train_tokenizer", model.path)
-    is_external = folder in settings.paths.external.values()
-    return external_tokenizer(folder, settings.paths) if is_external else TokenizerFolder(folder)
-
-
 @dg.asset(
     group_name=GROUP,
     kinds={"arrow", "huggingface"},
@@ -76,7 +69,7 @@ def training_blocks(
     General text, if configured, follows the corpus; training shuffles the blocks. `tokenizers/` holds both tokenizers.
     """
     started = time.monotonic()
-    tokenizer = training_tokenizer(settings, initialized_model)
+    tokenizer = training_tokenizer(initialized_model.path, settings.paths)
     block_size = settings.training.block_size or initialized_model.sequence_tokens()
     encode = reference_encoder(tokenizer.backend())
     split = split_train_documents(
@@ -141,7 +134,7 @@ def sft_checkpoint(
     fine-tuned model if the vocabulary has hardly changed; rows of ids that changed their string are initialized again.
     A stopped training resumes from its last complete checkpoint; `logs/` is for TensorBoard.
     """
-    tokenizer = training_blocks.tokenizer("remapped") or training_tokenizer(settings, initialized_model)
+    tokenizer = training_blocks.tokenizer("remapped") or training_tokenizer(initialized_model.path, settings.paths)
     new_tokens = applied_rules(tokenizer).new_tokens() if tokenizer.rules_file.is_file() else {}
     origin = base.version() + settings_hash({name: settings.get(name) for name in SPLIT_SETTINGS})
     return _fine_tune(

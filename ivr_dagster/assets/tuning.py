@@ -1,4 +1,4 @@
-"""A search for better training settings, made only when it is asked for."""
+"""A search for better training settings, built only on request."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -15,17 +15,16 @@ from ivr_dagster.core.corpus.cleaned import CleanedCorpus
 from ivr_dagster.core.corpus.subset import document_sizes, ids_within
 from ivr_dagster.core.model.folder import ModelFolder
 from ivr_dagster.core.tokenizer.folder import TokenizerFolder
-from ivr_dagster.core.tokens.counts import counts_from_table
 from ivr_dagster.core.tokens.sequences import reference_encoder
 from ivr_dagster.core.training.folders import TuningFolder
-from ivr_dagster.core.vocabulary.rules import RemapRules
-from ivr_dagster.core.vocabulary.table import rules_from_table
+from ivr_dagster.core.vocabulary.rules import RemapRules, applied_rules
 from ivr_dagster.errors import InputError
 from ivr_dagster.io_managers.artifacts import mark_folder, refuse_foreign
+from ivr_dagster.io_managers.tokenizers import training_tokenizer
 from ivr_dagster.resources.accelerator import POOL, AcceleratorResource
-from ivr_dagster.resources.base_model import BaseModel, BaseModelResource
+from ivr_dagster.resources.base_model import BaseModelResource
 from ivr_dagster.resources.progress import track
-from ivr_dagster.resources.settings import SettingsResource
+from ivr_dagster.resources.settings import ProjectSettings, SettingsResource
 from ivr_dagster.storage.atomic import atomic_write, remove
 from ivr_dagster.storage.content_hash import content_hash
 
@@ -34,19 +33,19 @@ if TYPE_CHECKING:
     from ivr_dagster.core.training.tune import TrialInput, Tuning
 
 GROUP = "training"
-# shares of the new tokens that are tried beside all of them
+# shares of the new tokens that are tried besides all of them
 FEWER = (0.5, 0.25)
 HOW_TO_USE = "`ivr train --config-path FILE`, or copy it to `sft_config.yaml` in the artifacts folder"
 
 
 @dg.asset(
-    deps=["base_model", "replacement_candidates", "pretoken_counts"],
+    deps=["base_model"],
     group_name=GROUP,
     kinds={"optuna", "pytorch"},
     owners=OWNERS,
     io_manager_key="tuning_io",
     pool=POOL,
-    code_version="2",
+    code_version="3",
 )
 def tuning_study(
     context: dg.AssetExecutionContext,
@@ -54,54 +53,56 @@ def tuning_study(
     accelerator: AcceleratorResource,
     base: BaseModelResource,
     cleaned_corpus: CleanedCorpus,
-    original_tokenizer: TokenizerFolder,
-    remapped_tokenizer: TokenizerFolder,
-    remap_rules: RemapRules,
     initialized_model: ModelFolder,
 ) -> dg.MaterializeResult[TuningFolder]:
-    """Better training settings: an Optuna study over learning rates, phase and batch, in short trainings of the
-    adapted model on a part of the train split.
+    """Better training settings: an Optuna study over learning rates, embedding phase and batch, in short trainings of
+    the adapted model on a part of the train split.
 
-    Trials are compared by bits per byte of other documents of that split; the first has the settings as they are, and
-    hopeless ones are given up. No job or schedule makes it: materialize it, or run `ivr tune`. A search that was
-    stopped or killed goes on with the trials it has; other settings, text or model begin a study of their own in the
-    same `study.db`. The best settings are written to `sft_config.yaml` beside it, for you to use; with
-    `tune_new_tokens`, `settings.yaml` says if fewer new tokens did better.
+    Trials are compared by bits per byte of other documents of that split. The first one has the current settings, and
+    hopeless ones are pruned. No job or schedule builds this asset: materialize it, or run `ivr tune`. A stopped or
+    killed search resumes; other settings, text or models start a new study in the same `study.db`. The best settings
+    are written to `sft_config.yaml` beside it; with `tune_new_tokens`, `settings.yaml` says if fewer new tokens did
+    better.
     """
+    from ivr_dagster.core.training.fewer_new_tokens import write_with_rules
     from ivr_dagster.core.training.sft_config import read_sft_config
-    from ivr_dagster.core.training.study import COMPLETE, PRUNED
-    from ivr_dagster.core.training.tune import ENOUGH_STEPS, tune, write_result
-    from ivr_dagster.core.training.tuning_plots import history_plot, slice_plot
+    from ivr_dagster.core.training.study import study_plots
+    from ivr_dagster.core.training.tune import ENOUGH_STEPS, STUDY, tune, write_result
 
     started = time.monotonic()
     place, source = settings.paths["tuning_study"], settings.sft_config_file()
     refuse_foreign(place)
     mark_folder(place, "tuning_study", context.run.run_id)
+    tokenizer = training_tokenizer(initialized_model.path, settings.paths)
+    all_rules = applied_rules(tokenizer) if tokenizer.rules_file.is_file() else RemapRules(())
     train, validation = _texts(settings, cleaned_corpus)
+    rules = _rules_by_number(context, settings, all_rules, tokenizer, train)
     block_size = settings.training.block_size or initialized_model.sequence_tokens()
+    exceptions = settings.tokenizer.exceptions
     device, dtype = accelerator.resolved_device(), accelerator.resolved_dtype()
-    rules = _rules_by_number(context, settings, remap_rules)
     work = place / ".work"
     remove(work)
 
     def inputs(number: int) -> "TrialInput":
         context.log.info(f"preparing trials with {number:,} new tokens")
-        given = initialized_model, remapped_tokenizer
-        if number != len(remap_rules):
-            given = _with_fewer(context, settings, base, original_tokenizer, *given, remap_rules, rules[number], work)
+        model, own_tokenizer = initialized_model, tokenizer
+        if number != len(all_rules):
+            folder = work / f"model-{number}"
+            folder.mkdir(parents=True)
+            write_with_rules(
+                rules[number], all_rules, base.model(), model, tokenizer, folder, train, exceptions=exceptions
+            )
+            model, own_tokenizer = ModelFolder(folder), TokenizerFolder(folder)
         new_tokens = rules[number].new_tokens()
-        return _packed(*given, new_tokens, train, validation, block_size, work / f"blocks-{number}")
+        return _pack(model, own_tokenizer, new_tokens, train, validation, block_size, work / f"blocks-{number}")
 
     ingredients = [
         content_hash(initialized_model.path),
-        content_hash(remapped_tokenizer.path),
+        content_hash(tokenizer.path),
         *(each.digest() for each in rules.values()),
         *map(content_hash, [*train, "", *validation]),
         read_sft_config(source).digest(),
-        str(block_size),
-        str(settings.tokenizer.exceptions),
-        str(settings.compute.seed),
-        dtype,
+        *map(str, (block_size, exceptions, settings.compute.seed, dtype)),
     ]
     try:
         tuning = tune(
@@ -115,39 +116,27 @@ def tuning_study(
             seconds=settings.tuning.tune_seconds,
             device=device,
             dtype=dtype,
-            on_step=_steps(context),
-            on_trial=_trials(context, settings.tuning.tune_trials),
+            on_step=_report_steps(context),
+            on_trial=_report_trials(context, settings.tuning.tune_trials),
         )
     finally:
         remove(work)
     if tuning.steps < ENOUGH_STEPS:
         context.log.warning(
-            f"a trial has only {tuning.steps} steps with the batch as it was; with more tune_bytes it says more"
+            f"a trial has only {tuning.steps} steps with the current batch; increase tune_bytes for clearer results"
         )
-    write_result(place, source, tuning, len(remap_rules))
-    plots = {"history.png": history_plot(tuning.trials, tuning.default)}
-    plots |= {"settings.png": slice_plot(tuning.trials, tuning.best)}
+    write_result(place, source, tuning, len(all_rules))
+    plots = study_plots(place / STUDY, tuning.name)
     for name, png in plots.items():
         with atomic_write(place / name) as staged:
             staged.write_bytes(png)
     folder = TuningFolder(place)
-    best, default = tuning.best, tuning.default
     return dg.MaterializeResult(
         value=folder,
         data_version=dg.DataVersion(content_hash(folder.sft_config.read_text(encoding="utf-8"))),
-        metadata={
-            "best_bits_per_byte": best.value,
-            **({"default_bits_per_byte": default.value} if default.state == COMPLETE else {}),
-            "best_trial": best.number,
-            "trials": tuning.finished,
-            "trials_done_before": tuning.done_before,
-            "given_up": sum(trial.state == PRUNED for trial in tuning.trials),
-            "killed": len(tuning.trials) - tuning.finished,
-            "tokens_per_byte": best.figures["tokens_per_byte"],
-            "steps_of_a_trial": tuning.steps,
+        metadata=_figures(tuning)
+        | {
             "seconds": round(time.monotonic() - started, 2),
-            "best settings": dg.MetadataValue.md(_settings_table(tuning)),
-            "trials by bits per byte": dg.MetadataValue.md(_trials_table(tuning)),
             "trials in order": inline_png(plots["history.png"], "bits per byte by trial"),
             "by setting": inline_png(plots["settings.png"], "bits per byte by setting"),
             "file": dg.MetadataValue.path(folder.sft_config),
@@ -158,8 +147,27 @@ def tuning_study(
     )
 
 
-def _texts(settings: SettingsResource, corpus: CleanedCorpus) -> tuple[list[str], list[str]]:
-    """Documents that every trial reads, and others that it is validated on."""
+def _figures(tuning: "Tuning") -> dict[str, Any]:
+    from ivr_dagster.core.training.study import COMPLETE, PRUNED
+
+    best, default = tuning.best, tuning.default
+    return {
+        "best_bits_per_byte": best.value,
+        **({"default_bits_per_byte": default.value} if default.state == COMPLETE else {}),
+        "best_trial": best.number,
+        "trials": tuning.finished,
+        "trials_done_before": tuning.done_before,
+        "given_up": sum(trial.state == PRUNED for trial in tuning.trials),
+        "killed": len(tuning.trials) - tuning.finished,
+        "tokens_per_byte": best.figures["tokens_per_byte"],
+        "steps_of_a_trial": tuning.steps,
+        "best settings": dg.MetadataValue.md(_settings_table(tuning)),
+        "trials by bits per byte": dg.MetadataValue.md(_trials_table(tuning)),
+    }
+
+
+def _texts(settings: ProjectSettings, corpus: CleanedCorpus) -> tuple[list[str], list[str]]:
+    """Documents that every trial trains on, and documents that it is validated on."""
     from ivr_dagster.core.training.tune import VALIDATION_SHARE
 
     def documents() -> Iterator[tuple[str, str]]:
@@ -171,54 +179,38 @@ def _texts(settings: SettingsResource, corpus: CleanedCorpus) -> tuple[list[str]
     train, _ = ids_within({i: each for i, each in sizes.items() if i not in validation}, size)
     if not train:
         raise InputError(
-            f"a trial needs documents to train and to validate on, the train split has {len(validation)}",
+            f"a trial needs documents to train and to validate on, but the train split has {len(validation)}",
             where=corpus.path,
-            remedy="Bring more documents, or cut them with a smaller --text-split-bytes",
+            remedy="Add documents, or split them with a smaller --text-split-bytes",
         )
     texts = {i: text for i, text in documents() if i in train or i in validation}
     return [texts[i] for i in sorted(train)], [texts[i] for i in sorted(validation)]
 
 
 def _rules_by_number(
-    context: dg.AssetExecutionContext, settings: SettingsResource, remap_rules: RemapRules
-) -> dict[int, RemapRules]:
-    """The rules in force, and the best of them where fewer are to be tried too, by their number."""
-    rules = {len(remap_rules): remap_rules}
-    if not settings.tuning.tune_new_tokens:
-        return rules
-    brought = settings.paths.external.keys() & {"external_train_model", "external_train_tokenizer"}
-    table: pl.DataFrame = context.load_asset_value(dg.AssetKey("replacement_candidates"))
-    if brought or rules_from_table(table).digest() != remap_rules.digest():
-        context.log.warning("only the number of new tokens there is is tried: rules or model are not of our making")
-        return rules
-    numbers = (round(share * len(remap_rules)) for share in FEWER)
-    return rules | {number: rules_from_table(table.sort("rank").head(number)) for number in numbers if number}
-
-
-def _with_fewer(
     context: dg.AssetExecutionContext,
-    settings: SettingsResource,
-    base: BaseModel,
-    original: TokenizerFolder,
-    model: ModelFolder,
-    tokenizer: TokenizerFolder,
-    all_rules: RemapRules,
+    settings: ProjectSettings,
     rules: RemapRules,
-    work: Path,
-) -> tuple[ModelFolder, TokenizerFolder]:
-    """The initialized model and the remapped tokenizer with these rules alone."""
-    from ivr_dagster.core.training.fewer_new_tokens import write_model_without, write_tokenizer_with
+    tokenizer: TokenizerFolder,
+    texts: list[str],
+) -> dict[int, RemapRules]:
+    """By number of new tokens, all rules and, with `tune_new_tokens`, the best of them in these texts."""
+    from ivr_dagster.core.training.fewer_new_tokens import best_rules
 
-    folder = work / f"model-{len(rules)}"
-    folder.mkdir(parents=True)
-    counts = counts_from_table(context.load_asset_value(dg.AssetKey("pretoken_counts")))
-    dropped = {rule.id for rule in all_rules} - {rule.id for rule in rules}
-    write_model_without(dropped, base.model().path, model.path, folder)
-    write_tokenizer_with(rules, original, tokenizer, folder, counts, exceptions=settings.tokenizer.exceptions)
-    return ModelFolder(folder), TokenizerFolder(folder)
+    found = {len(rules): rules}
+    if not settings.tuning.tune_new_tokens:
+        return found
+    if settings.paths.external.keys() & {"external_train_model", "external_train_tokenizer"}:
+        context.log.warning("the model or the tokenizer is external: only the current number of new tokens is tried")
+        return found
+    best = list(best_rules(rules, tokenizer, texts))
+    numbers = [round(share * len(rules)) for share in FEWER]
+    return found | {
+        number: RemapRules(tuple(sorted(best[:number], key=lambda rule: rule.id))) for number in numbers if number
+    }
 
 
-def _packed(
+def _pack(
     model: ModelFolder,
     tokenizer: TokenizerFolder,
     new_tokens: dict[int, str],
@@ -232,40 +224,36 @@ def _packed(
     from ivr_dagster.core.training.tune import TrialInput
 
     encode = reference_encoder(tokenizer.backend())
-    common = {
-        "block_size": block_size,
-        "eos_id": tokenizer.end_of_text_id(),
-        "vocab_size": len(tokenizer.load()),
-    }
-    write_blocks(encode(train), folder / "train", **common)
+    vocabulary = {"eos_id": tokenizer.end_of_text_id(), "vocab_size": len(tokenizer.load())}
+    write_blocks(encode(train), folder / "train", block_size=block_size, **vocabulary)
     size = sum(len(text.encode("utf-8")) for text in validation)
     kept = folder / "validation"
-    tokens = write_validation_blocks(encode(validation), kept, **common)
+    tokens = write_validation_blocks(encode(validation), kept, block_size=block_size, **vocabulary)
     return TrialInput(model.path, tokenizer.path, folder / "train", Validation(kept, size / tokens), new_tokens)
 
 
-def _steps(context: dg.AssetExecutionContext) -> Callable[[int, int], None]:
-    """Progress of the trial under way; every trial's rate is its own."""
+def _report_steps(context: dg.AssetExecutionContext) -> Callable[[int, int], None]:
+    """Progress of the current trial."""
     advance: Any = None
     last = 0
 
     def on_step(done: int, steps: int) -> None:
         nonlocal advance, last
         if advance is None or done < last:
-            advance = track(context.log, "trial under way", "steps")
+            advance = track(context.log, "current trial", "steps")
         last = done
         advance(done, steps)
 
     return on_step
 
 
-def _trials(context: dg.AssetExecutionContext, wanted: int) -> Callable[["Trial", int], None]:
+def _report_trials(context: dg.AssetExecutionContext, wanted: int) -> Callable[["Trial", int], None]:
     advance = track(context.log, "search", "trials")
 
     def on_trial(trial: "Trial", done: int) -> None:
-        came_to = f"{trial.value:.4f} bits per byte" if trial.value is not None else "nothing"
-        gave_up = f", given up: {trial.note}" if trial.note else ""
-        context.log.info(f"trial {trial.number}: {came_to}{gave_up}, {trial.seconds:.0f} s, {trial.parameters}")
+        result = f"{trial.value:.4f} bits per byte" if trial.value is not None else "no result"
+        pruned = f", pruned: {trial.note}" if trial.note else ""
+        context.log.info(f"trial {trial.number}: {result}{pruned}, {trial.seconds:.0f} s, {trial.parameters}")
         advance(done, wanted)
 
     return on_trial

@@ -17,6 +17,12 @@ class TokenizerIOManager(FolderIOManager[TokenizerFolder]):
         return external_tokenizer(path, self._paths) if path in self._paths.external.values() else TokenizerFolder(path)
 
 
+def training_tokenizer(model: Path, paths: ArtifactPaths) -> TokenizerFolder:
+    """The tokenizer to train with: the one that `tokenizer_path` names, else the one in the model's folder."""
+    folder = paths.external.get("external_train_tokenizer", model)
+    return external_tokenizer(folder, paths) if folder in paths.external.values() else TokenizerFolder(folder)
+
+
 def external_tokenizer(folder: Path, paths: ArtifactPaths) -> TokenizerFolder:
     """The handle of a remapped tokenizer that the user supplies.
 

@@ -1,4 +1,4 @@
-"""Which text trials of a search read, and which numbers of new tokens it may try."""
+"""The texts of a search's trials, and the numbers of new tokens to try."""
 
 import logging
 from collections.abc import Iterator
@@ -6,12 +6,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import polars as pl
 import pytest
 
 from ivr_dagster.assets.tuning import _rules_by_number, _texts
-from ivr_dagster.core.vocabulary.rules import RemapRules
-from ivr_dagster.core.vocabulary.table import rules_from_table
+from ivr_dagster.core.vocabulary.rules import RemapRule, RemapRules
 from ivr_dagster.errors import InputError
 from ivr_dagster.resources.settings import ProjectSettings
 from ivr_dagster_tests.small_pipeline import project_settings
@@ -31,61 +29,53 @@ def settings(**given: Any) -> ProjectSettings:
     return project_settings(Path("artifacts"), **given)
 
 
-def test_trials_read_so_many_bytes_and_are_validated_on_a_fifth_as_much_of_other_documents() -> None:
+def test_trials_read_tune_bytes_and_are_validated_on_a_fifth_as_much() -> None:
     train, validation = _texts(settings(tune_bytes=1_000), corpus(CORPUS))
     assert train == [CORPUS[f"{number:02}"] for number in range(10)]
     assert validation == [CORPUS["38"], CORPUS["39"]]
 
 
-def test_with_less_text_than_is_asked_for_all_of_it_is_used() -> None:
+def test_less_text_than_tune_bytes_is_used_completely() -> None:
     train, validation = _texts(settings(tune_bytes=1_000_000), corpus(CORPUS))
     assert (len(train), len(validation)) == (32, 8)
     assert not set(train) & set(validation)
 
 
-def test_documents_that_are_not_trained_on_are_not_tuned_on() -> None:
+def test_trials_read_at_most_max_texts() -> None:
     train, validation = _texts(settings(max_texts=5), corpus(CORPUS))
     assert {*train, *validation} == {CORPUS[f"{number:02}"] for number in range(5)}
 
 
 @pytest.mark.parametrize("tune_bytes", [1, 1_000])
-def test_a_single_document_is_too_little(tune_bytes: int) -> None:
+def test_single_document_is_rejected(tune_bytes: int) -> None:
     with pytest.raises(InputError, match=r"cleaned: a trial needs documents.*has 1\b"):
         _texts(settings(tune_bytes=tune_bytes), corpus({"00": "a text"}))
 
 
-TABLE = pl.DataFrame(
-    {
-        "rank": [1, 2, 3, 4],
-        "new_token": ["best", "good", "fair", "last"],
-        "constituents": ["be st", "go od", "fa ir", "la st"],
-        "sacrificed_id": [9, 3, 7, 1],
-        "sacrificed_token": ["w", "x", "y", "z"],
-        "sacrificed_frequency": [0] * 4,
-        "frequency": [9] * 4,
-        "saving": [9] * 4,
+RULES = RemapRules(tuple(RemapRule(i, f"old{i}", f"new{i}", ("ne", f"w{i}")) for i in (1, 3, 7, 9)))
+
+
+def rules_by_number(monkeypatch: pytest.MonkeyPatch, **given: Any) -> dict[int, RemapRules]:
+    monkeypatch.setattr(
+        "ivr_dagster.core.training.fewer_new_tokens.best_rules", lambda rules, *_: sorted(rules, key=lambda r: -r.id)
+    )
+    context: Any = SimpleNamespace(log=logging.getLogger("tuning"))
+    tokenizer: Any = None
+    return _rules_by_number(context, settings(**given), RULES, tokenizer, [])
+
+
+def test_best_half_and_quarter_of_the_new_tokens_are_tried_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert rules_by_number(monkeypatch) == {4: RULES}
+    tried = rules_by_number(monkeypatch, tune_new_tokens=True)
+    assert {number: [rule.id for rule in rules] for number, rules in tried.items()} == {
+        4: [1, 3, 7, 9],
+        2: [7, 9],
+        1: [9],
     }
-)
 
 
-def numbers(rules: RemapRules, **given: Any) -> dict[int, RemapRules]:
-    context: Any = SimpleNamespace(load_asset_value=lambda key: TABLE, log=logging.getLogger("tuning"))
-    return _rules_by_number(context, settings(**given), rules)
-
-
-def test_the_best_half_and_quarter_of_the_new_tokens_are_tried_where_that_is_wanted() -> None:
-    rules = rules_from_table(TABLE)
-    assert numbers(rules) == {4: rules}
-    tried = numbers(rules, tune_new_tokens=True)
-    assert list(tried) == [4, 2, 1]
-    assert {rule.new_token for rule in tried[2]} == {"best", "good"}
-    assert [rule.new_token for rule in tried[1]] == ["best"]
-
-
-@pytest.mark.parametrize("brought", [{}, {"train_model_name": "a model of mine"}])
-def test_rules_or_a_model_not_of_our_making_are_taken_as_they_are(
-    brought: dict[str, str], caplog: pytest.LogCaptureFixture
+def test_external_model_is_tried_with_all_its_new_tokens_only(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    rules = rules_from_table(TABLE if brought else TABLE.head(3))
-    assert list(numbers(rules, tune_new_tokens=True, **brought)) == [len(rules)]
-    assert "not of our making" in caplog.text
+    assert list(rules_by_number(monkeypatch, tune_new_tokens=True, train_model_name="my-model")) == [4]
+    assert "external" in caplog.text

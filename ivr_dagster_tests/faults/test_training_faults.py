@@ -480,13 +480,13 @@ class TestBlocks:
         from datasets import Dataset
 
         Dataset.from_dict({"input_ids": [[1, 2, 3], [4, 5]]}).save_to_disk(tmp_path / "blocks")
-        assert "blocks of one length were asked for" in self.refused(given, tmp_path, tmp_path / "blocks")
+        assert "expected blocks of equal length" in self.refused(given, tmp_path, tmp_path / "blocks")
 
     @pytest.mark.parametrize("name", ["data-00000-of-00001.arrow", "state.json", "dataset_info.json"])
     def test_truncated_file_is_rejected(self, name: str, given: Path, tmp_path: Path) -> None:
         blocks = Path(shutil.copytree(given / "blocks", tmp_path / "blocks"))
         (blocks / name).write_bytes((blocks / name).read_bytes()[:40])
-        assert "no training blocks can be read here (" in self.refused(given, tmp_path, blocks)
+        assert "cannot read training blocks (" in self.refused(given, tmp_path, blocks)
 
     def test_text_for_less_than_a_block_is_rejected_with_its_size(self, tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"15 tokens in 2 documents, fewer than one block of 16.*smaller --bl"):

@@ -1,7 +1,4 @@
-"""Training blocks: token sequences packed into full blocks of one length, kept as an Arrow dataset of `datasets`.
-
-How text becomes ids belongs to the tokens stem; what a block is trained with, to `sft`.
-"""
+"""Training blocks: token sequences packed into blocks of equal length, as an Arrow dataset of `datasets`."""
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,13 +17,13 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 COLUMN = "input_ids"
-# rows of one Arrow record batch: 4 MB with blocks of 1,024 tokens, whatever the corpus holds
+# rows per Arrow record batch: 4 MB with blocks of 1,024 tokens
 _BATCH_BLOCKS = 1_000
 
 
 @dataclass(frozen=True)
 class BlockCounts:
-    """What was packed: `tokens` counts the end-of-text tokens too and is blocks · block_size + dropped_tokens."""
+    """Counts of packed data; `tokens`, including end-of-text tokens, is blocks · block_size + dropped_tokens."""
 
     documents: int
     tokens: int
@@ -37,25 +34,24 @@ class BlockCounts:
 def pack_blocks(
     sequences: Iterable[NDArray[np.integer[Any]]], *, block_size: int, eos_id: int
 ) -> Iterator[NDArray[np.int32]]:
-    """Join the documents, an end-of-text token after each, and cut the result into full blocks.
+    """Concatenate the documents, each followed by an end-of-text token, and cut the result into full blocks.
 
     Args:
-        sequences: a document each, ids `[n]` of any integer dtype; an empty one leaves no trace.
-        block_size: tokens of a block.
+        sequences: one document each, ids `[n]` of any integer dtype; empty ones are skipped.
+        block_size: tokens per block.
         eos_id: id of the end-of-text token.
 
     Yields:
-        int32 ids `[block_size]`. What does not fill a last block is dropped: under one block in all, however many
-        documents there are, where one document a block would lose most of a corpus.
+        int32 ids `[block_size]`. The last, incomplete block is dropped.
 
     Raises:
-        InputError: the block size is below 2; a block of one token holds nothing to predict.
+        InputError: the block size is below 2.
     """
     if block_size < 2:
         raise InputError(
-            f"a block of {block_size} tokens holds nothing to predict",
+            f"a block of {block_size} tokens has nothing to predict",
             where="--block-size",
-            remedy="Take 2 or more; the model's context length is usual",
+            remedy="Use 2 or more, usually the model's context length",
         )
     end = np.array([eos_id], dtype=np.int32)
     pending: list[NDArray[np.int32]] = []
@@ -77,16 +73,16 @@ def write_blocks(
 ) -> BlockCounts:
     """Pack `sequences` into the folder `path`, which `datasets.load_from_disk` (and :func:`read_blocks`) opens.
 
-    One column `input_ids`, int32 lists of the fixed length `block_size`. Streams: memory holds one document and
-    1,000 blocks. The folder appears whole. The same sequences give the same bytes with the same versions of
-    datasets and pyarrow; the dataset's fingerprint is a hash of the ids, and nothing carries a time or a path.
+    It has one column `input_ids`, int32 lists of length `block_size`. The data is streamed: memory holds one document
+    and 1,000 blocks. The folder appears atomically. Equal sequences give equal bytes with the same versions of datasets
+    and pyarrow.
 
     Args:
-        sequences: a document each, ids `[n]`.
-        path: the folder to write; one that exists is replaced.
-        block_size: tokens of a block.
+        sequences: one document each, ids `[n]`.
+        path: the folder to write or replace.
+        block_size: tokens per block.
         eos_id: id of the end-of-text token.
-        vocab_size: V; every id has to be below it.
+        vocab_size: V; every id must be below it.
 
     Raises:
         InputError: an id outside the vocabulary, or too few tokens for a single block.
@@ -97,7 +93,7 @@ def write_blocks(
     from datasets.utils import are_progress_bars_disabled
 
     if not 0 <= eos_id < vocab_size:
-        raise InputError(f"the end-of-text id {eos_id} lies outside a vocabulary of {vocab_size}")
+        raise InputError(f"the end-of-text id {eos_id} is outside the vocabulary of {vocab_size}")
     documents = tokens = blocks = 0
 
     def counted() -> Iterator[NDArray[np.integer[Any]]]:
@@ -108,8 +104,8 @@ def write_blocks(
             outside = sequence[(sequence < 0) | (sequence >= vocab_size)]
             if len(outside):
                 raise InputError(
-                    f"document {number} holds the id {outside[0]}, the vocabulary ends at {vocab_size - 1}",
-                    remedy="Take sequences and tokenizer of the same run",
+                    f"document {number} contains the id {outside[0]}, the vocabulary ends at {vocab_size - 1}",
+                    remedy="Use sequences and tokenizer of the same run",
                 )
             documents, tokens = documents + 1, tokens + len(sequence) + 1
             yield sequence
@@ -130,7 +126,7 @@ def write_blocks(
             raise InputError(
                 f"the text gives {tokens:,} tokens in {documents:,} documents, fewer than one block of {block_size:,}",
                 where="--block-size",
-                remedy="Take a smaller --block-size or more text",
+                remedy="Set a smaller --block-size, or use more text",
             )
         disable_progress_bars()
         dataset = Dataset(MemoryMappedTable.from_file(str(packed)), fingerprint=digest.hexdigest()[:16])
@@ -146,16 +142,15 @@ def write_blocks(
 def write_validation_blocks(
     sequences: Sequence[NDArray[np.integer[Any]]], path: Path, *, block_size: int, eos_id: int, vocab_size: int
 ) -> int:
-    """Pack documents to validate on so that all their text is measured, under whatever tokenizer.
+    """Pack validation documents without dropping text, so that results of different tokenizers are comparable.
 
-    What is left of the last block is filled with the documents from the beginning; otherwise another part of the text
-    would be dropped under each tokenizer, and their figures could not be compared.
+    The last block is filled up with the documents from the beginning.
 
     Args:
         sequences, path, block_size, eos_id, vocab_size: as of :func:`write_blocks`.
 
     Returns:
-        The documents' tokens, with an end-of-text token each, without what the last block was filled with.
+        The documents' tokens, including an end-of-text token each, without those that fill up the last block.
     """
     documents = [ids for ids in sequences if len(ids)]
     tokens = sum(len(ids) + 1 for ids in documents)
@@ -181,30 +176,28 @@ def read_blocks(path: Path) -> "Dataset":
     """
     from datasets import Dataset, load_from_disk
 
-    remedy = "Give the folder that the stage train packed, training/blocks"
+    remedy = "Use a folder that the stage train wrote, training/blocks"
     try:
         dataset = load_from_disk(path)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"no training blocks can be read here ({short_message(error)})", where=path, remedy=remedy
-        ) from error
+        raise InputError(f"cannot read training blocks ({short_message(error)})", where=path, remedy=remedy) from error
     if not isinstance(dataset, Dataset):
-        raise InputError(f"one dataset was asked for, found those of {', '.join(dataset)}", where=path, remedy=remedy)
+        raise InputError(f"expected one dataset, found those of {', '.join(dataset)}", where=path, remedy=remedy)
     if COLUMN not in (dataset.column_names or ()):
         raise InputError(f"the dataset has the columns {dataset.column_names}, not {COLUMN}", where=path, remedy=remedy)
     if getattr(dataset.features[COLUMN], "length", -1) < 2:
         raise InputError(
-            f"blocks of one length were asked for, found {COLUMN} of type {dataset.features[COLUMN]}",
+            f"expected blocks of equal length, found {COLUMN} of type {dataset.features[COLUMN]}",
             where=path,
             remedy=remedy,
         )
     if not len(dataset):
-        raise InputError("there is not one block", where=path, remedy=remedy)
+        raise InputError("the dataset is empty", where=path, remedy=remedy)
     return dataset.with_format("numpy")
 
 
 def largest_id(dataset: "Dataset") -> int:
-    """The largest id in blocks that :func:`read_blocks` opened; read through once, where they lie."""
+    """The largest id in blocks that :func:`read_blocks` opened."""
     import pyarrow.compute as pc
 
     return max(int(pc.max(chunk.flatten()).as_py()) for chunk in dataset.data.column(COLUMN).chunks if len(chunk))

@@ -1,9 +1,8 @@
-"""The checkpoints of one run: which are whole, which belong to it, where to go on.
+"""The checkpoints of a run: which are complete, which belong to it, and where to resume.
 
-transformers' Trainer writes a checkpoint file by file and resumes from the newest folder unchecked; without the
-optimizer's or the random generators' state it goes on silently wrong. So a checkpoint gets a marker when everything
-else is written, and the marker names the run. A checkpoint without the marker, or with another run's, is worthless
-and removed.
+transformers' Trainer writes a checkpoint file by file and resumes from the newest folder without a check; without the
+states of the optimizer and the random generators it resumes silently wrong. Therefore a checkpoint gets a marker when
+all other files are written, and the marker identifies the run. Checkpoints without it, or of other runs, are removed.
 """
 
 import json
@@ -18,29 +17,29 @@ _NAME = re.compile(r"checkpoint-(\d+)")
 
 
 def mark_complete(checkpoint: Path, run: dict[str, object]) -> None:
-    """Declare a checkpoint folder whole; `run` identifies the run it belongs to. To be called last."""
+    """Mark a checkpoint folder as complete; `run` identifies its run. Call this last."""
     with atomic_write(checkpoint / MARKER) as staged:
         staged.write_text(json.dumps(run, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def newest_complete(output_dir: Path, run: dict[str, object]) -> Path | None:
-    """The newest whole checkpoint of `run` below `output_dir`, or None."""
+    """The newest complete checkpoint of `run` in `output_dir`, or None."""
     ours = [folder for folder in _checkpoints(output_dir) if _run_of(folder) == run]
     return max(ours, key=step_of, default=None)
 
 
-def discard_useless(output_dir: Path, run: dict[str, object]) -> list[Path]:
-    """Remove the checkpoints that are not whole or not of `run`; returns what was removed."""
-    useless = [folder for folder in _checkpoints(output_dir) if _run_of(folder) != run]
-    for folder in useless:
-        # the marker goes first: a removal cut short must not leave a marked half
+def discard_others(output_dir: Path, run: dict[str, object]) -> list[Path]:
+    """Remove incomplete checkpoints and those of other runs; returns the removed folders."""
+    others = [folder for folder in _checkpoints(output_dir) if _run_of(folder) != run]
+    for folder in others:
+        # first the marker: an interrupted removal must not leave a marked, incomplete checkpoint
         (folder / MARKER).unlink(missing_ok=True)
         shutil.rmtree(folder)
-    return useless
+    return others
 
 
 def step_of(checkpoint: Path) -> int:
-    """The optimizer step a checkpoint folder was written after."""
+    """The optimizer step after which a checkpoint was written."""
     match = _NAME.fullmatch(checkpoint.name)
     return int(match[1]) if match else -1
 

@@ -1,55 +1,85 @@
-"""The adapted model with only the first of its new tokens: what there is to tell whether fewer would do better.
+"""The initialized model and its tokenizer with only the best of the new tokens, to find out whether fewer do better.
 
-In place, every id without a rule keeps the base's string and row, so fewer rules are the base's strings and rows again
-at the ids of the others. Nothing is initialized anew.
+Without a rule an id keeps the base's string and row, so nothing is initialized again.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
+import numpy as np
+
 from ivr_dagster.core.embedding.extract import read_embeddings, write_model
-from ivr_dagster.core.tokenizer.folder import TOKENIZER, TokenizerFolder
-from ivr_dagster.core.tokens.counts import PretokenCounts
+from ivr_dagster.core.model.folder import ModelFolder
+from ivr_dagster.core.tokenizer.folder import TokenizerFolder
+from ivr_dagster.core.tokens.counts import count_pretokens
+from ivr_dagster.core.tokens.sequences import reference_encoder
 from ivr_dagster.core.vocabulary.remap import remap_tokenizer, write_remapped_tokenizer
-from ivr_dagster.core.vocabulary.rules import RemapRules
+from ivr_dagster.core.vocabulary.rules import RemapRule, RemapRules
 
 
-def write_tokenizer_with(
+def best_rules(rules: RemapRules, tokenizer: TokenizerFolder, texts: list[str]) -> Iterator[RemapRule]:
+    """The rules by the tokens that they save in the texts, the best first; bytes without a base token come before all.
+
+    Args:
+        rules: all rules.
+        tokenizer: the remapped tokenizer.
+        texts: the texts of a trial.
+    """
+    backend = tokenizer.backend()
+    counts = np.zeros(backend.get_vocab_size(with_added_tokens=True), dtype=np.int64)
+    for ids in reference_encoder(backend)(texts):
+        counts += np.bincount(ids, minlength=len(counts))
+
+    def rank(rule: RemapRule) -> tuple[bool, int, int]:
+        return bool(rule.constituents), -int(counts[rule.id]) * (len(rule.constituents) - 1), rule.id
+
+    yield from sorted(rules, key=rank)
+
+
+def write_with_rules(
     rules: RemapRules,
-    original: TokenizerFolder,
-    remapped: TokenizerFolder,
+    all_rules: RemapRules,
+    base_model: ModelFolder,
+    model: ModelFolder,
+    tokenizer: TokenizerFolder,
     folder: Path,
-    counts: PretokenCounts,
+    texts: list[str],
     *,
     exceptions: int,
 ) -> None:
-    """Write the tokenizer that follows from `rules` into `folder`.
+    """Write a model folder with some of the rules, and its tokenizer.
 
     Args:
-        rules: some of the rules in force.
-        original: the base tokenizer.
-        remapped: the tokenizer of all rules, whose special tokens and the like are taken over.
-        folder: where to write.
-        counts, exceptions: as of :func:`~ivr_dagster.core.vocabulary.remap.remap_tokenizer`.
+        rules: the rules to keep.
+        all_rules: the rules of `model`.
+        base_model: the base model, whose rows replace those of the other rules' ids.
+        model: the initialized model.
+        tokenizer: its tokenizer.
+        folder: an empty folder.
+        texts: texts that the tokenizer is distilled on.
+        exceptions: as of :func:`~ivr_dagster.core.vocabulary.remap.remap_tokenizer`.
     """
-    base = original.backend()
-    remapping = remap_tokenizer(base, original.bpe(), rules, counts, exceptions=exceptions)
-    write_remapped_tokenizer(remapping.tokenizer, rules, original.path / TOKENIZER, remapped, folder)
+    dropped = {rule.id for rule in all_rules} - {rule.id for rule in rules}
+    write_model_with_base_rows(dropped, base_model, model, folder)
+    write_tokenizer_with_rules(rules, tokenizer, folder, texts, exceptions=exceptions)
 
 
-def write_model_without(dropped: Collection[int], base_model: Path, initialized: Path, folder: Path) -> None:
-    """Write the initialized model with the base's rows at the ids that are not given away after all.
-
-    Args:
-        dropped: these ids.
-        base_model: the base model's folder.
-        initialized: the initialized model's folder.
-        folder: where to write; it exists. The tokenizer is left to the caller.
-    """
+def write_model_with_base_rows(ids: Collection[int], base_model: ModelFolder, model: ModelFolder, folder: Path) -> None:
+    """Write a model with the base model's rows at some ids."""
     import torch
 
-    base, tensors = read_embeddings(base_model), read_embeddings(initialized)
-    ids = torch.tensor(sorted(dropped), dtype=torch.long)
+    base, tensors = read_embeddings(base_model.path), read_embeddings(model.path)
+    index = torch.tensor(sorted(ids), dtype=torch.long)
     for name, rows in tensors.items():
-        rows[ids] = base[name][ids].to(rows.dtype)
-    write_model(initialized, tensors, folder)
+        rows[index] = base[name][index].to(rows.dtype)
+    write_model(model.path, tensors, folder)
+
+
+def write_tokenizer_with_rules(
+    rules: RemapRules, tokenizer: TokenizerFolder, folder: Path, texts: list[str], *, exceptions: int
+) -> None:
+    """Write the base tokenizer of `tokenizer`, remapped by some of its rules."""
+    backend = tokenizer.base_backend()
+    counts = count_pretokens(texts, backend)
+    remapping = remap_tokenizer(backend, tokenizer.base_bpe(), rules, counts, exceptions=exceptions)
+    write_remapped_tokenizer(remapping.tokenizer, rules, tokenizer.base_file, tokenizer, folder)

@@ -1,4 +1,4 @@
-"""What training computes: FLOPs a token, and the share that they are of what the devices could do (MFU)."""
+"""FLOPs of training per token, and their share of the peak of the devices (model FLOPs utilization, MFU)."""
 
 import re
 from dataclasses import dataclass
@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, TrainingArguments
 
-# by torch's name of a device: dense FLOPs a second in bfloat16 and float16 (accumulated in float32), and in float32
-# without TF32, which has half of the former on all of these; NVIDIA's datasheets. A part of a device (MIG) and what
-# has another clock or fewer cores (PCIe, laptops) has another name, and other figures.
+# by torch's device name: dense FLOPs per second in bfloat16 and float16 (accumulated in float32), and in float32
+# without TF32, which reaches half of the former on all of these; from NVIDIA's datasheets. Partial devices (MIG) and
+# variants with other clocks or fewer cores (PCIe, laptops) have other names.
 _PEAKS = {
     r"NVIDIA H100 80GB HBM3": (989e12, 67e12),
     r"NVIDIA H200": (989e12, 67e12),
@@ -21,42 +21,42 @@ _PEAKS = {
 
 @dataclass(frozen=True)
 class Compute:
-    """What a run computes, and on what.
+    """FLOPs of a run.
 
     Attributes:
-        per_token: FLOPs.
-        peak: FLOPs a second that all its devices together could do, None where it is not known.
+        per_token: FLOPs per token.
+        peak: FLOPs per second of all its devices together; None if unknown.
     """
 
     per_token: float
     peak: float | None
 
     def figures(self, tokens_per_second: float) -> dict[str, float]:
-        """`flops_per_second` and, where the peak is known, `mfu`, a share."""
+        """`flops_per_second` and, if the peak is known, the share `mfu`."""
         achieved = self.per_token * tokens_per_second
         return {"flops_per_second": achieved, **({"mfu": achieved / self.peak} if self.peak else {})}
 
 
 def flops_per_token(parameters: int, layers: int, width: int, block_size: int) -> int:
-    """FLOPs that a token takes in training, forward and backward: 6N + 12LCT.
+    """FLOPs of training per token, forward and backward: 6N + 12LCT.
 
-    What is computed twice to save memory is left out, and what is not trained for a while is not. PaLM
+    Recomputation to save memory does not count, parameters that are frozen for a while do. Source: PaLM
     (arXiv:2204.02311), appendix B.
 
     Args:
-        parameters: all of the model's, those that two matrices share counted once.
-        layers: blocks of attention.
-        width: of the residual stream, which all heads together have too.
-        block_size: tokens that attend to each other.
+        parameters: number of parameters, tied ones counted once.
+        layers: number of attention layers.
+        width: width of the residual stream, and of all heads together.
+        block_size: tokens per sequence.
     """
     return 6 * parameters + 12 * layers * width * block_size
 
 
 def peak_flops(device: str, arithmetic: str) -> float | None:
-    """Dense peak of a device, FLOPs a second; None where it is not known.
+    """Dense peak of a device in FLOPs per second; None if unknown.
 
     Args:
-        device: torch's name of it.
+        device: torch's device name.
         arithmetic: bfloat16, float16, tf32 or float32.
     """
     for pattern, (half, single) in _PEAKS.items():
@@ -66,7 +66,7 @@ def peak_flops(device: str, arithmetic: str) -> float | None:
 
 
 def compute_of(model: "PreTrainedModel", block_size: int, arguments: "TrainingArguments") -> Compute:
-    """What training the model computes with these arguments, on the devices of all processes, which are alike."""
+    """FLOPs of training a model with these arguments on the devices of all processes, which are equal."""
     import torch
 
     config = model.config.get_text_config()

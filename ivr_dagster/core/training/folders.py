@@ -1,4 +1,4 @@
-"""Handles of the folders that training writes: cheap to pass between steps, opened where they are needed."""
+"""Handles of the folders that training writes; the data is read on demand."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -66,7 +66,7 @@ class TrainedModel:
 
 @dataclass(frozen=True)
 class TuningFolder:
-    """A search for training settings: Optuna's `study.db`, `study.json`, the best as `sft_config.yaml`, plots."""
+    """A search for training settings: Optuna's `study.db`, `study.json`, the best `sft_config.yaml`, plots."""
 
     path: Path
 

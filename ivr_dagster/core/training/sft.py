@@ -18,7 +18,7 @@ import numpy as np
 from ivr_dagster.core.tokenizer.folder import TokenizerFolder
 from ivr_dagster.core.tokenizer.write import write_copy
 from ivr_dagster.core.training.blocks import COLUMN, read_blocks
-from ivr_dagster.core.training.checkpoints import discard_useless, newest_complete, step_of
+from ivr_dagster.core.training.checkpoints import discard_others, newest_complete, step_of
 from ivr_dagster.core.training.flops import Compute, compute_of
 from ivr_dagster.core.training.loading import check_fit, load_model
 from ivr_dagster.core.training.memory import (
@@ -240,7 +240,7 @@ def _find_checkpoint(training: Training, arguments: "SftArguments") -> "tuple[Pa
 
     run = _identity(training)
     with arguments.main_process_first(local=False):
-        discard_useless(training.output_dir, run)
+        discard_others(training.output_dir, run)
         checkpoint = newest_complete(training.output_dir, run)
         if checkpoint is None and arguments.should_save and arguments.logging_dir is None:
             shutil.rmtree(training.output_dir / "logs", ignore_errors=True)

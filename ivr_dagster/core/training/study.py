@@ -1,73 +1,53 @@
-"""A search over settings by Optuna, that may be killed at any moment and gone on with.
+"""A search over settings with Optuna that can be killed at any moment and resumed.
 
-What belongs here: the study in its file, which settings are tried next, when a trial is given up, what became of each.
-What a trial is belongs to `tune`.
-
-A trial's settings follow from the trials before it and its place among them, by a seed: a search that was killed and
-gone on with tries the very settings that an undisturbed one does.
+A trial's settings follow from the earlier trials and its position among them by a seed: a search that was killed and
+resumed tries the same settings as an uninterrupted one. `tune` decides what a trial is.
 """
 
+import io
 import math
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ivr_dagster.errors import InputError
 
 if TYPE_CHECKING:
     import optuna
+    from optuna.distributions import BaseDistribution
 
-# trials before Optuna's sampler has enough of them to model, and before any is given up
+# trials before Optuna's sampler has enough to model, and before any is pruned
 STARTUP_TRIALS = 3
-# the first validation lies in the warm-up, or in the phase of embeddings only, and says little of the end
+# the first validation is in the warmup or the embedding phase and says little about the last one
 FIRST_PRUNED_AT = 2
 SIGNIFICANT_DIGITS = 3
 COMPLETE, PRUNED, KILLED = "complete", "pruned", "killed"
 
-# place of a validation within a trial, from 1, and what it found; raises `GivenUp` where the trial is not worth its end
+Space = Mapping[str, "BaseDistribution"]
+# position of a validation within a trial, from 1, and its value; raises `optuna.TrialPruned` for a hopeless trial
 Report = Callable[[int, float], None]
-
-
-class GivenUp(Exception):
-    """A trial is not taken to its end; the message says why."""
-
-
-@dataclass(frozen=True)
-class Range:
-    """A real number between two, both included; `log` for one that is multiplied rather than added to."""
-
-    low: float
-    high: float
-    log: bool = False
-
-
-@dataclass(frozen=True)
-class Choice:
-    """One of some numbers."""
-
-    values: tuple[int, ...]
-
-
-Space = Mapping[str, Range | Choice]
-# settings, and whom to tell of validations; returns the value to minimise and figures to keep beside it
+# settings and where to report validations; returns the value to minimize and further figures
 Objective = Callable[[dict[str, Any], Report], tuple[float, dict[str, Any]]]
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What became of a trial.
+    """A finished or killed trial.
 
     Attributes:
-        number: Optuna's, from 0; a killed trial keeps its own, and runs again under another.
-        state: complete, pruned (given up) or killed.
-        parameters: the settings it was run with.
-        value: what the objective came to; of a pruned trial the last validation, None where it had none.
-        validations: (place within the trial, value).
-        seconds: wall clock, 0 for a killed one.
-        figures: what the objective returned beside its value.
-        note: why it was given up, empty otherwise.
+        number: Optuna's, from 0; a killed trial is repeated under another number.
+        state: complete, pruned or killed.
+        parameters: its settings.
+        value: the objective; for a pruned trial its last validation, None if it had none.
+        validations: (position within the trial, value).
+        seconds: wall clock, 0 for a killed trial.
+        figures: further results of the objective.
+        note: why it was pruned, otherwise empty.
     """
 
     number: int
@@ -92,62 +72,71 @@ def search(
     seconds: float = 0.0,
     on_trial: Callable[[Trial, int], None] | None = None,
 ) -> list[Trial]:
-    """Try settings until `trials` of them are done; those done in earlier calls count.
+    """Run trials until the study has `trials` of them, including those of earlier calls.
 
-    The first trial is `default`, so the best is as good or better. Then come draws by the tree-structured Parzen
-    estimator (Bergstra et al. 2011). A trial whose best validation is worse than the median of the others at that
-    place is given up. One process at a time: a trial that another call left unfinished is taken for killed and run
-    again.
+    The first trial has the `default` settings, so the best one is at least as good. The tree-structured Parzen
+    estimator (Bergstra et al. 2011) draws the others. A trial whose best validation is worse than the median of the
+    others at that position is pruned. One process at a time: an unfinished trial of another call counts as killed and
+    is repeated.
 
     Args:
-        file: an SQLite file, made if it is not there; it may hold other studies.
-        name: of the study; another name is another study.
-        space: the settings that are tried, by name.
-        default: the settings as they are, a value for each name in `space`.
-        objective: runs a trial. What it raises ends the search, but for `GivenUp`.
-        trials: how many trials, complete or pruned, the study is to have.
-        seed: of the draws.
-        seconds: start no further trial after so many; 0 for no limit.
-        on_trial: called with every trial done in this call, and how many are done in all.
+        file: an SQLite file, created if missing; it may hold other studies.
+        name: name of the study.
+        space: distributions of the settings by name.
+        default: the current settings, a value for each name in `space`.
+        objective: runs a trial; its exceptions, except `optuna.TrialPruned`, end the search.
+        trials: number of complete and pruned trials.
+        seed: seed of the draws.
+        seconds: start no further trial after this time; 0 for no limit.
+        on_trial: called after every trial with the number of finished trials.
 
     Returns:
-        All trials of the study, by number, killed ones among them.
+        All trials of the study by number, including killed ones.
 
     Raises:
-        InputError: `file` is no study of this version of Optuna's.
+        InputError: `file` is not a study of this version of Optuna.
     """
-    import optuna
+    from optuna import TrialPruned
+    from optuna.samplers import TPESampler
+    from optuna.trial import TrialState
 
-    began = time.monotonic()
-    study = _opened(file, name)
-    distributions = {key: _distribution(dimension) for key, dimension in space.items()}
-    _run_killed_again(study, space, default)
-    while (done := _done(study)) < trials and not 0 < seconds <= time.monotonic() - began:
-        study.sampler = optuna.samplers.TPESampler(n_startup_trials=STARTUP_TRIALS, seed=seed + done)
-        asked = study.ask(distributions)
-        parameters = _tidy(asked.params, default)
-        asked.set_user_attr("parameters", parameters)
+    study = _open(file, name)
+    _repeat_killed(study, space, default)
+
+    def run(trial: "optuna.Trial") -> float:
+        parameters = _suggest(trial, space, default)
+        trial.set_user_attr("parameters", parameters)
         started = time.monotonic()
         try:
-            value, figures = objective(dict(parameters), _reporter(asked))
-            if not math.isfinite(value):  # Optuna would take it for a failure and count no trial
-                raise GivenUp(f"it came to {value}")
-        except GivenUp as reason:
-            asked.set_user_attr("note", str(reason))
-            asked.set_user_attr("seconds", round(time.monotonic() - started, 2))
-            study.tell(asked, state=optuna.trial.TrialState.PRUNED)
-        else:
-            asked.set_user_attr("figures", figures)
-            asked.set_user_attr("seconds", round(time.monotonic() - started, 2))
-            study.tell(asked, value)
+            value, figures = objective(dict(parameters), lambda place, value: _report(trial, place, value))
+            if not math.isfinite(value):
+                raise TrialPruned(f"the result is {value}")
+            trial.set_user_attr("figures", figures)
+        except TrialPruned as reason:
+            trial.set_user_attr("note", str(reason))
+            raise
+        finally:
+            trial.set_user_attr("seconds", round(time.monotonic() - started, 2))
+        return value
+
+    def reseed() -> int:
+        finished = len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)))
+        study.sampler = TPESampler(n_startup_trials=STARTUP_TRIALS, seed=seed + finished)
+        return finished
+
+    def after(_: "optuna.Study", frozen: "optuna.trial.FrozenTrial") -> None:
+        finished = reseed()
         if on_trial:
-            on_trial(_trial(study.trials[asked.number]), done + 1)
-    waiting = optuna.trial.TrialState.WAITING
-    return [_trial(each) for each in study.trials if each.state != waiting]
+            on_trial(_trial(frozen), finished)
+
+    finished = reseed()
+    if finished < trials:
+        study.optimize(run, n_trials=trials - finished, timeout=seconds or None, callbacks=[after])
+    return [_trial(each) for each in study.trials if each.state != TrialState.WAITING]
 
 
 def other_studies(file: Path, name: str) -> int:
-    """How many studies of other names the file holds; none where there is no file.
+    """Number of studies with other names in a file.
 
     Raises:
         InputError: as of :func:`search`.
@@ -158,12 +147,33 @@ def other_studies(file: Path, name: str) -> int:
 
 
 def best_of(trials: list[Trial]) -> Trial | None:
-    """The complete trial with the least value, the earlier one of equals; None where none is complete."""
+    """The complete trial with the least value, the earliest of equals; None if no trial is complete."""
     complete = [trial for trial in trials if trial.state == COMPLETE]
     return min(complete, key=lambda trial: (trial.value, trial.number), default=None)
 
 
-def _opened(file: Path, name: str) -> "optuna.Study":
+def study_plots(file: Path, name: str) -> dict[str, bytes]:
+    """Optuna's plots of a study as PNG: the values by trial, and by each setting."""
+    import matplotlib
+    from matplotlib import pyplot
+    from optuna.exceptions import ExperimentalWarning
+    from optuna.visualization.matplotlib import plot_optimization_history, plot_slice
+
+    study, plots = _open(file, name), {}
+    pyplot.switch_backend("agg")
+    # Optuna sets a style for the whole process
+    with matplotlib.rc_context(), warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
+        for file_name, plot in (("history.png", plot_optimization_history), ("settings.png", plot_slice)):
+            axes: Any = plot(study, target_name="bits per byte")
+            figure = np.ravel(axes)[0].figure
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format="png", dpi=120, bbox_inches="tight", metadata={"Software": None})
+            pyplot.close(figure)
+            plots[file_name] = buffer.getvalue()
+    return plots
+
+
+def _open(file: Path, name: str) -> "optuna.Study":
     import optuna
 
     return optuna.create_study(
@@ -178,77 +188,67 @@ def _storage(file: Path) -> "optuna.storages.RDBStorage":
     import optuna
     from sqlalchemy.exc import SQLAlchemyError
 
-    optuna.logging.set_verbosity(optuna.logging.WARNING)  # what is worth telling goes through `on_trial`
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # `on_trial` reports
     file.parent.mkdir(parents=True, exist_ok=True)
     try:
-        # a transaction is there or not, whenever a process is killed
         return optuna.storages.RDBStorage(f"sqlite:///{file}", engine_kwargs={"connect_args": {"timeout": 60}})
     except (SQLAlchemyError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(
-            f"no study of Optuna {optuna.__version__} can be read here ({reason})",
+            f"cannot read a study of Optuna {optuna.__version__} ({reason})",
             where=file,
-            remedy="Move the file away; the search then begins anew.",
+            remedy="Move the file away to start a new search.",
         ) from error
 
 
-def _distribution(dimension: Range | Choice) -> "optuna.distributions.BaseDistribution":
-    from optuna.distributions import CategoricalDistribution, FloatDistribution
-
-    if isinstance(dimension, Choice):
-        return CategoricalDistribution(dimension.values)
-    return FloatDistribution(dimension.low, dimension.high, log=dimension.log)
-
-
-def _run_killed_again(study: "optuna.Study", space: Space, default: Mapping[str, Any]) -> None:
-    """Mark trials left under way as failed and queue their settings; queue the default where no trial was done."""
+def _repeat_killed(study: "optuna.Study", space: Space, default: Mapping[str, Any]) -> None:
+    """Mark running trials as failed and enqueue their settings; enqueue the default for the first trial."""
     from optuna.trial import TrialState
 
-    for left in study.get_trials(states=(TrialState.RUNNING,)):
-        study.tell(left.number, state=TrialState.FAIL)
-        # killed before all its settings were drawn, it has none to run again; the same ones are drawn anew
-        if left.params.keys() == space.keys():
-            study.enqueue_trial(left.params)
+    for killed in study.get_trials(states=(TrialState.RUNNING,)):
+        study.tell(killed.number, state=TrialState.FAIL)
+        # if it was killed before all its settings were drawn, the same ones will be drawn again
+        if killed.params.keys() == space.keys():
+            study.enqueue_trial(killed.params)
     if not study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED, TrialState.WAITING)):
         study.enqueue_trial(dict(default))
 
 
-def _done(study: "optuna.Study") -> int:
-    from optuna.trial import TrialState
+def _suggest(trial: "optuna.Trial", space: Space, default: Mapping[str, Any]) -> dict[str, Any]:
+    """Draw settings. Drawn numbers are rounded to few digits, defaults are exact."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution
 
-    return len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)))
+    parameters: dict[str, Any] = {}
+    for name, each in space.items():
+        if isinstance(each, FloatDistribution):
+            drawn = trial.suggest_float(name, each.low, each.high, log=each.log)
+            parameters[name] = drawn if drawn == default[name] else float(f"{drawn:.{SIGNIFICANT_DIGITS}g}")
+        elif isinstance(each, CategoricalDistribution):
+            parameters[name] = trial.suggest_categorical(name, each.choices)
+    return parameters
 
 
-def _tidy(drawn: Mapping[str, Any], default: Mapping[str, Any]) -> dict[str, Any]:
-    """Drawn numbers with digits that a person would write; defaults as they are."""
-    return {
-        key: float(f"{value:.{SIGNIFICANT_DIGITS}g}") if isinstance(value, float) and value != default[key] else value
-        for key, value in drawn.items()
-    }
+def _report(trial: "optuna.Trial", place: int, value: float) -> None:
+    from optuna import TrialPruned
 
-
-def _reporter(asked: "optuna.Trial") -> Report:
-    def report(place: int, value: float) -> None:
-        asked.report(value, place)
-        if asked.should_prune():
-            raise GivenUp("worse than the median of the others at this point")
-
-    return report
+    trial.report(value, place)
+    if trial.should_prune():
+        raise TrialPruned("worse than the median of the others at this point")
 
 
 def _trial(frozen: "optuna.trial.FrozenTrial") -> Trial:
     from optuna.trial import TrialState
 
-    states = {TrialState.COMPLETE: COMPLETE, TrialState.PRUNED: PRUNED}
+    state = {TrialState.COMPLETE: COMPLETE, TrialState.PRUNED: PRUNED}.get(frozen.state, KILLED)
     validations = tuple(each for each in sorted(frozen.intermediate_values.items()) if math.isfinite(each[1]))
-    seen = validations[-1][1] if validations else None
+    last = validations[-1][1] if validations else None
     return Trial(
         frozen.number,
-        states.get(frozen.state, KILLED),
+        state,
         dict(frozen.user_attrs.get("parameters", frozen.params)),
-        frozen.value if frozen.state == TrialState.COMPLETE else seen,
+        frozen.value if state == COMPLETE else last,
         validations,
-        float(frozen.user_attrs.get("seconds", 0.0)),
+        0.0 if state == KILLED else float(frozen.user_attrs.get("seconds", 0.0)),
         dict(frozen.user_attrs.get("figures", {})),
         str(frozen.user_attrs.get("note", "")),
     )

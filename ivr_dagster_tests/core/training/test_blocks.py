@@ -23,7 +23,7 @@ def arrays(documents: list[list[int]]) -> Iterator[np.ndarray]:
 
 
 @given(DOCUMENTS, st.integers(2, 17))
-def test_blocks_are_the_documents_with_an_end_after_each_and_lose_less_than_a_block(
+def test_blocks_are_the_documents_with_end_tokens_and_drop_less_than_a_block(
     documents: list[list[int]], block_size: int
 ) -> None:
     stream = [number for document in documents if document for number in [*document, 99]]
@@ -34,7 +34,7 @@ def test_blocks_are_the_documents_with_an_end_after_each_and_lose_less_than_a_bl
     assert 0 <= len(stream) - len(packed) < block_size
 
 
-def test_blocks_are_packed_while_documents_arrive() -> None:
+def test_blocks_are_packed_lazily() -> None:
     def endless() -> Iterator[np.ndarray]:
         while True:
             yield np.arange(10)
@@ -42,7 +42,7 @@ def test_blocks_are_packed_while_documents_arrive() -> None:
     assert next(pack_blocks(endless(), block_size=4, eos_id=99)).tolist() == [0, 1, 2, 3]
 
 
-def test_written_blocks_come_back_through_datasets(tmp_path: Path) -> None:
+def test_written_blocks_are_read_by_datasets(tmp_path: Path) -> None:
     documents = [[1, 2, 3], [], [4, 5], [6, 7, 8, 9]]
     counts = write_blocks(arrays(documents), tmp_path / "blocks", block_size=5, eos_id=99, vocab_size=100)
     assert counts == BlockCounts(documents=3, tokens=12, blocks=2, dropped_tokens=2)
@@ -52,7 +52,7 @@ def test_written_blocks_come_back_through_datasets(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["blocks"]
 
 
-def test_the_same_documents_give_the_same_files_and_others_another_fingerprint(tmp_path: Path) -> None:
+def test_same_documents_give_the_same_files_and_others_another_fingerprint(tmp_path: Path) -> None:
     fingerprints = []
     for name, documents in (("a", [[1, 2, 3, 4]]), ("b", [[1, 2, 3, 4]]), ("c", [[1, 2, 3, 5]])):
         write_blocks(arrays(documents), tmp_path / name, block_size=2, eos_id=99, vocab_size=100)
@@ -63,34 +63,34 @@ def test_the_same_documents_give_the_same_files_and_others_another_fingerprint(t
     assert a == b != c
 
 
-def test_blocks_replace_those_of_an_earlier_run(tmp_path: Path) -> None:
+def test_blocks_replace_earlier_ones(tmp_path: Path) -> None:
     for document in ([1] * 50, [2] * 9):
         write_blocks(arrays([document]), tmp_path / "blocks", block_size=10, eos_id=99, vocab_size=100)
     assert read_blocks(tmp_path / "blocks")["input_ids"][:].tolist() == [[2] * 9 + [99]]
 
 
-def test_too_little_text_for_one_block_is_refused_with_the_figures_and_leaves_nothing(tmp_path: Path) -> None:
+def test_text_for_less_than_a_block_is_rejected_and_leaves_no_files(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"3 tokens in 1 documents, fewer than one block of 8.*smaller --block-size"):
         write_blocks(arrays([[1, 2]]), tmp_path / "blocks", block_size=8, eos_id=99, vocab_size=100)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_id_outside_the_vocabulary_is_refused_with_the_document(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="document 1 holds the id 77, the vocabulary ends at 49"):
+def test_id_outside_the_vocabulary_is_rejected_with_its_document(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="document 1 contains the id 77, the vocabulary ends at 49"):
         write_blocks(arrays([[1], [2, 77]]), tmp_path / "blocks", block_size=2, eos_id=0, vocab_size=50)
-    with pytest.raises(InputError, match="document 0 holds the id -1"):
+    with pytest.raises(InputError, match="document 0 contains the id -1"):
         write_blocks(iter([np.array([-1])]), tmp_path / "blocks", block_size=2, eos_id=0, vocab_size=50)
     with pytest.raises(InputError, match="end-of-text id 50"):
         write_blocks(arrays([[1]]), tmp_path / "blocks", block_size=2, eos_id=50, vocab_size=50)
 
 
-def test_a_block_of_one_token_is_refused() -> None:
+def test_block_of_one_token_is_rejected() -> None:
     with pytest.raises(InputError, match="a block of 1 tokens"):
         next(pack_blocks(arrays([[1]]), block_size=1, eos_id=0))
 
 
-def test_a_folder_without_blocks_is_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="nowhere: no training blocks can be read here"):
+def test_folder_without_blocks_is_rejected_by_name(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="nowhere: cannot read training blocks"):
         read_blocks(tmp_path / "nowhere")
     from datasets import Dataset
 
@@ -100,7 +100,7 @@ def test_a_folder_without_blocks_is_refused_by_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("lengths", [[20], [15], [16], [5, 0, 9, 16, 3], [2, 2]])
-def test_all_text_to_validate_on_is_measured_under_whatever_tokenizer(tmp_path: Path, lengths: list[int]) -> None:
+def test_validation_blocks_contain_all_text(tmp_path: Path, lengths: list[int]) -> None:
     documents = [np.arange(length) + 1 for length in lengths]
     tokens = sum(length + 1 for length in lengths if length)
     counted = write_validation_blocks(documents, tmp_path / "kept", block_size=8, eos_id=0, vocab_size=257)

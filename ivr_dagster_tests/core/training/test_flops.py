@@ -1,4 +1,4 @@
-"""FLOPs of training, against figures made by hand."""
+"""FLOPs of training, compared with manual calculations."""
 
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ def model() -> Any:
 
 @pytest.fixture
 def a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As far as the arguments of a training know."""
+    """A GPU by its name."""
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H200")
 
 
@@ -34,7 +34,7 @@ def arguments(folder: Path, **given: Any) -> Any:
 
 
 class OnGpu:
-    """What is asked of arguments, on a GPU, which this machine has not."""
+    """Arguments of a training on a GPU."""
 
     device = torch.device("cuda", 0)
     n_gpu, world_size = 1, 1
@@ -45,13 +45,13 @@ class OnGpu:
         vars(self).update(given)
 
 
-def test_the_samples_model_takes_30_million_flops_a_token(model: Any, tmp_path: Path) -> None:
+def test_sample_model_takes_30_million_flops_per_token(model: Any, tmp_path: Path) -> None:
     assert PARAMETERS == 4_528_720 == model.num_parameters()
     assert flops_per_token(PARAMETERS, 6, 80, 512) == PER_TOKEN == 30_121_440
     assert compute_of(model, 512, arguments(tmp_path)) == Compute(PER_TOKEN, None)
 
 
-def test_on_a_processor_there_is_no_mfu() -> None:
+def test_cpu_has_no_mfu() -> None:
     assert Compute(PER_TOKEN, None).figures(1_000) == {"flops_per_second": 30_121_440_000}
 
 
@@ -67,7 +67,7 @@ def test_on_a_processor_there_is_no_mfu() -> None:
         ({"bf16": True, "n_gpu": 2}, 2 * 989e12),
     ],
 )
-def test_the_peak_is_of_all_devices_in_the_arithmetic_of_the_training(
+def test_peak_is_that_of_all_devices_in_the_dtype_of_the_training(
     given: dict[str, Any], peak: float, model: Any
 ) -> None:
     computed = compute_of(model, 512, OnGpu(**given))  # type: ignore[arg-type]
@@ -89,10 +89,10 @@ def test_the_peak_is_of_all_devices_in_the_arithmetic_of_the_training(
         ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
     ],
 )
-def test_a_device_is_known_by_its_whole_name(name: str, peak: float | None) -> None:
+def test_device_is_matched_by_its_full_name(name: str, peak: float | None) -> None:
     assert peak_flops(name, "bfloat16") == peak
 
 
-def test_of_a_device_that_is_not_known_the_flops_are_told_alone(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_device_has_no_mfu(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "another")
     assert set(flops.compute_of(model, 512, OnGpu()).figures(1.0)) == {"flops_per_second"}  # type: ignore[arg-type]

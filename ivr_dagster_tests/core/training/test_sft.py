@@ -303,7 +303,7 @@ def test_tensorboard_logs_go_to_logging_dir(
         ({"dtype": "float16"}, "the CPU does not train in float16"),
         ({"settings": {"fp16": True, "bf16": True}}, r"sft_config.yaml: .*At most one of fp16 and bf16"),
         ({"model_dir": Path("no/model")}, "no/model: no model found"),
-        ({"blocks": Path("no/blocks")}, "no/blocks: no training blocks"),
+        ({"blocks": Path("no/blocks")}, "no/blocks: cannot read training blocks"),
         ({"tokenizer_dir": Path("no/tokenizer")}, "no/tokenizer/tokenizer.json: no tokenizer"),
     ],
 )

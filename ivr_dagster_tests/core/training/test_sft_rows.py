@@ -1,4 +1,4 @@
-"""Rows of new tokens, the phase of embeddings, and validation."""
+"""Rows of new tokens, the embedding phase, and validation."""
 
 import math
 from collections.abc import Callable
@@ -65,7 +65,7 @@ def tensors(result: SftResult) -> dict[str, torch.Tensor]:
     return load_file(result.final_model / "model.safetensors")
 
 
-def test_a_run_with_all_of_it_stopped_three_times_ends_with_the_bits_of_an_undisturbed_one(
+def test_run_interrupted_three_times_ends_with_the_bits_of_an_uninterrupted_one(
     tiny: Path, tmp_path: Path, validation: Validation
 ) -> None:
     settings = {
@@ -85,9 +85,7 @@ def test_a_run_with_all_of_it_stopped_three_times_ends_with_the_bits_of_an_undis
     assert all(torch.equal(value, wanted[name]) for name, value in tensors(resumed).items())
 
 
-def test_new_rows_move_farther_than_kept_ones_and_a_bias_of_rates_is_all_that_differs(
-    tiny: Path, tmp_path: Path
-) -> None:
+def test_new_row_rate_scales_the_updates_of_new_rows_only(tiny: Path, tmp_path: Path) -> None:
     settings = {"max_steps": 1, "lr_scheduler_type": "constant", "warmup_steps": 0}
     rates = {"new_row_rate": 6.0, "shared_row_rate": 0.0}
     plain = tensors(train(tiny, tmp_path / "a", new_tokens=None, settings=settings))
@@ -101,8 +99,8 @@ def test_new_rows_move_farther_than_kept_ones_and_a_bias_of_rates_is_all_that_di
     assert all(torch.equal(rated[other], plain[other]) for other in rated if other != name)
 
 
-def test_tokens_that_share_no_gradient_of_their_own_learn_from_their_ngrams(tiny: Path, tmp_path: Path) -> None:
-    # an id that no text holds gets the gradient of the softmax alone; sharing moves it with the others
+def test_new_rows_share_updates_by_their_ngrams(tiny: Path, tmp_path: Path) -> None:
+    # an id that never occurs gets the gradient of the softmax only; sharing moves it with the others
     settings = {"max_steps": 3}
     alone = tensors(train(tiny, tmp_path / "a", settings=settings | {"shared_row_rate": 0.0}))
     shared = tensors(train(tiny, tmp_path / "b", settings=settings))
@@ -110,18 +108,18 @@ def test_tokens_that_share_no_gradient_of_their_own_learn_from_their_ngrams(tiny
     assert not torch.allclose(alone[name][sorted(NEW)], shared[name][sorted(NEW)], atol=1e-4)
 
 
-def test_in_the_phase_of_embeddings_nothing_else_moves(tiny: Path, tmp_path: Path) -> None:
+def test_embedding_phase_trains_embeddings_only(tiny: Path, tmp_path: Path) -> None:
     before = load_file(tiny / "model" / "model.safetensors")
     settings = {"max_steps": 5, "embedding_phase": 0.99}
     after = tensors(train(tiny, tmp_path / "a", settings=settings))
     moved = {name for name in after if not torch.equal(after[name], before[name])}
     assert moved == {name for name in after if name.endswith("wte.weight")}
-    # without new tokens there is nothing to wait for
+    # a model without new tokens has no embedding phase
     vanilla = tensors(train(tiny, tmp_path / "b", new_tokens=None, settings=settings))
     assert {name for name in vanilla if torch.equal(vanilla[name], before[name])} == set()
 
 
-def test_validation_is_in_bits_per_byte_of_the_blocks(tiny: Path, tmp_path: Path, validation: Validation) -> None:
+def test_validation_is_in_bits_per_byte(tiny: Path, tmp_path: Path, validation: Validation) -> None:
     result = train(tiny, tmp_path, validation=validation, settings={"max_steps": 5})
     assert [step for step, _ in result.validation] == [5]
     model: Any = AutoModelForCausalLM.from_pretrained(result.final_model).eval()
@@ -132,7 +130,7 @@ def test_validation_is_in_bits_per_byte_of_the_blocks(tiny: Path, tmp_path: Path
     assert result.validation[0][1] == pytest.approx(wanted, rel=1e-5)
 
 
-def test_the_best_checkpoint_becomes_the_final_model(tiny: Path, tmp_path: Path, validation: Validation) -> None:
+def test_best_checkpoint_becomes_the_final_model(tiny: Path, tmp_path: Path, validation: Validation) -> None:
     settings = {"load_best_model_at_end": True, "save_total_limit": 1, "learning_rate": 3e-2}
     result = train(tiny, tmp_path, validation=validation, settings=settings)
     assert result.best_step == min(result.validation, key=lambda entry: entry[1])[0] < result.steps
@@ -140,14 +138,14 @@ def test_the_best_checkpoint_becomes_the_final_model(tiny: Path, tmp_path: Path,
     assert all(torch.equal(value, best[name]) for name, value in tensors(result).items())
 
 
-def test_a_run_that_gets_no_better_stops_early(tiny: Path, tmp_path: Path, validation: Validation) -> None:
+def test_run_without_improvement_stops_early(tiny: Path, tmp_path: Path, validation: Validation) -> None:
     settings = {"load_best_model_at_end": True, "learning_rate": 3e-2, "early_stopping_patience": 1}
     result = train(tiny, tmp_path, validation=validation, settings=settings)
     assert result.steps < 26
     assert result.validation[-1][1] > result.validation[-2][1]
 
 
-def test_the_floor_holds_for_a_model_without_new_tokens_too(tiny: Path, tmp_path: Path) -> None:
+def test_second_moment_floor_applies_without_new_tokens(tiny: Path, tmp_path: Path) -> None:
     floored, plain = (
         tensors(train(tiny, tmp_path / name, new_tokens=None, settings={"second_moment_floor": floor}))
         for name, floor in (("floored", True), ("plain", False))

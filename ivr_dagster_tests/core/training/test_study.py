@@ -1,31 +1,35 @@
-"""A search: what it tries, what it gives up, and that a kill changes nothing."""
+"""A search over settings: draws, pruning, and resuming after a kill."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
+from optuna import TrialPruned
+from optuna.distributions import CategoricalDistribution, FloatDistribution
 
 from ivr_dagster.core.training.study import (
     COMPLETE,
     KILLED,
     PRUNED,
-    Choice,
-    GivenUp,
     Objective,
-    Range,
     Report,
     Trial,
     best_of,
     search,
+    study_plots,
 )
 from ivr_dagster.errors import InputError
 
-SPACE = {"rate": Range(1e-4, 1e-2, log=True), "phase": Range(0.0, 0.3), "batch": Choice((2, 4, 8))}
+SPACE: Any = {
+    "rate": FloatDistribution(1e-4, 1e-2, log=True),
+    "phase": FloatDistribution(0.0, 0.3),
+    "batch": CategoricalDistribution((2, 4, 8)),
+}
 DEFAULT = {"rate": 1.2345678e-3, "phase": 0.0, "batch": 4}
 
 
 def bowl(parameters: dict[str, Any], report: Report) -> tuple[float, dict[str, Any]]:
-    """Least at the default's right."""
+    """A value with its minimum at a higher rate than the default."""
     value = (parameters["rate"] * 1e3 - 3) ** 2 + parameters["phase"] + parameters["batch"] / 10
     for place in (1, 2, 3):
         report(place, value + 1 / place)
@@ -40,7 +44,7 @@ def tried(trials: list[Trial]) -> list[dict[str, Any]]:
     return [trial.parameters for trial in trials if trial.state != KILLED]
 
 
-def test_the_first_trial_is_the_default_so_the_best_is_as_good_or_better(tmp_path: Path) -> None:
+def test_first_trial_has_the_default_settings(tmp_path: Path) -> None:
     trials = found(tmp_path)
     best = best_of(trials)
     assert trials[0].parameters == DEFAULT
@@ -50,14 +54,14 @@ def test_the_first_trial_is_the_default_so_the_best_is_as_good_or_better(tmp_pat
     assert [trial.number for trial in trials] == list(range(6))
 
 
-def test_the_same_seed_tries_the_same_settings_and_another_seed_others(tmp_path: Path) -> None:
+def test_seed_determines_the_settings(tmp_path: Path) -> None:
     first, again, other = (found(tmp_path, name=name, seed=seed) for name, seed in (("a", 3), ("b", 3), ("c", 4)))
     assert tried(first) == tried(again)
     assert tried(first)[0] == tried(other)[0] == DEFAULT
     assert tried(first)[1:] != tried(other)[1:]
 
 
-def test_what_is_tried_lies_within_its_bounds_and_has_few_digits(tmp_path: Path) -> None:
+def test_drawn_settings_are_within_bounds_and_have_few_digits(tmp_path: Path) -> None:
     for parameters in tried(found(tmp_path, trials=12))[1:]:
         assert 1e-4 <= parameters["rate"] <= 1e-2
         assert 0 <= parameters["phase"] <= 0.3
@@ -66,11 +70,11 @@ def test_what_is_tried_lies_within_its_bounds_and_has_few_digits(tmp_path: Path)
 
 
 class Killed(BaseException):
-    """Stands for a signal: nothing in the search may catch it."""
+    """Stands for a signal that ends the process."""
 
 
 def killed_in(number: int) -> Objective:
-    """An objective that is killed in its trial `number`, counted from 0, after its first validation."""
+    """An objective that is killed in trial `number`, from 0, after its first validation."""
     calls = iter(range(100))
 
     def objective(parameters: dict[str, Any], report: Report) -> tuple[float, dict[str, Any]]:
@@ -83,9 +87,7 @@ def killed_in(number: int) -> Objective:
 
 
 @pytest.mark.parametrize("number", [0, 1, 4])
-def test_a_search_killed_in_a_trial_runs_that_trial_again_and_ends_as_an_undisturbed_one(
-    tmp_path: Path, number: int
-) -> None:
+def test_killed_search_repeats_its_trial_and_ends_as_an_uninterrupted_one(tmp_path: Path, number: int) -> None:
     with pytest.raises(Killed):
         found(tmp_path, killed_in(number))
     trials = found(tmp_path)
@@ -96,7 +98,7 @@ def test_a_search_killed_in_a_trial_runs_that_trial_again_and_ends_as_an_undistu
     assert len(tried(trials)) == 6
 
 
-def test_a_search_goes_on_to_more_trials_and_makes_none_when_it_has_enough(tmp_path: Path) -> None:
+def test_search_resumes_to_more_trials_and_runs_none_if_it_has_enough(tmp_path: Path) -> None:
     told: list[tuple[int, int]] = []
     first = found(tmp_path, trials=2)
     more = found(tmp_path, trials=5, on_trial=lambda trial, done: told.append((trial.number, done)))
@@ -105,13 +107,13 @@ def test_a_search_goes_on_to_more_trials_and_makes_none_when_it_has_enough(tmp_p
     assert found(tmp_path, trials=4) == more
 
 
-def test_studies_of_other_names_in_the_same_file_are_left_alone(tmp_path: Path) -> None:
+def test_studies_in_the_same_file_do_not_interfere(tmp_path: Path) -> None:
     one = found(tmp_path, trials=3)
     assert len(found(tmp_path, name="two", trials=2)) == 2
     assert found(tmp_path, trials=3) == one
 
 
-def test_a_trial_worse_than_the_median_is_given_up_and_counts(tmp_path: Path) -> None:
+def test_trial_worse_than_the_median_is_pruned_and_counts(tmp_path: Path) -> None:
     def worse_and_worse(parameters: dict[str, Any], report: Report) -> tuple[float, dict[str, Any]]:
         value = float(next(calls))
         report(1, value)
@@ -127,26 +129,38 @@ def test_a_trial_worse_than_the_median_is_given_up_and_counts(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_trial_that_comes_to_no_number_is_given_up(tmp_path: Path, value: float) -> None:
+def test_trial_without_a_finite_result_is_pruned(tmp_path: Path, value: float) -> None:
     trials = found(tmp_path, lambda parameters, report: (value, {}), trials=2)
-    assert [(trial.state, trial.value, trial.note) for trial in trials] == [(PRUNED, None, f"it came to {value}")] * 2
+    assert [(trial.state, trial.value, trial.note) for trial in trials] == [
+        (PRUNED, None, f"the result is {value}")
+    ] * 2
     assert best_of(trials) is None
 
 
-def test_a_trial_that_gives_itself_up_keeps_the_reason(tmp_path: Path) -> None:
+def test_pruned_trial_keeps_its_reason(tmp_path: Path) -> None:
     def hopeless(parameters: dict[str, Any], report: Report) -> tuple[float, dict[str, Any]]:
-        raise GivenUp("no memory")
+        raise TrialPruned("no memory")
 
     assert found(tmp_path, hopeless, trials=1)[0].note == "no memory"
 
 
-def test_no_trial_is_started_when_time_is_up(tmp_path: Path) -> None:
+def test_no_trial_starts_after_the_time_limit(tmp_path: Path) -> None:
     assert len(found(tmp_path, trials=50, seconds=1e-9)) == 0
     assert len(found(tmp_path, trials=3, seconds=60)) == 3
 
 
-def test_a_file_that_is_no_study_is_named(tmp_path: Path) -> None:
+def test_invalid_study_file_is_rejected_by_name(tmp_path: Path) -> None:
     (tmp_path / "study.db").write_text("not a database, and long enough to be looked at as one" * 100)
     with pytest.raises(InputError, match="file is not a database") as error:
         found(tmp_path)
     assert error.value.where == tmp_path / "study.db"
+
+
+def test_plots_are_png_and_leave_the_style_of_matplotlib_alone(tmp_path: Path) -> None:
+    import matplotlib
+
+    found(tmp_path, trials=3)
+    before = matplotlib.rcParams.copy()
+    plots = study_plots(tmp_path / "study.db", "one")
+    assert all(png.startswith(b"\x89PNG") for png in plots.values()) and len(plots) == 2
+    assert matplotlib.rcParams["axes.facecolor"] == before["axes.facecolor"]

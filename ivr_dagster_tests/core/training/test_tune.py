@@ -1,4 +1,4 @@
-"""A search for training settings on a tiny model: what a trial is, what is written, what a kill leaves."""
+"""A search for training settings on a tiny model: its trials, its files, and resuming after a kill."""
 
 import json
 import os
@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution
 
 from ivr_dagster.core.training.sft import Validation
 from ivr_dagster.core.training.sft_config import DEFAULTS, read_sft_config
-from ivr_dagster.core.training.study import KILLED, PRUNED, Choice, Range
+from ivr_dagster.core.training.study import KILLED, PRUNED
 from ivr_dagster.core.training.tune import (
     NEW_TOKENS,
     TrialInput,
@@ -32,7 +33,7 @@ SETTINGS = (
 
 
 def given(tiny: Path) -> TrialInput:
-    """Trained and validated on the same blocks: nothing here is about learning."""
+    """Trained and validated on the same blocks."""
     return TrialInput(tiny / "model", tiny / "tokenizer", tiny / "blocks", Validation(tiny / "blocks", 1.0), NEW)
 
 
@@ -48,14 +49,14 @@ def tuned(tiny: Path, folder: Path, source: Path | None = None, **options: Any) 
 
 @pytest.fixture(scope="module")
 def finished(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Tuning]:
-    """The folder, and what three trials came to."""
+    """The folder, and the result of three trials."""
     folder = tmp_path_factory.mktemp("tuned")
     tuning = tuned(tiny, folder)
     write_result(folder / "tuning", folder / "mine.yaml", tuning, len(NEW))
     return folder, tuning
 
 
-def test_the_first_trial_has_the_settings_as_they_are_and_the_best_is_as_good_or_better(
+def test_first_trial_has_the_current_settings(
     finished: tuple[Path, Tuning],
 ) -> None:
     _, tuning = finished
@@ -72,14 +73,14 @@ def test_the_first_trial_has_the_settings_as_they_are_and_the_best_is_as_good_or
     assert (tuning.finished, tuning.done_before, tuning.other_studies) == (3, 0, 0)
 
 
-def test_a_trial_is_one_pass_over_its_text_and_leaves_nothing_but_figures(finished: tuple[Path, Tuning]) -> None:
+def test_trial_is_one_pass_over_its_text_and_leaves_no_files(finished: tuple[Path, Tuning]) -> None:
     folder, tuning = finished
     assert tuning.steps == tuning.default.figures["steps"] == 13  # 50 blocks by 4, the last step with what is left
     assert tuning.default.figures["tokens_per_byte"] == 1.0
     assert {file.name for file in (folder / "tuning").iterdir()} == {"study.db", "study.json", "sft_config.yaml"}
 
 
-def test_the_settings_written_are_those_of_the_best_trial_and_else_as_they_were(
+def test_written_settings_are_those_of_the_best_trial_and_otherwise_current(
     finished: tuple[Path, Tuning],
 ) -> None:
     folder, tuning = finished
@@ -95,7 +96,7 @@ def test_the_settings_written_are_those_of_the_best_trial_and_else_as_they_were(
     assert "save_steps: 500" in text
 
 
-def test_the_study_is_told_in_full(finished: tuple[Path, Tuning]) -> None:
+def test_study_file_has_every_trial(finished: tuple[Path, Tuning]) -> None:
     folder, tuning = finished
     told = json.loads((folder / "tuning/study.json").read_text())
     assert told["best_bits_per_byte"] == tuning.best.value
@@ -104,16 +105,14 @@ def test_the_study_is_told_in_full(finished: tuple[Path, Tuning]) -> None:
     assert told["new_tokens"] == len(NEW)
 
 
-def test_the_same_seed_tries_the_same_settings_with_the_same_end(
-    tiny: Path, finished: tuple[Path, Tuning], tmp_path: Path
-) -> None:
+def test_same_seed_gives_the_same_trials(tiny: Path, finished: tuple[Path, Tuning], tmp_path: Path) -> None:
     again = tuned(tiny, tmp_path)
     assert [(trial.parameters, trial.value) for trial in again.trials] == [
         (trial.parameters, trial.value) for trial in finished[1].trials
     ]
 
 
-def test_a_search_killed_with_sigkill_keeps_its_trials_and_runs_the_killed_one_again(
+def test_search_killed_with_sigkill_keeps_its_trials_and_repeats_the_killed_one(
     tiny: Path, finished: tuple[Path, Tuning], tmp_path: Path
 ) -> None:
     source_in(tmp_path)
@@ -141,7 +140,7 @@ def test_a_search_killed_with_sigkill_keeps_its_trials_and_runs_the_killed_one_a
     assert [(trial.parameters, trial.value) for trial in tuning.trials if trial.state != KILLED] == undisturbed
 
 
-def test_other_ingredients_begin_another_study_in_the_same_file(tiny: Path, tmp_path: Path) -> None:
+def test_other_fingerprint_starts_another_study_in_the_same_file(tiny: Path, tmp_path: Path) -> None:
     first = tuned(tiny, tmp_path, trials=1)
     other = tuned(tiny, tmp_path, trials=1, fingerprint="two")
     assert (first.other_studies, other.other_studies) == (0, 1)
@@ -149,14 +148,14 @@ def test_other_ingredients_begin_another_study_in_the_same_file(tiny: Path, tmp_
     assert tuned(tiny, tmp_path, trials=1).done_before == 1
 
 
-def test_a_trial_that_diverges_is_given_up_and_the_search_goes_on(tiny: Path, tmp_path: Path) -> None:
+def test_diverged_trials_are_pruned(tiny: Path, tmp_path: Path) -> None:
     source = source_in(tmp_path, "learning_rate: 1.0e+20\nmax_grad_norm: 0.0\noptim: sgd\n")
-    with pytest.raises(InputError, match=r"none of 2 trials came to its end.*learning_rate"):
+    with pytest.raises(InputError, match=r"none of 2 trials completed.*learning_rate"):
         tuned(tiny, tmp_path, source, trials=2)
     assert not list((tmp_path / "tuning").glob(".trial*"))
 
 
-def test_a_hopeless_trial_is_stopped_in_its_midst(tiny: Path, tmp_path: Path) -> None:
+def test_hopeless_trial_is_pruned_before_its_end(tiny: Path, tmp_path: Path) -> None:
     source = source_in(tmp_path, "learning_rate: 2.0e-2\nper_device_train_batch_size: 4\n")
     seen: list[int] = []
     tuning = tuned(tiny, tmp_path, source, trials=8, on_step=lambda done, steps: seen.append(done))
@@ -166,7 +165,7 @@ def test_a_hopeless_trial_is_stopped_in_its_midst(tiny: Path, tmp_path: Path) ->
     assert tuning.finished == 8
 
 
-def test_text_for_too_few_steps_is_refused(tiny: Path, tmp_path: Path) -> None:
+def test_text_for_too_few_steps_is_rejected(tiny: Path, tmp_path: Path) -> None:
     source = source_in(tmp_path, "per_device_train_batch_size: 20\n")
     with pytest.raises(InputError, match=r"50 blocks, 3 steps.*--tune-bytes"):
         tuned(tiny, tmp_path, source)
@@ -175,23 +174,25 @@ def test_text_for_too_few_steps_is_refused(tiny: Path, tmp_path: Path) -> None:
 class TestTheSpace:
     """`search_space`."""
 
-    def test_lies_around_the_settings_as_they_are(self) -> None:
+    def test_surrounds_the_current_settings(self) -> None:
         space, default = search_space(read_sft_config(), 1_000, [4000, 2000])
-        assert space["learning_rate"] == Range(1e-5, 2.5e-4, log=True)
-        assert space["new_row_rate"] == Range(1.0, 25.0, log=True)
-        assert space["embedding_phase"] == Range(0.0, 0.3)
-        assert space["per_device_train_batch_size"] == Choice((4, 8, 16))
-        assert space[NEW_TOKENS] == Choice((4000, 2000))
+        assert space["learning_rate"] == FloatDistribution(1e-5, 2.5e-4, log=True)
+        assert space["new_row_rate"] == FloatDistribution(1.0, 25.0, log=True)
+        assert space["embedding_phase"] == FloatDistribution(0.0, 0.3)
+        assert space["per_device_train_batch_size"] == CategoricalDistribution((4, 8, 16))
+        assert space[NEW_TOKENS] == CategoricalDistribution((4000, 2000))
         assert default[NEW_TOKENS] == 4000
         assert space.keys() == default.keys()
 
-    def test_has_no_batch_that_leaves_too_few_steps(self) -> None:
+    def test_has_no_batch_with_too_few_steps(self) -> None:
         space, _ = search_space(read_sft_config(), 40, [10])
-        assert space["per_device_train_batch_size"] == Choice((4, 8))
+        assert space["per_device_train_batch_size"] == CategoricalDistribution((4, 8))
         accumulating = read_sft_config(gradient_accumulation_steps=4)
-        assert search_space(accumulating, 120, [10])[0]["per_device_train_batch_size"] == Choice((4, 8))
+        assert search_space(accumulating, 120, [10])[0]["per_device_train_batch_size"] == CategoricalDistribution(
+            (4, 8)
+        )
 
-    def test_leaves_out_what_is_switched_off_or_without_choice(self) -> None:
+    def test_omits_rates_that_are_off_and_settings_without_a_choice(self) -> None:
         space, _ = search_space(read_sft_config(shared_row_rate=0.0), 1_000, [10])
         assert not {"shared_row_rate", NEW_TOKENS} & space.keys()
         assert search_space(read_sft_config(), 1_000, [0])[0].keys() == {
@@ -199,11 +200,13 @@ class TestTheSpace:
             "per_device_train_batch_size",
         }
 
-    def test_reaches_a_phase_longer_than_usual(self) -> None:
-        assert search_space(read_sft_config(embedding_phase=0.5), 1_000, [9])[0]["embedding_phase"] == Range(0.0, 0.5)
+    def test_includes_a_long_current_phase(self) -> None:
+        assert search_space(read_sft_config(embedding_phase=0.5), 1_000, [9])[0][
+            "embedding_phase"
+        ] == FloatDistribution(0.0, 0.5)
 
 
-def test_the_number_of_new_tokens_is_written_beside_the_settings(tiny: Path, tmp_path: Path) -> None:
+def test_best_number_of_new_tokens_is_written_beside_the_settings(tiny: Path, tmp_path: Path) -> None:
     asked: list[int] = []
 
     def inputs(number: int) -> TrialInput:
@@ -222,7 +225,7 @@ def test_the_number_of_new_tokens_is_written_beside_the_settings(tiny: Path, tmp
     assert not (tmp_path / "settings.yaml").exists()
 
 
-def test_settings_under_their_other_name_keep_it(tmp_path: Path) -> None:
+def test_settings_keep_the_name_they_have_in_the_file(tmp_path: Path) -> None:
     from ivr_dagster.core.training.sft_config import sft_config_with
 
     source = source_in(tmp_path, "per_gpu_train_batch_size: 3  # small\nwarmup_steps: 7\n")
