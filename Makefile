@@ -43,7 +43,7 @@ test-all: test
 	$(PYTEST) -m "slow and not browser" -n 2 --dist loadfile --no-loadscope-reorder
 
 test-faults: $(VENV)/.installed-dev
-	IVR_FUZZ_CASES=10000 IVR_KILLS=200 IVR_FAULTS_SEED=$$(date +%s) $(PYTEST) ivr_dagster_tests/faults -s
+	FAULTS_FUZZ_CASES=10000 FAULTS_KILLS=200 FAULTS_SEED=$$(date +%s) $(PYTEST) ivr_dagster_tests/faults -s
 
 # Debian's chromium where root can install it, else playwright's own browser
 browser: $(VENV)/.installed-dev

@@ -37,7 +37,6 @@ ENVIRONMENT_PREFIX = "IVR_"
 # environment variables with the prefix that are not settings
 OTHER_VARIABLES = frozenset(
     {"IVR_ARTIFACTS_DIR", "IVR_CONFIG", "IVR_EXPERIMENT", "IVR_LOG_LEVEL", "IVR_ALERT_URL", "IVR_POSTGRES_URL"}
-    | {"IVR_KILLS", "IVR_FUZZ_CASES", "IVR_FAULTS_SEED"}  # of the fault tests
 )
 _LIST_OF_SETTINGS = "`ivr STAGE --help` and the launchpad list the settings."
 

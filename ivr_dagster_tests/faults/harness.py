@@ -35,10 +35,9 @@ import yaml
 
 from ivr_dagster.pipeline import ASSETS, STAGES
 
-# removed from the environment, because the settings are read from it
-KILLS = int(os.environ.pop("IVR_KILLS", "6"))
-FUZZ_CASES = int(os.environ.pop("IVR_FUZZ_CASES", "400"))
-SEED = int(os.environ.pop("IVR_FAULTS_SEED", "20261128"))
+KILLS = int(os.environ.get("FAULTS_KILLS", "6"))
+FUZZ_CASES = int(os.environ.get("FAULTS_FUZZ_CASES", "400"))
+SEED = int(os.environ.get("FAULTS_SEED", "20261128"))
 
 # by step: an asset's name, or that of the multi-asset
 STAGE_OF = {asset.name: asset.stage for asset in ASSETS.values() if asset.stage in STAGES}

@@ -1,6 +1,6 @@
 """Random and mutated files, settings and rules: whatever comes in, what comes out is a result or an `InputError`.
 
-`IVR_FUZZ_CASES` says how many cases are tried in all, a few hundred if it is not set.
+`FAULTS_FUZZ_CASES` says how many cases are tried in all, a few hundred if it is not set.
 """
 
 import gzip

@@ -1,8 +1,8 @@
 """SIGKILL at any moment: every published artifact is complete, and the next run resumes.
 
-Moments are random over all stages, and systematic: before and after each file operation. `IVR_KILLS` sets how many
+Moments are random over all stages, and systematic: before and after each file operation. `FAULTS_KILLS` sets how many
 (default 6, about 5 minutes for all tests here and in test_concurrent_runs.py; `make test-faults`: 200).
-`IVR_FAULTS_SEED` repeats a printed seed.
+`FAULTS_SEED` repeats a printed seed.
 """
 
 import contextlib
