@@ -20,7 +20,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks.record import RESULTS, machine
-from ivr_dagster.cli.workbench import Workbench
+from ivr_dagster.cli.project import Project
 from ivr_dagster.core.corpus.cleaned import CleanedCorpus
 from ivr_dagster.core.training.folders import TrainingBlocks
 from ivr_dagster.core.training.sft import Training, fine_tune
@@ -33,23 +33,23 @@ VARIANTS = ("ours", "padding")
 
 def ours(artifacts: Path, steps: int, dtype: str) -> dict[str, Any]:
     """The adapted model on packed blocks, as `ivr train` trains it."""
-    bench = Workbench(load_settings(artifacts, environ={}), artifacts)
-    accelerator = Accelerator(bench.settings.compute.device, dtype)
+    project = Project(load_settings(artifacts, environ={}), artifacts)
+    accelerator = Accelerator(project.settings.compute.device, dtype)
     device, dtype = accelerator.resolved_device(), accelerator.resolved_dtype()
-    config = read_sft_config(bench.shared.sft_config_file(), max_steps=steps)
-    blocks = TrainingBlocks(bench.paths["training_blocks"])
+    config = read_sft_config(project.settings.sft_config_file(), max_steps=steps)
+    blocks = TrainingBlocks(project.paths["training_blocks"])
     with tempfile.TemporaryDirectory() as scratch:
         cpu = time.process_time()
         training = Training(
-            bench.paths["initialized_model"],
+            project.paths["initialized_model"],
             blocks.path / "remapped",
             Path(scratch),
             config,
-            bench.paths["remapped_tokenizer"],
+            project.paths["remapped_tokenizer"],
             fingerprint="benchmark",
             device=device,
             dtype=dtype,
-            new_tokens=bench.load("remap_rules").new_tokens(),
+            new_tokens=project.load("remap_rules").new_tokens(),
         )
         result = fine_tune(training, keep_model=False)
         cpu = time.process_time() - cpu
@@ -70,16 +70,16 @@ def padding(artifacts: Path, steps: int) -> dict[str, Any]:
 
     from ivr_dagster.core.training.sft_arguments import SftArguments
 
-    bench = Workbench(load_settings(artifacts, environ={}), artifacts)
-    folder = bench.base.model().path
+    project = Project(load_settings(artifacts, environ={}), artifacts)
+    folder = project.base.model().path
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    length = bench.settings.training.block_size or bench.base.model().sequence_tokens()
-    texts = list(CleanedCorpus(bench.paths["cleaned_corpus"]).texts("train"))
+    length = project.settings.training.block_size or project.base.model().sequence_tokens()
+    texts = list(CleanedCorpus(project.paths["cleaned_corpus"]).texts("train"))
     encoded = [tokenizer(text, truncation=True, max_length=length)["input_ids"] for text in texts]
     sizes = [len(tokenizer.decode(ids).encode()) for ids in encoded]
-    config = read_sft_config(bench.shared.sft_config_file(), vanilla=True, max_steps=steps)
-    device = Accelerator(bench.settings.compute.device).find_device()
+    config = read_sft_config(project.settings.sft_config_file(), vanilla=True, max_steps=steps)
+    device = Accelerator(project.settings.compute.device).find_device()
     with tempfile.TemporaryDirectory() as scratch:
         arguments = SftArguments(
             **{**config.arguments, "output_dir": scratch, "report_to": [], "disable_tqdm": True, "eval_strategy": "no"},

@@ -10,7 +10,7 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from ivr_dagster.cli.workbench import Workbench
+from ivr_dagster.cli.project import Project
 from ivr_dagster.pipeline import ASSETS, STAGES
 from ivr_dagster.resources.settings import ProjectSettings
 from ivr_dagster.settings import Settings, load_settings
@@ -114,30 +114,30 @@ def prepare(root: Path, count: int = 220) -> None:
     (root / "sft_config.yaml").write_text(TRAINING)
 
 
-def workbench(root: Path, *, observe: bool = True, **changed: Any) -> Workbench:
+def open_project(root: Path, *, observe: bool = True, **changed: Any) -> Project:
     """The assets in `artifacts/` under the settings `SMALL | changed`, by default after observing the sources."""
     os.environ.pop("DAGSTER_HOME", None)
     options = SMALL | {"raw_corpora_dir": str(root / "raw"), "config_path": str(root / "sft_config.yaml")} | changed
-    bench = Workbench(load_settings(root / "artifacts", options=options, environ={}), root / "artifacts")
+    project = Project(load_settings(root / "artifacts", options=options, environ={}), root / "artifacts")
     if observe:
-        bench.observe_sources()
-    return bench
+        project.observe_sources()
+    return project
 
 
-def tiny_workbench(root: Path, **changed: Any) -> Workbench:
+def open_tiny_project(root: Path, **changed: Any) -> Project:
     """The assets of the fixture `tiny`, sources not observed."""
-    return workbench(root, observe=False, model_name=str(root.parent / "model"), **TINY | changed)
+    return open_project(root, observe=False, model_name=str(root.parent / "model"), **TINY | changed)
 
 
 def build(root: Path, **changed: Any) -> Figures:
     """Run every stage once, in order; returns the figures by asset."""
-    bench = workbench(root, **changed)
+    project = open_project(root, **changed)
     figures: Figures = {}
     for stage in STAGES:
-        result = bench.run(stale_in(bench, stage))
+        result = project.run(stale_in(project, stage))
         figures |= result.figures
         assert all(check["passed"] for check in result.checks if check["severity"] == "ERROR"), result.checks
-    bench.instance.dispose()
+    project.instance.dispose()
     return figures
 
 
@@ -160,11 +160,11 @@ def project_settings(folder: Path, **values: Any) -> ProjectSettings:
     return ProjectSettings.in_folder(Settings.of(**values), folder)
 
 
-def stale(bench: Workbench) -> dict[str, str]:
+def stale(project: Project) -> dict[str, str]:
     """The stale assets and why they are stale."""
-    return {state.name: state.stale for state in bench.states() if state.stale}
+    return {state.name: state.stale for state in project.states() if state.stale}
 
 
-def stale_in(bench: Workbench, stage: str) -> list[str]:
+def stale_in(project: Project, stage: str) -> list[str]:
     """The stale assets of a stage, including those that are stale only because of another one."""
-    return [state.name for state in bench.states() if state.stage == stage and state.stale]
+    return [state.name for state in project.states() if state.stage == stage and state.stale]

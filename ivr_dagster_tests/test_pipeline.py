@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import yaml
 
-from ivr_dagster.cli.workbench import StageFailed, Workbench
+from ivr_dagster.cli.project import Project, StageFailedError
 from ivr_dagster.errors import InputError
 from ivr_dagster.pipeline import ASSETS
-from ivr_dagster_tests.small_pipeline import SMALL, TINY, TUNING, Figures, stale, workbench, write_documents
+from ivr_dagster_tests.small_pipeline import SMALL, TINY, TUNING, Figures, open_project, stale, write_documents
 
 # below the artifacts folder; DESIGN.md promises them to other programs
 CONTRACT = (
@@ -69,8 +69,8 @@ def sample(sample_run: tuple[Path, Figures], tmp_path_factory: pytest.TempPathFa
     return Path(shutil.copytree(sample_run[0], tmp_path_factory.mktemp("sample") / "copy"))
 
 
-def bench_of(folder: Path, settings: dict[str, Any], **changed: Any) -> Workbench:
-    return workbench(folder, **settings | changed)
+def bench_of(folder: Path, settings: dict[str, Any], **changed: Any) -> Project:
+    return open_project(folder, **settings | changed)
 
 
 def visible_files(artifacts: Path) -> dict[Path, bytes]:
@@ -122,10 +122,10 @@ def test_sample_report_measures_forgetting_and_speed(sample_run: tuple[Path, Fig
 
 @pytest.mark.slow
 def test_repeated_evaluation_gives_the_same_report(folder: Path, settings: dict[str, Any]) -> None:
-    bench = bench_of(folder, settings)
-    before = bench.data_version("evaluation_report")
-    bench.run(["evaluation_report"])
-    assert bench.data_version("evaluation_report") == before
+    project = bench_of(folder, settings)
+    before = project.data_version("evaluation_report")
+    project.run(["evaluation_report"])
+    assert project.data_version("evaluation_report") == before
     assert stale(bench_of(folder, settings)) == {}
 
 
@@ -206,9 +206,9 @@ def test_duplicate_document_rebuilds_only_the_cleaned_corpus(folder: Path, setti
     document = json.loads((folder / "raw" / "documents.jsonl").read_text().splitlines()[0])["text"]
     write_documents(extra, [document])
     try:
-        bench = bench_of(folder, settings)
-        assert stale(bench)["cleaned_corpus"].startswith("raw_corpus: data version")
-        bench.run(["cleaned_corpus"])
+        project = bench_of(folder, settings)
+        assert stale(project)["cleaned_corpus"].startswith("raw_corpus: data version")
+        project.run(["cleaned_corpus"])
         assert stale(bench_of(folder, settings)) == {}
     finally:
         extra.unlink()
@@ -222,9 +222,9 @@ def test_edited_rules_are_used_and_kept(folder: Path, settings: dict[str, Any]) 
     dropped = content["rules"].pop()
     try:
         file.write_text("# mine\n" + yaml.safe_dump(content, allow_unicode=True, sort_keys=False))
-        bench = bench_of(folder, settings)
-        assert stale(bench)["remap_rules"] == "remap_rules.yaml edited by hand"
-        result = bench.run(bench.stage_assets("remap"))
+        project = bench_of(folder, settings)
+        assert stale(project)["remap_rules"] == "remap_rules.yaml edited by hand"
+        result = project.run(project.stage_assets("remap"))
         assert result.figures["remap_rules"]["edited_by_hand"] is True
         assert file.read_text().startswith("# mine\n")
         assert result.figures["remapped_tokenizer"]["tokens_reassigned"] == len(content["rules"])
@@ -232,21 +232,21 @@ def test_edited_rules_are_used_and_kept(folder: Path, settings: dict[str, Any]) 
         content["rules"][0]["id"] = 1_056
         file.write_text(yaml.safe_dump(content, allow_unicode=True, sort_keys=False))
         with pytest.raises(InputError, match=r"1056.*protected"):
-            bench.run(bench.stage_assets("remap"))
+            project.run(project.stage_assets("remap"))
         tokenizer = json.loads((folder / "artifacts/tokenizers/remapped/tokenizer.json").read_text())
         assert tokenizer["model"]["vocab"][dropped["id"]][0] == dropped["sacrificed_token"]
     finally:
         file.write_text(computed)
-        bench = bench_of(folder, settings)
-        bench.run(bench.stage_assets("remap"))
+        project = bench_of(folder, settings)
+        project.run(project.stage_assets("remap"))
     assert stale(bench_of(folder, settings)) == {}
 
 
 def test_failed_blocking_check_fails_the_stage_with_figure_and_remedy(folder: Path, settings: dict[str, Any]) -> None:
-    bench = bench_of(folder, settings, agreement_floor=1.0, exceptions=0)
-    with pytest.raises(StageFailed, match=r"agreement_floor.*floor 1\.0.*worst divergences"):
-        bench.run(["distilled_tokenizer"])
-    assert "agreement_floor" in bench.failed_blocking_checks("select")
+    project = bench_of(folder, settings, agreement_floor=1.0, exceptions=0)
+    with pytest.raises(StageFailedError, match=r"agreement_floor.*floor 1\.0.*worst divergences"):
+        project.run(["distilled_tokenizer"])
+    assert "agreement_floor" in project.failed_blocking_checks("select")
     repaired = bench_of(folder, settings)
     repaired.run(["distilled_tokenizer"])
     assert repaired.failed_blocking_checks("select") == ""
@@ -297,7 +297,7 @@ def test_dry_selection_shows_the_saving_and_writes_nothing(folder: Path, setting
 
 def test_selection_without_a_corpus_names_the_stage_to_run(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"cleaned_corpus is not there yet. Run `ivr init` first"):
-        workbench(tmp_path, observe=False).plan_selection()
+        open_project(tmp_path, observe=False).plan_selection()
 
 
 @pytest.mark.slow
@@ -330,8 +330,8 @@ def test_tuning_finds_the_best_settings_and_changes_nothing_else(sample: Path) -
     changed_files = {file.name for file in after if after[file] != before.get(file)}
     assert changed_files <= {"ivr.yaml"}  # remembers --trials
 
-    bench = workbench(sample, **changed, tune_trials=4)
-    assert stale(bench) == {}
-    again = bench.run(TUNING).figures["tuning_study"]
+    project = open_project(sample, **changed, tune_trials=4)
+    assert stale(project) == {}
+    again = project.run(TUNING).figures["tuning_study"]
     assert (again["trials"], again["trials_done_before"]) == (4, 4)
     assert again["best_bits_per_byte"] == figures["best_bits_per_byte"]

@@ -1,8 +1,8 @@
-"""What the terminal shows: bars on standard error while work goes on, tables on standard output after it."""
+"""What the terminal shows: progress bars on standard error, and tables of results on standard output."""
 
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -12,26 +12,38 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from ivr_dagster.pipeline import ArtifactPaths
+from ivr_dagster.pipeline import ASSETS, SHARES, ArtifactPaths
 
-# a file or a pipe has no width: lines are not broken for it
+# lines are not wrapped in a file or a pipe
 OUT = Console() if sys.stdout.isatty() else Console(width=200)
 ERR = Console(stderr=True)
 
 if TYPE_CHECKING:
-    from ivr_dagster.cli.experiments import Experiment
+    from ivr_dagster.cli.experiment_folders import Experiment
+    from ivr_dagster.cli.project import AssetState, StageResult
     from ivr_dagster.core.vocabulary.log import CurvePoint
     from ivr_dagster.core.vocabulary.selection import Plan
 
 SECONDS_BETWEEN_LINES = 5.0
 BAR_WIDTH = 40
-LISTED = 15
+MAX_ROWS = 15
+# columns that compare experiments: heading, asset, figure
+COMPARED = (
+    ("new tokens", "remapped_tokenizer", "tokens_reassigned"),
+    ("token saving", "remapped_tokenizer", "token_saving"),
+    ("bytes per token", "remapped_tokenizer", "bytes_per_token"),
+    ("BPB, base", "evaluation_report", "bpb_base"),
+    ("initialized", "evaluation_report", "bpb_initialized"),
+    ("trained", "evaluation_report", "bpb_sft"),
+    ("vanilla", "evaluation_report", "bpb_vanilla_sft"),
+    ("forgetting", "evaluation_report", "retention_rise_sft"),
+)
 
 
 class ProgressBars:
-    """One bar for each long step under way; on a standard error that is no terminal, a line now and then."""
+    """One bar for each long step in progress; if standard error is not a terminal, a line every few seconds."""
 
-    def __init__(self, stage: str, assets: int, *, quiet: bool) -> None:
+    def __init__(self, title: str, assets: int, *, quiet: bool) -> None:
         self._lines = not quiet and not sys.stderr.isatty()
         self._next_line = time.monotonic() + SECONDS_BETWEEN_LINES
         self._progress = Progress(
@@ -46,7 +58,7 @@ class ProgressBars:
             disable=quiet or self._lines,
         )
         self._tasks: dict[str, Any] = {}
-        self._title = f"{stage}: {assets} asset{'s' if assets > 1 else ''}"
+        self._title = f"{title}: {assets} asset{'s' if assets > 1 else ''}"
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -70,69 +82,51 @@ class ProgressBars:
         self._progress.stop()
 
 
-def figures_table(stage: str, figures: Mapping[str, str], checks: list[dict[str, Any]]) -> None:
-    """A stage's assets with key figures, and its checks."""
-    table = Table(title=stage, title_justify="left", title_style="bold", show_header=False, box=None, pad_edge=False)
-    for name, text in figures.items():
-        table.add_row(f"  {name}", text)
+def stage_table(stage: str, result: "StageResult") -> None:
+    """The assets of a stage with their key figures, and its checks."""
+    table = _titled_table(stage)
+    for name, figures in result.figures.items():
+        table.add_row(f"  {name}", _key_figures(name, figures))
     OUT.print(table)
-    passed = [check for check in checks if check["passed"]]
+    passed = [f"{check['asset']}.{check['check']}" for check in result.checks if check["passed"]]
     if passed:
-        OUT.print(
-            f"  [green]{len(passed)} of {len(checks)} checks passed[/]: "
-            + ", ".join(f"{c['asset']}.{c['check']}" for c in passed)
-        )
-    for check in checks:
+        OUT.print(f"  [green]{len(passed)} of {len(result.checks)} checks passed[/]: {', '.join(passed)}")
+    for check in result.checks:
         if not check["passed"]:
-            OUT.print(
-                f"  [yellow]{check['severity']}[/] {check['asset']}.{check['check']}: {check['remedy']}",
-                highlight=False,
-            )
+            name = f"{check['asset']}.{check['check']}"
+            OUT.print(f"  [yellow]{check['severity']}[/] {name}: {check['remedy']}", highlight=False)
 
 
-def states_table(states: list[Any], figures_of: Callable[[Any], str]) -> None:
+def states_table(states: Sequence["AssetState"]) -> None:
     """Assets, fresh or stale."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("stage", "asset", "state", "materialized", "figures"):
-        table.add_column(column)
-    last = ""
+    table = _table("stage", "asset", "state", "materialized", "figures")
+    stage = ""
     for state in states:
         when = f"{state.materialized:%Y-%m-%d %H:%M}" if state.materialized else ""
-        shown = f"[yellow]{state.stale}[/]" if state.stale else "[green]fresh[/]"
-        table.add_row("" if state.stage == last else state.stage, state.name, shown, when, figures_of(state))
-        last = state.stage
+        text = f"[yellow]{escape(state.stale)}[/]" if state.stale else "[green]fresh[/]"
+        figures = _key_figures(state.name, state.figures)
+        table.add_row("" if state.stage == stage else state.stage, state.name, text, when, figures)
+        stage = state.stage
     OUT.print(table if states else "Nothing is stale.")
 
 
-def experiments_table(
-    found: list["Experiment"], compared: Sequence[tuple[str, str, str]], number: Callable[[str, Any], str]
-) -> None:
-    """Experiments beside each other: settings that differ, figures; in brackets what is stale.
-
-    Args:
-        found: the experiments, first the folder that they were taken from.
-        compared: heading, asset and figure of each column.
-        number: a figure's name and value as text.
-    """
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("experiment", "differs in", *(heading for heading, _, _ in compared), "stale"):
-        table.add_column(column)
-    for each in found:
-        differs = ", ".join(f"{key}={value}" for key, value in each.changed.items())
+def experiments_table(experiments: Iterable["Experiment"]) -> None:
+    """Experiments with changed settings and key figures; figures of stale assets are in parentheses."""
+    table = _table("experiment", "changed settings", *(heading for heading, _, _ in COMPARED), "stale")
+    for each in experiments:
+        changed = escape(", ".join(f"{name}={value}" for name, value in each.changed.items()))
         cells = []
-        for _, asset, figure in compared:
-            known = each.figures.get(asset, {}).get(figure)
-            shown = "" if known is None else number(figure, known)
-            cells.append(f"({shown})" if shown and asset in each.stale else shown)
+        for _, asset, figure in COMPARED:
+            value = each.figures.get(asset, {}).get(figure)
+            text = "" if value is None else _number(figure, value)
+            cells.append(f"({text})" if text and asset in each.stale else text)
         stale = f"{len(each.stale)} assets" if each.stale else ""
-        table.add_row(
-            each.name or "-", f"[red]{escape(each.fault)}[/]" if each.fault else escape(differs), *cells, stale
-        )
+        table.add_row(each.name or "-", f"[red]{escape(each.fault)}[/]" if each.fault else changed, *cells, stale)
     OUT.print(table)
 
 
-def plan_tables(plan: "Plan", points: list["CurvePoint"], verdict: str) -> None:
-    """A selection that was not written: the saving by number of new tokens, the first of them, what is sacrificed."""
+def plan_tables(plan: "Plan", points: Sequence["CurvePoint"], verdict: str) -> None:
+    """A selection that was not written: the saving by number of new tokens, new tokens, used sacrificed tokens."""
     OUT.print(f"[bold]{verdict}[/]", highlight=False)
     if plan.rejected_gain is None:
         OUT.print(f"Current rules: {plan.kept:,} kept, {plan.moved:,} moved, {plan.dropped:,} dropped.")
@@ -141,26 +135,18 @@ def plan_tables(plan: "Plan", points: list["CurvePoint"], verdict: str) -> None:
             f"The current selection stays: a new one would save {plan.rejected_gain:.2%} more of held-out tokens, less "
             "than --least-gain."
         )
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("new tokens", "saved", "last hundred"):
-        table.add_column(column, justify="right")
-    table.add_column("tokens saved, held-out")
+    table = _table("new tokens", "saved", "last hundred", "tokens saved, held-out", right=3)
     most = max((point.heldout for point in points), default=0) or 1
     for point in points:
-        table.add_row(
-            f"{point.new_tokens:,}",
-            f"{point.heldout:.2%}",
-            f"{point.last_hundred:.3%}",
-            "█" * round(BAR_WIDTH * point.heldout / most),
-        )
+        bar = "█" * round(BAR_WIDTH * point.heldout / most)
+        table.add_row(f"{point.new_tokens:,}", f"{point.heldout:.2%}", f"{point.last_hundred:.3%}", bar)
     OUT.print(table)
+    used = plan.table.filter(plan.table["sacrificed_frequency"] > 0).sort("sacrificed_frequency", descending=True)
     for title, rows, columns in (
-        ("first new tokens", plan.table.head(LISTED), ("new_text", "saving", "frequency", "sacrificed_text")),
+        ("first new tokens", plan.table, ("new_text", "saving", "frequency", "sacrificed_text")),
         (
             "sacrificed although used",
-            plan.table.filter(plan.table["sacrificed_frequency"] > 0)
-            .sort("sacrificed_frequency", descending=True)
-            .head(LISTED),
+            used,
             ("sacrificed_text", "sacrificed_frequency", "sacrificed_cost", "new_text", "saving"),
         ),
     ):
@@ -168,96 +154,119 @@ def plan_tables(plan: "Plan", points: list["CurvePoint"], verdict: str) -> None:
             table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
             for name in columns:
                 table.add_column(name.replace("_", " "), justify="left" if name.endswith("text") else "right")
-            for row in rows.select(columns).iter_rows():
+            for row in rows.head(MAX_ROWS).select(columns).iter_rows():
                 table.add_row(*(escape(repr(cell)) if isinstance(cell, str) else f"{cell:,}" for cell in row))
             OUT.print(table)
-    OUT.print("Nothing was written. `ivr select` with the same options does.", highlight=False)
+    OUT.print("Nothing was written. Run `ivr select` with the same options to write it.", highlight=False)
 
 
 def tuning_table(study: Mapping[str, Any], file: Path, command: str) -> None:
-    """The best trials of a search, what the first came to, and what to do with the settings found."""
+    """The best trials of a search, the first trial, and how to use the settings found."""
     trials = {trial["number"]: trial for trial in study["trials"]}
     order = {"complete": 0, "pruned": 1, "killed": 2}
     ranked = sorted(trials.values(), key=lambda each: (order[each["state"]], each["value"] is None, each["value"]))
     names = list(trials[study["best"]]["parameters"])
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("trial", "bits per byte", "tokens per byte", *names, ""):
-        table.add_column(column.replace("_", " "), justify="right" if column else "left")
-    for trial in ranked[:LISTED]:
-        remarks = {study["best"]: "[green]best[/]", study["default"]: "settings as they were"}
-        remark = remarks.get(trial["number"], {"pruned": "given up", "killed": "killed, run again"}.get(trial["state"]))
+    columns = ("trial", "bits per byte", "tokens per byte", *(name.replace("_", " ") for name in names), "")
+    table = _table(*columns, right=len(columns) - 1)
+    remarks = {study["best"]: "[green]best[/]", study["default"]: "original settings"}
+    states = {"pruned": "pruned", "killed": "killed, run again"}
+    for trial in ranked[:MAX_ROWS]:
         table.add_row(
             str(trial["number"]),
             "" if trial["value"] is None else f"{trial['value']:.4f}",
             str(trial["figures"].get("tokens_per_byte", "")),
             *(f"{trial['parameters'][name]:g}" if name in trial["parameters"] else "" for name in names),
-            remark or "",
+            remarks.get(trial["number"], states.get(trial["state"], "")),
         )
     OUT.print(table)
     finished = sum(trial["state"] != "killed" for trial in trials.values())
     if study["done_before"]:
-        OUT.print(f"{study['done_before']} of {finished} trials had been done before.", highlight=False)
+        OUT.print(f"{study['done_before']} of {finished} trials were completed earlier.", highlight=False)
     elif study["other_studies"]:
-        OUT.print("A new study; what was found with other settings, text or models stays in study.db.", highlight=False)
+        OUT.print("A new study; studies of other settings, text or models remain in study.db.", highlight=False)
     OUT.print(f"best settings  {file}", highlight=False, soft_wrap=True)
     if (file.parent / "settings.yaml").exists():
         select = f"{command} select --max-candidates {study['new_tokens']}"
-        OUT.print(f"they go with {study['new_tokens']:,} new tokens  {select}", highlight=False, soft_wrap=True)
+        OUT.print(f"they need {study['new_tokens']:,} new tokens  {select}", highlight=False, soft_wrap=True)
     OUT.print(f"to train with them  {command} train --config-path {file}", highlight=False, soft_wrap=True)
 
 
 def run_table(
-    states: Mapping[str, Any], paths: ArtifactPaths, failed_checks: Sequence[str], *, materialized: int
+    figures: Mapping[str, Mapping[str, Any]], paths: ArtifactPaths, failed_checks: Sequence[str], *, materialized: int
 ) -> None:
-    """The table at the end of `ivr run`: what was made and found."""
-    figures = {name: state.figures for name, state in states.items()}
-    table = Table(
-        title="What was made and found",
-        title_justify="left",
-        title_style="bold",
-        show_header=False,
-        box=None,
-        pad_edge=False,
-    )
+    """The summary at the end of `ivr run`.
 
-    def row(label: str, text: str) -> None:
-        table.add_row(f"  {label}", text)
-
-    corpus, distilled, remapped = (
-        figures.get(name, {}) for name in ("cleaned_corpus", "distilled_tokenizer", "remapped_tokenizer")
-    )
-    report, sft = figures.get("evaluation_report", {}), figures.get("sft_checkpoint", {})
-    if corpus:
-        row("corpus", f"{corpus['train_bytes'] / 1e6:.2f} MB in {corpus['train_documents']:,} documents to learn from, "
-            f"{corpus['heldout_bytes'] / 1e6:.2f} MB in {corpus['heldout_documents']:,} held out")  # fmt: skip
-    if distilled:
-        row(
-            "agreement of the distilled tokenizer",
-            f"{distilled['agreement']:.3%} of pre-tokens ({distilled['agreement_heldout']:.3%} held-out)",
-        )
-    if remapped:
-        row("tokens reassigned", f"{remapped['tokens_reassigned']:,} of {remapped['vocabulary_size']:,}")
-        row(
-            "token saving, held-out",
-            f"{remapped['token_saving']:.1%} "
-            f"({remapped['bytes_per_token_base']:.2f} → {remapped['bytes_per_token']:.2f} bytes per token)",
-        )
-    if report:
-        row(
-            "bits per byte, base model",
-            f"{report['bpb_base']:.3f} (with the distilled tokenizer {report['bpb_distilled']:.3f})",
-        )
-        row("… new vocabulary, before training", f"{report['bpb_initialized']:.3f}")
-        row(
-            "… new vocabulary, after training",
-            f"[bold]{report['bpb_sft']:.3f}[/]" + (f" ({sft['steps']:,} steps)" if sft else ""),
-        )
-        if "bpb_vanilla_sft" in report:
-            row("… vanilla baseline, same text", f"{report['bpb_vanilla_sft']:.3f}")
-        row("report", str(paths["evaluation_report"] / "report.md"))
-        row("adapted model", str(paths["sft_checkpoint"] / "final_model"))
+    Args:
+        figures: figures of fresh assets.
+        paths: where artifacts lie.
+        failed_checks: as `asset.check`.
+        materialized: number of assets that this command materialized.
+    """
+    table = _titled_table("Summary")
+    rows = [*_tokenizer_rows(figures), *_report_rows(figures, paths)]
     if failed_checks:
-        row("checks that did not pass", f"[yellow]{', '.join(failed_checks)}[/] (the UI says what to do)")
-    row("materialized now", f"{materialized} assets" if materialized else "nothing: everything was fresh")
-    row("lineage in the UI", f"ivr --artifacts-dir {paths.root} ui, then http://127.0.0.1:3000")
+        rows.append(("failed checks", f"[yellow]{', '.join(failed_checks)}[/] (the UI shows how to fix them)"))
+    rows.append(("materialized", f"{materialized} assets" if materialized else "nothing: everything was fresh"))
+    rows.append(("lineage in the UI", f"ivr --artifacts-dir {paths.root} ui, then http://127.0.0.1:3000"))
+    for label, text in rows:
+        table.add_row(f"  {label}", text)
     OUT.print(table, soft_wrap=True)
+
+
+def _tokenizer_rows(figures: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:
+    rows = []
+    if corpus := figures.get("cleaned_corpus"):
+        train = f"{corpus['train_bytes'] / 1e6:.2f} MB in {corpus['train_documents']:,} training documents"
+        heldout = f"{corpus['heldout_bytes'] / 1e6:.2f} MB in {corpus['heldout_documents']:,} held-out documents"
+        rows.append(("corpus", f"{train}, {heldout}"))
+    if distilled := figures.get("distilled_tokenizer"):
+        agreement = f"{distilled['agreement']:.3%} of pre-tokens ({distilled['agreement_heldout']:.3%} held-out)"
+        rows.append(("agreement of the distilled tokenizer", agreement))
+    if remapped := figures.get("remapped_tokenizer"):
+        rows.append(("tokens reassigned", f"{remapped['tokens_reassigned']:,} of {remapped['vocabulary_size']:,}"))
+        change = f"{remapped['bytes_per_token_base']:.2f} → {remapped['bytes_per_token']:.2f} bytes per token"
+        rows.append(("token saving, held-out", f"{remapped['token_saving']:.1%} ({change})"))
+    return rows
+
+
+def _report_rows(figures: Mapping[str, Mapping[str, Any]], paths: ArtifactPaths) -> list[tuple[str, str]]:
+    report, sft = figures.get("evaluation_report"), figures.get("sft_checkpoint")
+    if not report:
+        return []
+    distilled = f"(with the distilled tokenizer {report['bpb_distilled']:.3f})"
+    steps = f" ({sft['steps']:,} steps)" if sft else ""
+    rows = [
+        ("bits per byte, base model", f"{report['bpb_base']:.3f} {distilled}"),
+        ("… new vocabulary, before training", f"{report['bpb_initialized']:.3f}"),
+        ("… new vocabulary, after training", f"[bold]{report['bpb_sft']:.3f}[/]{steps}"),
+    ]
+    if "bpb_vanilla_sft" in report:
+        rows.append(("… vanilla baseline, same text", f"{report['bpb_vanilla_sft']:.3f}"))
+    rows.append(("report", str(paths["evaluation_report"] / "report.md")))
+    rows.append(("adapted model", str(paths["sft_checkpoint"] / "final_model")))
+    return rows
+
+
+def _table(*columns: str, right: int = 0) -> Table:
+    """A table with headings; the first `right` columns are aligned to the right."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if number < right else "left")
+    return table
+
+
+def _titled_table(title: str) -> Table:
+    return Table(title=title, title_justify="left", title_style="bold", show_header=False, box=None, pad_edge=False)
+
+
+def _key_figures(asset: str, figures: Mapping[str, Any]) -> str:
+    names = ASSETS[asset].figures if asset in ASSETS else ()
+    return ", ".join(f"{name.replace('_', ' ')} {_number(name, figures[name])}" for name in names if name in figures)
+
+
+def _number(figure: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if figure in SHARES:
+        return f"{value:.3%}"
+    return f"{value:,.3f}" if isinstance(value, float) and value < 1000 else f"{value:,.0f}"

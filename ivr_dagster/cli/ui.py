@@ -1,59 +1,54 @@
-"""The Dagster UI on this machine: child processes that end with this one.
+"""The Dagster UI on this machine: servers as child processes that end with this one.
 
-Web server and daemon take the assets from one code server, by a socket that only this user may open. When settings
-change, its code is loaded anew: what the UI shows and what automation compares with are the settings of now.
+Web server and daemon load the assets from one code server, through a socket that only this user can open. When settings
+change, the code server reloads, so that the UI and automation use the current settings.
 """
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
+import click
+
 from ivr_dagster.errors import InputError
+from ivr_dagster.pipeline import ArtifactPaths
+from ivr_dagster.settings.loading import INFO, Settings, load_settings, read_settings_file
+from ivr_dagster.storage.lock import LockedError
 
 LOCATION = "ivr_dagster"
-# the children get so long, together, to end by themselves
-STOP_SECONDS = 8.0
+STOP_SECONDS = 8.0  # for all children together; then they are killed
 SECONDS_BETWEEN_LOOKS = 1.0
 RELOAD_SECONDS = 120
 
 
 def serve(artifacts_dir: Path, config: Path | None, port: int) -> int:
-    """Run the servers until one ends or this process is told to stop; returns an exit code.
+    """Run the servers until one of them ends or this process is stopped; returns an exit code.
 
     Raises:
-        InputError: the port is taken, or servers work on this folder already.
+        InputError: the port is in use, or a UI already serves this folder.
     """
-    from ivr_dagster.pipeline import ArtifactPaths
-    from ivr_dagster.storage.lock import LockedError
-
-    with ExitStack() as held:
-        try:  # servers that are stopping need time to end their runs
-            held.enter_context(ArtifactPaths(artifacts_dir).ui_lock.hold(f"ivr ui --port {port}", STOP_SECONDS + 2))
-        except LockedError as error:
-            raise InputError(
-                f"the UI already serves this folder: {error.holder}",
-                where=artifacts_dir,
-                remedy="Open its address, or stop it first: two daemons would rebuild everything twice.",
-            ) from None
-        _check_port(port)
-        return _served(artifacts_dir, config, port)
+    lock = ArtifactPaths(artifacts_dir).ui_lock
+    try:  # servers that are stopping need time to end their runs
+        with lock.hold(f"ivr ui --port {port}", STOP_SECONDS + 2):
+            _check_port(port)
+            return _serve(artifacts_dir, config, port)
+    except LockedError as error:
+        raise InputError(
+            f"the UI already serves this folder: {error.holder}",
+            where=artifacts_dir,
+            remedy="Open its address, or stop it first: two daemons would rebuild everything twice.",
+        ) from None
 
 
-def _served(artifacts_dir: Path, config: Path | None, port: int) -> int:
-    from ivr_dagster.cli.workbench import open_instance
-    from ivr_dagster.orchestration.dead_runs import fail_dead_runs
-    from ivr_dagster.pipeline import ArtifactPaths
-    from ivr_dagster.settings import Settings
-
-    instance = open_instance(ArtifactPaths.of(Settings(), artifacts_dir))
-    fail_dead_runs(instance)
-    instance.dispose()
+def _serve(artifacts_dir: Path, config: Path | None, port: int) -> int:
+    _fail_dead_runs(artifacts_dir)
     environment = os.environ | {"IVR_ARTIFACTS_DIR": str(artifacts_dir)}
     if config is not None:
         environment["IVR_CONFIG"] = str(config.resolve())
@@ -66,101 +61,114 @@ def _served(artifacts_dir: Path, config: Path | None, port: int) -> int:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, stop)
     children: dict[str, subprocess.Popen[bytes]] = {}
-    looks = _watched(artifacts_dir, config)
-    next(looks)  # as it is before anything is loaded
+    watcher = _SettingsWatcher(artifacts_dir, config)
     with tempfile.TemporaryDirectory(prefix="ivr-") as folder:  # a socket's path must be short
-        socket, workspace = Path(folder) / "code.sock", Path(folder) / "workspace.yaml"
-        workspace.write_text(
-            f"load_from:\n  - grpc_server: {{socket: {socket}, location_name: {LOCATION}}}\n", encoding="utf-8"
-        )
-        shown = ["--workspace", str(workspace)]
-        code = ["code-server", "start", "--socket", str(socket), "--location-name", LOCATION]
-        servers = (
-            ["dagster", *code, "--module-name", "ivr_dagster.definitions", "--log-level", "warning"],
-            ["dagster-webserver", *shown, "--host", "127.0.0.1", "--port", str(port), "--dagster-log-level", "warning"],
-            ["dagster-daemon", "run", *shown, "--log-level", "warning"],
-        )
+        code_socket = Path(folder) / "code.sock"
         try:
-            for name, *rest in servers:
-                command = [str(Path(sys.executable).parent / name), *rest]
-                # in a session of its own: Ctrl-C reaches it through us, once
+            for name, *arguments in _server_commands(Path(folder), code_socket, port):
+                command = [str(Path(sys.executable).parent / name), *arguments]
+                # in its own session, so that Ctrl-C reaches it only through this process
                 children[name] = subprocess.Popen(command, env=environment, start_new_session=True)
-                if name == "dagster" and not _wait_for(socket, children[name], lambda: stopped):
+                if name == "dagster" and not _wait_until_ready(code_socket, children[name], lambda: stopped):
                     break
             else:
-                _say(f"Dagster UI: http://127.0.0.1:{port}  (Ctrl-C stops it)")
+                _print(f"Dagster UI: http://127.0.0.1:{port}  (Ctrl-C stops it)")
             while not stopped and all(child.poll() is None for child in children.values()):
                 time.sleep(0.2)
-                if next(looks):
-                    _reload(socket, artifacts_dir, config)
+                if watcher.changed():
+                    _reload(code_socket, artifacts_dir, config)
             for name, child in children.items():
                 if not stopped and child.poll() is not None:
-                    _say(f"ivr: {name} has ended by itself, exit code {child.returncode}; what it said stands above")
+                    _print(f"ivr: {name} ended with exit code {child.returncode}; its messages are above")
         finally:
             _end(list(children.values()))
     return 0 if stopped else 1
 
 
-def _wait_for(socket: Path, server: subprocess.Popen[bytes], given_up: Callable[[], bool]) -> bool:
-    """Whether the code server came up: the others would show an error until they look again."""
+def _fail_dead_runs(artifacts_dir: Path) -> None:
+    from ivr_dagster.cli.instance import open_instance
+    from ivr_dagster.orchestration.dead_runs import fail_dead_runs
+
+    instance = open_instance(ArtifactPaths.of(Settings(), artifacts_dir))
+    fail_dead_runs(instance)
+    instance.dispose()
+
+
+def _server_commands(folder: Path, code_socket: Path, port: int) -> list[list[str]]:
+    """The commands of code server, web server and daemon; `folder` gets their workspace file."""
+    workspace = folder / "workspace.yaml"
+    server = f"{{socket: {code_socket}, location_name: {LOCATION}}}"
+    workspace.write_text(f"load_from:\n  - grpc_server: {server}\n", encoding="utf-8")
+    code = ["code-server", "start", "--socket", str(code_socket), "--location-name", LOCATION]
+    web = ["--workspace", str(workspace), "--host", "127.0.0.1", "--port", str(port)]
+    return [
+        ["dagster", *code, "--module-name", "ivr_dagster.definitions", "--log-level", "warning"],
+        ["dagster-webserver", *web, "--dagster-log-level", "warning"],
+        ["dagster-daemon", "run", "--workspace", str(workspace), "--log-level", "warning"],
+    ]
+
+
+def _wait_until_ready(code_socket: Path, server: subprocess.Popen[bytes], is_stopped: Callable[[], bool]) -> bool:
+    """Whether the code server started; without it the other servers show an error at first."""
     from ivr_dagster.orchestration.dagster_internals import code_server_client
 
-    client = code_server_client(socket)
-    while server.poll() is None and not given_up():
+    client = code_server_client(code_socket)
+    while server.poll() is None and not is_stopped():
         try:
             client.ping("")
             return True
-        except Exception:  # noqa: BLE001 (gRPC's own errors, until it listens)
+        except Exception:  # noqa: BLE001 (gRPC's own errors, until the server listens)
             time.sleep(0.1)
     return False
 
 
-def _watched(artifacts_dir: Path, config: Path | None) -> Iterator[bool]:
-    """At each look whether files of settings have changed, and kept still since the look before."""
-    from ivr_dagster.pipeline import ArtifactPaths
-    from ivr_dagster.settings.loading import read_settings_file
-    from ivr_dagster.storage.file_identity import FileIdentity
+class _SettingsWatcher:
+    """Detects changes of the settings files, once they have stayed the same from one look to the next."""
 
-    paths = ArtifactPaths(artifacts_dir)
-    file = config or paths.settings_file
+    def __init__(self, artifacts_dir: Path, config: Path | None) -> None:
+        self._paths = ArtifactPaths(artifacts_dir)
+        self._file = config or self._paths.settings_file
+        self._loaded = self._seen = self._identities()
+        self._last_look = time.monotonic()
 
-    def look() -> dict[Path, FileIdentity]:
-        files = [file, paths.sft_config, paths.accelerate_config]
-        with suppress(InputError, OSError):  # a fault is shown once the code is loaded
-            named = read_settings_file(file)[0]
-            files += [Path(str(named.get(key) or file)).expanduser() for key in ("config_path", "accelerate_config")]
-        return {each: FileIdentity.of(each) for each in files if each.is_file()}
+    def changed(self) -> bool:
+        """Whether there is a change that no earlier call reported."""
+        if time.monotonic() - self._last_look < SECONDS_BETWEEN_LOOKS:
+            return False
+        before, self._seen, self._last_look = self._seen, self._identities(), time.monotonic()
+        if self._seen != before or self._seen == self._loaded:
+            return False
+        self._loaded = self._seen
+        return True
 
-    loaded = seen = look()
-    last = time.monotonic()
-    while True:
-        changed = False
-        if time.monotonic() - last >= SECONDS_BETWEEN_LOOKS:
-            last, before, seen = time.monotonic(), seen, look()
-            changed = seen == before and seen != loaded
-            loaded = seen if changed else loaded
-        yield changed
+    def _identities(self) -> dict[str, tuple[int, int]]:
+        files = [self._file, self._paths.sft_config, self._paths.accelerate_config]
+        with suppress(InputError, OSError):  # reported when the code is loaded
+            values = read_settings_file(self._file)[0]
+            named = (values.get(name) for name, info in INFO.items() if info.kind == "path")
+            files += [Path(str(path)).expanduser() for path in named if path]
+        stats = {str(file): file.stat() for file in files if file.is_file()}
+        return {name: (stat.st_mtime_ns, stat.st_size) for name, stat in stats.items()}
 
 
-def _reload(socket: Path, artifacts_dir: Path, config: Path | None) -> None:
+def _reload(code_socket: Path, artifacts_dir: Path, config: Path | None) -> None:
     from ivr_dagster.orchestration.dagster_internals import code_server_client
-    from ivr_dagster.settings import load_settings
 
     try:
-        load_settings(artifacts_dir, config=config)  # the servers keep a fault to themselves
-        code_server_client(socket).reload_code(timeout=RELOAD_SECONDS)
+        load_settings(artifacts_dir, config=config)  # the code server does not report invalid settings
+        code_server_client(code_socket).reload_code(timeout=RELOAD_SECONDS)
     except InputError as error:
-        _say(f"ivr: changed settings are not taken up: {error}")
-    except Exception as error:  # noqa: BLE001 (told, and tried again at the next change)
-        _say(f"ivr: the changed settings could not be loaded ({error}); `Reload` in the UI tries again")
+        _print(f"ivr: the changed settings are invalid and were not loaded: {error}")
+    except Exception as error:  # noqa: BLE001 (reported, and tried again at the next change)
+        _print(f"ivr: the changed settings could not be loaded ({error}); `Reload` in the UI tries again")
     else:
-        _say("ivr: settings changed, loaded anew")
+        _print("ivr: changed settings loaded")
 
 
 def _end(children: list[subprocess.Popen[bytes]]) -> None:
-    """Interrupt the children; after `STOP_SECONDS` whatever is left of them is killed, runs too.
+    """Interrupt the children, and kill what remains of their process groups after `STOP_SECONDS`.
 
-    Each child is the head of a process group: the code server's are the runs, which would otherwise go on unseen.
+    The runs are in the code server's process group; without this they would continue unnoticed.
     """
     deadline = time.monotonic() + STOP_SECONDS
     for child in children:
@@ -174,18 +182,16 @@ def _end(children: list[subprocess.Popen[bytes]]) -> None:
         child.wait()
 
 
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)  # noqa: T201
+def _print(line: str) -> None:
+    click.echo(line, err=True)
 
 
 def _check_port(port: int) -> None:
-    import socket
-
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
         except OSError as error:
             raise InputError(
-                f"port {port} is taken on 127.0.0.1", where="--port", remedy="Give another one with --port."
+                f"port {port} is in use on 127.0.0.1", where="--port", remedy="Choose another one with --port."
             ) from error

@@ -10,7 +10,7 @@ from ivr_dagster.asset_checks.corpus import heldout_floor
 from ivr_dagster.asset_checks.training import loss_falls
 from ivr_dagster.asset_checks.vocabulary import token_saving_floor
 from ivr_dagster.core.training.folders import TrainedModel
-from ivr_dagster_tests.small_pipeline import Figures, tiny_workbench
+from ivr_dagster_tests.small_pipeline import Figures, open_tiny_project
 
 
 @pytest.mark.parametrize(
@@ -38,9 +38,9 @@ def test_a_figure_below_its_floor_is_warned_of_and_one_at_it_is_not(
 ) -> None:
     root, figures = tiny_run
     known = figures[asset][figure]
-    value = tiny_workbench(root).load(asset)
-    passing = check(tiny_workbench(root, **{setting: known}).shared, value)
-    failing = check(tiny_workbench(root, **{setting: known + (1 if known >= 1 else 0.01)}).shared, value)
+    value = open_tiny_project(root).load(asset)
+    passing = check(open_tiny_project(root, **{setting: known}).settings, value)
+    failing = check(open_tiny_project(root, **{setting: known + (1 if known >= 1 else 0.01)}).settings, value)
     assert (passing.passed, failing.passed) == (True, False)
     assert passing.metadata[figure].value == pytest.approx(known)
     assert failing.severity == dg.AssetCheckSeverity.WARN

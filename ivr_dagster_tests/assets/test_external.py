@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from ivr_dagster.cli.workbench import Workbench
+from ivr_dagster.cli.project import Project
 from ivr_dagster.errors import InputError
 from ivr_dagster.pipeline import ASSETS, EXTERNAL, STAGES
 from ivr_dagster.settings import load_settings
@@ -26,22 +26,22 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     root = tmp_path_factory.mktemp("brought")
     write_documents(root / "raw" / "documents.jsonl", documents()[:120])
     home = os.environ.pop("DAGSTER_HOME", None)
-    bench = workbench(root)
+    project = open_project(root)
     for stage in list(STAGES)[: list(STAGES).index("train")]:
-        bench.run(bench.stage_assets(stage))
-    bench.run(["training_blocks"])
+        project.run(project.stage_assets(stage))
+    project.run(["training_blocks"])
     yield root
     os.environ.pop("DAGSTER_HOME", None)
     if home is not None:
         os.environ["DAGSTER_HOME"] = home
 
 
-def workbench(folder: Path, **changed: Any) -> Workbench:
+def open_project(folder: Path, **changed: Any) -> Project:
     os.environ.pop("DAGSTER_HOME", None)
     options = SMALL | {"raw_corpora_dir": str(folder / "raw"), "agreement_floor": 0.5} | changed
-    bench = Workbench(load_settings(folder / "artifacts", options=options, environ={}), folder / "artifacts")
-    bench.observe_sources()
-    return bench
+    project = Project(load_settings(folder / "artifacts", options=options, environ={}), folder / "artifacts")
+    project.observe_sources()
+    return project
 
 
 def copied(folder: Path, asset: str, to: Path) -> Path:
@@ -60,8 +60,8 @@ def everything(place: Path) -> dict[str, tuple[bytes, int]]:
     return {str(file): (file.read_bytes(), file.stat().st_mtime_ns) for file in files}
 
 
-def stale(bench: Workbench) -> dict[str, str]:
-    return {state.name: state.stale for state in bench.states() if state.stale}
+def stale(project: Project) -> dict[str, str]:
+    return {state.name: state.stale for state in project.states() if state.stale}
 
 
 # asset → one that is made of it
@@ -79,44 +79,44 @@ def test_what_is_brought_is_not_made_and_what_follows_goes_by_it(folder: Path, t
     ours = everything(folder / "artifacts" / ASSETS[asset].path)
     before = everything(mine)
     source = f"external_{asset}"
-    bench = workbench(folder, **{EXTERNAL[source].setting: str(mine)})
-    assert asset not in {state.name for state in bench.states()}
+    project = open_project(folder, **{EXTERNAL[source].setting: str(mine)})
+    assert asset not in {state.name for state in project.states()}
     for stage in STAGES:
-        assert asset not in bench.stage_assets(stage)
-    loaded = bench.load(asset)
+        assert asset not in project.stage_assets(stage)
+    loaded = project.load(asset)
     assert getattr(loaded, "path", mine) == mine
     follower = FOLLOWERS[asset]
-    made = {name: bench.data_version(name) for name in follower}
-    assert {name: reason for name, reason in stale(bench).items() if name in follower} == dict.fromkeys(
+    made = {name: project.data_version(name) for name in follower}
+    assert {name: reason for name, reason in stale(project).items() if name in follower} == dict.fromkeys(
         follower, f"{source} changed"
     )
-    bench.run(follower)
-    again = workbench(folder, **{EXTERNAL[source].setting: str(mine)})
+    project.run(follower)
+    again = open_project(folder, **{EXTERNAL[source].setting: str(mine)})
     assert not set(stale(again)) & set(follower)
     assert {name: again.data_version(name) for name in follower} == made
     assert everything(mine) == before
     assert everything(folder / "artifacts" / ASSETS[asset].path) == ours
-    workbench(folder).run(follower)
+    open_project(folder).run(follower)
 
 
 def test_a_tokenizer_that_changes_makes_what_is_made_of_it_stale(folder: Path, tmp_path: Path) -> None:
     mine = copied(folder, "remapped_tokenizer", tmp_path / "mine")
-    bench = workbench(folder, remapped_tokenizer_dir=str(mine))
-    bench.run(bench.stage_assets("align"))
-    assert not set(stale(workbench(folder, remapped_tokenizer_dir=str(mine)))) & set(STAGE_ASSETS["align"])
+    project = open_project(folder, remapped_tokenizer_dir=str(mine))
+    project.run(project.stage_assets("align"))
+    assert not set(stale(open_project(folder, remapped_tokenizer_dir=str(mine)))) & set(STAGE_ASSETS["align"])
     os.utime(mine / "tokenizer.json")
-    assert not set(stale(workbench(folder, remapped_tokenizer_dir=str(mine)))) & set(STAGE_ASSETS["align"])
+    assert not set(stale(open_project(folder, remapped_tokenizer_dir=str(mine)))) & set(STAGE_ASSETS["align"])
     config = mine / "tokenizer_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"model_max_length": 77}))
-    changed = workbench(folder, remapped_tokenizer_dir=str(mine))
+    changed = open_project(folder, remapped_tokenizer_dir=str(mine))
     assert stale(changed)["reordered_embeddings"] == "external_remapped_tokenizer changed"
     changed.run(changed.stage_assets("align"))
     made = json.loads((folder / "artifacts/embeddings/initialized_model/tokenizer_config.json").read_text())
     assert made["model_max_length"] == 77
-    back = workbench(folder)
+    back = open_project(folder)
     assert stale(back)["reordered_embeddings"] == "remapped_tokenizer changed"
     back.run(back.stage_assets("align"))
-    assert not set(stale(workbench(folder))) & set(STAGE_ASSETS["align"])
+    assert not set(stale(open_project(folder))) & set(STAGE_ASSETS["align"])
 
 
 def test_rules_that_are_brought_are_the_ones_that_count(folder: Path, tmp_path: Path) -> None:
@@ -124,44 +124,44 @@ def test_rules_that_are_brought_are_the_ones_that_count(folder: Path, tmp_path: 
     content = yaml.safe_load(mine.read_text())
     content["rules"] = content["rules"][:10]
     mine.write_text(yaml.safe_dump(content, allow_unicode=True, sort_keys=False))
-    bench = workbench(folder, remap_rules_path=str(mine))
-    assert bench.stage_assets("remap") == ["remapped_tokenizer"]
-    assert bench.run(["remapped_tokenizer"]).figures["remapped_tokenizer"]["tokens_reassigned"] == 10
-    workbench(folder).run(["remapped_tokenizer"])
+    project = open_project(folder, remap_rules_path=str(mine))
+    assert project.stage_assets("remap") == ["remapped_tokenizer"]
+    assert project.run(["remapped_tokenizer"]).figures["remapped_tokenizer"]["tokens_reassigned"] == 10
+    open_project(folder).run(["remapped_tokenizer"])
 
 
 def test_a_tokenizer_and_rules_of_different_making_are_refused(folder: Path, tmp_path: Path) -> None:
     mine = copied(folder, "original_tokenizer", tmp_path / "mine")
-    bench = workbench(folder, remapped_tokenizer_dir=str(mine))
+    project = open_project(folder, remapped_tokenizer_dir=str(mine))
     with pytest.raises(InputError, match=r"disagree on 60 ids: \d+ is new in the rules alone"):
-        bench.run(bench.stage_assets("align"))
-    workbench(folder).run(workbench(folder).stage_assets("align"))
+        project.run(project.stage_assets("align"))
+    open_project(folder).run(open_project(folder).stage_assets("align"))
 
 
 def test_what_is_brought_for_training_is_read_by_training_alone(folder: Path, tmp_path: Path) -> None:
     tokenizer = copied(folder, "remapped_tokenizer", tmp_path / "tokenizer")
     model = copied(folder, "initialized_model", tmp_path / "model")
     before = everything(tokenizer) | everything(model)
-    bench = workbench(folder, tokenizer_path=str(tokenizer), train_model_name=str(model))
-    assert bench.stage_assets("remap") == list(STAGE_ASSETS["remap"])
-    assert bench.stage_assets("align") == list(STAGE_ASSETS["align"])
-    assert not set(stale(bench)) & {*STAGE_ASSETS["remap"], *STAGE_ASSETS["align"]}
-    assert stale(bench)["training_blocks"] == "external_train_model changed"
-    bench.run(["training_blocks"])
-    again = workbench(folder, tokenizer_path=str(tokenizer), train_model_name=str(model))
+    project = open_project(folder, tokenizer_path=str(tokenizer), train_model_name=str(model))
+    assert project.stage_assets("remap") == list(STAGE_ASSETS["remap"])
+    assert project.stage_assets("align") == list(STAGE_ASSETS["align"])
+    assert not set(stale(project)) & {*STAGE_ASSETS["remap"], *STAGE_ASSETS["align"]}
+    assert stale(project)["training_blocks"] == "external_train_model changed"
+    project.run(["training_blocks"])
+    again = open_project(folder, tokenizer_path=str(tokenizer), train_model_name=str(model))
     assert "training_blocks" not in stale(again)
     (model / "generation_config.json").write_text('{"temperature": 0.5}')
-    changed = workbench(folder, tokenizer_path=str(tokenizer), train_model_name=str(model))
+    changed = open_project(folder, tokenizer_path=str(tokenizer), train_model_name=str(model))
     assert stale(changed)["training_blocks"] == "external_train_model changed"
     after = everything(tokenizer) | everything(model)
     assert {file for file in after if after[file] != before.get(file)} == {str(model / "generation_config.json")}
-    workbench(folder).run(["training_blocks"])
+    open_project(folder).run(["training_blocks"])
 
 
 @pytest.mark.parametrize("name", EXTERNAL)
 def test_what_is_not_there_is_named_with_option_and_place(folder: Path, tmp_path: Path, name: str) -> None:
     with pytest.raises(InputError, match=f"{EXTERNAL[name].option} was given, and nothing is there") as error:
-        workbench(folder, **{EXTERNAL[name].setting: str(tmp_path / "nowhere")})
+        open_project(folder, **{EXTERNAL[name].setting: str(tmp_path / "nowhere")})
     assert error.value.where == tmp_path / "nowhere"
     assert not (tmp_path / "nowhere").exists()
 
@@ -171,7 +171,7 @@ def test_a_tokenizer_without_its_settings_is_refused(folder: Path, tmp_path: Pat
     mine = copied(folder, "original_tokenizer", tmp_path / "mine")
     (mine / "tokenizer_config.json").unlink()
     with pytest.raises(InputError, match=r"has no tokenizer_config\.json") as error:
-        workbench(folder, **{EXTERNAL[name].setting: str(mine)})
+        open_project(folder, **{EXTERNAL[name].setting: str(mine)})
     assert error.value.where == mine
 
 
@@ -185,6 +185,6 @@ def test_what_is_something_else_is_refused(folder: Path, tmp_path: Path, name: s
         (mine / "thesis.txt").write_text("years of work")
     before = everything(mine)
     with pytest.raises(InputError) as error:
-        workbench(folder, **{EXTERNAL[name].setting: str(mine)})
+        open_project(folder, **{EXTERNAL[name].setting: str(mine)})
     assert str(mine) in str(error.value.where)
     assert everything(mine) == before

@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from ivr_dagster.core.tokens.sequences import TokenSequences
-from ivr_dagster_tests.small_pipeline import TINY, workbench
+from ivr_dagster_tests.small_pipeline import TINY, open_project
 
 FREQUENCIES, COUNTS, SEQUENCES = (
     "artifacts/analysis/reports/token_frequency.parquet",
@@ -25,7 +25,7 @@ def root(tiny: Path, tmp_path: Path) -> Path:
 
 
 def run(root: Path, *assets: str, **changed: int) -> dict[str, dict[str, int]]:
-    return workbench(root, model_name=str(root.parent / "model"), **TINY, **changed).run(assets).figures
+    return open_project(root, model_name=str(root.parent / "model"), **TINY, **changed).run(assets).figures
 
 
 def frequencies(root: Path) -> np.ndarray:

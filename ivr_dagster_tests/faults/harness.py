@@ -48,7 +48,7 @@ PLACES = (START_UP, *STAGES)
 
 # what runs import; named here, they are imported once
 PRELOADED = [
-    "ivr_dagster.cli.workbench",
+    "ivr_dagster.cli.project",
     "ivr_dagster.cli.rendering",
     "ivr_dagster.core.training.sft",
     "ivr_dagster.core.training.row_trainer",

@@ -11,22 +11,22 @@ import pytest
 from ivr_dagster.io_managers import provenance
 from ivr_dagster.io_managers.provenance import code_revision, size_of
 from ivr_dagster.pipeline import ArtifactPaths, settings_hash
-from ivr_dagster_tests.small_pipeline import Figures, tiny_workbench
+from ivr_dagster_tests.small_pipeline import Figures, open_tiny_project
 
 
 def test_every_artifact_records_size_code_and_settings(tiny_run: tuple[Path, Figures]) -> None:
     root, figures = tiny_run
-    bench = tiny_workbench(root)
+    project = open_tiny_project(root)
     places = ArtifactPaths(root / "artifacts")
     for asset, found in figures.items():
         assert Path(found["path"]) == places[asset]
         assert found["made_by"].startswith("ivr-dagster ")
-        event = bench.last_made(asset)
+        event = project.last_materialization(asset)
         assert event is not None and event.asset_materialization is not None
         metadata = event.asset_materialization.metadata
         settings = metadata["settings"].value if "settings" in metadata else {}
         assert isinstance(settings, dict)
-        version = str(bench._graph.get(dg.AssetKey(asset)).code_version)
+        version = str(project.graph.get(dg.AssetKey(asset)).code_version)
         assert ("-" in version) is bool(settings), asset
         if settings:
             assert version.endswith(f"-{found['config_hash']}")

@@ -18,7 +18,7 @@ import pytest
 import yaml
 from browsing import IVR, environment, serving
 
-from ivr_dagster.cli.workbench import INSTANCE_FILE
+from ivr_dagster.cli.instance import INSTANCE_FILE
 from ivr_dagster_tests.small_pipeline import SMALL, TINY
 
 pytestmark = pytest.mark.browser
