@@ -296,7 +296,7 @@ def test_dry_selection_shows_the_saving_and_writes_nothing(folder: Path, setting
 
 
 def test_selection_without_a_corpus_names_the_stage_to_run(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"cleaned_corpus is not there yet. Run `ivr init` first"):
+    with pytest.raises(InputError, match=r"cleaned_corpus does not exist yet. Run `ivr init` first"):
         open_project(tmp_path, observe=False).plan_selection()
 
 

@@ -84,7 +84,7 @@ def test_a_second_ui_on_the_same_folder_is_refused(root: Path, served: DagsterUi
     command = [IVR, "--artifacts-dir", root / "artifacts", "ui", "--port", "1"]
     refused = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False, timeout=60)
     assert refused.returncode == 2
-    assert "a UI is served for this folder already" in refused.stderr
+    assert "the UI already serves this folder" in refused.stderr
 
 
 def test_a_terminated_training_ends_frees_its_place_and_goes_on_to_the_same_weights(

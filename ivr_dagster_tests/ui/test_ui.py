@@ -131,7 +131,7 @@ def test_the_launchpad_refuses_a_setting_that_there_is_not_and_names_it(page: Pa
     ("typed", "told"),
     [
         ("max_candidates: -4", "launchpad: max_candidates is -4: input should be greater than or equal to 0"),
-        ("vanilla: false", "launchpad: vanilla: cannot be changed for one run alone"),
+        ("vanilla: false", "launchpad: vanilla: cannot change for a single run"),
     ],
 )
 def test_a_bad_setting_is_refused_with_our_message_and_nothing_runs(
