@@ -156,13 +156,12 @@ def study_plots(file: Path, name: str) -> dict[str, bytes]:
     """Optuna's plots of a study as PNG: the values by trial, and by each setting."""
     import matplotlib
     from matplotlib import pyplot
-    from optuna.exceptions import ExperimentalWarning
     from optuna.visualization.matplotlib import plot_optimization_history, plot_slice
 
     study, plots = _open(file, name), {}
     pyplot.switch_backend("agg")
-    # Optuna sets a style for the whole process
-    with matplotlib.rc_context(), warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
+    # Optuna sets a style for the whole process, and warns of its experimental functions and of single values
+    with matplotlib.rc_context(), warnings.catch_warnings(action="ignore"):
         for file_name, plot in (("history.png", plot_optimization_history), ("settings.png", plot_slice)):
             axes: Any = plot(study, target_name="bits per byte")
             figure = np.ravel(axes)[0].figure
