@@ -115,6 +115,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--artifacts", type=Path, required=True, help="folder of a finished `ivr run`")
     parser.add_argument("--output", type=Path, required=True, help="folder for the screenshots")
+    names = [take.__name__ for take in SCREENSHOTS]
+    parser.add_argument("--only", nargs="+", choices=names, default=names, help="screenshots to take (default: all)")
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch, sync_playwright() as playwright:
@@ -123,7 +125,7 @@ def main() -> None:
             raise SystemExit("no browser found: run `make browser`, or put chromium on PATH")
         with serving(options.artifacts, Path(scratch) / "ui.log") as ui:
             browser = launch(playwright, executable)
-            for take in SCREENSHOTS:
+            for take in (each for each in SCREENSHOTS if each.__name__ in options.only):
                 # 1.4 pixels per point keep small names sharp
                 context = browser.new_context(viewport={"width": 1600, "height": 1000}, device_scale_factor=1.4)
                 page = patient(context.new_page())
