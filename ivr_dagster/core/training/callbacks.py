@@ -162,3 +162,9 @@ def is_out_of_patience(state: TrainerState, patience: int) -> bool:
     """
     values = [value for _, value in read_history(state, BITS_PER_BYTE)]
     return bool(patience and values) and len(values) - 1 - int(np.argmin(values)) >= patience
+
+
+def mean_loss(history: list[tuple[int, float]]) -> float:
+    """The mean over all steps; each entry is a mean over the steps since the previous one."""
+    steps = np.diff([0, *(step for step, _ in history)])
+    return float(np.average([loss for _, loss in history], weights=steps))

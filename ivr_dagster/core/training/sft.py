@@ -13,8 +13,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from ivr_dagster.core.tokenizer.folder import TokenizerFolder
 from ivr_dagster.core.tokenizer.write import write_copy
 from ivr_dagster.core.training.blocks import COLUMN, read_blocks
@@ -184,7 +182,7 @@ def _run(training: Training, on_log: OnLog | None, final_dir: Path, keep_model: 
     """Run with the micro-batches in the settings; `smaller`: the previous attempt was out of memory."""
     from transformers import set_seed
 
-    from ivr_dagster.core.training.callbacks import BITS_PER_BYTE, is_out_of_patience, read_history
+    from ivr_dagster.core.training.callbacks import BITS_PER_BYTE, is_out_of_patience, mean_loss, read_history
 
     started = time.monotonic()
     arguments = _training_arguments(training)
@@ -225,7 +223,7 @@ def _run(training: Training, on_log: OnLog | None, final_dir: Path, keep_model: 
         flops_per_second=figures["flops_per_second"],
         mfu=figures.get("mfu"),
         resumed_from=None if checkpoint is None else step_of(checkpoint),
-        train_loss=_mean_loss(history),
+        train_loss=mean_loss(history),
         loss_history=history,
         validation=read_history(state, BITS_PER_BYTE),
         best_step=step_of(Path(best)) if best else state.global_step,
@@ -238,7 +236,7 @@ def _find_checkpoint(training: Training, arguments: "SftArguments") -> "tuple[Pa
     """The checkpoint to resume from and Trainer's state in it; removes checkpoints and logs of other runs."""
     from transformers import TrainerState
 
-    run = _identity(training)
+    run: dict[str, object] = {"fingerprint": training.fingerprint}
     with arguments.main_process_first(local=False):
         discard_others(training.output_dir, run)
         checkpoint = newest_complete(training.output_dir, run)
@@ -247,11 +245,6 @@ def _find_checkpoint(training: Training, arguments: "SftArguments") -> "tuple[Pa
     if checkpoint is None:
         return None, None
     return checkpoint, TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-
-
-def _identity(training: Training) -> dict[str, object]:
-    """What a checkpoint's completeness mark says about its run."""
-    return {"fingerprint": training.fingerprint}
 
 
 def _finished_model(
@@ -287,7 +280,7 @@ def _train(
     # the run callback removes old checkpoints, after the new one is marked complete
     limit, arguments.save_total_limit = arguments.save_total_limit, None
     patience = arguments.early_stopping_patience
-    run = RunCallback(_identity(training), limit, patience, compute, on_log, config.source, smaller)
+    run = RunCallback({"fingerprint": training.fingerprint}, limit, patience, compute, on_log, config.source, smaller)
     phase = EmbeddingPhaseCallback(arguments.embedding_phase if training.new_tokens else 0.0)
     callbacks: list[TrainerCallback] = [run, phase]
     reporters = list(arguments.report_to or ())
@@ -384,12 +377,6 @@ def _check_device(device: str, dtype: str) -> None:
         )
     if dtype not in _PRECISIONS:
         raise InputError(f"unknown dtype {dtype!r}, expected one of {', '.join(_PRECISIONS)}", where="dtype")
-
-
-def _mean_loss(history: list[tuple[int, float]]) -> float:
-    """The mean over all steps; each entry is a mean over the steps since the previous one."""
-    steps = np.diff([0, *(step for step, _ in history)])
-    return float(np.average([loss for _, loss in history], weights=steps))
 
 
 @contextmanager
