@@ -69,7 +69,8 @@ def sample(sample_run: tuple[Path, Figures], tmp_path_factory: pytest.TempPathFa
     return Path(shutil.copytree(sample_run[0], tmp_path_factory.mktemp("sample") / "copy"))
 
 
-def bench_of(folder: Path, settings: dict[str, Any], **changed: Any) -> Project:
+def open_with(folder: Path, settings: dict[str, Any], **changed: Any) -> Project:
+    """The project in `folder` with the settings `settings | changed`."""
     return open_project(folder, **settings | changed)
 
 
@@ -122,11 +123,11 @@ def test_sample_report_measures_forgetting_and_speed(sample_run: tuple[Path, Fig
 
 @pytest.mark.slow
 def test_repeated_evaluation_gives_the_same_report(folder: Path, settings: dict[str, Any]) -> None:
-    project = bench_of(folder, settings)
+    project = open_with(folder, settings)
     before = project.data_version("evaluation_report")
     project.run(["evaluation_report"])
     assert project.data_version("evaluation_report") == before
-    assert stale(bench_of(folder, settings)) == {}
+    assert stale(open_with(folder, settings)) == {}
 
 
 LOAD_MODELS = """
@@ -182,12 +183,12 @@ def test_models_keep_the_configuration_of_the_base_model(folder: Path, tiny: Pat
 
 
 def test_full_run_leaves_nothing_stale(folder: Path, settings: dict[str, Any]) -> None:
-    assert stale(bench_of(folder, settings)) == {}
+    assert stale(open_with(folder, settings)) == {}
 
 
 def test_changed_setting_makes_its_asset_and_descendants_stale(folder: Path, settings: dict[str, Any]) -> None:
-    found = stale(bench_of(folder, settings, max_candidates=30))
-    assert "replacement_candidates" in found
+    found = stale(open_with(folder, settings, max_candidates=30))
+    assert "max_candidates" in found["replacement_candidates"]
     assert not {"cleaned_corpus", "token_stats", "distilled_tokenizer", "original_embeddings"} & set(found)
     assert {"remap_rules", "remapped_tokenizer", "sft_checkpoint", "evaluation_report"} <= set(found)
 
@@ -197,7 +198,7 @@ def test_changed_training_settings_make_only_training_and_evaluation_stale(
 ) -> None:
     other = tmp_path / "other.yaml"
     other.write_text((folder / "sft_config.yaml").read_text() + "weight_decay: 0.2\n")
-    found = stale(bench_of(folder, settings, config_path=str(other)))
+    found = stale(open_with(folder, settings, config_path=str(other)))
     assert set(found) == {"vanilla_sft_checkpoint", "sft_checkpoint", "evaluation_report"}
 
 
@@ -206,13 +207,13 @@ def test_duplicate_document_rebuilds_only_the_cleaned_corpus(folder: Path, setti
     document = json.loads((folder / "raw" / "documents.jsonl").read_text().splitlines()[0])["text"]
     write_documents(extra, [document])
     try:
-        project = bench_of(folder, settings)
+        project = open_with(folder, settings)
         assert stale(project)["cleaned_corpus"].startswith("raw_corpus: data version")
         project.run(["cleaned_corpus"])
-        assert stale(bench_of(folder, settings)) == {}
+        assert stale(open_with(folder, settings)) == {}
     finally:
         extra.unlink()
-    bench_of(folder, settings).run(["cleaned_corpus"])
+    open_with(folder, settings).run(["cleaned_corpus"])
 
 
 def test_edited_rules_are_used_and_kept(folder: Path, settings: dict[str, Any]) -> None:
@@ -222,7 +223,7 @@ def test_edited_rules_are_used_and_kept(folder: Path, settings: dict[str, Any]) 
     dropped = content["rules"].pop()
     try:
         file.write_text("# mine\n" + yaml.safe_dump(content, allow_unicode=True, sort_keys=False))
-        project = bench_of(folder, settings)
+        project = open_with(folder, settings)
         assert stale(project)["remap_rules"] == "remap_rules.yaml edited by hand"
         result = project.run(project.stage_assets("remap"))
         assert result.figures["remap_rules"]["edited_by_hand"] is True
@@ -237,17 +238,17 @@ def test_edited_rules_are_used_and_kept(folder: Path, settings: dict[str, Any]) 
         assert tokenizer["model"]["vocab"][dropped["id"]][0] == dropped["sacrificed_token"]
     finally:
         file.write_text(computed)
-        project = bench_of(folder, settings)
+        project = open_with(folder, settings)
         project.run(project.stage_assets("remap"))
-    assert stale(bench_of(folder, settings)) == {}
+    assert stale(open_with(folder, settings)) == {}
 
 
 def test_failed_blocking_check_fails_the_stage_with_figure_and_remedy(folder: Path, settings: dict[str, Any]) -> None:
-    project = bench_of(folder, settings, agreement_floor=1.0, exceptions=0)
+    project = open_with(folder, settings, agreement_floor=1.0, exceptions=0)
     with pytest.raises(StageFailedError, match=r"agreement_floor.*floor 1\.0.*worst divergences"):
         project.run(["distilled_tokenizer"])
     assert "agreement_floor" in project.failed_blocking_checks("select")
-    repaired = bench_of(folder, settings)
+    repaired = open_with(folder, settings)
     repaired.run(["distilled_tokenizer"])
     assert repaired.failed_blocking_checks("select") == ""
 
