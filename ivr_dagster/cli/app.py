@@ -25,7 +25,7 @@ from ivr_dagster.settings.loading import load_settings, save_settings
 SUCCESS, FAILURE, INVALID = 0, 1, 2
 INTERRUPTED = "interrupted; run the same command again to resume"
 # errors whose message is all that a user needs
-EXPLAINED = ("StageFailedError", "TrainingDiverged", "OutOfMemory")
+EXPLAINED = ("StageFailedError", "TrainingDiverged", "OutOfMemory", "WorkerLost")
 
 
 class _OrderedGroup(click.Group):
