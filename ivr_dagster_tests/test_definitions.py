@@ -210,10 +210,10 @@ def test_ui_reloads_changed_launch_settings(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(ui, "SECONDS_BETWEEN_LOOKS", 0.0)
     (tmp_path / "ivr.yaml").write_text(f"accelerate_config: {tmp_path / 'named.yaml'}\n", encoding="utf-8")
     for name in ("accelerate_config.yaml", "named.yaml"):
-        watched = ui._watched(tmp_path, None)
-        assert not next(watched)
+        watcher = ui._SettingsWatcher(tmp_path, None)
+        assert not watcher.changed()
         (tmp_path / name).write_text("mixed_precision: bf16\n", encoding="utf-8")
-        assert [next(watched) for _ in range(3)] == [False, True, False]
+        assert [watcher.changed() for _ in range(3)] == [False, True, False]
 
 
 class TestLaunchpad:
