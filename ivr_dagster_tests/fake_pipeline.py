@@ -25,7 +25,7 @@ from ivr_dagster.storage.content_hash import content_hash
 
 
 class FakePipeline:
-    """Assets of an artifacts folder. `build` records a materialization whose data version is a hash of its inputs.
+    """Assets of an artifacts folder. `build` records a materialization whose data version is a hash of inputs and settings.
 
     Args:
         root: the artifacts folder.
@@ -66,7 +66,7 @@ class FakePipeline:
 
         Args:
             assets: the assets, in order.
-            versions: data versions by asset; by default a hash of the inputs' data versions.
+            versions: data versions by asset; by default a hash of the inputs' data versions and the settings.
             passed: the result of the blocking checks; None if they did not run.
             code_version: the recorded code version, by default the current one.
             settings: the recorded settings, by default the current ones.
@@ -76,7 +76,8 @@ class FakePipeline:
             key = dg.AssetKey(name)
             parents = sorted(each.to_user_string() for each in self.graph.get(key).parent_keys)
             inputs = {each: self.versions[each] for each in parents if each in self.versions}
-            version = (versions or {}).get(name) or content_hash(json.dumps([name, inputs]))
+            values = self.settings.values_for(name) if settings is None else settings
+            version = (versions or {}).get(name) or content_hash(json.dumps([name, inputs, dict(values)]))
             path = self.settings.paths[name]
             if name == "remap_rules":
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -86,7 +87,6 @@ class FakePipeline:
             tags = {CODE_VERSION_TAG: code_version or str(self.graph.get(key).code_version), DATA_VERSION_TAG: version}
             tags |= {input_version_tag(parent): each for parent, each in inputs.items()}
             self.versions[name] = version
-            values = self.settings.values_for(name) if settings is None else settings
             self.instance.report_runless_asset_event(
                 dg.AssetMaterialization(key, tags=tags, metadata={**provenance(path, values), **metadata})
             )
