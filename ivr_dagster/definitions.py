@@ -30,6 +30,7 @@ from ivr_dagster.assets.external import external_asset
 from ivr_dagster.io_managers import io_managers
 from ivr_dagster.orchestration.alerts import notify_on_failure
 from ivr_dagster.orchestration.automation import automation, automation_conditions
+from ivr_dagster.orchestration.dagster_internals import with_added_deps
 from ivr_dagster.orchestration.executor import executor_of
 from ivr_dagster.pipeline import ASSETS, EXTERNAL, OTHER_CORPORA, ArtifactPaths, baselines, code_version, is_enabled
 from ivr_dagster.resources.accelerator import accelerator_resource
@@ -153,15 +154,7 @@ def _with_conditional_deps(asset: dg.AssetsDefinition, project: ProjectSettings)
     }
     if "training_blocks" in names:
         added |= {"general_corpus"} & project.other_corpora.keys()
-    if not added:
-        return asset
-    # Dagster 1.13's map_asset_specs cannot add a dependency to an asset with argument inputs: it drops their values.
-    inputs = dict(asset.op.ins) | {source: dg.In(dg.Nothing) for source in added}
-    changes = {
-        "node_def": asset.op.with_replaced_properties(name=asset.op.name, ins=inputs),
-        "specs": [spec.replace_attributes(deps=[*spec.deps, *sorted(added)]) for spec in asset.specs],
-    }
-    return dg.AssetsDefinition.dagster_internal_init(**asset.get_attributes_dict() | changes)
+    return with_added_deps(asset, added) if added else asset
 
 
 defs = build_definitions()

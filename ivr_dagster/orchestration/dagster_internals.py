@@ -6,10 +6,12 @@ Dagster exposes no public name for:
   experiment copies them into a new instance;
 - the target of a check evaluation reported without a run (experiments), and the error of a failed blocking check (CLI);
 - the tag that names the code server of a run: if its socket is gone, so is the run;
+- adding a dependency to an asset with argument inputs: `map_asset_specs` of 1.13 then drops the inputs' values;
 - whether an instance keeps its runs in SQLite files below its home folder;
 - the client that waits for a code server and reloads its code (`ivr ui`).
 """
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,7 @@ __all__ = [
     "get_input_event_pointer_tag",
     "input_version_tag",
     "stores_runs_in_home",
+    "with_added_deps",
 ]
 
 
@@ -56,6 +59,16 @@ def check_target(record: dg.EventLogRecord) -> Any:
 def stores_runs_in_home(instance: dg.DagsterInstance) -> bool:
     """Whether an instance keeps its runs in its home folder, so that they move with it."""
     return isinstance(instance.run_storage, SqliteRunStorage)
+
+
+def with_added_deps(asset: dg.AssetsDefinition, names: Collection[str]) -> dg.AssetsDefinition:
+    """An asset that also depends on the assets `names`, without reading them."""
+    inputs = dict(asset.op.ins) | {name: dg.In(dg.Nothing) for name in names}
+    changes = {
+        "node_def": asset.op.with_replaced_properties(name=asset.op.name, ins=inputs),
+        "specs": [spec.replace_attributes(deps=[*spec.deps, *sorted(names)]) for spec in asset.specs],
+    }
+    return dg.AssetsDefinition.dagster_internal_init(**asset.get_attributes_dict() | changes)
 
 
 def code_server_client(socket: Path) -> Any:

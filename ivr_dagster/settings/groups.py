@@ -2,7 +2,8 @@
 
 A setting is one field. Its default, type, limits and description, the assets whose content it affects and the stages
 that offer it give the command-line option, the environment variable, the settings file key, the launchpad field, the
-code version of the assets and the reference documentation.
+code version of the assets and the reference documentation. All settings are in this one module (more than 400 lines)
+because it is the list that users and the reference documentation see.
 """
 
 from collections.abc import Mapping
