@@ -25,7 +25,7 @@ from ivr_dagster.storage.content_hash import content_hash
 
 
 class FakePipeline:
-    """Assets of an artifacts folder. `build` records a materialization whose data version is a hash of inputs and settings.
+    """The assets of an artifacts folder. `build` records materializations; a data version hashes inputs and settings.
 
     Args:
         root: the artifacts folder.
