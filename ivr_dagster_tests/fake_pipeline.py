@@ -25,7 +25,7 @@ from ivr_dagster.storage.content_hash import content_hash
 
 
 class FakePipeline:
-    """Assets of an artifacts folder. `build` records a materialization; its data version hashes inputs and settings.
+    """The assets of an artifacts folder. `build` records materializations; a data version hashes inputs and settings.
 
     Args:
         root: the artifacts folder.
