@@ -1,10 +1,11 @@
-"""Random and mutated files, settings and rules: whatever comes in, what comes out is a result or an `InputError`.
+"""Random and mutated files, settings and rules are read, or rejected with an `InputError`.
 
-`FAULTS_FUZZ_CASES` says how many cases are tried in all, a few hundred if it is not set.
+`FAULTS_FUZZ_CASES` sets the total number of cases, by default 400.
 """
 
 import gzip
 import json
+import os
 import tempfile
 import time
 import warnings
@@ -26,33 +27,26 @@ from ivr_dagster.core.corpus.files import corpus_files
 from ivr_dagster.core.tokenizer.bpe import ByteLevelBPE, read_bpe
 from ivr_dagster.core.training.launch import read_accelerate_config
 from ivr_dagster.core.training.sft_config import DEFAULTS, read_sft_config
-from ivr_dagster.core.vocabulary.rules import (
-    RemapRule,
-    RemapRules,
-    check_rules,
-    read_rules,
-    rules_as_yaml,
-)
+from ivr_dagster.core.vocabulary.rules import RemapRule, RemapRules, check_rules, read_rules, rules_as_yaml
 from ivr_dagster.errors import InputError
 from ivr_dagster.settings.groups import CorpusSettings
 from ivr_dagster.settings.loading import Settings, load_settings, save_settings
-from ivr_dagster_tests.faults.harness import FUZZ_CASES as CASES
 
+CASES = int(os.environ.get("FAULTS_FUZZ_CASES", "400"))
 SHARES = {"documents": 0.4, "settings": 0.2, "environment": 0.1, "sft_config": 0.05, "launch": 0.1, "rules": 0.15}
-# of the processor. A case takes milliseconds; what takes this long would not end with larger input (and what waits for
-# something is ended by pytest)
-PATIENCE_SECONDS = 20.0
+# processor time; a case takes milliseconds, so a slower one would not end on larger input
+MAX_SECONDS = 20.0
 
 pytestmark = pytest.mark.timeout(300 + CASES // 5)
 
 tried: Counter[str] = Counter()
-Fuzzed = Callable[..., Any]
+Test = Callable[..., Any]
 
 
-def fuzzing(what: str) -> Callable[[Fuzzed], Fuzzed]:
-    """As many cases as are this test's share, the same in every run unless there are many."""
+def fuzz(subject: str) -> Callable[[Test], Test]:
+    """Run this test's share of the cases, the same in every run."""
     return settings(
-        max_examples=max(1, round(CASES * SHARES[what])),
+        max_examples=max(1, round(CASES * SHARES[subject])),
         derandomize=True,
         deadline=None,
         database=None,
@@ -61,25 +55,25 @@ def fuzzing(what: str) -> Callable[[Fuzzed], Fuzzed]:
 
 
 @contextmanager
-def only_input_errors(what: str, place: Path) -> Iterator[None]:
-    """The block ends soon, with an `InputError` on one line or none, and writes nothing."""
-    tried[what] += 1
-    before = {path: path.read_bytes() for path in place.rglob("*") if path.is_file()}
+def only_input_errors(subject: str, folder: Path) -> Iterator[None]:
+    """The block ends soon, raises nothing except a short `InputError`, and leaves the folder unchanged."""
+    tried[subject] += 1
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     started = time.process_time()
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of codecs and escapes that are going out of use
+            warnings.simplefilter("ignore")  # deprecated codecs and escapes
             yield
     except InputError as error:
         assert str(error).strip()
         assert len(str(error)) < 20_000
-    assert time.process_time() - started < PATIENCE_SECONDS
-    assert {path: path.read_bytes() for path in place.rglob("*") if path.is_file()} == before
+    assert time.process_time() - started < MAX_SECONDS
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
 @pytest.fixture(scope="module", autouse=True)
-def limits_that_small_files_reach() -> Iterator[None]:
-    """So that long lines and texts are among the cases."""
+def small_limits() -> Iterator[None]:
+    """Small cases reach the limits for long lines and large files."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(decoding, "CHUNK_BYTES", 64)
         patch.setattr(documents, "CHUNK_BYTES", 64)
@@ -94,17 +88,15 @@ def limits_that_small_files_reach() -> Iterator[None]:
 
 @st.composite
 def mutated(draw: st.DrawFn, valid: st.SearchStrategy[bytes], pieces: list[bytes]) -> bytes:
-    """Bytes of something valid with some of them cut out, doubled or replaced, or left as they are."""
+    """Valid bytes with up to three cuts, repetitions or replacements."""
     content = draw(valid)
     for _ in range(draw(st.integers(0, 3))):
         begin = draw(st.integers(0, len(content)))
         end = min(len(content), begin + draw(st.integers(0, 12)))
-        put = draw(st.sampled_from(pieces) | st.binary(max_size=4) | st.just(content[begin:end] * 2))
-        content = content[:begin] + put + content[end:]
+        replacement = draw(st.sampled_from(pieces) | st.binary(max_size=4) | st.just(content[begin:end] * 2))
+        content = content[:begin] + replacement + content[end:]
     return content
 
-
-# corpora
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=40),
@@ -139,11 +131,11 @@ def corpus_bytes(draw: st.DrawFn) -> bytes:
     return draw(mutated(st.just(valid), pieces) | st.binary(max_size=200))
 
 
-@fuzzing("documents")
+@fuzz("documents")
 @given(
     content=corpus_bytes(),
     suffix=st.sampled_from([".txt", ".jsonl", ".json"]),
-    packed=st.sampled_from(["", "plain", "damaged", "bomb"]),
+    compression=st.sampled_from(["", "plain", "damaged", "bomb"]),
     encoding=st.sampled_from(ENCODINGS) | st.sampled_from(ODD_ENCODINGS) | st.text(max_size=12),
     errors=st.sampled_from(["strict", "replace"]),
     text_key=st.sampled_from(["text", "a.b", "meta.text", ""]) | st.text(max_size=8),
@@ -151,10 +143,10 @@ def corpus_bytes(draw: st.DrawFn) -> bytes:
     skip=st.booleans(),
     damage=st.integers(0, 100),
 )
-def test_any_file_is_read_or_refused(
+def test_any_corpus_file_is_read_or_rejected(
     content: bytes,
     suffix: str,
-    packed: str,
+    compression: str,
     encoding: str,
     errors: str,
     text_key: str,
@@ -162,12 +154,13 @@ def test_any_file_is_read_or_refused(
     skip: bool,
     damage: int,
 ) -> None:
-    if packed:
-        content = gzip.compress(content * 500 if packed == "bomb" else content, mtime=0)
-        place = damage % len(content)
-        content = content[:place] + b"\x55" + content[place + 1 :] if packed == "damaged" else content
+    if compression:
+        content = gzip.compress(content * 500 if compression == "bomb" else content, mtime=0)
+    if compression == "damaged":
+        offset = damage % len(content)
+        content = content[:offset] + b"\x55" + content[offset + 1 :]
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / f"a{suffix}{'.gz' if packed else ''}"
+        file = Path(folder) / f"a{suffix}{'.gz' if compression else ''}"
         file.write_bytes(content)
         with only_input_errors("documents", Path(folder)):
             (path,) = corpus_files(Path(folder))
@@ -181,75 +174,25 @@ def test_any_file_is_read_or_refused(
                 document.source.encode()
 
 
-# settings
-
+# fmt: off
 SCALARS = st.sampled_from(
     [
-        "1",
-        "-1",
-        "0.5",
-        "1e400",
-        ".inf",
-        "-.INF",
-        ".nan",
-        "~",
-        "null",
-        "true",
-        "off",
-        "2024-13-01",
-        "2024-01-01",
-        "1:59:59",
-        "0x" + "f" * 5000,
-        "9" * 5000,
-        "0o17",
-        "0b1",
-        "1_000",
-        "=",
-        "<<",
-        "!!int x",
-        "!!float ''",
-        "!!timestamp x",
-        "!!bool q",
-        "!!binary '&&&'",
-        "!!set {a}",
-        "!!omap [a: 1]",
-        "!!pairs [a: 1]",
-        "!!python/object:os.abort {}",
-        "&a [*a]",
-        "*a",
-        "&b 1",
-        '"\\ud800"',
-        '"\\0"',
-        "'",
-        '"',
-        "{",
-        "[1, 2]",
-        "{a: 1}",
-        "? x",
-        "|",
-        ">",
-        "%",
-        "@",
-        "\u2028",
-        "!<tag:yaml.org,2002:int> q",
-        "!!null x",
-        "!!str 5",
-        "!x y",
-        "\x85",
-        "\ufeff",
-        "-",
-        "- 1",
-        "a: b",
-        "#",
+        "1", "-1", "0.5", "1e400", ".inf", "-.INF", ".nan", "~", "null", "true", "off", "2024-13-01", "2024-01-01",
+        "1:59:59", "0x" + "f" * 5000, "9" * 5000, "0o17", "0b1", "1_000", "=", "<<", "!!int x", "!!float ''",
+        "!!timestamp x", "!!bool q", "!!binary '&&&'", "!!set {a}", "!!omap [a: 1]", "!!pairs [a: 1]",
+        "!!python/object:os.abort {}", "&a [*a]", "*a", "&b 1", '"\\ud800"', '"\\0"', "'", '"', "{", "[1, 2]",
+        "{a: 1}", "? x", "|", ">", "%", "@", "\u2028", "!<tag:yaml.org,2002:int> q", "!!null x", "!!str 5", "!x y",
+        "\x85", "\ufeff", "-", "- 1", "a: b", "#",
     ]
 ) | st.text(max_size=12)
+# fmt: on
 KEYS = st.sampled_from(
     [*Settings.model_fields, "seed", "max_candidate", "<<", "5", "? [a]", "yes", "", "self", "__init__"]
 )
 
 
 def yaml_of(keys: st.SearchStrategy[str]) -> st.SearchStrategy[bytes]:
-    """YAML, or what looks like it, out of some of these keys."""
+    """Valid and mutated YAML mappings with some of these keys."""
     entries = st.lists(st.tuples(keys, SCALARS), max_size=5)
     valid = entries.map(
         lambda each: "".join(f"{key}: {value}\n" for key, value in each).encode("utf-8", "surrogatepass")
@@ -260,26 +203,26 @@ def yaml_of(keys: st.SearchStrategy[str]) -> st.SearchStrategy[bytes]:
     return mutated(valid, pieces) | st.binary(max_size=60)
 
 
-@fuzzing("settings")
+@fuzz("settings")
 @given(content=yaml_of(KEYS))
-def test_any_settings_file_is_read_or_refused(content: bytes) -> None:
+def test_any_settings_file_is_read_or_rejected(content: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder) / "artifacts"
-        place.mkdir()
-        (place / "ivr.yaml").write_bytes(content)
-        with only_input_errors("settings", place):
-            found = load_settings(place, environ={})
+        artifacts = Path(folder) / "artifacts"
+        artifacts.mkdir()
+        (artifacts / "ivr.yaml").write_bytes(content)
+        with only_input_errors("settings", artifacts):
+            found = load_settings(artifacts, environ={})
             json.dumps(found.model_dump(), allow_nan=False).encode()
-            found.paths(place)
+            found.paths(artifacts)
             copy = Path(folder) / "copy.yaml"
             copy.write_bytes(content)
             save_settings(copy, {"seed": 7, "raw_corpora_dir": "x"})
-            assert load_settings(place, config=copy, environ={}).seed == 7
+            assert load_settings(artifacts, config=copy, environ={}).seed == 7
 
 
-@fuzzing("environment")
+@fuzz("environment")
 @given(st.dictionaries(KEYS.map(str.upper) | st.text(max_size=6), SCALARS | st.text(max_size=40), max_size=4))
-def test_any_environment_is_read_or_refused(values: dict[str, str]) -> None:
+def test_any_environment_is_read_or_rejected(values: dict[str, str]) -> None:
     with tempfile.TemporaryDirectory() as folder, only_input_errors("environment", Path(folder)):
         found = load_settings(Path(folder), environ={f"IVR_{name}": value for name, value in values.items()})
         json.dumps(found.model_dump(), allow_nan=False).encode()
@@ -287,22 +230,13 @@ def test_any_environment_is_read_or_refused(values: dict[str, str]) -> None:
 
 
 TRAINING_KEYS = [line.split(":")[0] for line in DEFAULTS.read_text().splitlines() if not line.startswith("#")]
-MORE_KEYS = [
-    "warmup_steps",
-    "max_steps",
-    "vanilla",
-    "adafactor",
-    "no_cuda",
-    "output_dir",
-    "optim_args",
-    "fsdp",
-    "logging_dir",
-]
+MORE_KEYS = ["warmup_steps", "max_steps", "vanilla", "adafactor", "no_cuda", "output_dir", "optim_args", "fsdp"]
+MORE_KEYS += ["logging_dir", "sed", "5", "? [a]"]
 
 
-@fuzzing("sft_config")
-@given(content=yaml_of(st.sampled_from([*TRAINING_KEYS, *MORE_KEYS, "sed", "5", "? [a]"])), vanilla=st.booleans())
-def test_any_training_settings_are_read_or_refused(content: bytes, vanilla: bool) -> None:
+@fuzz("sft_config")
+@given(content=yaml_of(st.sampled_from([*TRAINING_KEYS, *MORE_KEYS])), vanilla=st.booleans())
+def test_any_training_settings_are_read_or_rejected(content: bytes, vanilla: bool) -> None:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "sft_config.yaml"
         file.write_bytes(content)
@@ -316,9 +250,9 @@ LAUNCH_KEYS = ["num_processes", "num_machines", "machine_rank", "main_process_ip
 LAUNCH_KEYS += ["mixed_precision", "distributed_type", "debug", "gpu_ids", "fsdp_config", "x"]
 
 
-@fuzzing("launch")
+@fuzz("launch")
 @given(content=yaml_of(st.sampled_from(LAUNCH_KEYS)))
-def test_any_launch_settings_are_read_or_refused(content: bytes) -> None:
+def test_any_launch_settings_are_read_or_rejected(content: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "accelerate_config.yaml"
         file.write_bytes(content)
@@ -328,12 +262,9 @@ def test_any_launch_settings_are_read_or_refused(content: bytes) -> None:
             launch.environment({})
 
 
-# rules
-
-
 @pytest.fixture(scope="module")
 def bpe(tiny_bpe: Tokenizer) -> ByteLevelBPE:
-    """256 bytes and 300 tokens."""
+    """256 bytes and 300 merges."""
     return read_bpe(tiny_bpe)
 
 
@@ -346,44 +277,46 @@ RULE = st.builds(
     constituents=st.lists(STRINGS, max_size=3).map(tuple),
     frequencies=st.just({}) | st.just({"new": 7}),
 )
-# what YAML may hold; a lone surrogate is written as an escape by hand
-PLAIN = st.lists(RULE, max_size=4).filter(
+# YAML cannot contain lone surrogates
+VALID_RULES = st.lists(RULE, max_size=4).filter(
     lambda rules: all(
         string.encode("utf-8", "ignore").decode() == string
         for rule in rules
         for string in (rule.sacrificed_token, rule.new_token, *rule.constituents)
     )
 )
-BY_HAND = st.lists(
+HANDWRITTEN_RULES = st.lists(
     st.tuples(SCALARS, SCALARS, SCALARS, SCALARS).map(
         lambda each: "- id: {}\n  sacrificed_token: {}\n  new_token: {}\n  constituents: {}\n".format(*each)
     ),
     max_size=3,
 ).map(lambda rules: ("rules:\n" + "".join(rules)).encode("utf-8", "surrogatepass"))
 
+RULE_PIECES = [
+    b"\t",
+    b"rules:\n",
+    b"- ",
+    b"- 17\n",
+    b"id: ",
+    b"&a ",
+    b"*a",
+    b"[",
+    b"\0",
+    b"\xff",
+    b"!!int ",
+    b"9" * 5000,
+]
+RULE_PIECES += [b"<<: "]
 
-@fuzzing("rules")
+
+@fuzz("rules")
 @given(
     content=mutated(
-        PLAIN.map(lambda rules: rules_as_yaml(RemapRules(tuple(rules))).encode()) | BY_HAND,
-        [
-            b"\t",
-            b"rules:\n",
-            b"- ",
-            b"- 17\n",
-            b"id: ",
-            b"&a ",
-            b"*a",
-            b"[",
-            b"\0",
-            b"\xff",
-            b"!!int ",
-            b"9" * 5000,
-            b"<<: ",
-        ],
+        VALID_RULES.map(lambda rules: rules_as_yaml(RemapRules(tuple(rules))).encode()) | HANDWRITTEN_RULES,
+        RULE_PIECES,
     )
 )
-def test_any_rules_are_read_or_refused(content: bytes, bpe: ByteLevelBPE) -> None:
+def test_any_rules_are_read_or_rejected(content: bytes, bpe: ByteLevelBPE) -> None:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "remap_rules.yaml"
         file.write_bytes(content)
@@ -393,8 +326,8 @@ def test_any_rules_are_read_or_refused(content: bytes, bpe: ByteLevelBPE) -> Non
             check_rules(rules, bpe, file)
 
 
-def test_so_many_cases_were_tried() -> None:
-    told = ", ".join(f"{count:,} {what}" for what, count in sorted(tried.items()))
-    print(f"{sum(tried.values()):,} cases: {told}")  # noqa: T201
+def test_number_of_cases_matches_the_setting() -> None:
+    counts = ", ".join(f"{count:,} {subject}" for subject, count in sorted(tried.items()))
+    print(f"{sum(tried.values()):,} cases: {counts}")  # noqa: T201
     if tried.keys() == SHARES.keys():  # all tests ran in this process
         assert sum(tried.values()) >= 0.9 * CASES

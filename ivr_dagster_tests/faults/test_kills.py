@@ -9,33 +9,51 @@ import contextlib
 import os
 import random
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from functools import partial
 
 import pytest
 
+from ivr_dagster_tests.faults.commands import START_UP, Command
 from ivr_dagster_tests.faults.harness import (
     KILLS,
-    PLACES,
+    PHASES,
     SEED,
-    Kill,
     Pipeline,
     Reference,
-    Tally,
-    broken,
-    contents,
-    differences,
     final_losses,
-    leftovers,
-    side_by_side,
+    find_inconsistencies,
+    run_parallel,
 )
+from ivr_dagster_tests.faults.injection import Kill
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3 * 3600)]
 
 KILLS_PER_CYCLE = 4
 # one cycle in five starts the console script, which takes longer to start
 CONSOLE_SCRIPT_EVERY = 5
+
+
+@dataclass
+class Tally:
+    """Kills, resumed kills and violations, by phase."""
+
+    kills: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PHASES, 0))
+    resumed: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PHASES, 0))
+    violations: list[tuple[str, str]] = field(default_factory=list)
+    cycles: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def table(self) -> str:
+        """A table by phase."""
+        lost = [phase for phase, _ in self.violations]
+        rows = [(phase, self.kills[phase], self.resumed[phase], lost.count(phase)) for phase in PHASES]
+        rows.append(("all", sum(self.kills.values()), sum(self.resumed.values()), len(lost)))
+        lines = [f"{phase:18}{kills:7}{resumed:9}{violations:6}" for phase, kills, resumed, violations in rows]
+        return "\n".join([f"{'stage':18}{'kills':>7}{'resumed':>9}{'lost':>6}", *lines, f"{self.cycles} cycles"])
 
 
 class Cycle:
@@ -46,102 +64,91 @@ class Cycle:
         self.pipeline, self.tally, self.name = pipeline, tally, name
         self.old, self.goal = (first, later) if later else (None, first)
         settings = pipeline.later_settings if later else pipeline.settings
-        self.artifacts = pipeline.folder(settings, first.folder if later else None)
+        self.artifacts = pipeline.create_folder(settings, first.folder if later else None)
         self.killed: list[str] = []
-        self.stages: list[str] = []
+        self.phases: list[str] = []
 
-    def kill_in(self, place: str, rng: random.Random, *, as_command: bool = False) -> bool:
-        """Run and kill at a random moment of a stage; False if the run had already ended."""
-        step, wait = self.goal.moment(place, rng)
-        command = self.pipeline.start(self.artifacts, as_command=as_command)
-        if place == "start-up":
-            time.sleep(wait * (3 if as_command else 1))  # before the first step
-        elif command.reaches(step):
-            time.sleep(wait)
-        was_running = command.kill()
-        moment = f"{step} + {wait:.3f} s" + (" (console script)" if as_command else "")
-        return self._check(command.place(), moment, command.left_over(), was_running, command.code, command.said)
+    def kill_in(self, phase: str, rng: random.Random, *, console_script: bool = False) -> bool:
+        """Run and kill at a random moment of a phase; False if the run had already ended."""
+        step, delay = self.goal.random_moment(phase, rng)
+        command = self.pipeline.start(self.artifacts, console_script=console_script)
+        if phase == START_UP:
+            time.sleep(delay * (3 if console_script else 1))
+        elif command.wait_for_step(step):
+            time.sleep(delay)
+        was_killed = command.kill()
+        return self._check(command, f"{step} + {delay:.3f} s, console script: {console_script}", was_killed)
 
     def kill_at(self, kill: Kill) -> bool:
         """Run and kill at a file operation; False if the run ended without it."""
-        command = self.pipeline.start(self.artifacts, happening=kill)
-        code = command.wait()
-        moment = f"{'after' if kill.after else 'before'} {kill.event}"
-        if code < 0:
+        command = self.pipeline.start(self.artifacts, fault=kill)
+        was_killed = command.wait() < 0
+        if was_killed:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(command.pid, signal.SIGKILL)
-        return self._check(command.place(), moment, command.left_over(), code < 0, code, command.said)
+        return self._check(command, f"{'after' if kill.after else 'before'} {kill.event}", was_killed)
 
-    def _check(
-        self, stage: str, moment: str, left_over: list[str], was_killed: bool, code: int | None, said: str
-    ) -> bool:
+    def _check(self, command: Command, moment: str, was_killed: bool) -> bool:
+        phase, survivors = command.stage(), command.kill_survivors()
         if not was_killed:
-            if code != 0:
-                self._violation(stage, f"a run after {self.killed} failed ({code}): {said[-1_500:]}")
+            if command.exit_code != 0:
+                message = f"a run after {self.killed} failed ({command.exit_code}): {command.stderr[-1_500:]}"
+                self._add_violation(phase, message)
             return False
         self.killed.append(moment)
-        self.stages.append(stage)
-        passing = [version for each in (self.old, self.goal) if each for version in each.passing]
-        found = broken(self.artifacts, self.old.contents if self.old else None, self.goal.contents, passing)
-        found += [f"still running: {each}" for each in left_over]
+        self.phases.append(phase)
         with self.tally.lock:
-            self.tally.kills[stage] += 1
-        for line in found:
-            self._violation(stage, f"killed at {moment}: {line}")
+            self.tally.kills[phase] += 1
+        problems = find_inconsistencies(self.artifacts, self.old, self.goal)
+        for problem in [*problems, *(f"still running: {each}" for each in survivors)]:
+            self._add_violation(phase, f"killed at {moment}: {problem}")
         return True
 
     def finish(self) -> None:
         """Run to the end and compare everything with an undisturbed run."""
         command = self.pipeline.run(self.artifacts)
-        found = []
-        if command.code != 0:
-            found.append(f"the last run failed ({command.code}): {command.said[-1_500:]}")
+        if command.exit_code != 0:
+            problems = [f"the last run failed ({command.exit_code}): {command.stderr[-1_500:]}"]
         else:
-            found += differences(contents(self.artifacts), self.goal.contents)
-            losses, undisturbed = final_losses(self.artifacts), final_losses(self.goal.folder)
-            if losses.keys() != undisturbed.keys() or any(abs(losses[k] - undisturbed[k]) > 1e-6 for k in losses):
-                found.append(f"last losses {losses}, undisturbed {undisturbed}")
-            found += [f"{name} is left over" for name in leftovers(self.artifacts)]
-            found += [f"{asset} is stale: {why}" for asset, why in self.pipeline.states(self.artifacts).items()]
-            damaged = self.pipeline.verified(self.artifacts)
-            found += [damaged] if damaged else []
-        for line in found:
-            self._violation(self.stages[-1] if self.stages else "start-up", f"resumed after {self.killed}: {line}")
+            problems = self.pipeline.find_problems(self.artifacts, self.goal.hashes)
+            losses, expected = final_losses(self.artifacts), final_losses(self.goal.folder)
+            if losses.keys() != expected.keys() or any(abs(losses[k] - expected[k]) > 1e-6 for k in losses):
+                problems.append(f"last losses {losses}, undisturbed {expected}")
+        for problem in problems:
+            self._add_violation(self.phases[-1] if self.phases else START_UP, f"resumed after {self.killed}: {problem}")
         with self.tally.lock:
             self.tally.cycles += 1
-            for stage in self.stages:
-                self.tally.resumed[stage] += 1
-        if not found:
-            self.pipeline.discard(self.artifacts)
+            for phase in self.phases:
+                self.tally.resumed[phase] += 1
+        if not problems:
+            self.pipeline.delete_folder(self.artifacts)
 
-    def _violation(self, stage: str, line: str) -> None:
+    def _add_violation(self, phase: str, message: str) -> None:
         with self.tally.lock:
-            self.tally.violations.append((stage, f"{self.name}: {line} [{self.artifacts}]"))
+            self.tally.violations.append((phase, f"{self.name}: {message} [{self.artifacts}]"))
 
 
-def kill_at_random(cycle: Cycle, plan: list[str], seed: int, *, as_command: bool = False) -> None:
-    """A cycle with a kill in each of these stages, in order."""
+def kill_at_random(cycle: Cycle, phases: list[str], seed: int, *, console_script: bool = False) -> None:
+    """A cycle with a kill in each of these phases, in order."""
     rng = random.Random(seed)
-    for place in sorted(plan, key=PLACES.index):
-        if not cycle.kill_in(place, rng, as_command=as_command):
+    for phase in sorted(phases, key=PHASES.index):
+        if not cycle.kill_in(phase, rng, console_script=console_script):
             break
     cycle.finish()
 
 
-def kill_at_operations(cycle: Cycle, plan: list[Kill]) -> None:
+def kill_at_operations(cycle: Cycle, kills: list[Kill]) -> None:
     """A cycle with a kill at each of these file operations that occurs."""
-    for kill in plan:
+    for kill in kills:
         cycle.kill_at(kill)
     cycle.finish()
 
 
 def run_cycles(jobs: Iterator[Callable[[], None]], tally: Tally) -> None:
     """Run cycles on all cores, print the tally and fail if anything was lost."""
-    started = time.monotonic()
-    side_by_side(jobs, os.cpu_count() or 1)
-    tally.seconds = time.monotonic() - started
+    run_parallel(jobs, os.cpu_count() or 1)
     print(f"\nseed {SEED}\n{tally.table()}", flush=True)  # noqa: T201
-    lost = "\n".join(f"[{stage}] {line}" for stage, line in tally.violations)
+    lost = "\n".join(f"[{phase}] {message}" for phase, message in tally.violations)
     assert not tally.violations, f"seed {SEED}\n{tally.table()}\n{lost}"
     assert sum(tally.resumed.values()) == sum(tally.kills.values())
 
@@ -154,17 +161,16 @@ def test_random_kills_lose_nothing(pipeline: Pipeline, first: Reference, later: 
         count = 0
         while sum(tally.kills.values()) < KILLS:
             while len(deck) < KILLS_PER_CYCLE:
-                deck += rng.sample(PLACES, len(PLACES))
-            plan = [deck.pop(0) for _ in range(KILLS_PER_CYCLE)]
+                deck += rng.sample(PHASES, len(PHASES))
+            phases = [deck.pop(0) for _ in range(KILLS_PER_CYCLE)]
             count += 1
-            name = f"seed {SEED}, cycle {count}"
-            cycle = Cycle(pipeline, first, later if count % 2 == 0 else None, tally, name)
+            cycle = Cycle(pipeline, first, later if count % 2 == 0 else None, tally, f"seed {SEED}, cycle {count}")
             script = count % CONSOLE_SCRIPT_EVERY == 0
-            yield partial(kill_at_random, cycle, plan, rng.randrange(1 << 32), as_command=script)
+            yield partial(kill_at_random, cycle, phases, rng.randrange(1 << 32), console_script=script)
 
     run_cycles(jobs(), tally)
     assert sum(tally.kills.values()) >= KILLS
-    assert all(tally.kills[place] for place in PLACES) or KILLS < 50
+    assert all(tally.kills[phase] for phase in PHASES) or KILLS < 50
 
 
 def test_kills_at_file_operations_lose_nothing(pipeline: Pipeline, first: Reference, later: Reference) -> None:
@@ -176,12 +182,13 @@ def test_kills_at_file_operations_lose_nothing(pipeline: Pipeline, first: Refere
         for after in ((False, True) if event.startswith("os.rename") else (False,))
     ]
     kills = kills[:: max(1, len(kills) // KILLS)]
-    # each cycle takes operations from all over the run, in their order
+    # each cycle kills at operations from the whole run, in order
     cycles = -(-len(kills) // 8)
-    plans = [kills[start::cycles] for start in range(cycles)]
     jobs = (
-        partial(kill_at_operations, Cycle(pipeline, first, later, tally, f"operations, cycle {number}"), plan)
-        for number, plan in enumerate(plans, 1)
+        partial(
+            kill_at_operations, Cycle(pipeline, first, later, tally, f"operations, cycle {start}"), kills[start::cycles]
+        )
+        for start in range(cycles)
     )
     run_cycles(jobs, tally)
     assert sum(tally.kills.values()) > 0.5 * len(kills)
@@ -190,6 +197,4 @@ def test_kills_at_file_operations_lose_nothing(pipeline: Pipeline, first: Refere
 def changes_artifacts(event: str) -> bool:
     """Whether a file operation changes a published name or opens an artifact for writing."""
     kind, _, name = event.partition(" ")
-    return kind in ("os.rename", "os.remove", "os.rmdir", "shutil.rmtree", "os.link", "os.mkdir") or (
-        kind == "open" and "tfevents" not in name and "/checkpoint-" not in name
-    )
+    return kind != "open" or ("tfevents" not in name and "/checkpoint-" not in name)
