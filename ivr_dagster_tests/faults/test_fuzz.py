@@ -29,8 +29,9 @@ from ivr_dagster.core.training.launch import read_accelerate_config
 from ivr_dagster.core.training.sft_config import DEFAULTS, read_sft_config
 from ivr_dagster.core.vocabulary.rules import RemapRule, RemapRules, check_rules, read_rules, rules_as_yaml
 from ivr_dagster.errors import InputError
+from ivr_dagster.pipeline import ArtifactPaths
 from ivr_dagster.settings.groups import CorpusSettings
-from ivr_dagster.settings.loading import Settings, load_settings, save_settings
+from ivr_dagster.settings.loading import FIELDS, load_settings, save_settings
 
 CASES = int(os.environ.get("FAULTS_FUZZ_CASES", "400"))
 SHARES = {"documents": 0.4, "settings": 0.2, "environment": 0.1, "sft_config": 0.05, "launch": 0.1, "rules": 0.15}
@@ -186,9 +187,7 @@ SCALARS = st.sampled_from(
     ]
 ) | st.text(max_size=12)
 # fmt: on
-KEYS = st.sampled_from(
-    [*Settings.model_fields, "seed", "max_candidate", "<<", "5", "? [a]", "yes", "", "self", "__init__"]
-)
+KEYS = st.sampled_from([*FIELDS, "seed", "max_candidate", "<<", "5", "? [a]", "yes", "", "self", "__init__"])
 
 
 def yaml_of(keys: st.SearchStrategy[str]) -> st.SearchStrategy[bytes]:
@@ -213,11 +212,11 @@ def test_any_settings_file_is_read_or_rejected(content: bytes) -> None:
         with only_input_errors("settings", artifacts):
             found = load_settings(artifacts, environ={})
             json.dumps(found.model_dump(), allow_nan=False).encode()
-            found.paths(artifacts)
+            ArtifactPaths.of(found, artifacts)
             copy = Path(folder) / "copy.yaml"
             copy.write_bytes(content)
             save_settings(copy, {"seed": 7, "raw_corpora_dir": "x"})
-            assert load_settings(artifacts, config=copy, environ={}).seed == 7
+            assert load_settings(artifacts, config=copy, environ={}).compute.seed == 7
 
 
 @fuzz("environment")
@@ -226,7 +225,7 @@ def test_any_environment_is_read_or_rejected(values: dict[str, str]) -> None:
     with tempfile.TemporaryDirectory() as folder, only_input_errors("environment", Path(folder)):
         found = load_settings(Path(folder), environ={f"IVR_{name}": value for name, value in values.items()})
         json.dumps(found.model_dump(), allow_nan=False).encode()
-        found.paths(Path(folder))
+        ArtifactPaths.of(found, Path(folder))
 
 
 TRAINING_KEYS = [line.split(":")[0] for line in DEFAULTS.read_text().splitlines() if not line.startswith("#")]
