@@ -38,6 +38,7 @@ def lineage(page: Page, url: str) -> None:
     for left in (1, 0):
         panels.first.click()
         expect(panels).to_have_count(left)
+    page.wait_for_timeout(15_000)  # the colors of the assets load in batches
     page.mouse.dblclick(150, 1050)  # on an empty spot: fits the graph to the window
     graph(page).get_by_text("evaluation_report").element_handle().wait_for_element_state("stable")
 
