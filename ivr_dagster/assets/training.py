@@ -215,7 +215,7 @@ def _fine_tune(
     from ivr_dagster.core.training.sft import Training, Validation
     from ivr_dagster.core.training.sft_config import read_sft_config
     from ivr_dagster.core.training.warm_start import choose_start
-    from ivr_dagster.resources.launcher import accelerator_for
+    from ivr_dagster.resources.torchrun import accelerator_for
 
     name = "base" if new_tokens is None else "remapped"
     launch = settings.launch()
@@ -291,7 +291,7 @@ def _run(
     from ivr_dagster.core.training.progress import describe_progress
     from ivr_dagster.core.training.sft import fine_tune
     from ivr_dagster.core.training.worker import TrainingRequest
-    from ivr_dagster.resources.launcher import train_with_torchrun
+    from ivr_dagster.resources.torchrun import train_with_torchrun
 
     launch = settings.launch()
     if launch.processes > 1:

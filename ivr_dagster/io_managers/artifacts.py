@@ -1,6 +1,6 @@
 """What all IO managers share: artifacts are complete or absent, and unchanged since they were written.
 
-`ArtifactPaths` maps asset keys to paths. Artifacts are written under a temporary name, with a manifest, and renamed.
+`pipeline.ArtifactPaths` maps asset keys to paths. Artifacts are written under a temporary name, with a manifest, and renamed.
 Readers refuse an artifact that differs from its manifest.
 """
 

@@ -11,7 +11,7 @@ from typing import Any
 import dagster as dg
 from pydantic import create_model
 
-from ivr_dagster.core.training.launch import Launch, read_accelerate_config
+from ivr_dagster.core.training.launch_settings import Launch, read_accelerate_config
 from ivr_dagster.core.training.sft_config import DEFAULTS
 from ivr_dagster.engines.local import map_local
 from ivr_dagster.engines.ray import map_on_ray

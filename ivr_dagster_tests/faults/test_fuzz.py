@@ -25,7 +25,7 @@ from ivr_dagster.core.corpus.cleaning import clean
 from ivr_dagster.core.corpus.documents import read_documents
 from ivr_dagster.core.corpus.files import corpus_files
 from ivr_dagster.core.tokenizer.bpe import ByteLevelBPE, read_bpe
-from ivr_dagster.core.training.launch import read_accelerate_config
+from ivr_dagster.core.training.launch_settings import read_accelerate_config
 from ivr_dagster.core.training.sft_config import DEFAULTS, read_sft_config
 from ivr_dagster.core.vocabulary.rules import RemapRule, RemapRules, check_rules, read_rules, rules_as_yaml
 from ivr_dagster.errors import InputError

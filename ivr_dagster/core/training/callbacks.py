@@ -15,7 +15,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_utils import rotate_checkpoints
 
 from ivr_dagster.core.embedding.new_rows import embedding_parameters
-from ivr_dagster.core.training.checkpoints import mark_complete, newest_complete
+from ivr_dagster.core.training.checkpoints import PREFIX, mark_complete, newest_complete
 from ivr_dagster.core.training.flops import Compute
 from ivr_dagster.core.training.sft import TrainingDiverged
 
@@ -123,7 +123,7 @@ class RunCallback(TrainerCallback):
         # every process writes its own random state
         PartialState().wait_for_everyone()
         if args.should_save:
-            mark_complete(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}", self.run)
+            mark_complete(Path(str(args.output_dir)) / f"{PREFIX}{state.global_step}", self.run)
             # Trainer would delete the last complete checkpoint before this one is marked
             rotate_checkpoints(str(args.output_dir), self.save_total_limit, state.best_model_checkpoint)
 

@@ -13,7 +13,9 @@ from pathlib import Path
 from ivr_dagster.storage.atomic import atomic_write
 
 MARKER = "complete.json"
-_NAME = re.compile(r"checkpoint-(\d+)")
+# transformers names checkpoints so; `final_model` is written beside them when training ends
+PREFIX, FINAL_MODEL = "checkpoint-", "final_model"
+_NAME = re.compile(rf"{PREFIX}(\d+)")
 
 
 def mark_complete(checkpoint: Path, run: dict[str, object]) -> None:
@@ -45,7 +47,7 @@ def step_of(checkpoint: Path) -> int:
 
 
 def _checkpoints(output_dir: Path) -> list[Path]:
-    return sorted((folder for folder in output_dir.glob("checkpoint-*") if step_of(folder) >= 0), key=step_of)
+    return sorted((folder for folder in output_dir.glob(f"{PREFIX}*") if step_of(folder) >= 0), key=step_of)
 
 
 def _run_of(checkpoint: Path) -> object:

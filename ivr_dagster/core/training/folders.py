@@ -9,6 +9,7 @@ from typing import Any
 from ivr_dagster.core.model.folder import ModelFolder
 from ivr_dagster.core.tokenizer.folder import TokenizerFolder
 from ivr_dagster.core.tokenizer.write import write_copy, write_tokenizer
+from ivr_dagster.core.training.checkpoints import FINAL_MODEL
 from ivr_dagster.storage.atomic import atomic_write
 
 HISTORY = "history.json"
@@ -25,7 +26,7 @@ class TrainedModel:
     @property
     def final_model(self) -> ModelFolder:
         """The fine-tuned model with its tokenizer."""
-        return ModelFolder(self.path / "final_model")
+        return ModelFolder(self.path / FINAL_MODEL)
 
     def write_history(
         self,

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ivr_dagster.core.tokenizer.folder import TokenizerFolder
 from ivr_dagster.core.tokenizer.write import write_copy
 from ivr_dagster.core.training.blocks import COLUMN, read_blocks
-from ivr_dagster.core.training.checkpoints import discard_others, newest_complete, step_of
+from ivr_dagster.core.training.checkpoints import FINAL_MODEL, discard_others, newest_complete, step_of
 from ivr_dagster.core.training.flops import Compute, compute_of
 from ivr_dagster.core.training.loading import check_fit, load_model
 from ivr_dagster.core.training.memory import (
@@ -163,7 +163,7 @@ def fine_tune(
     training, smaller = replace(training, config=training.config.shared_by(processes)), False
     while True:
         try:
-            result = _run(training, on_log, final_dir or training.output_dir / "final_model", keep_model, smaller)
+            result = _run(training, on_log, final_dir or training.output_dir / FINAL_MODEL, keep_model, smaller)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise

@@ -25,7 +25,7 @@ from transformers import GPT2LMHeadModel
 
 from ivr_dagster.core.tokens.byte_level import string_of
 from ivr_dagster.core.training.blocks import write_blocks
-from ivr_dagster.core.training.launch import Launch
+from ivr_dagster.core.training.launch_settings import Launch
 from ivr_dagster.core.training.sft import (
     OutOfMemory,
     SftResult,
@@ -37,7 +37,7 @@ from ivr_dagster.core.training.sft import (
 )
 from ivr_dagster.core.training.worker import TrainingRequest, main, read_failure, write_request
 from ivr_dagster.errors import InputError
-from ivr_dagster.resources.launcher import WORKER, WorkersFailedError, train_with_torchrun
+from ivr_dagster.resources.torchrun import WORKER, WorkersFailedError, train_with_torchrun
 
 pytestmark = pytest.mark.timeout(200)
 
@@ -223,9 +223,9 @@ from dataclasses import replace
 from pathlib import Path
 import dagster as dg
 from pydantic import TypeAdapter
-from ivr_dagster.core.training.launch import Launch
+from ivr_dagster.core.training.launch_settings import Launch
 from ivr_dagster.core.training.worker import TrainingRequest
-from ivr_dagster.resources.launcher import train_with_torchrun
+from ivr_dagster.resources.torchrun import train_with_torchrun
 
 @dg.asset
 def trained(context: dg.AssetExecutionContext) -> None:

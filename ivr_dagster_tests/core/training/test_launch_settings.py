@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from torch.distributed.run import parse_args
 
-from ivr_dagster.core.training.launch import Launch, read_accelerate_config
+from ivr_dagster.core.training.launch_settings import Launch, read_accelerate_config
 from ivr_dagster.errors import InputError
 
 # output of `accelerate config` for two processes on CPU

@@ -7,7 +7,7 @@ import warnings
 
 import dagster as dg
 
-from ivr_dagster.core.training.launch import Launch
+from ivr_dagster.core.training.launch_settings import Launch
 from ivr_dagster.core.training.sft import SftResult
 from ivr_dagster.core.training.worker import TrainingRequest, read_failure, result_from_json, write_request
 from ivr_dagster.errors import InputError
