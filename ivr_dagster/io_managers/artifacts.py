@@ -1,7 +1,7 @@
 """What all IO managers share: artifacts are complete or absent, and unchanged since they were written.
 
-`pipeline.ArtifactPaths` maps asset keys to paths. Artifacts are written under a temporary name, with a manifest, and renamed.
-Readers refuse an artifact that differs from its manifest.
+`pipeline.ArtifactPaths` maps asset keys to paths. Artifacts are written under a temporary name, with a manifest, and
+renamed. Readers refuse an artifact that differs from its manifest.
 """
 
 from abc import abstractmethod
