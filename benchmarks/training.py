@@ -3,9 +3,9 @@
     ivr --artifacts-dir my_domain run --until align && ivr --artifacts-dir my_domain train --no-vanilla
     python -m benchmarks.training --artifacts my_domain
 
-Both train on the train split with the settings of `sft_config.yaml`, the same block size and batch: `ours` the adapted
-model on packed blocks, `padding` the base model with its own tokenizer. They alternate, each run in a new process.
-Only text that was trained on counts, without padding and truncated text.
+Both variants train on the train split with the settings of `sft_config.yaml`, the same block size and batch size:
+`ours` trains the adapted model on packed blocks, `padding` the base model with its own tokenizer. Runs alternate, each
+in a new process. Only text that was trained on counts; padding and truncated text do not.
 """
 
 import argparse
@@ -113,13 +113,13 @@ def padding(artifacts: Path, steps: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Run both alternately and write the result."""
+    """Run both variants alternately and write the result file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--artifacts", type=Path, required=True, help="artifacts folder with training_blocks")
-    parser.add_argument("--steps", type=int, default=20, help="optimizer steps of each run")
-    parser.add_argument("--turns", type=int, default=3, help="runs of each; the result is the median")
-    parser.add_argument("--dtype", default="auto", help="dtype of ours; padding uses float32")
-    parser.add_argument("--name", default="", help="suffix of the file in benchmarks/results")
+    parser.add_argument("--steps", type=int, default=20, help="optimizer steps per run")
+    parser.add_argument("--turns", type=int, default=3, help="runs per variant; the result is their median")
+    parser.add_argument("--dtype", default="auto", help="dtype of `ours`; `padding` always uses float32")
+    parser.add_argument("--name", default="", help="suffix of the result file in benchmarks/results")
     parser.add_argument("--only", choices=VARIANTS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     artifacts = options.artifacts.resolve()

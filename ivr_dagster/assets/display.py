@@ -9,7 +9,7 @@ import dagster as dg
 import numpy as np
 import polars as pl
 
-# Number of x positions that a plot of this size can resolve.
+# number of x positions that a plot of this size can resolve
 MAX_POSITIONS = 1_000
 
 
@@ -27,7 +27,7 @@ def _cell(value: object) -> str:
 
 
 def visible(text: str) -> str:
-    """The text with all characters visible in a browser, which drops spaces at the ends and collapses several to one.
+    """The text with all characters visible in a browser, which strips outer spaces and collapses repeated ones.
 
     Such spaces become `␣`, control characters and backslashes are escaped, and `c{n}` replaces n > 8 repetitions of c.
     """
@@ -55,7 +55,7 @@ def curves(
     y: str,
     logarithmic: bool = False,
 ) -> bytes:
-    """A PNG plot of lines over the same x values; on logarithmic axes, at no more positions than are visible."""
+    """A PNG plot of lines over the same x values; on logarithmic axes, downsampled to the visible positions."""
     figure, axes = _figure(x, y)
     shown = np.arange(len(xs))
     if logarithmic and len(xs) > MAX_POSITIONS:

@@ -1,4 +1,4 @@
-"""External artifacts: sources that a user names to use instead of an artifact; read in place, never written.
+"""External artifacts: files that a user supplies to replace an artifact. They are read in place, never written.
 
 `pipeline.EXTERNAL` lists them. A source asset exists only while its setting names a path.
 """
@@ -26,7 +26,7 @@ def _tokenizer_version(path: Path, _: ArtifactPaths) -> str:
         raise InputError(
             "the tokenizer folder has no tokenizer_config.json, so its class and end-of-text token are unknown",
             where=path,
-            remedy="Name a folder written by `save_pretrained`.",
+            remedy="Choose a folder written by `save_pretrained`.",
         )
     return _hash_matching(path, TOKENIZER_FILES)
 
@@ -56,7 +56,7 @@ def _blocks_version(path: Path, _: ArtifactPaths) -> str:
         raise InputError(
             "the folder contains no packed blocks: remapped/ is missing",
             where=path,
-            remedy="Name a folder of training blocks written by `ivr train`.",
+            remedy="Choose a folder of training blocks written by `ivr train`.",
         )
     return content_hash(path)
 
@@ -65,7 +65,7 @@ def _hash_matching(path: Path, patterns: list[str]) -> str:
     return hash_files(path, {file for pattern in patterns for file in path.glob(pattern) if file.is_file()})
 
 
-# group, IO manager and data version, by the replaced asset
+# replaced asset → group, IO manager key, function that computes the data version
 _KINDS: dict[str, tuple[str, str, Callable[[Path, ArtifactPaths], str]]] = {
     "original_tokenizer": ("tokenizer", "tokenizer_io", _tokenizer_version),
     "remapped_tokenizer": ("vocabulary", "tokenizer_io", _remapped_tokenizer_version),

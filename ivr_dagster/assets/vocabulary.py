@@ -79,8 +79,8 @@ def replacement_candidates(
     )
     if plan.rejected_gain is not None:
         context.log.info(
-            f"The previous selection stays: a new one would save {plan.rejected_gain:.2%} more of held-out tokens, "
-            f"least_gain is {selection.least_gain:.2%}."
+            f"The previous selection is kept: a new one would save only {plan.rejected_gain:.2%} more of the held-out "
+            f"tokens, least_gain is {selection.least_gain:.2%}."
         )
     (context.log.warning if plan.saving_heldout < selection.saving_floor else context.log.info)(sentence)
     return dg.MaterializeResult(

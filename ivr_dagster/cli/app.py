@@ -1,4 +1,4 @@
-"""`ivr`: the command group, and how errors become one line on standard error and an exit code.
+"""The `ivr` command group. Errors become an exit code and one line on standard error.
 
 Results go to standard output (`--json`: one object), everything else to standard error. Heavy libraries are imported
 where a command needs them, so that `--help` is fast.
@@ -24,7 +24,7 @@ from ivr_dagster.settings.loading import load_settings, save_settings
 
 SUCCESS, FAILURE, INVALID = 0, 1, 2
 INTERRUPTED = "interrupted; run the same command again to resume"
-# errors whose message is all that a user needs
+# errors whose message is sufficient without the class name
 EXPLAINED = ("StageFailedError", "TrainingDiverged", "OutOfMemory", "WorkerLost")
 
 
@@ -42,7 +42,7 @@ class _OrderedGroup(click.Group):
     default="artifacts",
     envvar="IVR_ARTIFACTS_DIR",
     show_default=True,
-    help="Folder of all artifacts.",
+    help="Artifacts folder.",
 )
 @click.option(
     "--config",
@@ -76,12 +76,13 @@ def cli(
 ) -> None:
     """Move a pretrained causal language model to a better vocabulary of the same size.
 
-    Each stage materializes Dagster assets on the instance that `ivr ui` shows. Settings: option, then environment
-    (IVR_MAX_CANDIDATES and so on), then settings file, then default.
+    Each stage materializes Dagster assets in the instance that `ivr ui` shows. Options override environment variables
+    (such as IVR_MAX_CANDIDATES), which override the settings file.
     """
     if experiment:
         artifacts_dir = experiment_folder(artifacts_dir, experiment, config)
-        os.environ["DAGSTER_HOME"] = str(ArtifactPaths(artifacts_dir).dagster_home)  # each has its own instance
+        # each experiment has its own instance
+        os.environ["DAGSTER_HOME"] = str(ArtifactPaths(artifacts_dir).dagster_home)
     context.obj = invocation = Invocation(artifacts_dir, config, log_level.upper(), as_json)
     context.call_on_close(invocation.close)
 
@@ -91,7 +92,7 @@ def cli(
 def join(arguments: tuple[str, ...]) -> None:
     """Removed: torchrun starts the processes on other machines."""
     raise InputError(
-        "`ivr join` was removed", remedy="Run the torchrun command that the log of the training prints for each node."
+        "`ivr join` was removed", remedy="On each node, run the torchrun command that the training log prints."
     )
 
 
@@ -106,7 +107,7 @@ def join(arguments: tuple[str, ...]) -> None:
 @settings_options(*stage_options("ui"))
 @click.pass_obj
 def ui(invocation: Invocation, /, port: int, settings: dict[str, object]) -> None:
-    """Serve the Dagster UI and its daemon on 127.0.0.1 until stopped."""
+    """Run the Dagster UI, on 127.0.0.1, and the Dagster daemon until stopped."""
     from ivr_dagster.cli.ui import serve
 
     # invalid settings are reported here, not in the browser

@@ -18,7 +18,7 @@ INSTANCE_FILE = Path(__file__).with_name("instance.yaml")
 
 
 def open_instance(paths: ArtifactPaths) -> dg.DagsterInstance:
-    """The instance of DAGSTER_HOME, by default in the artifacts folder; its settings file is written if missing.
+    """Open the instance in DAGSTER_HOME, by default inside the artifacts folder; writes dagster.yaml if missing.
 
     Raises:
         InputError: the instance belongs to another artifacts folder.
@@ -26,7 +26,7 @@ def open_instance(paths: ArtifactPaths) -> dg.DagsterInstance:
     home = Path(os.environ.get("DAGSTER_HOME") or paths.dagster_home).expanduser().resolve()
     os.environ["DAGSTER_HOME"] = str(home)
     instance = _open(home)
-    # records inside a folder belong to it even after it was copied or moved
+    # an instance inside an artifacts folder belongs to it, even after the folder was copied or moved
     inside = home == paths.dagster_home.resolve() and stores_runs_in_home(instance)
     _claim(instance, paths.root, from_any_owner=inside)
     return instance
@@ -34,7 +34,7 @@ def open_instance(paths: ArtifactPaths) -> dg.DagsterInstance:
 
 @contextmanager
 def instance_at(home: Path) -> Iterator[dg.DagsterInstance]:
-    """The instance of a home folder, regardless of DAGSTER_HOME."""
+    """Open the instance in a home folder, regardless of DAGSTER_HOME."""
     instance = _open(home)
     try:
         yield instance
@@ -50,7 +50,7 @@ def _open(home: Path) -> dg.DagsterInstance:
 
 
 def _claim(instance: dg.DagsterInstance, root: Path, *, from_any_owner: bool) -> None:
-    """Make an instance belong to an artifacts folder, since it identifies assets by name, not by path."""
+    """Record the artifacts folder as the instance's owner, since Dagster identifies assets by name, not by path."""
     storage = instance.run_storage
     owner = storage.get_cursor_values({OWNER_KEY}).get(OWNER_KEY)
     if owner == str(root):
@@ -59,7 +59,7 @@ def _claim(instance: dg.DagsterInstance, root: Path, *, from_any_owner: bool) ->
         raise InputError(
             f"{root} was requested, but this Dagster instance holds the assets of {owner}",
             where=os.environ["DAGSTER_HOME"],
-            remedy="Use another DAGSTER_HOME, and database, for each artifacts folder, or unset DAGSTER_HOME: by "
-            "default the instance is in the artifacts folder.",
+            remedy="Use a separate DAGSTER_HOME and database for each artifacts folder, or unset DAGSTER_HOME to keep "
+            "the instance in the artifacts folder.",
         )
     storage.set_cursor_values({OWNER_KEY: str(root)})

@@ -1,4 +1,4 @@
-"""What the terminal shows: progress bars on standard error, and tables of results on standard output."""
+"""Terminal output: progress bars on standard error, and result tables on standard output."""
 
 import sys
 import time
@@ -14,7 +14,7 @@ from rich.table import Table
 
 from ivr_dagster.pipeline import ASSETS, SHARES, ArtifactPaths
 
-# lines are not wrapped in a file or a pipe
+# lines are not wrapped when output goes to a file or pipe
 OUT = Console() if sys.stdout.isatty() else Console(width=200)
 ERR = Console(stderr=True)
 
@@ -41,7 +41,7 @@ COMPARED = (
 
 
 class ProgressBars:
-    """One bar for each long step in progress; if standard error is not a terminal, a line every few seconds."""
+    """One bar per long-running step; if standard error is not a terminal, one line every few seconds."""
 
     def __init__(self, title: str, assets: int, *, quiet: bool) -> None:
         self._lines = not quiet and not sys.stderr.isatty()
@@ -66,7 +66,7 @@ class ProgressBars:
         return self
 
     def advance(self, label: str, done: float, total: float, unit: str) -> None:
-        """A `progress.Listener`."""
+        """Update the bar of a step; implements `progress.Listener`."""
         if self._lines:
             if time.monotonic() >= self._next_line:
                 self._next_line = time.monotonic() + SECONDS_BETWEEN_LINES
@@ -83,7 +83,7 @@ class ProgressBars:
 
 
 def stage_table(stage: str, result: "StageResult") -> None:
-    """The assets of a stage with their key figures, and its checks."""
+    """Print the assets of a stage with their key figures, and its checks."""
     table = _titled_table(stage)
     for name, figures in result.figures.items():
         table.add_row(f"  {name}", _key_figures(name, figures))
@@ -98,7 +98,7 @@ def stage_table(stage: str, result: "StageResult") -> None:
 
 
 def states_table(states: Sequence["AssetState"]) -> None:
-    """Assets, fresh or stale."""
+    """Print assets with their key figures, and whether each is fresh or why it is stale."""
     table = _table("stage", "asset", "state", "materialized", "figures")
     stage = ""
     for state in states:
@@ -111,7 +111,7 @@ def states_table(states: Sequence["AssetState"]) -> None:
 
 
 def experiments_table(experiments: Iterable["Experiment"]) -> None:
-    """Experiments with changed settings and key figures; figures of stale assets are in parentheses."""
+    """Print experiments with changed settings and key figures; figures of stale assets are in parentheses."""
     table = _table("experiment", "changed settings", *(heading for heading, _, _ in COMPARED), "stale")
     for each in experiments:
         changed = escape(", ".join(f"{name}={value}" for name, value in each.changed.items()))
@@ -126,16 +126,16 @@ def experiments_table(experiments: Iterable["Experiment"]) -> None:
 
 
 def plan_tables(plan: "Plan", points: Sequence["CurvePoint"], verdict: str) -> None:
-    """A selection that was not written: the saving by number of new tokens, new tokens, used sacrificed tokens."""
+    """Print a selection that was not written: saving by number of new tokens, new tokens, used sacrificed tokens."""
     OUT.print(f"[bold]{verdict}[/]", highlight=False)
     if plan.rejected_gain is None:
         OUT.print(f"Current rules: {plan.kept:,} kept, {plan.moved:,} moved, {plan.dropped:,} dropped.")
     else:
         OUT.print(
-            f"The current selection stays: a new one would save {plan.rejected_gain:.2%} more of held-out tokens, less "
-            "than --least-gain."
+            f"The current selection is kept: a new one would save only {plan.rejected_gain:.2%} more of the held-out "
+            "tokens, less than --least-gain."
         )
-    table = _table("new tokens", "saved", "last hundred", "tokens saved, held-out", right=3)
+    table = _table("new tokens", "saved", "by the last 100", "tokens saved, held-out", right=3)
     most = max((point.heldout for point in points), default=0) or 1
     for point in points:
         bar = "█" * round(BAR_WIDTH * point.heldout / most)
@@ -161,7 +161,7 @@ def plan_tables(plan: "Plan", points: Sequence["CurvePoint"], verdict: str) -> N
 
 
 def tuning_table(study: Mapping[str, Any], file: Path, command: str) -> None:
-    """The best trials of a search, the first trial, and how to use the settings found."""
+    """Print the best trials of a search, the first trial, and how to use the best settings."""
     trials = {trial["number"]: trial for trial in study["trials"]}
     order = {"complete": 0, "pruned": 1, "killed": 2}
     ranked = sorted(trials.values(), key=lambda each: (order[each["state"]], each["value"] is None, each["value"]))
@@ -187,25 +187,25 @@ def tuning_table(study: Mapping[str, Any], file: Path, command: str) -> None:
     OUT.print(f"best settings  {file}", highlight=False, soft_wrap=True)
     if (file.parent / "settings.yaml").exists():
         select = f"{command} select --max-candidates {study['new_tokens']}"
-        OUT.print(f"they need {study['new_tokens']:,} new tokens  {select}", highlight=False, soft_wrap=True)
+        OUT.print(f"to select their {study['new_tokens']:,} new tokens  {select}", highlight=False, soft_wrap=True)
     OUT.print(f"to train with them  {command} train --config-path {file}", highlight=False, soft_wrap=True)
 
 
 def run_table(
     figures: Mapping[str, Mapping[str, Any]], paths: ArtifactPaths, failed_checks: Sequence[str], *, materialized: int
 ) -> None:
-    """The summary at the end of `ivr run`.
+    """Print the summary at the end of `ivr run`.
 
     Args:
         figures: figures of fresh assets.
-        paths: where artifacts lie.
-        failed_checks: as `asset.check`.
+        paths: paths of the artifacts.
+        failed_checks: failed checks, as `asset.check`.
         materialized: number of assets that this command materialized.
     """
     table = _titled_table("Summary")
     rows = [*_tokenizer_rows(figures), *_report_rows(figures, paths)]
     if failed_checks:
-        rows.append(("failed checks", f"[yellow]{', '.join(failed_checks)}[/] (the UI shows how to fix them)"))
+        rows.append(("failed checks", f"[yellow]{', '.join(failed_checks)}[/] (the UI explains how to fix them)"))
     rows.append(("materialized", f"{materialized} assets" if materialized else "nothing: everything was fresh"))
     rows.append(("lineage in the UI", f"ivr --artifacts-dir {paths.root} ui, then http://127.0.0.1:3000"))
     for label, text in rows:

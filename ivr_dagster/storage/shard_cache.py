@@ -1,7 +1,7 @@
-"""Cached results of corpus shards: a shard whose ingredients did not change is not processed again.
+"""Cached results of corpus shards: a shard is processed again only if its inputs changed.
 
-What belongs here: where results are, which are missing, and which are obsolete. Callers decide what a result holds and
-what goes into its key.
+This module knows where results are stored and which are missing or obsolete. Callers decide what a result contains and
+what its key depends on.
 """
 
 import json
@@ -23,29 +23,30 @@ Task = TypeVar("Task")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-# how long to wait for the lock, and for shared storage to show what a worker wrote
+# how long to wait for the lock, and for a worker's files to become visible on shared storage
 PATIENCE_SECONDS = 10.0
 _LOCK, _SEAL = ".lock", "seal.json"
 
 
 class Map(Protocol):
-    """Applies a function to many items, here or in other processes, and yields the results in the items' order."""
+    """Applies a function to many items, in this process or in others, and yields the results in their order."""
 
     def __call__(self, function: Callable[[Item], Result], items: Sequence[Item], /) -> Iterator[Result]:
-        """Function and items must be picklable. An error is raised in place of its result."""
+        """Function and items must be picklable. An item's error is raised when its result is due."""
         ...
 
 
 def result_key(*ingredients: object) -> str:
-    """The content hash of what a result is made of: anything that JSON can represent."""
+    """The content hash of everything that a result depends on; the inputs must be JSON-serializable."""
     return content_hash(json.dumps(ingredients))
 
 
 @dataclass(frozen=True)
 class ShardCache:
-    """A folder with one folder per result, named by its key and complete or absent. It may be deleted at any time.
+    """A folder with one subfolder per result, named by its key. It may be deleted at any time.
 
-    Files of a result may be hard links. A seal holds their identities, so that a modified result is made again.
+    A result is either complete or absent. Its files may be hard links; a seal records their identities, so that a
+    modified result is computed again.
     """
 
     path: Path
@@ -65,10 +66,10 @@ class ShardCache:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Keep other processes from changing results while the block runs, and delete what killed ones left.
+        """Lock the cache while the block runs, and delete files left by killed processes.
 
         Raises:
-            InputError: another process uses the cache.
+            InputError: another process holds the lock.
         """
         with ExitStack() as held:
             try:
@@ -88,22 +89,22 @@ class ShardCache:
         run: Map = map,
         on_result: Callable[[str], None] = lambda key: None,
     ) -> None:
-        """Make the missing results. Those finished before an error or interruption are kept.
+        """Compute the missing results. Results finished before an error or interruption are kept.
 
         Args:
-            make: writes the result of a task into an empty folder; a function that other processes can import.
+            make: writes the result of a task into an empty folder; other processes must be able to import it.
             tasks: by key.
             run: applies `make` to the tasks.
-            on_result: called with each key in the order of the tasks, those that existed first.
+            on_result: called with the key of each result, first existing results, then new ones, both in task order.
 
         Raises:
-            InputError: a result that a worker wrote does not appear here.
+            InputError: a worker's result is not visible on this machine.
         """
         existing = {key: self.holds(key) for key in tasks}
         missing = [key for key in tasks if not existing[key]]
         for key in (key for key in tasks if existing[key]):
             on_result(key)
-        for key in missing:  # damaged ones
+        for key in missing:  # may exist, but damaged
             self._delete(key)
         work = [(make, tasks[key], self.place(key)) for key in missing]
         for key, _ in zip(missing, run(_write_result, work) if work else (), strict=True):
@@ -118,7 +119,7 @@ class ShardCache:
 
     def _delete(self, key: str) -> None:
         if self.place(key).exists():
-            # renamed first: a partly deleted result must not count as one
+            # rename first, so that an interrupted deletion does not leave a partial result
             remove(self.place(key).rename(staging_path(self.place(key))))
 
     def _wait_for(self, key: str) -> None:
@@ -126,7 +127,7 @@ class ShardCache:
         while not self.holds(key):
             if time.monotonic() > deadline:
                 raise InputError(
-                    "a worker wrote the result of a shard, but it does not appear here",
+                    "a worker wrote the result of a shard, but it is not visible on this machine",
                     where=self.place(key),
                     remedy="Put corpus and artifacts on storage that all nodes share, at the same path.",
                 )
@@ -145,4 +146,4 @@ def _write_result(work: tuple[Callable[[Task, Path], None], Task, Path]) -> None
         publish_first(staged, place)
     finally:
         remove(staged)
-        give_back_freed_memory()  # one process per core does this at the same time
+        give_back_freed_memory()  # one worker per core holds memory at the same time

@@ -1,7 +1,7 @@
-"""Reading YAML files that users write: plain values by key and the line of each key.
+"""Reads YAML files that users write: the value and the line number of each key.
 
-Aliases are refused, since a few lines of nested aliases expand to billions of values. Duplicate keys are refused, since
-readers silently take one of them.
+Aliases are rejected because a few lines of nested aliases can expand to billions of values. Duplicate keys are rejected
+because YAML libraries silently keep only one of them.
 """
 
 from collections.abc import Iterator
@@ -11,9 +11,9 @@ from typing import Any
 from ivr_dagster.errors import InputError, combine_errors, short_repr
 from ivr_dagster.storage.regular_files import open_regular
 
-# our settings files have about 5 KB; parsing 256 KB takes one to two seconds
+# settings files are about 5 KB long; parsing 256 KB takes one to two seconds
 MOST_BYTES = 1 << 18
-# databases, arrays and columns hold 64-bit integers; numpy's random generators take 32 bits
+# databases, arrays and columns hold 64-bit integers; numpy's random generators take 32-bit seeds
 MOST_NUMBER, MOST_SEED = 2**63 - 1, 2**32 - 1
 # raised inside YAML constructors by int(), float(), date() and deep nesting
 CONSTRUCTION_ERRORS: tuple[type[Exception], ...] = (
@@ -33,9 +33,9 @@ def read_text_file(path: Path, what: str, remedy: str, *, most_bytes: int | None
 
     Args:
         path: the file.
-        what: what the file is, for messages.
-        remedy: for messages.
-        most_bytes: the largest size to accept.
+        what: what the file is, for error messages.
+        remedy: how to fix it, for error messages.
+        max_bytes: maximum size; None for no limit.
 
     Raises:
         InputError: the file is unreadable, not a regular file, too large or not UTF-8.
@@ -60,16 +60,16 @@ def read_text_file(path: Path, what: str, remedy: str, *, most_bytes: int | None
 
 
 def read_settings_yaml(path: Path, what: str, remedy: str) -> tuple[dict[str, Any], dict[str, int]]:
-    """The values of a YAML 1.2 file that contains one mapping, and the line of each key, from 1.
+    """Read a YAML 1.2 file that contains one mapping: its values, and the 1-based line number of each key.
 
     Args:
         path: the file.
-        what: what the file is, for messages.
-        remedy: for messages.
+        what: what the file is, for error messages.
+        remedy: how to fix it, for error messages.
 
     Raises:
         InputError: the file is unreadable, not YAML, not a mapping with string keys, or contains an alias, a duplicate
-            key or an invalid value such as a 13th month. All errors of one kind are reported together.
+            key or an invalid value such as month 13. All errors of one kind are reported together.
     """
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
@@ -111,14 +111,14 @@ def read_settings_yaml(path: Path, what: str, remedy: str) -> tuple[dict[str, An
 
 
 def find_aliases_and_duplicates(root: Any) -> Iterator[tuple[int, str]]:
-    """Line, from 1, and description of each alias and duplicate key below a node of PyYAML or ruamel.yaml."""
+    """Yield the 1-based line and a description of each alias and duplicate key below a PyYAML or ruamel.yaml node."""
     seen: set[int] = set()
     waiting = [root]
     while waiting:
         node = waiting.pop()
         if id(node) in seen:
             name = f"&{node.anchor}" if getattr(node, "anchor", None) else "an anchor"
-            yield node.start_mark.line + 1, f"the value at {name} is used again by an alias: write it out"
+            yield node.start_mark.line + 1, f"the value at {name} is used again by an alias: repeat the value instead"
             continue
         seen.add(id(node))
         if node.id == "mapping":
@@ -135,7 +135,7 @@ def find_aliases_and_duplicates(root: Any) -> Iterator[tuple[int, str]]:
 
 
 def yaml_syntax_error(error: Exception, text: str, where: Path | str, what: str, remedy: str) -> InputError:
-    """The error that a YAML library found in a text, with its line."""
+    """A YAML library's parse error as an InputError that names the line."""
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
     line = mark.line + 1 if mark else None
     problem = yaml_problem(error)
@@ -151,7 +151,7 @@ def yaml_syntax_error(error: Exception, text: str, where: Path | str, what: str,
 
 
 def yaml_problem(error: Exception) -> str:
-    """What is wrong, in the words of a YAML library."""
+    """The problem as the YAML library describes it, on one line."""
     problem = getattr(error, "problem", None) or getattr(error, "reason", None) or error
     return " ".join(str(problem).split())
 

@@ -24,7 +24,7 @@ from ivr_dagster.storage.shard_cache import Map, ShardCache
 
 @pytest.fixture(scope="module")
 def cluster(monkeypatch_module: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    """Three nodes of one core; this process is connected but runs no tasks."""
+    """Three single-core nodes; this process is connected but runs no tasks."""
     monkeypatch_module.setenv("RAY_USAGE_STATS_ENABLED", "0")
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     for _ in range(2):
@@ -52,7 +52,7 @@ def raw(tmp_path_factory: pytest.TempPathFactory, topics: list[str]) -> Path:
 
 
 def corpus_side(raw: Path, folder: Path, tokenizer: Path, run: Map, **options: Any) -> dict[str, str]:
-    """Hashes of all results of cleaning and counting."""
+    """Content hashes of all results of cleaning and counting."""
     write_cleaned_corpus(raw, folder / "cleaned", cache=ShardCache(folder / "shards"), run=run, **options)
     corpus = CleanedCorpus(folder / "cleaned")
     statistics = read_statistics(corpus, tokenizer, ShardCache(folder / "statistics"), run=run)
@@ -86,7 +86,7 @@ def test_cluster_gives_the_results_of_one_process(
     assert corpus_side(raw, tmp_path, tokenizer, map_on_ray) == local
 
 
-# workers can import installed modules, but not functions of the tests
+# workers cannot import functions from test modules, so they evaluate this string
 WHERE = "__import__('time').sleep(0.5) or __import__('ray').get_runtime_context().get_node_id()"
 
 

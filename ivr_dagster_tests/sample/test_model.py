@@ -26,7 +26,7 @@ def _byte_alphabet() -> dict[int, str]:
 
 
 def _merge_by_rank(text: str, vocabulary: dict[str, int], ranks: dict[tuple[str, str], int]) -> list[int]:
-    """Byte-level BPE as published: merges the pair of lowest rank in each pre-token until none is left."""
+    """Reference byte-level BPE: merges the lowest-ranked pair in each pre-token until no merge applies."""
     alphabet, ids = _byte_alphabet(), []
     for pretoken in regex.findall(_PATTERN, text):
         word = [alphabet[byte] for byte in pretoken.encode()]
@@ -101,7 +101,7 @@ def test_heldout_code_costs_at_most_two_bits_per_byte() -> None:
     model = GPT2LMHeadModel.from_pretrained(SAMPLE_MODEL, dtype=torch.float32)
     tokenizer = Tokenizer.from_file(str(SAMPLE_MODEL / "tokenizer.json"))
     heldout = [strip_docstrings(file.text) for file in read_stdlib(select=is_heldout)]
-    # the longest files are plain code in every Python; a short one may be a table, at twice the figure
+    # the longest files are ordinary code in every Python version; a short one may be a table, which costs twice as much
     pieces = [text[:6_000] for text in sorted(heldout, key=len)[-3:]]
     assert bits_per_byte(model, tokenizer, pieces) <= 2.0
 

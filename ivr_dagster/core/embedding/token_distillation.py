@@ -1,13 +1,13 @@
 """Token distillation: trains rows of new tokens to imitate the base model on their constituents; all else is frozen.
 
 After Dobler, Elliott and de Melo (Token Distillation, 2025). The frozen model reads each snippet of the corpus twice:
-with the constituents in place of new tokens (teacher) and with the new tokens' rows (student). Where a token ends, both
-should have the same last hidden state h. This trains input rows only; output rows (tied or not) are trained by the
-likelihood of the snippet's next token. The loss is
+with the constituents in place of new tokens (teacher) and with the new tokens' rows (student). At the end of a token,
+both should produce the same last hidden state h. This objective trains input rows only; output rows (tied or untied)
+are trained by the likelihood of the next token. The loss is
 
     hidden_weight · mean over positions of ‖h − h'‖² / ‖h'‖²  +  mean over positions of −log p(next token)
 
-with h' the teacher's last hidden state, after the final norm, at the last constituent.
+where h' is the teacher's last hidden state, after the final norm, at the last constituent.
 """
 
 import json
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 
     from ivr_dagster.core.embedding.extract import Embeddings
 
-# share of steps with a rising learning rate, and the final learning rate relative to the peak
+# warmup as a share of the steps, and the final learning rate relative to the peak
 _WARMUP, _FINAL = 0.1, 0.1
-# about half a minute of a small model on a CPU
+# about half a minute for a small model on a CPU
 CHECKPOINT_STEPS = 20
 
 
@@ -60,7 +60,7 @@ def cut_snippets(
         sequences: ids of documents under the remapped tokenizer.
         constituents: id of each new token → its base ids; other ids are the same in both tokenizers.
         eos_id: end-of-text id.
-        length: base tokens per snippet; a token with more constituents forms a longer snippet alone.
+        length: maximum base tokens per snippet; a token with more constituents forms a longer snippet by itself.
     """
     for sequence in sequences:
         ids, base, ends = [eos_id], [eos_id], [0]
@@ -116,7 +116,7 @@ class RowObjective:
         }
 
     def __call__(self, snippets: Sequence[Snippet]) -> "torch.Tensor":
-        """The loss of a batch, the likelihood in nats per token."""
+        """The loss of a batch; its likelihood term is in nats per token."""
         import torch
 
         ids, is_token = _pad([snippet.ids for snippet in snippets], self._device)
@@ -134,7 +134,7 @@ class RowObjective:
         return loss
 
     def write_rows(self, initial: "Embeddings") -> "Embeddings":
-        """A copy of `initial` with the trained rows, in its dtypes, on the CPU."""
+        """A copy of `initial` with the trained rows, in the dtypes of `initial`, on the CPU."""
         tensors = {name: matrix.clone() for name, matrix in initial.items()}
         for name, rows in self.rows.items():
             tensors[name][self._new.cpu()] = rows.detach().cpu().to(tensors[name].dtype)
@@ -150,7 +150,7 @@ class RowObjective:
         return float(matrix[is_kept].norm(dim=1).max())
 
     def _forward(self, ids: "torch.Tensor", matrices: "Embeddings", *, hidden: bool, **options: Any) -> Any:
-        """The model's forward pass with other embeddings, including any scaling or capping it does."""
+        """The model's forward pass with these embeddings, including any scaling or soft-capping by the model."""
         import torch
 
         parameters = {self._names[name]: rows for name, rows in matrices.items()}
@@ -178,7 +178,7 @@ class FittedRows:
     """Result of token distillation.
 
     Attributes:
-        tensors: embedding tensors with new rows trained, all others bitwise as given; dtypes as given.
+        tensors: embedding tensors with trained new rows; all other rows are bitwise unchanged, dtypes too.
         losses: (step, loss) of every step.
         tokens: tokens read under the remapped tokenizer, without end-of-text tokens.
         base_tokens: tokens that the teacher read; 0 without a teacher.
@@ -213,8 +213,8 @@ def fit_new_rows(
 ) -> FittedRows:
     """Train the rows of new tokens on snippets with AdamW.
 
-    After every step, rows are shortened to the largest norm of a kept row. The learning rate rises for a tenth of the
-    steps and then decays by a cosine to a tenth. On the CPU, a resumed run ends with the same bits.
+    After every step, row norms are clipped to the largest norm of a kept row. The learning rate warms up over a tenth
+    of the steps, then follows a cosine decay to a tenth of its peak. On the CPU, a resumed run ends bitwise the same.
 
     Args:
         model: the base model; moved to `device` and float32.
@@ -222,10 +222,10 @@ def fit_new_rows(
         initial: embedding tensors by new id, new rows initialized.
         new_tokens: id → byte-level string.
         snippets: from the train split, read `epochs` times in an order given by `seed`, `batch` per step.
-        learning_rate: for rows by their own gradients; times `shared_rate` for the n-grams that new tokens share.
+        learning_rate: for a row's own gradients; gradients of n-grams that new tokens share use it times `shared_rate`.
         hidden_weight: weight of the hidden state distance; 0 skips the teacher.
         device, dtype: cpu, cuda or mps; float32, or bfloat16 for mixed precision.
-        checkpoint: safetensors file to save to and to resume from, unless it is of another `run`.
+        checkpoint: safetensors file to save to and to resume from; one that belongs to another `run` is ignored.
         progress: called after every step with steps done, steps in total, and the loss.
 
     Raises:

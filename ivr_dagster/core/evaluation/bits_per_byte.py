@@ -1,12 +1,12 @@
 """Bits per byte (BPB) of a causal language model on documents.
 
-Loss and perplexity are means over tokens, and a tokenizer with longer tokens has fewer and harder ones. Models with
-different tokenizers are comparable only on the same bytes of text: the negative log-likelihood of all tokens is summed
-and divided by the UTF-8 bytes of the text.
+Loss and perplexity are averaged over tokens, and longer tokens are fewer and harder to predict. Models with different
+tokenizers are therefore comparable only per byte of text: the negative log-likelihood of all tokens is summed and
+divided by the number of UTF-8 bytes.
 
-Each document is scored separately. Its sequence is the end-of-text token, which is context and not scored, followed by
-its tokens, each of which is scored once; no end-of-text token is expected after the last. `windows` defines the context
-of each token.
+Each document is scored separately. Its sequence starts with the end-of-text token, which is context and not scored;
+each of the following tokens is scored once. No end-of-text token is scored at the end. `windows` defines the context of
+each token.
 """
 
 import math
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 Encode = Callable[[list[str]], Sequence[Sequence[int] | NDArray[np.integer[Any]]]]
 
-# elements of the logits of one batch: 400 MB in float32, 2,000 positions of a vocabulary of 50,000
+# maximum elements in the logits of a batch: 400 MB in float32, or 2,000 positions with a vocabulary of 50,000
 _MAX_LOGITS = 100_000_000
 # positions per log-softmax call, which needs one or two float32 copies of their logits
 _POSITIONS = 256
@@ -41,7 +41,7 @@ def byte_lengths(strings: Sequence[str]) -> NDArray[np.int64]:
 
     Args:
         strings: byte-level strings by id, see `core.tokenizer.bpe.strings_by_id`. A string outside the byte-level
-            alphabet (`<｜end｜>`) is its own text.
+            alphabet (`<｜end｜>`) counts as plain text.
     """
     return np.array(
         [len(string) if is_byte_level(string) else len(string.encode()) for string in strings], dtype=np.int64
@@ -50,7 +50,7 @@ def byte_lengths(strings: Sequence[str]) -> NDArray[np.int64]:
 
 @dataclass(frozen=True, eq=False)
 class ScoringTokenizer:
-    """What scoring needs of a tokenizer.
+    """The parts of a tokenizer that scoring needs.
 
     Attributes:
         encode: texts → ids, without special tokens.
@@ -64,7 +64,7 @@ class ScoringTokenizer:
 
     @classmethod
     def of(cls, backend: Tokenizer, eos_id: int) -> "ScoringTokenizer":
-        """What scoring needs of `backend`."""
+        """Extract these parts from `backend`."""
         return cls(reference_encoder(backend), byte_lengths(strings_by_id(backend)), eos_id)
 
     def fitting_context_bytes(self, texts: Sequence[str], context: int) -> int:
@@ -75,7 +75,7 @@ class ScoringTokenizer:
 
 @dataclass(frozen=True, eq=False)
 class BitsPerByte:
-    """Scores by document, in the order of the texts, and by token.
+    """Scores per document, in the order of the texts, and per token id.
 
     Attributes:
         document_bits: float64 `[D]`, negative log-likelihood of a document in bits.
@@ -146,17 +146,17 @@ def bits_per_byte(
         model: a causal LM of transformers; moved to `device`.
         tokenizer: the model's tokenizer.
         texts: the documents.
-        context: tokens the model reads at once, at most its context.
-        context_bytes: maximum bytes of text before a token; by default what fits this tokenizer. Give the same to all
-            models that are compared.
-        stride_bytes: bytes from one window to the next, by default `context_bytes // 2`. Smaller is slower and closer
-            to full contexts.
+        context: maximum tokens per forward pass, at most the model's context length.
+        context_bytes: maximum bytes of text before a token; by default the most that nearly all tokens can have. Pass
+            the same value for all models that are compared.
+        stride_bytes: bytes from one window to the next, by default `context_bytes // 2`. A smaller
+            stride is slower, but contexts are closer to full length.
         batch_tokens: tokens per batch, including padding.
         device: cpu, cuda or mps.
         progress: called after every batch with tokens scored so far and in total.
 
     Raises:
-        InputError: no text, a context that the model or stride does not allow, or an id without a row.
+        InputError: no text, a context or stride out of range, or a token id without an embedding row.
     """
     if context_bytes is None:
         context_bytes = tokenizer.fitting_context_bytes(texts, context)
@@ -189,7 +189,7 @@ def _check_windows(model: Any, context: int, context_bytes: int, stride_bytes: i
     longest = getattr(model.config, "max_position_embeddings", None) or context
     if not 1 <= context <= longest:
         raise InputError(
-            f"requested a context of {context} tokens, the model reads 1 to {longest}",
+            f"requested a context of {context} tokens, but the model supports 1 to {longest}",
             where="context",
             remedy=f"Use at most {longest}.",
         )
@@ -197,7 +197,7 @@ def _check_windows(model: Any, context: int, context_bytes: int, stride_bytes: i
         raise InputError(
             f"requested a stride of {stride_bytes} bytes with a context of {context_bytes} bytes",
             where="stride_bytes",
-            remedy="Use a stride from 1 to the context.",
+            remedy=f"Use a stride of 1 to {context_bytes} bytes.",
         )
 
 
@@ -205,7 +205,7 @@ def _check_ids(documents: list[NDArray[np.int64]], vocabulary: int, tokens: int)
     largest = max(int(ids.max()) for ids in documents)
     if largest >= min(vocabulary, tokens):
         raise InputError(
-            f"the text has the token id {largest}, the model has {vocabulary} embedding rows and the tokenizer"
+            f"the text contains token id {largest}, but the model has {vocabulary} embedding rows and the tokenizer"
             f" {tokens} tokens",
             remedy="Use the model and the tokenizer of the same run.",
         )
@@ -223,19 +223,19 @@ def _encode(tokenizer: ScoringTokenizer, texts: Sequence[str]) -> list[NDArray[n
 def _windows(
     lengths: Sequence[NDArray[np.int64]], context_bytes: int, stride_bytes: int, context: int, max_scored: int
 ) -> tuple[list[_Window], int]:
-    """Windows of all documents and how many tokens have a shortened context."""
+    """Windows of all documents, and the number of tokens with a shortened context."""
     windows, shortened = [], 0
     for document, each in enumerate(lengths):
         starts, count = window_starts(each, context_bytes, stride_bytes, context)
         windows += [_Window(document, *window) for window in iter_windows(starts, max_scored)]
         shortened += count
-    # the longest first, so that a lack of memory shows at once
+    # longest first, so that running out of memory happens immediately
     windows.sort(key=lambda window: (window.start - window.end, window.document, window.start))
     return windows, shortened
 
 
 def _batches(windows: list[_Window], batch_tokens: int, max_scored: int) -> Iterator[list[_Window]]:
-    """Consecutive windows with at most `batch_tokens` entries, padding included, and `max_scored` scored tokens."""
+    """Batch consecutive windows: at most `batch_tokens` entries, padding included, and `max_scored` scored tokens."""
     batch: list[_Window] = []
     for window in windows:
         longest = (batch or [window])[0]
@@ -251,7 +251,7 @@ def _batches(windows: list[_Window], batch_tokens: int, max_scored: int) -> Iter
 def _iter_losses(
     model: Any, documents: list[NDArray[np.int64]], batches: Iterable[list[_Window]], eos_id: int, device: str
 ) -> Iterator[tuple[list[_Window], NDArray[np.int64], NDArray[np.float64]]]:
-    """Batches with the ids that they score and the losses of these in nats, window by window."""
+    """Yield each batch with its scored ids and their losses in nats, window by window."""
     import torch
 
     was_training = model.training

@@ -33,12 +33,12 @@ from ivr_dagster.settings.groups import EvaluationSettings
 
 PROMPT_CHARACTERS = 200
 CONTINUATION_BYTES = 160
-# prompts that generation is timed on, and bytes to write per prompt
+# number of prompts for timing generation, and bytes to generate per prompt
 SPEED_PROMPTS, SPEED_BYTES = 3, 160
 ADAPTED = ("initialized", "sft")
 TIMED = ("base", "sft")
 
-# (label, unit) -> callback (done, total)
+# (label, unit) → progress callback (done, total)
 Progress = Callable[[str, str], Callable[[float, float], None]]
 
 
@@ -100,13 +100,13 @@ def evaluate(
 
     Args:
         models: the models to compare.
-        corpus: its held-out split is evaluated.
+        corpus: the corpus whose held-out split is scored.
         settings: amounts of text and number of continuations.
         out_of_domain: text to measure forgetting on; None to skip.
-        seed: of the bootstrap.
+        seed: seed of the bootstrap.
         device: cpu, cuda or mps.
-        progress: makes progress callbacks.
-        run_settings: settings of the run that the report lists.
+        progress: creates the progress callback of each variant.
+        run_settings: settings of the run, for the report.
     """
     wanted, size = documents_within(corpus.documents("heldout"), settings.evaluation_bytes)
     texts = [text for document, text in corpus.documents("heldout") if document in wanted]
@@ -146,7 +146,7 @@ def evaluate(
 
 
 class _Runs:
-    """Loads one variant after the other and collects its measurements."""
+    """Loads the variants one by one and collects their measurements."""
 
     def __init__(
         self,
@@ -163,7 +163,7 @@ class _Runs:
         self._texts, self._other, self._device, self._progress = texts, out_of_domain, device, progress
         self._other_variants, self._other_scores = {"base", *models.trained}, dict[str, BitsPerByte]()
         self._context = min(model.sequence_tokens() for model, _, _ in self.variants.values())
-        # the base tokenizer has the most tokens, so what fits it fits the others
+        # the base tokenizer produces the most tokens, so a context that fits it fits the others
         _, backend, eos_id = self.variants["base"]
         base = ScoringTokenizer.of(backend, eos_id)
         self.context_bytes = base.fitting_context_bytes(texts, self._context)
@@ -199,7 +199,7 @@ class _Runs:
         self.measured[name] = Variant.from_score(score, continuations=tuple(each.text for each in written), **adapted)
 
     def retention(self, seed: int) -> Retention | None:
-        """Forgetting, after all variants were measured."""
+        """Bits per byte on out-of-domain text; call this after measuring all variants."""
         if self._other is None or not self._other_scores:
             return Retention(self._other.source, skipped=self._other.skipped) if self._other else None
         bits = {name: score.document_bits for name, score in self._other_scores.items()}
@@ -243,7 +243,7 @@ def training_curves(
 def provenance(
     models: EvaluatedModels, corpus: CleanedCorpus, *, base_model: str, is_on_hub: bool, base_version: str
 ) -> Provenance:
-    """What the fine-tuned model was made from, for its model card."""
+    """Provenance of the fine-tuned model, for its model card."""
     sft = models.trained["sft"]
     return Provenance(
         base_model=base_model,

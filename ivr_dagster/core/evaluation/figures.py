@@ -30,8 +30,8 @@ class Variant:
     Attributes:
         bpb: bits per byte.
         bytes_per_token: `bytes / tokens`.
-        tokens, bytes: of the text.
-        continuations: text written after each of the report's prompts.
+        tokens, bytes: size of the text.
+        continuations: text generated after each of the report's prompts.
         interval: 95 % interval of `bpb` over documents.
         groups: losses of `kept` and `new` tokens, for variants with the new vocabulary.
         new_tokens_written: share of new tokens in the continuations, for variants with the new vocabulary.
@@ -60,9 +60,9 @@ class Retention:
 
     Attributes:
         source: description of the text.
-        documents, bytes: of the text.
+        documents, bytes: size of the text.
         bpb: variant → bits per byte with interval.
-        skipped: why it was not measured, a sentence; empty if it was.
+        skipped: a sentence that says why it was not measured; empty if it was measured.
     """
 
     source: str = ""
@@ -119,9 +119,9 @@ class EvaluationReport:
         round_trip: share of held-out documents that the new tokenizer decodes exactly.
         new_tokens: number of new tokens.
         new_tokens_used: how many of them occur in the held-out text.
-        heldout_documents, heldout_bytes: of the held-out text.
-        prompts: of the continuations.
-        settings: of the run, JSON values.
+        heldout_documents, heldout_bytes: size of the held-out text.
+        prompts: what the continuations continue.
+        settings: settings of the run, as JSON values.
         differences: (variant, reference) → BPB of the variant minus that of the reference.
         context_bytes: maximum bytes of text before a token, for every variant.
         retention: forgetting; None if not requested.
@@ -148,7 +148,7 @@ class EvaluationReport:
 
     @property
     def bytes_per_second(self) -> dict[str, float]:
-        """Variant → bytes per second of text like the held-out text: tokens per second · bytes per token."""
+        """Variant → bytes generated per second: tokens per second · bytes per token of the held-out text."""
         return {name: speed.tokens * self.variants[name].bytes_per_token for name, speed in self.speeds.items()}
 
     @property
@@ -168,7 +168,7 @@ def pairs_to_compare(variants: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def reproducible(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of :func:`as_json` that is the same for the same models and texts: all but timings."""
+    """The reproducible part of :func:`as_json`, which depends only on models and texts: everything but timings."""
     return {key: value for key, value in values.items() if key != "timings"}
 
 
@@ -243,7 +243,8 @@ def _retention_json(retention: Retention) -> dict[str, Any]:
 
 def _check_finite(value: Any, key: str) -> None:
     if isinstance(value, float) and not math.isfinite(value):
-        raise InputError(f"the figure is {value}", where=key, remedy="Check whether training diverged (stage train).")
+        remedy = "Check whether training diverged (stage train)."
+        raise InputError(f"expected a finite figure, found {value}", where=key, remedy=remedy)
     items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
     for name, inner in items:
         _check_finite(inner, f"{key}.{name}" if key else str(name))

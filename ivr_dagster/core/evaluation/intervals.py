@@ -1,8 +1,8 @@
 """Bootstrap confidence intervals of bits per byte over documents.
 
-Held-out text is a sample of the domain. The percentile bootstrap (Efron 1979) draws as many documents as there are,
-with replacement, and measures how much the figure varies. Differences are paired: both variants use the same drawn
-documents, so that documents that are hard for every model cancel out. Variation between training seeds is not included.
+Held-out text is a sample of the domain. The percentile bootstrap (Efron 1979) resamples the documents with
+replacement and measures how much the figure varies. Differences are paired: both variants use the same resamples, so
+that documents that are hard for every model cancel out. Variation between training seeds is not included.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,13 +17,13 @@ RESAMPLES = 2000
 LEVEL = 0.95
 # with fewer documents, percentile bootstrap intervals are clearly too narrow
 FEW_DOCUMENTS = 10
-# document numbers per chunk of resamples: 32 MB
+# document indices per chunk of resamples: 32 MB
 _CHUNK = 4_000_000
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure on all documents, and the 2.5 % and 97.5 % percentiles over resamples."""
+    """A figure over all documents, and its 2.5th and 97.5th percentiles over resamples."""
 
     value: float
     low: float
@@ -45,17 +45,17 @@ def bpb_intervals(
 ) -> tuple[dict[str, Interval], dict[tuple[str, str], Interval]]:
     """Intervals of every variant's bits per byte, and of differences (variant, reference): variant minus reference.
 
-    Bits per byte are a ratio of sums, in every resample as on all documents.
+    Bits per byte is a ratio of sums, in each resample as well as over all documents.
 
     Args:
         bits: variant → float64 `[D]`, bits of every document.
-        document_bytes: int64 `[D]`, UTF-8 bytes of every document; empty documents are left out.
+        document_bytes: int64 `[D]`, UTF-8 bytes of every document; empty documents are ignored.
         differences: pairs of variants.
-        resamples: draws of D documents.
-        seed: of the draws, which are the same for all variants.
+        resamples: number of resamples, of D documents each.
+        seed: seed of the resamples, which all variants share.
 
     Raises:
-        InputError: a variant was scored on other documents, or all documents are empty.
+        InputError: a variant was scored on a different number of documents, or all documents are empty.
     """
     sizes = document_bytes.astype(np.float64)
     for name, values in bits.items():

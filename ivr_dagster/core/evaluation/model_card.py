@@ -1,6 +1,6 @@
-"""The model card of the adapted model, for readers who receive the model folder only.
+"""The model card of the adapted model, for readers who receive only the model folder.
 
-YAML between `---`, then Markdown, as on the Hugging Face hub (https://huggingface.co/docs/hub/model-cards). The
+YAML front matter, then Markdown, as on the Hugging Face Hub (https://huggingface.co/docs/hub/model-cards). The
 evaluation writes it to its own folder as `model_card.md`. To publish the model, copy the card into the model folder:
 `cp evaluation/model_card.md training/sft_checkpoint/final_model/README.md`.
 """
@@ -28,8 +28,8 @@ class Provenance:
         train_documents: number of training documents.
         train_bytes: UTF-8 bytes of training text, without repetitions; None if unknown.
         heldout_documents: number of held-out documents.
-        rules: number of ids with a new string.
-        vocabulary: number of ids.
+        rules: number of reassigned ids.
+        vocabulary: number of ids in total.
     """
 
     base_model: str
@@ -57,7 +57,7 @@ def model_card(report: EvaluationReport, source: Provenance) -> str:
         origin, kind = f"[{source.base_model}](https://huggingface.co/{source.base_model})", "commit"
     rows = [
         ("base model", f"{origin}, {kind} `{source.base_version}`"),
-        ("ids with a new string", f"{source.rules:,} of {source.vocabulary:,}"),
+        ("reassigned ids", f"{source.rules:,} of {source.vocabulary:,}"),
         ("corpus", f"`{source.corpus_digest}` (hash of its documents)"),
         ("documents", f"{source.train_documents:,} for training, {source.heldout_documents:,} held out"),
     ]
@@ -66,15 +66,15 @@ def model_card(report: EvaluationReport, source: Provenance) -> str:
     parts = [
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
         f"# {source.base_model.rpartition('/')[2]}, adapted",
-        f"{origin} with a vocabulary of the same size that fits its domain: {source.rules:,} ids of tokens that the"
+        f"{origin} with a vocabulary of the same size adapted to a domain: {source.rules:,} ids of tokens that the"
         " domain hardly uses were reassigned to strings that it uses often (in-place vocabulary reassignment), and the"
-        " model was fine-tuned on text of the domain. Architecture and number of parameters are unchanged.",
+        " model was fine-tuned on text from the domain. Architecture and number of parameters are unchanged.",
         "## Results",
         *summary(report),
         quality_table(report),
         "BPB: bits per byte of held-out text; lower is better, comparable between tokenizers.",
         "## Usage",
-        "Use the tokenizer of the model's folder. No other tokenizer fits these weights, nor does the base model's.",
+        "Use the tokenizer of the model's folder. No other tokenizer works with these weights, not even the base's.",
         "```python\n"
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
         'folder = "."  # the model folder\n'

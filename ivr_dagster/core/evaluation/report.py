@@ -13,13 +13,13 @@ from ivr_dagster.core.evaluation.plots import PLOT_TITLES, plots
 _BASELINES = {
     "vanilla_sft": (
         "the vanilla baseline on the same text",
-        "That baseline is the base model fine-tuned on the same text with its own tokenizer. It read the text in more"
-        " tokens, so it used more compute. The difference is the effect of the new vocabulary if text is limited.",
+        "That baseline is the base model fine-tuned on the same text with its own tokenizer. It needs more"
+        " tokens, so it used more compute. The difference is the effect of the new vocabulary when text is limited.",
     ),
     "vanilla_compute_sft": (
         "the vanilla baseline with the same compute",
         "That baseline is the base model fine-tuned with its own tokenizer on as many tokens as the adapted model, so"
-        " on less text. The difference is the effect of the new vocabulary if compute is limited.",
+        " on less text. The difference is the effect of the new vocabulary when compute is limited.",
     ),
 }
 # BPB of a fine-tuned model varies by about this much between seeds
@@ -91,7 +91,7 @@ def summary(report: EvaluationReport) -> list[str]:
     text = f"{report.heldout_documents:,} documents, {report.heldout_bytes:,} bytes"
     first = f"The new vocabulary encodes the held-out text in **{saving}** than the base tokenizer ({text})."
     if 0 < report.token_saving < 1:
-        first += f" A context of the same length holds {1 / (1 - report.token_saving):.1f} times the text."
+        first += f" A context of the same length holds {1 / (1 - report.token_saving):.1f} times as much text."
     paragraphs = [first, *_comparisons(report), _new_tokens_sentence(report), _speed_sentence(report)]
     paragraphs += [_forgetting_sentence(report)]
     if report.differences and _has_few_documents(report):
@@ -132,7 +132,7 @@ def _comparison(value: float, other: float, name: str, difference: Interval | No
     if difference and not difference.is_significant:
         text += " The difference is not significant at 95 %."
     if abs(value - other) < _SEED_NOISE:
-        text += f" With one seed, a difference below {_SEED_NOISE} may be chance."
+        text += f" With one seed, a difference below {_SEED_NOISE} may be due to chance."
     return text
 
 
@@ -143,7 +143,7 @@ def _new_tokens_sentence(report: EvaluationReport) -> str:
     new, kept = sft.groups["new"], sft.groups.get("kept")
     text = f"New tokens make up {_percent(new.share)} of the tokens of the held-out text"
     if sft.new_tokens_written is not None:
-        text += f" and {_percent(sft.new_tokens_written)} of the tokens that the fine-tuned model writes"
+        text += f" and {_percent(sft.new_tokens_written)} of the tokens that the fine-tuned model generates"
     text += "."
     if kept is not None:
         text += f" The model needs {new.bits_per_byte:.2f} bits per byte of new tokens, {kept.bits_per_byte:.2f} per"
@@ -156,8 +156,9 @@ def _speed_sentence(report: EvaluationReport) -> str:
     if not {"base", "sft"} <= speeds.keys():
         return ""
     return (
-        f"It generates text like the held-out text {speeds['sft'] / speeds['base']:.2f} times as fast as the base"
-        f" model: {speeds['sft']:,.0f} against {speeds['base']:,.0f} bytes per second on this machine."
+        f"The fine-tuned model generates text {speeds['sft'] / speeds['base']:.2f} times as fast as the base"
+        f" model: {speeds['sft']:,.0f} against {speeds['base']:,.0f} bytes per second on this machine,"
+        " at the bytes per token of the held-out text."
     )
 
 
@@ -192,7 +193,7 @@ def _contexts(report: EvaluationReport) -> list[str]:
     short = {name: variant.shortened / variant.tokens for name, variant in report.ordered() if variant.shortened}
     if short:
         listed = ", ".join(f"`{name}` {_percent(share, 2)}" for name, share in short.items())
-        text += f" Tokens with less, because so many bytes exceed the model's context: {listed}."
+        text += f" Share of tokens with less, because that many bytes exceed the model's context: {listed}."
     return [text]
 
 
@@ -265,8 +266,8 @@ def _speed(report: EvaluationReport) -> list[str]:
         "## Speed",
         table(header, rows, right_from=1),
         "Bytes per second are tokens per second times bytes per token of the held-out text. The last column counts the"
-        " text that was generated greedily while timing; models that repeat themselves do so in tokens of any length."
-        " Measured on this machine under its current load, not reproducible.",
+        " bytes that were generated while timing (greedily); it varies more, because models that repeat themselves may"
+        " repeat long or short tokens. Measured on this machine under its current load; not reproducible.",
     ]
 
 

@@ -1,7 +1,7 @@
-"""Losses of kept and of new tokens.
+"""Losses of kept tokens and of new tokens.
 
-A new token stands for more bytes than a kept one and is harder to predict, so its bits per token are higher even if
-all is well. Bits per byte show whether the model has learned it.
+A new token stands for more bytes than a kept one and is harder to predict, so it needs more bits per token even if the
+model has learned it well. Bits per byte show whether it has.
 """
 
 import math
@@ -20,8 +20,8 @@ class TokenGroup:
 
     Attributes:
         tokens: occurrences.
-        share: of all tokens of the text.
-        bytes: UTF-8 bytes they stand for.
+        share: share of all tokens of the text.
+        bytes: UTF-8 bytes that they stand for.
         bits_per_token: mean negative log-likelihood in bits.
         bits_per_byte: summed negative log-likelihood in bits / bytes; 0 if there are no bytes.
     """
@@ -34,10 +34,10 @@ class TokenGroup:
 
 
 def token_groups(score: BitsPerByte, new_ids: Collection[int], token_bytes: NDArray[np.int64]) -> dict[str, TokenGroup]:
-    """The groups `kept` and `new`, each only if it occurs.
+    """Group losses into `kept` and `new` tokens; a group without occurrences is omitted.
 
     Args:
-        score: with losses by token id.
+        score: a score with losses per token id.
         new_ids: ids of new tokens.
         token_bytes: int64 `[≥ ids]`, see `bits_per_byte.byte_lengths`.
     """

@@ -1,7 +1,7 @@
 """Inspects a model folder without torch or transformers: config.json and the headers of the weight files.
 
-Rejects within milliseconds a folder without an adaptable causal language model. No tensor is read. Checks that need the
-model class are in `embedding.extract`.
+A folder without an adaptable causal language model is rejected within milliseconds; no tensor is read. Checks that need
+the model class are in `embedding.extract`.
 """
 
 import json
@@ -18,7 +18,7 @@ INDEX = "model.safetensors.index.json"
 # formats that can run code when they are loaded, or that only other frameworks load
 _UNSAFE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers")
-# names that models of transformers give to sizes: a positive integer or null
+# configuration keys for sizes in transformers models; a value is a positive integer or null
 _SIZES = (
     *("vocab_size", "hidden_size", "n_embd", "d_model", "intermediate_size", "n_inner", "head_dim"),
     *("num_attention_heads", "n_head", "num_key_value_heads", "n_positions", "max_position_embeddings"),
@@ -42,7 +42,7 @@ _SAVE = ".save_pretrained(NEW_FOLDER)"
 def check_folder(folder: Path) -> None:
     """Check that the model files in a folder, if any, belong to a model that can be adapted.
 
-    A tokenizer alone, or with a config.json, passes.
+    A folder that contains only a tokenizer, with or without a config.json, passes.
 
     Raises:
         InputError: see :func:`read_config` and :func:`weight_files`.
@@ -61,7 +61,7 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
 
     Raises:
         InputError: see :func:`read_config`; weights are absent, incomplete, damaged or in another format; config.json
-            names sizes that no tensor has.
+            states sizes that match no tensor.
     """
     config = read_config(folder)
     files = _find_weights(folder)
@@ -85,7 +85,7 @@ def read_config(folder: Path) -> dict[str, Any]:
             )
         _reject_gguf(folder)
         raise InputError(
-            f"no model found: {CONFIG} is missing", where=folder, remedy="Materialize it, or pass a model folder."
+            f"no model found: {CONFIG} is missing", where=folder, remedy="Build the model, or pass a model folder."
         )
     try:
         config: Any = json.loads(file.read_text(encoding="utf-8"))
@@ -102,7 +102,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def embedding_rows(config: Mapping[str, Any]) -> int | None:
-    """V, the number of embedding rows in a configuration; None if it names none."""
+    """V, the number of embedding rows according to a configuration; None if it does not state it."""
     rows = _text_config(config).get("vocab_size")
     return rows if isinstance(rows, int) else None
 
@@ -197,7 +197,7 @@ def _reject_quantized(config: dict[str, Any], file: Path) -> None:
         if settings := config.get(name):
             method = settings.get("quant_method") if isinstance(settings, dict) else settings
             remedy = f"Use the model it was quantized from, or dequantize it once: {_LOAD}).dequantize(){_SAVE}."
-            message = f"expected unquantized weights, found a quantized model ({name}: {method or 'unnamed method'})"
+            message = f"expected unquantized weights, found a quantized model ({name}: {method or 'unknown method'})"
             raise InputError(message, where=file, remedy=remedy)
 
 
@@ -239,6 +239,6 @@ def _check_tensor_shapes(config: dict[str, Any], files: Iterable[Path], where: P
 
 
 def _text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The part of a configuration about text; multimodal models nest it."""
+    """The text part of a configuration, which multimodal models nest."""
     part = config.get("text_config")
     return part if isinstance(part, dict) else config

@@ -1,4 +1,4 @@
-"""Model folders: handles that are cheap to pass between steps, and what was computed before fine-tuning."""
+"""Model folders: cheap handles to pass between steps, and the compute spent before fine-tuning."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -11,7 +11,7 @@ from ivr_dagster.errors import InputError, short_message
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# tokens per training block and evaluation window at most, whatever the model's context
+# maximum tokens per training block and evaluation window, even if the model's context is longer
 MAX_SEQUENCE_TOKENS = 1024
 INITIALIZATION_COMPUTE = "initialization_compute.json"
 
@@ -22,7 +22,7 @@ class InitializationCompute:
 
     Attributes:
         calibration_tokens: read by calibration, forward passes only.
-        distillation_tokens: read by token distillation, forward and backward, the backward pass to embeddings only.
+        distillation_tokens: read by token distillation; its backward pass computes gradients of embeddings only.
         distillation_base_tokens: read by token distillation's teacher, forward passes only.
     """
 
@@ -32,10 +32,10 @@ class InitializationCompute:
 
     @property
     def training_tokens(self) -> float:
-        """Tokens of fine-tuning that cost as much.
+        """The number of fine-tuning tokens with the same compute.
 
-        A training step costs one part for the forward and two for the backward pass; a backward pass that computes no
-        weight gradients costs one. Calibration's few products with the output matrix are not counted.
+        A training step costs one unit for the forward pass and two for the backward pass; a backward pass without
+        weight gradients costs one. Calibration's few multiplications by the output matrix are not counted.
         """
         return self.distillation_tokens * 2 / 3 + (self.distillation_base_tokens + self.calibration_tokens) / 3
 
@@ -51,7 +51,7 @@ class ModelFolder:
     path: Path
 
     def context(self) -> int | None:
-        """Tokens of the model's context, None if its configuration does not say.
+        """The model's context length in tokens, None if its configuration does not state it.
 
         Raises:
             InputError: transformers does not accept the configuration.
@@ -61,21 +61,21 @@ class ModelFolder:
         read_config(self.path)
         try:
             config = AutoConfig.from_pretrained(self.path, local_files_only=True, trust_remote_code=False)
-        except Exception as error:  # configuration classes raise anything
+        except Exception as error:  # configuration classes may raise any exception
             raise self._not_loadable(error) from error
         return getattr(config, "max_position_embeddings", None)
 
     def sequence_tokens(self) -> int:
-        """Tokens of the longest sequence in training and evaluation: the context, at most `MAX_SEQUENCE_TOKENS`."""
+        """Maximum sequence length in training and evaluation: the context length, capped at `MAX_SEQUENCE_TOKENS`."""
         return min(self.context() or MAX_SEQUENCE_TOKENS, MAX_SEQUENCE_TOKENS)
 
     def initialization_compute(self) -> InitializationCompute:
-        """What was computed before fine-tuning; zeros for a folder that does not record it."""
+        """The compute spent before fine-tuning; zeros if the folder does not record it."""
         file = self.path / INITIALIZATION_COMPUTE
         return InitializationCompute(**json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {})
 
     def load(self, dtype: str = "auto") -> "PreTrainedModel":
-        """The model on the CPU, by default in the stored dtype.
+        """Load the model on the CPU, by default in the stored dtype.
 
         Raises:
             InputError: no model, weights incomplete, damaged or not in safetensors format, or remote code required.
@@ -94,7 +94,7 @@ class ModelFolder:
             )
         except MemoryError:
             raise
-        except Exception as error:  # model classes raise anything
+        except Exception as error:  # model classes may raise any exception
             raise self._not_loadable(error) from error
         model: PreTrainedModel = loaded[0]
         missing = sorted(loaded[1]["missing_keys"])

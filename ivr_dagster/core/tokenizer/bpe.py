@@ -23,7 +23,7 @@ class ByteLevelBPE:
         strings: the token of every id, V entries, in the byte-level alphabet; added tokens unchanged.
         merges: (left id, right id, resulting id), by merge rank.
         added_ids: ids of special and other added tokens, which no merge produces.
-        ignores_merges: whether a pre-token that is a token stays whole regardless of merges (Llama 3).
+        ignores_merges: whether a pre-token that is in the vocabulary is never split, whatever the merges (Llama 3).
     """
 
     strings: tuple[str, ...]
@@ -50,8 +50,8 @@ class ByteLevelBPE:
     def merge_of(self) -> dict[int, tuple[int, int, int]]:
         """(merge rank, left id, right id) of the merge that produces an id; bytes and added tokens have none.
 
-        Vocabularies converted from ranks alone (Llama 3) have several merges for one token. Then it is the merge that
-        completes the token when BPE encodes its string, or the first one if BPE never produces it.
+        Vocabularies converted from ranks alone (Llama 3) have several merges for one token. The result is then the
+        merge that completes the token when BPE encodes its string, or the first merge if BPE never produces it.
         """
         producers: defaultdict[int, list[int]] = defaultdict(list)
         for rank, (_, _, token_id) in enumerate(self.merges):
@@ -65,7 +65,7 @@ class ByteLevelBPE:
 
     @cached_property
     def merges_by_length(self) -> tuple[tuple[int, int, int], ...]:
-        """(id, left id, right id) for every merged token, so that both halves precede the token."""
+        """(id, left id, right id) of every merged token, ordered so that both halves precede the token."""
         by_length = sorted(self.merge_of, key=lambda token_id: len(self.strings[token_id]))
         return tuple((token_id, *self.merge_of[token_id][1:]) for token_id in by_length)
 
@@ -85,7 +85,7 @@ class ByteLevelBPE:
 
     @cached_property
     def ranks(self) -> np.ndarray:
-        """Merge rank by id, int64 [V]: -1 for bytes and added tokens, `len(merges)` for tokens without a merge."""
+        """Merge rank by id, int64 [V]: -1 for bytes and added tokens, `len(merges)` for others without a merge."""
         ranks = np.full(self.size, len(self.merges), dtype=np.int64)
         for token_id, (rank, _, _) in self.merge_of.items():
             ranks[token_id] = rank
@@ -94,7 +94,7 @@ class ByteLevelBPE:
 
 
 def read_bpe(tokenizer: Tokenizer) -> ByteLevelBPE:
-    """The BPE inside `tokenizer`.
+    """Read the BPE model of `tokenizer`.
 
     Raises:
         InputError: its model is not a byte-level BPE, or ids are missing.
@@ -115,7 +115,7 @@ def check_byte_level(tokenizer: Tokenizer) -> None:
     """Check that a tokenizer's model is a byte-level BPE, without reading its vocabulary.
 
     Raises:
-        InputError: it is another kind of model.
+        InputError: the model is of another kind.
     """
     model: Any = tokenizer.model
     kind = type(model).__name__

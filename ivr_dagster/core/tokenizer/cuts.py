@@ -1,8 +1,8 @@
-"""Cuts after ByteLevel for what no sum of scores can express: runs of one character, and exceptions by type.
+"""Cuts after ByteLevel for what Unigram scores cannot express: runs of one character, and exceptions by type.
 
 A cut at a boundary of the BPE segmentation does not change BPE: no merge crosses a final boundary, so both sides are
-encoded independently. For the Unigram it removes every rival segmentation that crosses the boundary. This module
-decides where to cut, as patterns over byte-level strings; each cut is verified type by type.
+encoded independently. For a Unigram model, it removes every competing segmentation that crosses the boundary. This
+module decides where to cut, as patterns over byte-level strings; each cut is verified type by type.
 """
 
 import re
@@ -26,16 +26,16 @@ RUN_TOKEN = re.compile(rf"(?P<head>.{{0,3}}?)(?P<run>(?P<character>.)(?P=charact
 RUN_WITH_TAIL = re.compile(
     rf".{{0,3}}?(?P<character>.)(?P=character){{{SHORTEST_RUN - 1},}}(?P<tail>(?!(?P=character)).+)", re.DOTALL
 )
-# by character whose runs are cut: what precedes (or follows) such runs
+# character whose runs are cut → strings that precede (or follow) such runs
 Affixes = Mapping[str, set[str]]
 
 
 def cut_pattern(runs: str | None, exceptions: Mapping[str, str]) -> str | None:
     """One pattern for both kinds of cuts, for a `Split` after ByteLevel; None if there are none.
 
-    One `Split` costs a pre-token about as much as the model does, so there is only one. Exceptions come first, at the
-    start of a piece. Runs are searched for: matching everything before a run would exceed Oniguruma's limit on
-    pre-tokens of several hundred thousand characters.
+    A `Split` takes about as much time per pre-token as the model, so there is only one. Exceptions come first, at the
+    start of a piece. Runs are searched for: a pattern that matches everything before a run would exceed Oniguruma's
+    limit on pre-tokens of several hundred thousand characters.
     """
     parts = [*([exception_pattern(exceptions)] if exceptions else []), *([runs] if runs else [])]
     return alternatives(parts) if parts else None
@@ -44,13 +44,13 @@ def cut_pattern(runs: str | None, exceptions: Mapping[str, str]) -> str | None:
 def run_cuts(base: Tokenizer, strings: Iterable[str], new: Iterable[str] = ()) -> str | None:
     """A pattern that cuts runs of one non-alphanumeric character (`====`, `Ġ----`) where the base's BPE cuts them.
 
-    BPE joins a run from the left into ever larger tokens and leaves the remainder at the end. A sum does not depend on
-    the order of its terms, so only a cut can distinguish `[12, 3]` from `[3, 12]`. The base is asked for its first
-    token of a run of each length, with each head that its tokens have (`ĊĠĠĠĠ`); a look-ahead at the remainder
-    distinguishes the lengths. Shorter runs and runs of letters are too often part of something else.
+    BPE merges a run from the left into ever larger tokens and leaves the remainder at the end. A sum of scores does not
+    depend on their order, so only a cut can distinguish `[12, 3]` from `[3, 12]`. The base tokenizer is queried for the
+    first token of a run of each length after each head that occurs in its tokens (`ĊĠĠĠĠ`); a look-ahead at the
+    remainder distinguishes the lengths. Shorter runs and runs of letters are not cut: most are parts of other tokens.
 
     Args:
-        base: the base tokenizer; its model is asked.
+        base: the base tokenizer; only its model is used.
         strings: the model's tokens.
         new: new tokens; a run that is one of them stays whole.
     """
@@ -85,7 +85,7 @@ def _longest_runs(strings: Iterable[str], heads: Affixes) -> Counter[str]:
 
 
 def run_heads(strings: Iterable[str]) -> dict[str, set[str]]:
-    """By character whose runs are cut: what precedes such runs in tokens, including nothing and white space."""
+    """Character whose runs are cut → strings that precede such runs in tokens, including "" and white space."""
     known = set(strings)
     heads: defaultdict[str, set[str]] = defaultdict(lambda: {""})
     for string in _with_runs(known):
@@ -113,7 +113,7 @@ def parse_run(string: str, heads: Affixes) -> tuple[str, str, int] | None:
 
 
 def _tails(strings: Iterable[str], characters: Iterable[str]) -> dict[str, set[str]]:
-    """By character of a run: what follows such runs inside tokens (`+` in `------+`)."""
+    """Character → strings that follow its runs inside tokens (`+` in `------+`)."""
     tails: dict[str, set[str]] = {character: set() for character in characters}
     for string in _with_runs(strings):
         found = RUN_WITH_TAIL.fullmatch(string)
@@ -123,9 +123,9 @@ def _tails(strings: Iterable[str], characters: Iterable[str]) -> dict[str, set[s
 
 
 def _first_cut(base: Tokenizer, head: str, character: str, longest: int, whole: set[str], tails: set[str]) -> str:
-    """A pattern for the base's first token of `head` and a run of any length, chosen by the length of the remainder.
+    """A pattern that matches the base tokenizer's first token of `head` and a run, for runs of any length.
 
-    Runs that continue in one of `tails` are left to the scores.
+    A look-ahead at the length of the remainder selects the token. Runs before one of `tails` are left to the scores.
     """
     lengths: defaultdict[str, list[int]] = defaultdict(list)
     for length in range(SHORTEST_RUN, longest + 2):
@@ -144,7 +144,7 @@ def _first_cut(base: Tokenizer, head: str, character: str, longest: int, whole: 
             else:
                 remainders.append(f"{run}{{{low - taken},{high - taken}}}{end}")
         cuts.append(f"{escaped(first)}(?={escaped(head[len(first) :])}(?:{'|'.join(remainders)}))")
-    # most text has no run, which one look-ahead finds out
+    # most text has no run; one look-ahead rules it out
     return f"(?={escaped(head)}{run}{{{SHORTEST_RUN}}})(?:{'|'.join(cuts)})"
 
 
@@ -178,18 +178,18 @@ def segmenter(unigram: Tokenizer, runs: str | None) -> Callable[[str], list[str]
 def find_exceptions(
     base: Tokenizer, unigram: Tokenizer, runs: str | None, strings: Iterable[str], max_strings: int
 ) -> dict[str, str]:
-    """Cuts with which `unigram` segments each of `strings` as `base` does, as few as possible per string.
+    """Find cuts that make `unigram` segment each of `strings` as `base` does, as few as possible per string.
 
     Args:
-        base: the base tokenizer; its model is asked.
-        unigram: the tokenizer to cut for; its model is asked, after the cuts of `runs`.
+        base: the base tokenizer; only its model is used.
+        unigram: the tokenizer to cut for; only its model is used, after the cuts of `runs`.
         runs: the pattern of :func:`run_cuts`, or None.
         strings: whole pre-tokens (byte-level) that the two segment differently, the most important first.
         max_strings: how many of them to consider.
 
     Returns:
         The first piece of each whole string. The rest is again a whole string, with its own entry if it needs one.
-        Strings that cuts cannot fix have none.
+        Strings that cuts cannot fix have no entry.
     """
     segment, segment_by_model = segmenter(unigram, runs), segmenter(unigram, None)
     exceptions: dict[str, str] = {}
@@ -233,7 +233,7 @@ def exception_pattern(exceptions: Mapping[str, str]) -> str:
     r"""A pattern that matches the first piece of each string if the piece is followed by the rest of the string.
 
     `\G` matches at the start of the pre-token and where the previous match ended, so the rest is again looked up as a
-    whole string. Strings are factored into a trie, and the rests of each piece into another.
+    whole string. The pieces are factored into a trie, and the remainders of each piece into another.
     """
     rests: defaultdict[str, list[str]] = defaultdict(list)
     for string, piece in exceptions.items():

@@ -1,7 +1,7 @@
 """Token counts of the same texts under several tokenizers.
 
-Texts are split into pre-tokens once, and each tokenizer encodes each pre-token type once. Only a tokenizer whose
-pre-tokens cross those of the base has to read the texts.
+Texts are split into pre-tokens once, and each tokenizer encodes each pre-token type once. Only a tokenizer
+whose pre-tokens cross the pre-token boundaries of the base has to encode the full texts.
 """
 
 from collections.abc import Sequence
@@ -23,8 +23,8 @@ class CutTexts:
         texts: n texts.
         base: the base tokenizer.
         types: the m pre-token types in the texts.
-        codes: the type of every pre-token, text after text, int64.
-        starts: where each text's pre-tokens start, and where the last one's end, int64 [n + 1].
+        codes: index in `types` of every pre-token, texts concatenated, int64.
+        starts: offset in `codes` of each text, and the total at the end, int64 [n + 1].
         added: occurrences of added tokens in each text, int64 [n].
     """
 
@@ -46,19 +46,19 @@ class CutTexts:
         return int(self.sums(segments_of_types(self.base, self.types).lengths).sum())
 
     def saving(self, tokenizer: Tokenizer) -> float:
-        """The share of the base's tokens that `tokenizer` saves, 0.0 for an empty text."""
+        """The share of the base tokenizer's tokens that `tokenizer` saves, 0.0 for empty texts."""
         return 1 - int(self.tokens(tokenizer).sum()) / self.base_tokens if self.base_tokens else 0.0
 
     def sums(self, lengths: np.ndarray) -> np.ndarray:
-        """Tokens of each text, int64 [n], for types of these lengths in tokens, int64 [m]."""
+        """Number of tokens of each text, int64 [n], given that of each type, int64 [m]."""
         cumulative = np.concatenate([[0], np.cumsum(lengths[self.codes])])
         sums: np.ndarray = np.diff(cumulative[self.starts]) + self.added
         return sums
 
     def tokens(self, tokenizer: Tokenizer) -> np.ndarray:
-        """Tokens of each text under `tokenizer`, without special tokens, int64 [n].
+        """Number of tokens of each text under `tokenizer`, without special tokens, int64 [n].
 
-        As a spot check, one text is also encoded whole; if the count differs, all texts are.
+        As a spot check, one text is also encoded as a whole; if the count differs, all texts are encoded.
         """
         if self.texts and splits_like(self.base, tokenizer):
             sums = self.sums(encode_each(tokenizer, self.types).lengths)
@@ -91,6 +91,6 @@ def splits_like(base: Tokenizer, tokenizer: Tokenizer) -> bool:
 
 
 def tokens_of(tokenizer: Tokenizer, texts: Sequence[str]) -> np.ndarray:
-    """Tokens of each text, without special tokens, int64 [n]."""
+    """Number of tokens of each text, without special tokens, int64 [n]."""
     encoded = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
     return np.fromiter(map(len, encoded), dtype=np.int64, count=len(encoded))

@@ -1,4 +1,4 @@
-"""What candidates are worth on held-out text: backward elimination, and which candidates are reachable."""
+"""Ranks candidates by the held-out tokens that they save (backward elimination) and drops unreachable ones."""
 
 from collections.abc import Callable, Sequence
 
@@ -19,12 +19,12 @@ from ivr_dagster.core.vocabulary.candidate import Candidate, Selection
 from ivr_dagster.core.vocabulary.phrases import pattern_with
 from ivr_dagster.core.vocabulary.pieces import pieces_of_types
 
-# with fewer candidates the saving is not measured again
+# at this many candidates or fewer, the saving is not measured again
 SMALLEST_MEASURED = 200
 
 
 def reachable_candidates(base: Tokenizer, bpe: ByteLevelBPE, candidates: Sequence[Candidate]) -> list[Candidate]:
-    """The candidates whose own text is encoded as that one token once all are in use."""
+    """The candidates whose text is encoded as a single token when all candidates are in the vocabulary."""
     new = [candidate.string for candidate in candidates]
     tokenizer = extended_tokenizer(base, bpe, new, pattern=pattern_with(base, new), repair=False)
     found = is_reachable(tokenizer, new, range(bpe.size, bpe.size + len(new)))
@@ -34,14 +34,15 @@ def reachable_candidates(base: Tokenizer, bpe: ByteLevelBPE, candidates: Sequenc
 def order_by_worth(
     base: Tokenizer, bpe: ByteLevelBPE, selection: Selection, counts: PretokenCounts, heldout: CutTexts
 ) -> tuple[list[Candidate], np.ndarray]:
-    """The candidates in an order whose first n are a good choice of n, and what each adds to the held-out saving.
+    """Rank candidates so that the first n are a good choice of n, and attribute the held-out saving to them.
 
-    Backward elimination: the half that is missed least is removed, repeatedly, and the remaining half is measured on
-    held-out text. A candidate is missed by its occurrences times the tokens that would replace it.
+    Backward elimination: repeatedly remove the half with the lowest removal costs, then measure the saving of the
+    remaining half on held-out text. A candidate's removal cost is its occurrences times the additional tokens that
+    replace it.
 
     Returns:
-        The candidates, and shares of held-out tokens, float64. Their cumulative sum is measured at N, N/2, N/4, ...
-        candidates, and distributed in between by how much each is missed.
+        The ranked candidates, and the share of held-out tokens that each saves, float64. The cumulative sum is measured
+        at N, N/2, N/4, ... candidates and distributed in between in proportion to removal costs.
     """
     fixed = [candidate for candidate in selection.candidates if not candidate.constituents]
     remaining = [candidate for candidate in selection.candidates if candidate.constituents]
@@ -65,10 +66,10 @@ def order_by_worth(
 def _worth(
     base: Tokenizer, bpe: ByteLevelBPE, candidates: Sequence[Candidate], counts: PretokenCounts, heldout: CutTexts
 ) -> Callable[[list[Candidate]], tuple[float, np.ndarray]]:
-    """A function from candidates to the share of held-out tokens that they save and how much each is missed.
+    """A function from candidates to the share of held-out tokens that they save and the removal cost of each.
 
-    A candidate is missed by the additional train tokens without it, all others in use, float64. Runs are cut as if all
-    candidates were in use.
+    The removal cost is the number of additional train tokens if only that candidate is removed, float64. Runs are cut
+    as if all candidates were in the vocabulary.
     """
     total = heldout.base_tokens
     id_of = {candidate.string: bpe.size + n for n, candidate in enumerate(candidates)}

@@ -202,13 +202,13 @@ def test_byte_lengths_are_those_of_the_tokens_text() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"context": 17}, "requested a context of 17 tokens, the model reads 1 to 16"),
+        ({"context": 17}, "requested a context of 17 tokens, but the model supports 1 to 16"),
         ({"context": 0}, "a context of 0 tokens"),
         ({"context_bytes": 4, "stride_bytes": 5}, "a stride of 5 bytes with a context of 4 bytes"),
         ({"texts": ["", ""]}, "the 2 documents to score are empty"),
         (
             {"tokenizer": ScoringTokenizer(lambda texts: [[300] for _ in texts], LENGTHS, END)},
-            "the token id 300, the mod",
+            "token id 300, but the mod",
         ),
         ({"tokenizer": ScoringTokenizer(encode, LENGTHS[:50], END)}, r"token id \d+, .* the tokenizer 50 tokens"),
     ],

@@ -129,13 +129,13 @@ def test_any_variant_may_be_missing() -> None:
         (1.2, 1.5, 1.6, ["**20.0 % better** than the base model: 1.200 BPB against 1.500.",
                          "**25.0 % better** than the vanilla baseline"]),
         (1.5, 1.2, 1.25, ["**25.0 % worse** than the base model", "**20.0 % worse** than the vanilla baseline"]),
-        (1.2, 1.2, 1.22, ["exactly as good as the base model", "may be chance"]),
+        (1.2, 1.2, 1.22, ["exactly as good as the base model", "may be due to chance"]),
     ],
 )  # fmt: skip
 def test_summary_compares_the_fine_tuned_model(sft: float, base: float, vanilla: float, expected: list[str]) -> None:
     text = " ".join(summary(report(base=base, sft=sft, vanilla_sft=vanilla)))
     assert all(each in text for each in expected)
-    assert ("may be chance" in text) == ("may be chance" in expected)
+    assert ("may be due to chance" in text) == ("may be due to chance" in expected)
 
 
 def test_summary_mentions_more_tokens_and_inexact_decoding() -> None:
@@ -247,7 +247,7 @@ def test_a_report_is_written_with_its_plots(tmp_path: Path) -> None:
 
 
 def test_a_figure_that_is_not_finite_is_rejected_by_name(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"variants\.sft\.bpb: the figure is nan"):
+    with pytest.raises(InputError, match=r"variants\.sft\.bpb: expected a finite figure, found nan"):
         write_report(report(base=1.0, sft=math.nan), tmp_path / "evaluation")
     assert not (tmp_path / "evaluation").exists()
 
