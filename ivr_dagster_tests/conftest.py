@@ -19,6 +19,8 @@ from ivr_dagster.storage.lock import ProcessLock
 from ivr_dagster_tests import small_pipeline
 from ivr_dagster_tests.small_pipeline import Figures
 
+FAULTS = Path(__file__).parent / "faults"
+
 # the same examples in every run, on however busy a machine
 settings.register_profile(
     "ivr",
@@ -33,9 +35,13 @@ settings.load_profile("ivr")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what needs the sample model's pipeline as slow; run whole pipelines first to balance the processes."""
+    """Mark the long tiers as slow; run whole pipelines first to balance the processes.
+
+    Slow are pipelines of the sample model, launched processes (torchrun, Ray) and fault injection.
+    """
+    slow = {"test_worker.py", "test_ray.py"}
     for item in items:
-        if "sample_run" in getattr(item, "fixturenames", ()):
+        if "sample_run" in getattr(item, "fixturenames", ()) or item.path.name in slow or item.path.parent == FAULTS:
             item.add_marker("slow")
     items.sort(key=lambda item: item.path.parent != Path(__file__).parent)
 
