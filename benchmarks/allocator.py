@@ -1,8 +1,8 @@
-"""Seconds per training step on the CPU, with glibc's default allocator settings and with freed memory kept.
+"""Seconds per training step on the CPU: glibc's default allocator settings compared with keeping freed memory.
 
     python -m benchmarks.allocator
 
-A small GPT-2 with GPT-2's vocabulary, whose logits dominate memory. Each run is a separate process; modes alternate.
+A small GPT-2 with GPT-2's vocabulary, so that logits dominate memory. Each run is a separate process; modes alternate.
 """
 
 import json
@@ -15,11 +15,11 @@ from benchmarks.record import RESULTS, machine
 from ivr_dagster.storage.allocator import keep_freed_memory
 
 MODES = ("default", "kept")
-STEPS, TURNS = 5, 3
+STEPS, ROUNDS = 5, 3
 
 
 def seconds_per_step(mode: str, dtype: str) -> float:
-    """The median over steps, after a warm-up step."""
+    """Median seconds per step, after one warm-up step."""
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -42,14 +42,14 @@ def seconds_per_step(mode: str, dtype: str) -> float:
 
 
 def main() -> None:
-    """Run both modes in turns and write the result."""
+    """Run both modes alternately and write the results."""
     if len(sys.argv) > 1:
         print(seconds_per_step(sys.argv[1], sys.argv[2]))
         return
     result: dict[str, object] = {"machine": machine()}
     for dtype in ("float32", "bfloat16"):
         runs: dict[str, list[float]] = {mode: [] for mode in MODES}
-        for _ in range(TURNS):
+        for _ in range(ROUNDS):
             for mode in MODES:
                 command = [sys.executable, "-m", "benchmarks.allocator", mode, dtype]
                 runs[mode].append(float(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout))

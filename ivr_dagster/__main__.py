@@ -1,4 +1,4 @@
-"""`python -m ivr_dagster` is the command `ivr`."""
+"""`python -m ivr_dagster` runs the command `ivr`."""
 
 from ivr_dagster.cli.app import main
 

@@ -1,4 +1,4 @@
-"""The pipeline, declared once: its stages, its assets with their artifacts, and where every artifact lies.
+"""The single declaration of the pipeline: its stages, its assets with their artifacts, and all artifact paths.
 
 Stages, command-line options, artifact paths, the figures of `status` and `--json`, code versions and the reference
 documentation derive from these records and from the settings' fields (`affects`).
@@ -24,12 +24,13 @@ Side = Literal["tokenizer", "training"]
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage of the command line.
+    """A stage of the pipeline, which is also a command of `ivr`.
 
     Attributes:
         name: the command.
         help: its help text.
-        side: the tokenizer side takes seconds to minutes and is built in one Dagster run, the training side is costly.
+        side: `tokenizer` stages take seconds to minutes and are built in one Dagster run; `training` stages are
+            expensive.
     """
 
     name: str
@@ -44,12 +45,12 @@ class Asset:
     Attributes:
         name: its asset key.
         stage: the command that builds it; `tune` is not a stage and runs only when requested by name.
-        path: its file or folder below the artifacts folder.
-        figures: metadata shown by `status`, by stages and in `--json`, in this order.
+        path: its file or folder, relative to the artifacts folder.
+        figures: names of the metadata shown by `status`, after each stage and in `--json`, in this order.
         external: the setting that names an external artifact to use instead.
-        output: the setting that names another place to write it to.
-        requires: settings that must be on.
-        variant: what the evaluation calls it, for a baseline.
+        output: the setting that overrides the path to which it is written.
+        requires: settings that must be enabled.
+        variant: for a baseline, its name in the evaluation.
     """
 
     name: str
@@ -63,13 +64,14 @@ class Asset:
 
 
 @dataclass(frozen=True)
-class External:
-    """An external artifact that a user names; it is read in place and never written.
+class ExternalArtifact:
+    """An external artifact that a setting names; it is read in place and never written.
 
     Attributes:
         setting: the setting that names its path.
         replaces: the asset that it replaces.
-        only_in: the assets that read it instead; empty if all do, so that the replaced asset is not built.
+        only_in: the assets that read it instead of the replaced asset. If empty, all readers do, and the replaced asset
+            is not built.
     """
 
     setting: str
@@ -78,27 +80,27 @@ class External:
 
     @property
     def option(self) -> str:
-        """Its command-line option."""
+        """The command-line option of the setting."""
         return option_name(self.setting, "train")
 
 
 STAGES: dict[str, Stage] = {
     stage.name: stage
     for stage in (
-        Stage("init", "Clean and split the corpus, fetch the base tokenizer.", "tokenizer"),
-        Stage("analyze", "Count pre-tokens and tokens, write id sequences.", "tokenizer"),
+        Stage("init", "Clean and split the corpus; fetch the base tokenizer.", "tokenizer"),
+        Stage("analyze", "Count pre-tokens and tokens; write token id sequences.", "tokenizer"),
         Stage("distill-tokenizer", "Distill the base BPE into a Unigram tokenizer with the same ids.", "tokenizer"),
-        Stage("select", "Select new tokens and the ids they get.", "tokenizer"),
+        Stage("select", "Select new tokens and the ids they receive.", "tokenizer"),
         Stage("remap", "Write the remap rules and the remapped tokenizer.", "tokenizer"),
-        Stage("align", "Reorder embeddings, initialize new rows, write the initialized model.", "training"),
+        Stage("align", "Reorder embeddings, initialize new rows, and write the initialized model.", "training"),
         Stage("train", "Fine-tune the adapted model and the vanilla baselines.", "training"),
-        Stage("evaluate", "Compare all variants in bits per byte, write the report.", "training"),
+        Stage("evaluate", "Compare all variants in bits per byte and write the report.", "training"),
     )
 }
 
 
 def _asset(name: str, stage: str, path: str, figures: str = "", **options: Any) -> Asset:
-    """A record; `figures` are names separated by spaces."""
+    """An asset record; `figures` is a space-separated list of names."""
     return Asset(name, stage, path, tuple(figures.split()), **options)
 
 
@@ -190,10 +192,10 @@ _ASSETS = (
     ),
     _asset("tuning_study", "tune", "training/tuning", "best_bits_per_byte default_bits_per_byte trials given_up"),
 )
-# in the order in which they are built
+# in build order
 ASSETS: dict[str, Asset] = {asset.name: asset for asset in _ASSETS}
 
-# figures that are shares of 1, shown in percent
+# figures that are fractions of 1, shown as percentages
 SHARES = frozenset(
     {
         *("agreement", "agreement_heldout", "agreement_kept", "round_trip", "new_tokens_used_share"),
@@ -202,14 +204,16 @@ SHARES = frozenset(
 )
 
 _TRAINING = ("training_blocks", "sft_checkpoint", "tuning_study")
-# by the name of the source asset. Those for some assets only come last and take precedence there.
-EXTERNAL: dict[str, External] = {
-    f"external_{asset.name}": External(asset.external, asset.name) for asset in ASSETS.values() if asset.external
+# By the name of the source asset. Those that only some assets read come last and take precedence in these assets.
+EXTERNAL: dict[str, ExternalArtifact] = {
+    f"external_{asset.name}": ExternalArtifact(asset.external, asset.name)
+    for asset in ASSETS.values()
+    if asset.external
 } | {
-    "external_train_model": External("train_model_name", "initialized_model", _TRAINING),
-    "external_train_tokenizer": External("tokenizer_path", "remapped_tokenizer", _TRAINING),
+    "external_train_model": ExternalArtifact("train_model_name", "initialized_model", _TRAINING),
+    "external_train_tokenizer": ExternalArtifact("tokenizer_path", "remapped_tokenizer", _TRAINING),
 }
-# sources of out-of-domain text, which exist if a setting names their folder
+# sources of out-of-domain text and the settings that name their folders; a source exists only if its setting is given
 OTHER_CORPORA = {"general_corpus": "general_corpora_dir", "retention_corpus": "retention_corpora_dir"}
 
 SFT_CONFIG_FILE = "sft_config.yaml"
@@ -234,7 +238,7 @@ def stage_assets(stages: Iterable[str], settings: Settings) -> list[str]:
 
 
 def is_enabled(asset: str, settings: Settings) -> bool:
-    """Whether the settings that an asset requires are on."""
+    """Whether all settings that an asset requires are enabled."""
     return all(settings.get(name) for name in ASSETS[asset].requires)
 
 
@@ -260,17 +264,17 @@ def stage_options(stage: str) -> tuple[str, ...]:
 
 
 def settings_hash(values: Mapping[str, Any]) -> str:
-    """A short hash of settings by name, the same on every machine."""
+    """A short hash of settings (name → value), identical on every machine."""
     return hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=4).hexdigest()
 
 
 def code_version(code: str | None, values: Mapping[str, Any]) -> str:
-    """The code version of an asset that depends on these settings: its code's version and a hash of the settings."""
+    """The code version of an asset: the version of its code, and a hash of the settings that it depends on."""
     return f"{code}-{settings_hash(values)}"
 
 
 def split_code_version(version: str | None) -> tuple[str, str]:
-    """The code's version and the hash of the settings in a :func:`code_version`."""
+    """Split a :func:`code_version` into the version of the code and the hash of the settings."""
     code, _, settings = str(version).partition("-")
     return code, settings
 
@@ -281,7 +285,7 @@ class ArtifactPaths:
 
     Attributes:
         root: the artifacts folder, absolute.
-        outputs: artifacts that a setting writes to another place, by asset.
+        outputs: artifact paths that a setting overrides, by asset.
         external: paths of external artifacts, by the name of the source asset.
         replaced: the source asset that replaces an asset for all its readers, by asset.
     """
@@ -301,7 +305,7 @@ class ArtifactPaths:
         sharing = [asset.output for asset in ASSETS.values()]
         for asset in ASSETS.values():
             if asset.output and (given := settings.get(asset.output)):
-                shared = sharing.count(asset.output) > 1  # then the setting names the folder of all of them
+                shared = sharing.count(asset.output) > 1  # a setting of several assets names their common folder
                 outputs[asset.name] = _resolved(given) / Path(asset.path).name if shared else _resolved(given)
         paths = cls(root, outputs)
         external: dict[str, Path] = {}
@@ -316,7 +320,7 @@ class ArtifactPaths:
         return cls(paths.root, outputs, external, replaced)
 
     def __getitem__(self, asset: str) -> Path:
-        """The file or folder of an asset or of an external artifact, or of what replaces it."""
+        """The path of an asset or external artifact; of a replaced asset, the path of the external artifact."""
         source = self.replaced.get(asset, asset)
         if source in self.external:
             return self.external[source]
@@ -325,16 +329,16 @@ class ArtifactPaths:
 
     @property
     def dagster_home(self) -> Path:
-        """Dagster's storage, unless DAGSTER_HOME names another folder."""
+        """The default DAGSTER_HOME."""
         return self.root / ".dagster"
 
     @property
     def experiments(self) -> Path:
-        """The folder of experiments, each an artifacts folder."""
+        """The folder of experiments; each experiment is an artifacts folder."""
         return self.root / "experiments"
 
     def experiment(self, name: str) -> Path:
-        """The artifacts folder of an experiment; it need not exist.
+        """The artifacts folder of an experiment, which need not exist.
 
         Raises:
             InputError: the name is not a valid folder name.
@@ -348,7 +352,7 @@ class ArtifactPaths:
         return self.experiments / name
 
     def shard_cache(self, asset: str) -> ShardCache:
-        """The cached results of corpus shards for an asset."""
+        """The cache of an asset's results per corpus shard."""
         return ShardCache(self.root / ".shards" / asset)
 
     @property
@@ -363,7 +367,7 @@ class ArtifactPaths:
 
     @property
     def ui_lock(self) -> ProcessLock:
-        """The lock of the UI's servers."""
+        """The lock that the servers of the UI hold."""
         return ProcessLock(self.root / ".ivr-ui.lock")
 
     @property
@@ -373,12 +377,12 @@ class ArtifactPaths:
 
     @property
     def sft_config(self) -> Path:
-        """Training settings, unless `--config-path` names others; need not exist."""
+        """The training settings file, unless `--config-path` names another; need not exist."""
         return self.root / SFT_CONFIG_FILE
 
     @property
     def accelerate_config(self) -> Path:
-        """Launch settings, unless `--accelerate-config` names others; need not exist."""
+        """The launch settings file, unless `--accelerate-config` names another; need not exist."""
         return self.root / ACCELERATE_CONFIG_FILE
 
 

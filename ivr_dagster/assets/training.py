@@ -1,4 +1,4 @@
-"""Fine-tuning on the domain: the adapted model, and the vanilla baselines on the same text."""
+"""Fine-tuning on the corpus: the adapted model, and the vanilla baselines on the same text."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -36,7 +36,7 @@ SPLIT_SETTINGS = ("heldout_fraction", "normalization", "text_split_bytes", "text
 
 
 def trained_model_asset(*deps: str) -> Callable[[Callable[..., Any]], dg.AssetsDefinition]:
-    """A decorator for the assets of trained models."""
+    """The decorator of all assets that are trained models."""
     return dg.asset(
         deps=deps,
         group_name=GROUP,
@@ -64,9 +64,10 @@ def training_blocks(
 ) -> dg.MaterializeResult[TrainingBlocks]:
     """The train split packed into blocks of equal length, with an end-of-text token after each document.
 
-    `remapped/` holds it under the remapped tokenizer, `base/` the same documents under the base tokenizer for the
-    vanilla baselines. Both exclude the documents to validate on, `validation_remapped/` and `validation_base/`.
-    General text, if configured, follows the corpus; training shuffles the blocks. `tokenizers/` holds both tokenizers.
+    `remapped/` contains it encoded with the remapped tokenizer, `base/` the same documents encoded with the base
+    tokenizer, for the vanilla baselines. Both exclude the validation documents, which are in `validation_remapped/` and
+    `validation_base/`. General text, if configured, follows the corpus; training shuffles the blocks. `tokenizers/`
+    contains both tokenizers.
     """
     started = time.monotonic()
     tokenizer = training_tokenizer(initialized_model.path, settings.paths)
@@ -97,18 +98,19 @@ def training_blocks(
             encode_general = encode if name == "remapped" else reference_encoder(tokenizer.base_backend())
             mixed = (encode_general([text])[0] for text in general)
             train = _with_progress(context, name, sequences(split.train), len(split.train))
-            kept = [ids.copy() for ids in sequences(split.validation)]
-            packed[name], tokens[name] = _pack(blocks, name, chain(train, mixed), kept, block_size, **vocabulary)
-        size = split.train_bytes + sum(len(text.encode()) for text in general)
+            validation = [ids.copy() for ids in sequences(split.validation)]
+            packed[name], tokens[name] = _pack(blocks, name, chain(train, mixed), validation, block_size, **vocabulary)
+        train_bytes = split.train_bytes + sum(len(text.encode()) for text in general)
         initialization_tokens = initialized_model.initialization_compute().training_tokens
-        blocks.write_counts({"train": size, "validation": split.validation_bytes}, tokens, initialization_tokens)
+        text_bytes = {"train": train_bytes, "validation": split.validation_bytes}
+        blocks.write_counts(text_bytes, tokens, initialization_tokens)
     adapted = packed["remapped"]
     return dg.MaterializeResult(
         value=blocks,
         data_version=dg.DataVersion(content_hash(folder)),
         metadata={
             "documents": adapted.documents,
-            "bytes": size,
+            "bytes": train_bytes,
             "validation_bytes": split.validation_bytes,
             "block_size": block_size,
             "blocks": adapted.blocks,
@@ -128,11 +130,11 @@ def sft_checkpoint(
     initialized_model: ModelFolder,
     training_blocks: TrainingBlocks,
 ) -> dg.MaterializeResult[TrainedModel]:
-    """The adapted model, fine-tuned on the domain; `final_model/` holds it with its tokenizer.
+    """The adapted model, fine-tuned on the corpus; `final_model/` contains it with its tokenizer.
 
-    Training settings come from `sft_config.yaml`. With the setting `warm_start` it starts from the previously
-    fine-tuned model if the vocabulary has hardly changed; rows of ids that changed their string are initialized again.
-    A stopped training resumes from its last complete checkpoint; `logs/` is for TensorBoard.
+    Training settings come from `sft_config.yaml`. With the setting `warm_start`, training starts from the previously
+    fine-tuned model if the vocabulary has barely changed; rows of ids whose string changed are reinitialized.
+    Interrupted training resumes from the last complete checkpoint; `logs/` contains TensorBoard logs.
     """
     tokenizer = training_blocks.tokenizer("remapped") or training_tokenizer(initialized_model.path, settings.paths)
     new_tokens = applied_rules(tokenizer).new_tokens() if tokenizer.rules_file.is_file() else {}
@@ -175,8 +177,8 @@ def vanilla_compute_checkpoint(
 ) -> dg.MaterializeResult[TrainedModel]:
     """The base model with its own tokenizer, fine-tuned with as much compute as the adapted model.
 
-    It trains on as many tokens of the same text, in as many steps, and on further tokens that cost as much as the
-    initialization of new rows.
+    It trains on the same text for the same number of tokens and steps, plus extra steps that cost as much as
+    initializing the new rows.
     """
     from ivr_dagster.core.training.blocks import read_blocks
     from ivr_dagster.core.training.sft_config import read_sft_config
@@ -211,7 +213,7 @@ def _fine_tune(
     max_steps: int | None = None,
     origin: str = "",
 ) -> dg.MaterializeResult[TrainedModel]:
-    """Fine-tune a model; the adapted one has `new_tokens`, and an `origin` as of :func:`choose_start`."""
+    """Fine-tune a model; the adapted model has `new_tokens` and an `origin` (see :func:`choose_start`)."""
     from ivr_dagster.core.training.sft import Training, Validation
     from ivr_dagster.core.training.sft_config import read_sft_config
     from ivr_dagster.core.training.warm_start import choose_start
@@ -287,7 +289,7 @@ def _run(
     asset: str,
     bytes_per_token: float | None,
 ) -> "SftResult":
-    """Train in this process, or in those of the launch settings."""
+    """Train in this process, or with torchrun if the launch settings request several processes."""
     from ivr_dagster.core.training.progress import describe_progress
     from ivr_dagster.core.training.sft import fine_tune
     from ivr_dagster.core.training.worker import TrainingRequest
@@ -315,7 +317,7 @@ def _pack(
     block_size: int,
     **vocabulary: int,
 ) -> "tuple[BlockCounts, dict[str, int]]":
-    """Write the blocks to train and to validate on; returns the counts of the first, and the tokens of both."""
+    """Write the training and validation blocks; returns the counts of the training blocks, and the tokens of both."""
     from ivr_dagster.core.training.blocks import write_blocks, write_validation_blocks
 
     packed = write_blocks(train, blocks.train(name), block_size=block_size, **vocabulary)
@@ -330,25 +332,25 @@ def _pack(
 def _with_progress(
     context: dg.AssetExecutionContext, name: str, sequences: Iterator[np.ndarray], total: int
 ) -> Iterator[np.ndarray]:
-    advance: Callable[[float, float], None] = track(context.log, f"packing under the {name} tokenizer", "documents")
+    advance: Callable[[float, float], None] = track(context.log, f"packing with the {name} tokenizer", "documents")
     for done, sequence in enumerate(sequences, start=1):
         yield sequence
         advance(done, total)
 
 
-def _general_texts(settings: ProjectSettings, corpus: CleanedCorpus, size: int) -> list[str]:
-    """General text to mix in, none if it is not configured."""
+def _general_texts(settings: ProjectSettings, corpus: CleanedCorpus, train_bytes: int) -> list[str]:
+    """General texts to mix in; empty if none are configured."""
     folder = settings.other_corpora.get("general_corpus")
     if folder is None:
         return []
     shared = settings.other_corpora.get("retention_corpus") == folder
     reserved = settings.evaluation.retention_bytes if shared else 0
     share = settings.training.general_share
-    return select_general_texts(corpus, folder, share, size, settings.corpus, reserved=reserved)
+    return select_general_texts(corpus, folder, share, train_bytes, settings.corpus, reserved=reserved)
 
 
 def _speed(result: "SftResult", bytes_per_token: float | None) -> dict[str, float]:
-    """Tokens, bytes and FLOPs per second, and MFU if it is known; nothing if no step was left."""
+    """Tokens, bytes and FLOPs per second, and MFU (model FLOPs utilization) if known; empty if no step was left."""
     tokens = result.tokens_per_second
     if not tokens:
         return {}

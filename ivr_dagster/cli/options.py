@@ -1,4 +1,4 @@
-"""Options that commands share: the global ones of `ivr`, and one option for each setting."""
+"""Options that commands share: the global options of `ivr`, and one option per setting."""
 
 import functools
 import logging
@@ -24,12 +24,12 @@ ALL_OPTIONS = tuple(dict.fromkeys(name for stage in STAGES for name in stage_opt
 
 
 class Invocation:
-    """One `ivr` command: its global options, and the lock and settings file that it must release or restore.
+    """One invocation of `ivr`: its global options, the lock to release, and the settings file to restore on failure.
 
     Attributes:
         artifacts_dir: the artifacts folder, absolute.
         config: the settings file given by `--config`.
-        log_level: a level's name, in capitals.
+        log_level: the name of a logging level, in upper case.
         as_json: whether to print one JSON object instead of tables.
     """
 
@@ -53,14 +53,14 @@ class Invocation:
         observe: bool = True,
         check: Callable[["Project"], None] = lambda project: None,
     ) -> "Project":
-        """The project under the current settings and `options`.
+        """Open the project with the current settings and `options`.
 
         Args:
             options: settings given on the command line.
-            task: what the command builds. If given, the command holds the artifacts folder until it ends, and
+            task: what the command builds. If given, the command locks the artifacts folder until it ends, and
                 `options` are saved in the settings file.
             observe: whether to observe the sources first.
-            check: raises an InputError if `options` do not fit the project, before they are saved.
+            check: called before `options` are saved; raises an InputError if they do not fit the project.
         """
         settings = load_settings(self.artifacts_dir, config=self.config, options=options)
         _quiet_libraries(getattr(logging, self.log_level))
@@ -83,7 +83,7 @@ class Invocation:
         self._saved = True
 
     def restore_settings(self) -> None:
-        """Remove the saved options from the settings file: they turned out to be invalid."""
+        """Undo saving the options in the settings file, because they turned out to be invalid."""
         if self._saved and self._previous_settings is None:
             self.settings_file.unlink(missing_ok=True)
         elif self._saved and self._previous_settings is not None:
@@ -91,12 +91,12 @@ class Invocation:
                 staged.write_bytes(self._previous_settings)
 
     def close(self) -> None:
-        """Release the artifacts folder."""
+        """Unlock the artifacts folder."""
         self._held.close()
 
 
 def _quiet_libraries(level: int) -> None:
-    """Keep the progress bars and warnings of libraries off the terminal, unless the log level asks for them."""
+    """Suppress the progress bars and warnings of libraries, unless the log level asks for them."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error" if level > logging.INFO else "info")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
@@ -105,8 +105,8 @@ def _quiet_libraries(level: int) -> None:
         warnings.filterwarnings("ignore", module="torch|transformers|datasets")
 
 
-class NumberOrWord(click.ParamType):  # type: ignore[type-arg]
-    """An integer, or a word that a setting accepts in its place."""
+class IntegerOrWord(click.ParamType):  # type: ignore[type-arg]
+    """An integer, or a keyword that a setting accepts instead."""
 
     def __init__(self, words: Mapping[str, int]) -> None:
         self.words, self.name = words, "|".join(["integer", *words])
@@ -122,11 +122,11 @@ class NumberOrWord(click.ParamType):  # type: ignore[type-arg]
 
 
 def settings_options(*names: str, command: str = "") -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Add an option for each setting; the command receives those that were given as the dict `settings`.
+    """Add an option for each setting; the command receives the given ones as the dict `settings`.
 
     Args:
         names: flat names of settings.
-        command: the command, for options that it calls by another name.
+        command: the name of the command, which may rename options.
     """
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
@@ -153,7 +153,7 @@ def _settings_option(name: str, command: str) -> Callable[[Callable[..., None]],
     if get_origin(kind) is Literal:
         kind = click.Choice(get_args(kind))
     elif info.words:
-        kind = NumberOrWord(info.words)
+        kind = IntegerOrWord(info.words)
     return click.option(*flags, name, type=kind, default=None, help=help_text)
 
 
@@ -161,7 +161,7 @@ def experiment_folder(artifacts_dir: Path, name: str, config: Path | None) -> Pa
     """The artifacts folder of an existing experiment, for `--experiment`.
 
     Raises:
-        InputError: there is no such experiment, or other settings would make it write outside its folder.
+        InputError: there is no such experiment, or other settings apply, which may make it write outside its folder.
     """
     from ivr_dagster.settings.loading import ENVIRONMENT_PREFIX, OUTPUT_PATHS
 
@@ -174,7 +174,8 @@ def experiment_folder(artifacts_dir: Path, name: str, config: Path | None) -> Pa
         )
     if config is not None:
         raise InputError(
-            f"--experiment was given with a settings file, but it has its own: {ArtifactPaths(folder).settings_file}",
+            "both --experiment and a settings file were given, but the experiment has its own: "
+            f"{ArtifactPaths(folder).settings_file}",
             where="--config or IVR_CONFIG",
             remedy="Give only one of them.",
         )

@@ -169,6 +169,6 @@ def test_commands_create_run_and_compare_experiments(folder: Path, tmp_path: Pat
     rows = json.loads(ivr("--json", "experiments", **home).stdout)["experiments"]
     assert rows[1]["figures"]["remapped_tokenizer"]["tokens_reassigned"] == 20
     refused = ivr("--config", str(folder / "ivr.yaml"), "--experiment", "few", "status", **home)
-    assert (refused.returncode, "was given with a settings file" in refused.stderr) == (2, True)
+    assert (refused.returncode, "both --experiment and a settings file were given" in refused.stderr) == (2, True)
     refused = ivr("--experiment", "few", "run", IVR_OUTPUT_DIR=str(tmp_path), **home)
     assert (refused.returncode, "IVR_OUTPUT_DIR would make the experiment write" in refused.stderr) == (2, True)

@@ -21,11 +21,11 @@ from ivr_dagster.core.corpus.parts import (
     PART_NAME,
     PartsWriter,
     add_document_ids,
+    copy_rows,
     count_rows,
     part_name,
     parts_in,
     read_columns,
-    write_rows,
 )
 from ivr_dagster.core.corpus.shards import group_into_shards
 from ivr_dagster.core.corpus.splits import SPLITS, Split, document_id, is_heldout
@@ -293,7 +293,7 @@ def _deduplicate(parts: Sequence[Path], cache: ShardCache, run: Map) -> tuple[li
 
 def _write_unique_rows(task: tuple[Path, np.ndarray], target: Path) -> None:
     part, keep = task
-    write_rows(part, keep, target / _UNIQUE)
+    copy_rows(part, keep, target / _UNIQUE)
 
 
 def _first_occurrences(ids: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Records of .jsonl and .json files: where each one starts, and the text in it."""
+"""Records of .jsonl and .json files: the line on which each one starts, and its text."""
 
 import json
 import re
@@ -30,14 +30,14 @@ _JSON_TYPES: dict[type, str] = {
 
 
 def json_lines(chunks: Iterable[str], path: Path) -> Iterator[tuple[int, str | JsonLine]]:
-    """Yields the lines that are not blank, each with its number.
+    """Yields the non-blank lines with their line numbers.
 
     Raises:
         InputError: a line is too long.
     """
     number, line = 1, JsonLine()
     for chunk in chunks:
-        # str.splitlines would also split at U+2028 and others that JSON strings may contain
+        # str.splitlines would also split at U+2028 and other separators that JSON strings may contain
         first, *others = chunk.split("\n")
         _feed(line, first, f"{path}:{number}")
         if not others:
@@ -67,7 +67,7 @@ def _is_blank(line: str | JsonLine) -> bool:
 
 
 def parse_line(line: str | JsonLine, where: str) -> tuple[object, dict[str, LongString]]:
-    """The value of a line and its long strings by placeholder.
+    """The value of a line, and its long strings by placeholder.
 
     Raises:
         InputError: invalid JSON.
@@ -80,7 +80,7 @@ def parse_line(line: str | JsonLine, where: str) -> tuple[object, dict[str, Long
 
 
 def json_elements(chunks: Iterable[str], path: Path) -> Iterator[tuple[int, Any]]:
-    """The elements of an array, or the single value of a .json file, each with the line on which it starts.
+    """The elements of the array in a .json file, or its single value, each with the line number on which it starts.
 
     Raises:
         InputError: the file is too large to be parsed as a whole, or is invalid JSON.
@@ -100,13 +100,13 @@ def json_elements(chunks: Iterable[str], path: Path) -> Iterator[tuple[int, Any]
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
         line = error.lineno if isinstance(error, json.JSONDecodeError) else 1
-        found = f"invalid JSON ({error})" if text.strip() else "the file is empty, which is not JSON"
+        found = f"invalid JSON ({error})" if text.strip() else "the file is empty, which is not valid JSON"
         remedy = "A .json file has one object or one array; one object per line belongs in a .jsonl file"
         raise InputError(found, where=f"{path}:{line}", remedy=remedy) from error
-    return _with_lines(text, value) if isinstance(value, list) else iter([(1, value)])
+    return _with_line_numbers(text, value) if isinstance(value, list) else iter([(1, value)])
 
 
-def _with_lines(text: str, elements: list[Any]) -> Iterator[tuple[int, Any]]:
+def _with_line_numbers(text: str, elements: list[Any]) -> Iterator[tuple[int, Any]]:
     decoder = json.JSONDecoder()
     line, counted, position = 1, 0, text.index("[") + 1
     for value in elements:
@@ -123,8 +123,8 @@ def find_text(record: object, text_key: str, where: str) -> str:
 
     Args:
         record: a JSON value.
-        text_key: "meta.body" is the key body of the object meta, unless there is a key with that very dot in it.
-        where: source of the record, for messages.
+        text_key: "meta.body" is the key "body" of the object "meta", unless the record has the key "meta.body" itself.
+        where: location of the record, for error messages.
 
     Raises:
         InputError: the record is neither a string nor an object with a string at the text key.
@@ -153,7 +153,7 @@ def find_text(record: object, text_key: str, where: str) -> str:
 
 
 def _keys_with_text(record: dict[str, object]) -> Iterator[str]:
-    """Dotted keys whose value is a string, breadth first."""
+    """Dotted keys of all string values, breadth first."""
     pending = deque([("", record)])
     while pending:
         prefix, each = pending.popleft()

@@ -1,7 +1,7 @@
-"""JSON lines with strings of hundreds of megabytes, parsed in parts and read out in pieces.
+"""JSON lines with strings of hundreds of megabytes, parsed incrementally and yielded in pieces.
 
-`json.loads` would hold both line and text, at four bytes per character if it contains an emoji. Here long strings are
-kept as UTF-8 in their escaped form, and the rest of the line is parsed with a short placeholder for each of them.
+`json.loads` would hold the line and its text in memory, at four bytes per character if there is an emoji. Here, long
+strings are kept escaped in UTF-8, and the rest of the line is parsed with a short placeholder for each of them.
 """
 
 import json
@@ -10,9 +10,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-# Characters. A longer line is scanned for long strings; strings shorter than LONG_STRING are parsed in place.
+# In characters. Longer lines are scanned for long strings; strings shorter than LONG_STRING are parsed in place.
 LONG_LINE, LONG_STRING = 1 << 24, 1 << 16
-# Characters of a long line outside its long strings, which are parsed as a whole; and of any line.
+# In characters: the part of a long line outside its long strings, which is parsed as a whole; and any line.
 MAX_OUTSIDE_STRINGS, MAX_LINE = 1 << 26, (1 << 31) - 1
 
 _PLACEHOLDER = "\x00long string {} of this line"
@@ -27,7 +27,7 @@ class LongString:
     """A long string of a line.
 
     Attributes:
-        parts: the escaped content between the quotes, in parts that may end after any character.
+        parts: the escaped content between the quotes, split at arbitrary characters.
         size: UTF-8 bytes of the unescaped text.
     """
 
@@ -41,11 +41,11 @@ class LongString:
 
 
 class JsonLine:
-    """One line of JSON, collected from the parts in which it arrives."""
+    """One line of JSON, assembled from consecutive parts."""
 
     def __init__(self) -> None:
         self._size = 0
-        self._parts: list[str] = []  # the whole line while it is short, else what is outside its long strings
+        self._parts: list[str] = []  # the whole line while it is short, then only what is outside its long strings
         self._size_outside = 0
         self._strings: list[list[bytes]] = []
         self._string: list[bytes] = []
@@ -79,7 +79,7 @@ class JsonLine:
             raise ValueError(f"it has more than {MAX_OUTSIDE_STRINGS:,} characters outside its long strings")
 
     def text(self) -> str:
-        """The line, if it is not long."""
+        """The line; valid only if it is not long."""
         return "".join(self._parts)
 
     def parse(self) -> tuple[Any, dict[str, LongString]]:
@@ -95,7 +95,7 @@ class JsonLine:
             value = json.loads("".join(self._parts))
             # Unescaping every string now detects an error before any text is yielded.
             sizes = [sum(len(text.encode(*_UTF8)) for text in unescape(parts)) for parts in self._strings]
-        except json.JSONDecodeError as error:  # its position does not refer to the line
+        except json.JSONDecodeError as error:  # its position does not refer to the original line
             raise ValueError(error.msg) from error
         strings = map(LongString, self._strings, sizes)
         return value, {_PLACEHOLDER.format(number): string for number, string in enumerate(strings)}
@@ -123,7 +123,7 @@ class JsonLine:
         self._size_outside += len(self._parts[-1])
 
     def _end_of_string(self, part: str, position: int) -> int:
-        """Where the string around `position` ends: at its closing quote, or with the part."""
+        """Where the string around `position` ends: at its closing quote, or at the end of the part."""
         if self._escaped:  # the previous part ended with a backslash
             position, self._escaped = position + 1, False
         match = _UP_TO_QUOTE.match(part, position)
@@ -144,7 +144,7 @@ class JsonLine:
 
 
 def unescape(parts: Iterable[bytes]) -> Iterator[str]:
-    r"""Yields the text of escaped JSON string content, which may be divided after any character.
+    r"""Yields the text of escaped JSON string content, which may be split at arbitrary characters.
 
     Raises:
         ValueError: an invalid escape or a control character.
@@ -156,7 +156,7 @@ def unescape(parts: Iterable[bytes]) -> Iterator[str]:
         end = match.end() if match else 0
         if len(text) - end > len("\\u000"):  # not an escape that continues in the next part
             end = len(text)
-        # The second half of a surrogate pair may follow. After an odd number of backslashes, "\ud800" is no escape.
+        # The second half of a surrogate pair may follow. After an odd number of backslashes, "\ud800" is not an escape.
         high = end - len("\\ud800")
         if high >= 0 and _HIGH_SURROGATE.match(text, high, end):
             before = text[:high]

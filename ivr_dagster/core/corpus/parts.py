@@ -1,4 +1,4 @@
-"""Parts of a cleaned corpus: Parquet files part-00000.parquet and so on, their schema, and reading and writing them."""
+"""Parts of a cleaned corpus (Parquet files part-00000.parquet, part-00001.parquet, ...): schema, readers and writer."""
 
 import re
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ SCHEMA = pa.schema(
 PART_NAME = re.compile(r"part-\d{5,}\.parquet")
 
 _ROW_GROUP_BYTES = 8 << 20
-_ROW_GROUP_ROWS = 1 << 16  # limits the memory of many tiny documents as Python objects
+_ROW_GROUP_ROWS = 1 << 16  # limits memory: row groups of many tiny documents become Python objects
 _PART_BYTES = 64 << 20
 
 
@@ -39,7 +39,7 @@ def parts_in(folder: Path) -> list[Path]:
 
 
 def part_name(number: int) -> str:
-    """File name of a part."""
+    """The file name of a part."""
     return f"part-{number:05d}.parquet"
 
 
@@ -56,27 +56,27 @@ def read_columns(path: Path, *names: str) -> Iterator[list[list[Any]]]:
 
 
 def add_document_ids(path: Path, digest: blake2b) -> None:
-    """Adds the documents of a part and their order to a digest. Sources do not matter."""
+    """Adds the document ids of a part, in order, to a digest. Sources are ignored."""
     for (ids,) in read_columns(path, "document_id"):
         digest.update("".join(ids).encode())
 
 
 def part_digest(path: Path) -> str:
-    """Hash of a part's documents and their order, in hexadecimal."""
+    """Hexadecimal hash of a part's documents, in order."""
     digest = new_digest()
     add_document_ids(path, digest)
     return digest.hexdigest()
 
 
 def count_rows(path: Path) -> int:
-    """Number of documents of a part, from its metadata."""
+    """The number of documents in a part, from its metadata."""
     with _open_part(path) as part:
         rows: int = part.metadata.num_rows
         return rows
 
 
-def write_rows(part: Path, keep: np.ndarray, target: Path) -> None:
-    """Copies the rows of a part where `keep`, bool [rows], is true, in the same row groups."""
+def copy_rows(part: Path, keep: np.ndarray, target: Path) -> None:
+    """Copies the rows of a part where `keep` (bool, [rows]) is true, and keeps the row groups."""
     done = 0
     with _open_part(part) as source, _parquet_writer(target) as writer:
         for group in range(source.num_row_groups):
@@ -102,7 +102,7 @@ def _parquet_writer(path: Path) -> Any:
 
 
 class PartsWriter:
-    """Writes documents as the parts of one folder, which it creates."""
+    """Writes documents to numbered parts in a new folder."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -117,7 +117,7 @@ class PartsWriter:
         return self
 
     def add(self, document_id: str, text: str, source: str) -> None:
-        """Adds a document with a clean text.
+        """Adds a cleaned document.
 
         Raises:
             InputError: the text is too long for an Arrow string.
@@ -140,7 +140,7 @@ class PartsWriter:
         if self._part is None:
             self._part = _parquet_writer(self._folder / part_name(self._parts))
             self._parts += 1
-        # Through polars: `pyarrow.array` imports pandas, half a second in every worker.
+        # Uses polars, because `pyarrow.array` imports pandas, which takes half a second in every worker.
         table = pl.DataFrame(self._rows, schema=SCHEMA.names, orient="row").to_arrow()
         self._part.write_table(table.cast(SCHEMA))
         self._part_bytes += self._group_bytes

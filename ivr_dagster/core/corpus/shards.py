@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from ivr_dagster.core.corpus.files import CorpusFile
 
-# A shard is about 1/256 of the corpus, so that a change of one percent stays small. Bounds in bytes: smaller shards
-# would be mostly overhead, larger ones more than a worker should lose.
+# A shard is about 1/256 of the corpus, so that a small change rebuilds only a small part. Bounds in bytes: smaller
+# shards would be mostly overhead; larger ones would be too much work to lose with a worker.
 SHARDS = 256
 MIN_SHARD_BYTES, MAX_SHARD_BYTES = 1 << 18, 1 << 26
 
@@ -27,7 +27,7 @@ def group_into_shards(files: Sequence[CorpusFile]) -> list[list[CorpusFile]]:
         shards[-1].append(file)
         size += file.size
         point = int.from_bytes(hashlib.blake2b(os.fsencode(file.name), digest_size=8).digest())
-        # A file of at least half the target always ends its shard, a smaller one with a probability by its size.
+        # A file of at least half the target always ends its shard; a smaller one with probability 2 * size / target.
         if point * target < 2 * file.size << 64 or size > 4 * target:
             shards.append([])
             size = 0

@@ -1,4 +1,4 @@
-"""Which documents are held out: decided by the hash of the document alone, not by its position or other documents."""
+"""Train and held-out split: a document's hash alone decides, independent of its position and of other documents."""
 
 import hashlib
 from typing import Literal, get_args
@@ -13,10 +13,10 @@ def document_id(text: str) -> str:
 
 
 def is_heldout(document_id: str, fraction: float) -> bool:
-    """Whether a document is held out, given the held-out `fraction` (0 to 1) of all documents.
+    """Whether a document is held out, if `fraction` (0 to 1) of all documents are.
 
-    The id maps to a number between 0 and 1; documents below `fraction` are held out. Adding or removing documents
-    moves no others, and a larger fraction only adds held-out documents.
+    The id maps to a number between 0 and 1; documents below `fraction` are held out. Adding or removing documents does
+    not move any others, and a larger fraction only adds held-out documents.
     """
-    # The last 64 bits: code that shuffles or shards by the first ones stays independent of the split.
+    # Uses the last 64 bits, so that shuffling or sharding by the first ones is independent of the split.
     return int(document_id[-16:], 16) < fraction * 2**64

@@ -37,7 +37,7 @@ def test_effects_count_the_changed_characters(text: str) -> None:
     rest = "".join(c for c in text if c not in dropped)
     marks = len(rest) - len(rest.lstrip("\ufeff"))
     assert effects.control_characters_dropped == len(dropped) + marks
-    assert effects.line_ends_changed == rest.replace("\r\n", "\r").count("\r")
+    assert effects.line_endings_changed == rest.replace("\r\n", "\r").count("\r")
     assert not effects.normalized
 
 
