@@ -263,6 +263,7 @@ def test_distilled_tokenizer_is_exact_on_the_train_split(folder: Path, figures: 
     assert remapped["heldout_lengths"]["longer"] == figures["remapped_tokenizer"]["documents_longer"]
 
 
+@pytest.mark.slow
 def test_unavailable_model_exits_with_two_and_names_the_remedies(tmp_path: Path) -> None:
     write_documents(tmp_path / "raw" / "a.jsonl", ["some text"])
     options = ("--artifacts-dir", tmp_path / "a", "init", "--raw-corpora-dir", tmp_path / "raw")
@@ -282,6 +283,7 @@ def test_json_status_is_one_object_on_standard_output(folder: Path, settings: di
     assert rows["remapped_tokenizer"]["figures"]["tokens_reassigned"] == 40
 
 
+@pytest.mark.slow
 def test_dry_selection_shows_the_saving_and_writes_nothing(folder: Path, settings: dict[str, Any]) -> None:
     before = visible_files(folder / "artifacts")
     dry = ("--artifacts-dir", folder / "artifacts", "--json", "select", "--dry-run", "--max-candidates")

@@ -223,6 +223,7 @@ print(*peaks)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak memory from /proc")
 def test_memory_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
     for name, megabytes in (("small", 20), ("large", 64)):

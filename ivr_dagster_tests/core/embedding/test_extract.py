@@ -407,6 +407,7 @@ def sparse_model(folder: Path, config: Any, shards: int) -> tuple[int, int]:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux reports the peak")
 @pytest.mark.parametrize(("architecture", "shards"), [("llama", 1), ("llama", 3), ("gpt2", 1)])
 def test_memory_is_that_of_the_embeddings_not_of_the_model(architecture: str, shards: int, tmp_path: Path) -> None:

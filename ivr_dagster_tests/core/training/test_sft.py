@@ -110,6 +110,7 @@ def test_interrupted_run_resumes_to_the_same_bits(tiny: Path, tmp_path: Path, un
     assert (result.steps, result.tokens, result.train_loss) == (26, undisturbed.tokens, undisturbed.train_loss)
 
 
+@pytest.mark.slow
 def test_run_killed_while_saving_resumes_from_the_previous_checkpoint(
     tiny: Path, tmp_path: Path, undisturbed: SftResult
 ) -> None:

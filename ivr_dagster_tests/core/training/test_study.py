@@ -86,6 +86,7 @@ def killed_in(number: int) -> Objective:
     return objective
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [0, 1, 4])
 def test_killed_search_repeats_its_trial_and_ends_as_an_uninterrupted_one(tmp_path: Path, number: int) -> None:
     with pytest.raises(Killed):

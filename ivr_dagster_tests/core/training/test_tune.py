@@ -112,6 +112,7 @@ def test_same_seed_gives_the_same_trials(tiny: Path, finished: tuple[Path, Tunin
     ]
 
 
+@pytest.mark.slow
 def test_search_killed_with_sigkill_keeps_its_trials_and_repeats_the_killed_one(
     tiny: Path, finished: tuple[Path, Tuning], tmp_path: Path
 ) -> None:
@@ -155,6 +156,7 @@ def test_diverged_trials_are_pruned(tiny: Path, tmp_path: Path) -> None:
     assert not list((tmp_path / "tuning").glob(".trial*"))
 
 
+@pytest.mark.slow
 def test_hopeless_trial_is_pruned_before_its_end(tiny: Path, tmp_path: Path) -> None:
     source = source_in(tmp_path, "learning_rate: 2.0e-2\nper_device_train_batch_size: 4\n")
     seen: list[int] = []
@@ -206,6 +208,7 @@ class TestTheSpace:
         ] == FloatDistribution(0.0, 0.5)
 
 
+@pytest.mark.slow
 def test_best_number_of_new_tokens_is_written_beside_the_settings(tiny: Path, tmp_path: Path) -> None:
     asked: list[int] = []
 
