@@ -88,7 +88,7 @@ def padding(artifacts: Path, steps: int) -> dict[str, Any]:
         seen: list[int] = []
         collate = DataCollatorForLanguageModeling(tokenizer, mlm=False)
 
-        def counted(rows: list[dict[str, Any]]) -> Any:
+        def record_and_collate(rows: list[dict[str, Any]]) -> Any:
             seen.extend(int(row.pop("number")) for row in rows)
             return collate(rows)
 
@@ -97,7 +97,7 @@ def padding(artifacts: Path, steps: int) -> dict[str, Any]:
             model=AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype="float32"),
             args=arguments,
             train_dataset=datasets.Dataset.from_dict({"input_ids": encoded, "number": list(range(len(encoded)))}),
-            data_collator=counted,
+            data_collator=record_and_collate,
         )
         cpu, started = time.process_time(), time.perf_counter()
         trainer.train()
@@ -124,12 +124,12 @@ def main() -> None:
     options = parser.parse_args()
     artifacts = options.artifacts.resolve()
     if options.only:
-        made = (
+        result = (
             ours(artifacts, options.steps, options.dtype)
             if options.only == "ours"
             else padding(artifacts, options.steps)
         )
-        print("RESULT " + json.dumps(made))
+        print("RESULT " + json.dumps(result))
         return
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in VARIANTS}
     for turn in range(options.turns):
@@ -141,7 +141,7 @@ def main() -> None:
             runs[name].append(json.loads(line.removeprefix("RESULT ")))
             last = runs[name][-1]
             print(f"turn {turn + 1}, {name}: {last['bytes'] / last['seconds']:,.0f} bytes of text/s", flush=True)
-    speeds = {name: median(each["bytes"] / each["seconds"] for each in made) for name, made in runs.items()}
+    speeds = {name: median(each["bytes"] / each["seconds"] for each in results) for name, results in runs.items()}
     ratio = speeds["ours"] / speeds["padding"]
     print(f"ours {speeds['ours']:,.0f}, padding {speeds['padding']:,.0f} bytes of text/s: {ratio:.2f} times")
     versions = {name: version(name) for name in ("torch", "transformers", "tokenizers")}

@@ -151,10 +151,10 @@ def _first_line(error: BaseException) -> str:
 
 
 # how many errors one message lists
-MOST_ERRORS = 20
+MAX_ERRORS = 20
 _LONGEST_NUMBER_BITS = 128
 # of a library's message, which may list all known models
-_MOST_CHARACTERS = 200
+_MAX_CHARACTERS = 200
 
 
 class _ShortRepr(reprlib.Repr):
@@ -179,16 +179,16 @@ def short_repr(value: object) -> str:
 def short_message(error: BaseException) -> str:
     """A library's message on one line, truncated if it is long."""
     text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= _MOST_CHARACTERS else text[:_MOST_CHARACTERS].rsplit(" ", 1)[0] + " …"
+    return text if len(text) <= _MAX_CHARACTERS else text[:_MAX_CHARACTERS].rsplit(" ", 1)[0] + " …"
 
 
 def combine_errors(errors: Sequence[InputError]) -> InputError:
-    """One error that lists up to `MOST_ERRORS` errors with their places; a single one is returned unchanged."""
+    """One error that lists up to `MAX_ERRORS` errors with their places; a single one is returned unchanged."""
     if len(errors) == 1:
         return errors[0]
     same_place = len({str(error.where) for error in errors}) == 1
     where = errors[0].where if same_place else None
-    messages = [error.message if where else f"{error.where}: {error.message}" for error in errors[:MOST_ERRORS]]
-    more = [f"and {len(errors) - MOST_ERRORS} more"] if len(errors) > MOST_ERRORS else []
+    messages = [error.message if where else f"{error.where}: {error.message}" for error in errors[:MAX_ERRORS]]
+    more = [f"and {len(errors) - MAX_ERRORS} more"] if len(errors) > MAX_ERRORS else []
     remedies = dict.fromkeys(error.remedy for error in errors if error.remedy)
     return InputError("; ".join(messages + more), where=where, remedy=". ".join(remedies) or None)

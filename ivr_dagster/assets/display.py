@@ -36,9 +36,9 @@ def visible(text: str) -> str:
     return re.sub(r"(.)\1{8,}", lambda run: f"{run[1]}{{{len(run[0])}}}", escaped)
 
 
-def inline_png(png: bytes, alternative: str) -> dg.MarkdownMetadataValue:
+def inline_png(png: bytes, alt_text: str) -> dg.MarkdownMetadataValue:
     """A PNG image embedded in Markdown metadata."""
-    return dg.MetadataValue.md(f"![{alternative}](data:image/png;base64,{base64.b64encode(png).decode()})")
+    return dg.MetadataValue.md(f"![{alt_text}](data:image/png;base64,{base64.b64encode(png).decode()})")
 
 
 def columns(**described: tuple[str, str]) -> dict[str, dg.TableSchema]:

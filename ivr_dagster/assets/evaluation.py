@@ -15,7 +15,7 @@ from ivr_dagster.core.corpus.cleaned import CleanedCorpus
 from ivr_dagster.core.corpus.other_text import read_other_documents, select_other_texts
 from ivr_dagster.core.corpus.splits import SPLITS
 from ivr_dagster.core.evaluation.evaluate import EvaluatedModels, OutOfDomainText, evaluate, provenance
-from ivr_dagster.core.evaluation.figures import EvaluationReport, as_json, reproducible
+from ivr_dagster.core.evaluation.figures import EvaluationReport, as_json, reproducible_part
 from ivr_dagster.core.evaluation.folder import ReportFolder
 from ivr_dagster.core.evaluation.model_card import MODEL_CARD, model_card
 from ivr_dagster.core.evaluation.report import write_report
@@ -113,7 +113,7 @@ def _evaluate(
     place = settings.paths["evaluation_report"]
     return dg.MaterializeResult(
         value=ReportFolder(folder),
-        data_version=dg.DataVersion(content_hash(json.dumps(reproducible(as_json(report)), sort_keys=True))),
+        data_version=dg.DataVersion(content_hash(json.dumps(reproducible_part(as_json(report)), sort_keys=True))),
         metadata={
             **report_metadata(report),
             "seconds": round(time.monotonic() - started, 2),

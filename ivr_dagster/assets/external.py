@@ -66,7 +66,7 @@ def _hash_matching(path: Path, patterns: list[str]) -> str:
 
 
 # replaced asset → group, IO manager key, function that computes the data version
-_KINDS: dict[str, tuple[str, str, Callable[[Path, ArtifactPaths], str]]] = {
+_REPLACEABLE: dict[str, tuple[str, str, Callable[[Path, ArtifactPaths], str]]] = {
     "original_tokenizer": ("tokenizer", "tokenizer_io", _tokenizer_version),
     "remapped_tokenizer": ("vocabulary", "tokenizer_io", _remapped_tokenizer_version),
     "remap_rules": ("vocabulary", "rules_io", lambda path, _: read_rules(path).digest()),
@@ -88,13 +88,13 @@ def observe_external(name: str, paths: ArtifactPaths) -> str:
             where=path,
             remedy=f"Correct {source.setting}, or leave it empty to build {source.replaces}.",
         )
-    return _KINDS[source.replaces][2](path, paths)
+    return _REPLACEABLE[source.replaces][2](path, paths)
 
 
 def external_asset(name: str, paths: ArtifactPaths) -> dg.SourceAsset:
     """The source asset of the external artifact `name`."""
     source, path = EXTERNAL[name], paths[name]
-    group, io_manager, _ = _KINDS[source.replaces]
+    group, io_manager, _ = _REPLACEABLE[source.replaces]
 
     @dg.observable_source_asset(
         name=name,

@@ -90,7 +90,7 @@ def token_statistics(
     started = time.monotonic()
     selected = {key.path[-1] for key in context.selected_asset_keys}
     cache = settings.paths.shard_cache("token_statistics")
-    with cache.alone():
+    with cache.locked():
         statistics = read_statistics(
             cleaned_corpus,
             original_tokenizer.path / "tokenizer.json",

@@ -25,7 +25,7 @@ from ivr_dagster.settings.loading import load_settings, save_settings
 SUCCESS, FAILURE, INVALID = 0, 1, 2
 INTERRUPTED = "interrupted; run the same command again to resume"
 # errors whose message is sufficient without the class name
-EXPLAINED = ("StageFailedError", "TrainingDiverged", "OutOfMemory", "WorkerLost")
+SELF_EXPLANATORY = ("StageFailedError", "TrainingDiverged", "OutOfMemory", "WorkerLost")
 
 
 class _OrderedGroup(click.Group):
@@ -162,7 +162,7 @@ def _describe(error: BaseException, arguments: Sequence[str]) -> tuple[int, str]
         return FAILURE, INTERRUPTED
     if isinstance(error, click.ClickException):
         return INVALID, error.format_message()
-    if name in EXPLAINED:
+    if name in SELF_EXPLANATORY:
         return FAILURE, str(error)
     folder = dict(pairwise(arguments)).get("--artifacts-dir") or os.environ.get("IVR_ARTIFACTS_DIR") or "artifacts"
     shortage = describe_shortage(error, Path(folder).expanduser().resolve())

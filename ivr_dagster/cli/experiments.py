@@ -44,6 +44,6 @@ def experiments(invocation: Invocation) -> None:
     if invocation.as_json:
         print_json(experiments=[asdict(each) for each in found])
         return
-    from ivr_dagster.cli.rendering import experiments_table
+    from ivr_dagster.cli.rendering import print_experiments_table
 
-    experiments_table(found)
+    print_experiments_table(found)

@@ -27,8 +27,8 @@ def open_instance(paths: ArtifactPaths) -> dg.DagsterInstance:
     os.environ["DAGSTER_HOME"] = str(home)
     instance = _open(home)
     # an instance inside an artifacts folder belongs to it, even after the folder was copied or moved
-    inside = home == paths.dagster_home.resolve() and stores_runs_in_home(instance)
-    _claim(instance, paths.root, from_any_owner=inside)
+    is_inside = home == paths.dagster_home.resolve() and stores_runs_in_home(instance)
+    _claim(instance, paths.root, from_any_owner=is_inside)
     return instance
 
 

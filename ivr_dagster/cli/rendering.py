@@ -82,7 +82,7 @@ class ProgressBars:
         self._progress.stop()
 
 
-def stage_table(stage: str, result: "StageResult") -> None:
+def print_stage_table(stage: str, result: "StageResult") -> None:
     """Print the assets of a stage with their key figures, and its checks."""
     table = _titled_table(stage)
     for name, figures in result.figures.items():
@@ -97,7 +97,7 @@ def stage_table(stage: str, result: "StageResult") -> None:
             OUT.print(f"  [yellow]{check['severity']}[/] {name}: {check['remedy']}", highlight=False)
 
 
-def states_table(states: Sequence["AssetState"]) -> None:
+def print_states_table(states: Sequence["AssetState"]) -> None:
     """Print assets with their key figures, and whether each is fresh or why it is stale."""
     table = _table("stage", "asset", "state", "materialized", "figures")
     stage = ""
@@ -110,7 +110,7 @@ def states_table(states: Sequence["AssetState"]) -> None:
     OUT.print(table if states else "Nothing is stale.")
 
 
-def experiments_table(experiments: Iterable["Experiment"]) -> None:
+def print_experiments_table(experiments: Iterable["Experiment"]) -> None:
     """Print experiments with changed settings and key figures; figures of stale assets are in parentheses."""
     table = _table("experiment", "changed settings", *(heading for heading, _, _ in COMPARED), "stale")
     for each in experiments:
@@ -125,7 +125,7 @@ def experiments_table(experiments: Iterable["Experiment"]) -> None:
     OUT.print(table)
 
 
-def plan_tables(plan: "Plan", points: Sequence["CurvePoint"], verdict: str) -> None:
+def print_plan_tables(plan: "Plan", points: Sequence["CurvePoint"], verdict: str) -> None:
     """Print a selection that was not written: saving by number of new tokens, new tokens, used sacrificed tokens."""
     OUT.print(f"[bold]{verdict}[/]", highlight=False)
     if plan.rejected_gain is None:
@@ -160,7 +160,7 @@ def plan_tables(plan: "Plan", points: Sequence["CurvePoint"], verdict: str) -> N
     OUT.print("Nothing was written. Run `ivr select` with the same options to write it.", highlight=False)
 
 
-def tuning_table(study: Mapping[str, Any], file: Path, command: str) -> None:
+def print_tuning_table(study: Mapping[str, Any], file: Path, command: str) -> None:
     """Print the best trials of a search, the first trial, and how to use the best settings."""
     trials = {trial["number"]: trial for trial in study["trials"]}
     order = {"complete": 0, "pruned": 1, "killed": 2}
@@ -191,7 +191,7 @@ def tuning_table(study: Mapping[str, Any], file: Path, command: str) -> None:
     OUT.print(f"to train with them  {command} train --config-path {file}", highlight=False, soft_wrap=True)
 
 
-def run_table(
+def print_run_table(
     figures: Mapping[str, Mapping[str, Any]], paths: ArtifactPaths, failed_checks: Sequence[str], *, materialized: int
 ) -> None:
     """Print the summary at the end of `ivr run`.

@@ -155,7 +155,7 @@ def _refuse_own_sources(invocation: Invocation) -> None:
 
 
 def _show_plan(invocation: Invocation, project: "Project") -> None:
-    from ivr_dagster.cli.rendering import ProgressBars, plan_tables
+    from ivr_dagster.cli.rendering import ProgressBars, print_plan_tables
     from ivr_dagster.core.vocabulary.log import saving_curve, verdict
 
     with ProgressBars("select, dry run", 1, quiet=invocation.as_json) as bars:
@@ -163,7 +163,7 @@ def _show_plan(invocation: Invocation, project: "Project") -> None:
     points = saving_curve(plan.table)
     sentence = verdict(plan.saving_heldout, len(plan.table), project.settings.selection.saving_floor)
     if not invocation.as_json:
-        plan_tables(plan, points, sentence)
+        print_plan_tables(plan, points, sentence)
         return
     print_json(
         stage="select",
@@ -184,9 +184,9 @@ def _show_stage(invocation: Invocation, stage: str, result: "StageResult") -> No
     if invocation.as_json:
         print_json(stage=stage, run_id=result.run_id, assets=result.figures, checks=result.checks)
         return
-    from ivr_dagster.cli.rendering import stage_table
+    from ivr_dagster.cli.rendering import print_stage_table
 
-    stage_table(stage, result)
+    print_stage_table(stage, result)
 
 
 def _show_tuning(invocation: Invocation, project: "Project", asset: str, result: "StageResult") -> None:
@@ -197,9 +197,9 @@ def _show_tuning(invocation: Invocation, project: "Project", asset: str, result:
     if invocation.as_json:
         print_json(stage="tune", run_id=result.run_id, assets=result.figures, checks=[], **study)
         return
-    from ivr_dagster.cli.rendering import tuning_table
+    from ivr_dagster.cli.rendering import print_tuning_table
 
-    tuning_table(study, folder.sft_config, f"ivr --artifacts-dir {invocation.artifacts_dir}")
+    print_tuning_table(study, folder.sft_config, f"ivr --artifacts-dir {invocation.artifacts_dir}")
 
 
 def _show_run(invocation: Invocation, project: "Project", results: dict[str, "StageResult"]) -> None:
@@ -209,6 +209,6 @@ def _show_run(invocation: Invocation, project: "Project", results: dict[str, "St
         checks = [check for result in results.values() for check in result.checks]
         print_json(stage="run", materialized=built, assets=fresh, checks=checks)
         return
-    from ivr_dagster.cli.rendering import run_table
+    from ivr_dagster.cli.rendering import print_run_table
 
-    run_table(fresh, project.paths, project.failed_checks(), materialized=len(built))
+    print_run_table(fresh, project.paths, project.failed_checks(), materialized=len(built))

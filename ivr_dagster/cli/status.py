@@ -54,9 +54,9 @@ def show_states(
         verified = {} if damage is None else {"damaged": damage}
         print_json(assets=rows, failed_checks=list(failed_checks), **verified)
         return
-    from ivr_dagster.cli.rendering import states_table
+    from ivr_dagster.cli.rendering import print_states_table
 
-    states_table(states)
+    print_states_table(states)
     if failed_checks:
         click.echo(f"failed checks: {', '.join(failed_checks)}")
     if damage is not None:

@@ -15,7 +15,7 @@ from upath import UPath
 from ivr_dagster.errors import InputError
 from ivr_dagster.io_managers.provenance import code_revision, provenance, reset_peak_memory
 from ivr_dagster.pipeline import ArtifactPaths, settings_hash, stage_of
-from ivr_dagster.storage.allocator import give_back_freed_memory
+from ivr_dagster.storage.allocator import release_freed_memory
 from ivr_dagster.storage.atomic import atomic_write, publish
 from ivr_dagster.storage.manifest import (
     MANIFEST,
@@ -86,7 +86,7 @@ class ArtifactIOManager(dg.UPathIOManager, Generic[T]):
         """Size, settings, code revision and peak memory."""
         values = context.resources.settings.values_for(context.asset_key.path[-1])
         metadata = provenance(Path(str(self._get_path(context))), values)
-        give_back_freed_memory()  # one process may build several assets
+        release_freed_memory()  # one process may build several assets
         reset_peak_memory()
         return metadata
 

@@ -14,7 +14,7 @@ _LARGEST_KEPT = 1 << 30
 _MAX_KEPT = 2**31 - 1
 
 
-def give_back_freed_memory() -> None:
+def release_freed_memory() -> None:
     """Return free memory between used blocks to the operating system, with glibc only."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform.startswith("linux") else None
     if trim is not None:

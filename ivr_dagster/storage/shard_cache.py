@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from ivr_dagster.errors import InputError
-from ivr_dagster.storage.allocator import give_back_freed_memory
+from ivr_dagster.storage.allocator import release_freed_memory
 from ivr_dagster.storage.atomic import STAGED_SUFFIX, publish_first, remove, staging_path
 from ivr_dagster.storage.content_hash import content_hash
 from ivr_dagster.storage.file_identity import FileIdentity
@@ -24,7 +24,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 # how long to wait for the lock, and for a worker's files to become visible on shared storage
-PATIENCE_SECONDS = 10.0
+TIMEOUT_SECONDS = 10.0
 _LOCK, _SEAL = ".lock", "seal.json"
 
 
@@ -36,9 +36,9 @@ class Map(Protocol):
         ...
 
 
-def result_key(*ingredients: object) -> str:
+def result_key(*inputs: object) -> str:
     """The content hash of everything that a result depends on; the inputs must be JSON-serializable."""
-    return content_hash(json.dumps(ingredients))
+    return content_hash(json.dumps(inputs))
 
 
 @dataclass(frozen=True)
@@ -51,21 +51,21 @@ class ShardCache:
 
     path: Path
 
-    def place(self, key: str) -> Path:
+    def result_folder(self, key: str) -> Path:
         """The folder of a result."""
         return self.path / key
 
-    def holds(self, key: str) -> bool:
+    def has_result(self, key: str) -> bool:
         """Whether a result exists and is unmodified."""
-        place = self.place(key)
+        folder = self.result_folder(key)
         try:
-            seal = json.loads((place / _SEAL).read_text(encoding="utf-8"))
-            return all(FileIdentity.of(place / name) == tuple(identity) for name, identity in seal.items())
+            seal = json.loads((folder / _SEAL).read_text(encoding="utf-8"))
+            return all(FileIdentity.of(folder / name) == tuple(identity) for name, identity in seal.items())
         except (OSError, ValueError):
             return False
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
+    def locked(self) -> Iterator[None]:
         """Lock the cache while the block runs, and delete files left by killed processes.
 
         Raises:
@@ -73,7 +73,7 @@ class ShardCache:
         """
         with ExitStack() as held:
             try:
-                held.enter_context(ProcessLock(self.path / _LOCK).hold("another run", PATIENCE_SECONDS))
+                held.enter_context(ProcessLock(self.path / _LOCK).hold("another run", TIMEOUT_SECONDS))
             except LockedError as error:
                 raise InputError(
                     f"this shard cache is {error}", where=self.path, remedy="Wait until it finishes, or stop it."
@@ -84,7 +84,7 @@ class ShardCache:
 
     def complete(
         self,
-        make: Callable[[Task, Path], None],
+        compute: Callable[[Task, Path], None],
         tasks: Mapping[str, Task],
         run: Map = map,
         on_result: Callable[[str], None] = lambda key: None,
@@ -92,58 +92,58 @@ class ShardCache:
         """Compute the missing results. Results finished before an error or interruption are kept.
 
         Args:
-            make: writes the result of a task into an empty folder; other processes must be able to import it.
+            compute: writes the result of a task into an empty folder; other processes must be able to import it.
             tasks: by key.
-            run: applies `make` to the tasks.
+            run: applies `compute` to the tasks.
             on_result: called with the key of each result, first existing results, then new ones, both in task order.
 
         Raises:
             InputError: a worker's result is not visible on this machine.
         """
-        existing = {key: self.holds(key) for key in tasks}
+        existing = {key: self.has_result(key) for key in tasks}
         missing = [key for key in tasks if not existing[key]]
         for key in (key for key in tasks if existing[key]):
             on_result(key)
         for key in missing:  # may exist, but damaged
             self._delete(key)
-        work = [(make, tasks[key], self.place(key)) for key in missing]
+        work = [(compute, tasks[key], self.result_folder(key)) for key in missing]
         for key, _ in zip(missing, run(_write_result, work) if work else (), strict=True):
             self._wait_for(key)
             on_result(key)
 
     def keep_only(self, keys: Collection[str]) -> None:
         """Delete all other results."""
-        for place in self.path.iterdir():
-            if place.name not in keys and not place.name.startswith("."):
-                self._delete(place.name)
+        for folder in self.path.iterdir():
+            if folder.name not in keys and not folder.name.startswith("."):
+                self._delete(folder.name)
 
     def _delete(self, key: str) -> None:
-        if self.place(key).exists():
+        if self.result_folder(key).exists():
             # rename first, so that an interrupted deletion does not leave a partial result
-            remove(self.place(key).rename(staging_path(self.place(key))))
+            remove(self.result_folder(key).rename(staging_path(self.result_folder(key))))
 
     def _wait_for(self, key: str) -> None:
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        while not self.holds(key):
+        deadline = time.monotonic() + TIMEOUT_SECONDS
+        while not self.has_result(key):
             if time.monotonic() > deadline:
                 raise InputError(
                     "a worker wrote the result of a shard, but it is not visible on this machine",
-                    where=self.place(key),
+                    where=self.result_folder(key),
                     remedy="Put corpus and artifacts on storage that all nodes share, at the same path.",
                 )
             time.sleep(0.1)
 
 
 def _write_result(work: tuple[Callable[[Task, Path], None], Task, Path]) -> None:
-    make, task, place = work
-    staged = staging_path(place)
+    compute, task, folder = work
+    staged = staging_path(folder)
     try:
         staged.mkdir()
-        make(task, staged)
+        compute(task, staged)
         files = [file for file in staged.rglob("*") if file.is_file()]
         seal = {file.relative_to(staged).as_posix(): FileIdentity.of(file) for file in files}
         (staged / _SEAL).write_text(json.dumps(seal), encoding="utf-8")
-        publish_first(staged, place)
+        publish_first(staged, folder)
     finally:
         remove(staged)
-        give_back_freed_memory()  # one worker per core holds memory at the same time
+        release_freed_memory()  # one worker per core holds memory at the same time

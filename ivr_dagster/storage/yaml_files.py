@@ -12,9 +12,9 @@ from ivr_dagster.errors import InputError, combine_errors, short_repr
 from ivr_dagster.storage.regular_files import open_regular
 
 # settings files are about 5 KB long; parsing 256 KB takes one to two seconds
-MOST_BYTES = 1 << 18
+MAX_BYTES = 1 << 18
 # databases, arrays and columns hold 64-bit integers; numpy's random generators take 32-bit seeds
-MOST_NUMBER, MOST_SEED = 2**63 - 1, 2**32 - 1
+MAX_INTEGER, MAX_SEED = 2**63 - 1, 2**32 - 1
 # raised inside YAML constructors by int(), float(), date() and deep nesting
 CONSTRUCTION_ERRORS: tuple[type[Exception], ...] = (
     ValueError,
@@ -28,7 +28,7 @@ CONSTRUCTION_ERRORS: tuple[type[Exception], ...] = (
 _STRING, _NULL = "tag:yaml.org,2002:str", "tag:yaml.org,2002:null"
 
 
-def read_text_file(path: Path, what: str, remedy: str, *, most_bytes: int | None = None) -> str:
+def read_text_file(path: Path, what: str, remedy: str, *, max_bytes: int | None = None) -> str:
     """The text of a UTF-8 file without its byte order mark.
 
     Args:
@@ -42,12 +42,12 @@ def read_text_file(path: Path, what: str, remedy: str, *, most_bytes: int | None
     """
     try:
         with open_regular(path) as file:
-            stored = file.read(-1 if most_bytes is None else most_bytes + 1)
+            stored = file.read(-1 if max_bytes is None else max_bytes + 1)
     except OSError as error:
         where = printable_path(path)
         raise InputError(f"{what} cannot be read ({error.strerror})", where=where, remedy=remedy) from error
-    if most_bytes is not None and len(stored) > most_bytes:
-        raise InputError(f"{what} cannot be read (it has more than {most_bytes:,} bytes)", where=path, remedy=remedy)
+    if max_bytes is not None and len(stored) > max_bytes:
+        raise InputError(f"{what} cannot be read (it has more than {max_bytes:,} bytes)", where=path, remedy=remedy)
     try:
         return stored.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -74,7 +74,7 @@ def read_settings_yaml(path: Path, what: str, remedy: str) -> tuple[dict[str, An
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
-    text = read_text_file(path, what, remedy, most_bytes=MOST_BYTES)
+    text = read_text_file(path, what, remedy, max_bytes=MAX_BYTES)
     reader = YAML(typ="safe", pure=True)
     try:
         root = reader.compose(text)
@@ -113,9 +113,9 @@ def read_settings_yaml(path: Path, what: str, remedy: str) -> tuple[dict[str, An
 def find_aliases_and_duplicates(root: Any) -> Iterator[tuple[int, str]]:
     """Yield the 1-based line and a description of each alias and duplicate key below a PyYAML or ruamel.yaml node."""
     seen: set[int] = set()
-    waiting = [root]
-    while waiting:
-        node = waiting.pop()
+    pending = [root]
+    while pending:
+        node = pending.pop()
         if id(node) in seen:
             name = f"&{node.anchor}" if getattr(node, "anchor", None) else "an anchor"
             yield node.start_mark.line + 1, f"the value at {name} is used again by an alias: repeat the value instead"
@@ -129,9 +129,9 @@ def find_aliases_and_duplicates(root: Any) -> Iterator[tuple[int, str]]:
                     if first := lines.get((key.tag, key.value)):
                         yield line, f"duplicate key {short_repr(key.value)}, first in line {first}"
                     lines.setdefault((key.tag, key.value), line)
-                waiting += (value, key)
+                pending += (value, key)
         elif node.id == "sequence":
-            waiting += reversed(node.value)
+            pending += reversed(node.value)
 
 
 def yaml_syntax_error(error: Exception, text: str, where: Path | str, what: str, remedy: str) -> InputError:

@@ -26,14 +26,14 @@ from ivr_dagster.storage.shard_cache import Map, ShardCache
 def cluster(monkeypatch_module: pytest.MonkeyPatch) -> Iterator[Cluster]:
     """Three single-core nodes; this process is connected but runs no tasks."""
     monkeypatch_module.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    started = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     for _ in range(2):
-        made.add_node(num_cpus=1)
-    made.wait_for_nodes()
-    ray.init(address=made.address, log_to_driver=False, logging_level=logging.ERROR)
-    yield made
+        started.add_node(num_cpus=1)
+    started.wait_for_nodes()
+    ray.init(address=started.address, log_to_driver=False, logging_level=logging.ERROR)
+    yield started
     ray.shutdown()
-    made.shutdown()
+    started.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def raw(tmp_path_factory: pytest.TempPathFactory, topics: list[str]) -> Path:
     return folder
 
 
-def corpus_side(raw: Path, folder: Path, tokenizer: Path, run: Map, **options: Any) -> dict[str, str]:
+def corpus_hashes(raw: Path, folder: Path, tokenizer: Path, run: Map, **options: Any) -> dict[str, str]:
     """Content hashes of all results of cleaning and counting."""
     write_cleaned_corpus(raw, folder / "cleaned", cache=ShardCache(folder / "shards"), run=run, **options)
     corpus = CleanedCorpus(folder / "cleaned")
@@ -76,22 +76,22 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory, gpt2: Any) -> Path:
 
 @pytest.fixture(scope="module")
 def local(tmp_path_factory: pytest.TempPathFactory, raw: Path, tokenizer: Path) -> dict[str, str]:
-    return corpus_side(raw, tmp_path_factory.mktemp("local"), tokenizer, map)
+    return corpus_hashes(raw, tmp_path_factory.mktemp("local"), tokenizer, map)
 
 
-def test_cluster_gives_the_results_of_one_process(
+def test_cluster_gives_the_same_results_as_one_process(
     cluster: Cluster, raw: Path, tmp_path: Path, tokenizer: Path, local: dict[str, str]
 ) -> None:
     assert len(cluster.list_all_nodes()) == 3
-    assert corpus_side(raw, tmp_path, tokenizer, map_on_ray) == local
+    assert corpus_hashes(raw, tmp_path, tokenizer, map_on_ray) == local
 
 
 # workers cannot import functions from test modules, so they evaluate this string
-WHERE = "__import__('time').sleep(0.5) or __import__('ray').get_runtime_context().get_node_id()"
+NODE_ID = "__import__('time').sleep(0.5) or __import__('ray').get_runtime_context().get_node_id()"
 
 
 def test_all_nodes_are_used(cluster: Cluster) -> None:
-    assert len(set(map_on_ray(eval, [WHERE] * 30))) == 3
+    assert len(set(map_on_ray(eval, [NODE_ID] * 30))) == 3
 
 
 def test_killed_node_does_not_change_the_results(
@@ -105,12 +105,12 @@ def test_killed_node_does_not_change_the_results(
             killed.append(done)
             cluster.remove_node(nodes[-1], allow_graceful=False)
 
-    assert corpus_side(raw, tmp_path, tokenizer, map_on_ray, progress=kill_one) == local
+    assert corpus_hashes(raw, tmp_path, tokenizer, map_on_ray, progress=kill_one) == local
     assert killed
     assert len(cluster.list_all_nodes()) == 2
 
 
-def test_bad_input_is_reported_as_without_a_cluster(cluster: Cluster, raw: Path, tmp_path: Path) -> None:
+def test_cluster_reports_invalid_input_like_one_process(cluster: Cluster, raw: Path, tmp_path: Path) -> None:
     (tmp_path / "raw").mkdir()
     (tmp_path / "raw" / "a.jsonl").write_text('{"body": "x"}')
     with pytest.raises(InputError, match=r"a\.jsonl:1.*--text-key"):
@@ -125,7 +125,7 @@ def test_item_that_kills_its_workers_is_not_retried_forever(cluster: Cluster, mo
         next(results)
 
 
-ALONE = """
+SCRIPT_WITHOUT_CLUSTER = """
 from ivr_dagster.engines import ray as engine
 from ivr_dagster.engines.ray import map_on_ray
 import ray
@@ -133,12 +133,14 @@ print(list(map_on_ray(abs, [-1, 2, -3])), ray.is_initialized(), list(map_on_ray(
 """
 
 
-def test_without_an_address_a_temporary_cluster_is_started() -> None:
-    done = subprocess.run([sys.executable, "-c", ALONE], capture_output=True, text=True, check=True, timeout=120)
+def test_missing_address_starts_a_temporary_cluster() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT_WITHOUT_CLUSTER], capture_output=True, text=True, check=True, timeout=120
+    )
     assert done.stdout.strip() == "[1, 2, 3] False []"
 
 
-def test_address_without_a_cluster_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreachable_address_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
 
     def no_cluster(**options: Any) -> None:

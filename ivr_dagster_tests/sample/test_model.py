@@ -48,7 +48,7 @@ def test_model_loads_offline_in_float32_with_tied_embeddings(monkeypatch: pytest
     assert model.config.eos_token_id == model.config.bos_token_id == END_OF_TEXT
 
 
-def test_folder_is_complete_and_weights_have_at_most_ten_megabytes() -> None:
+def test_folder_is_complete_and_weights_are_at_most_ten_megabytes() -> None:
     assert (SAMPLE_MODEL / "model.safetensors").stat().st_size <= 10_000_000
     names = {path.name for path in SAMPLE_MODEL.iterdir()}
     assert names == {
@@ -61,7 +61,7 @@ def test_folder_is_complete_and_weights_have_at_most_ten_megabytes() -> None:
     }
 
 
-def test_model_card_has_the_license_and_a_figure_below_two() -> None:
+def test_model_card_states_the_license_and_less_than_two_bits_per_byte() -> None:
     card = (SAMPLE_MODEL / "README.md").read_text(encoding="utf-8")
     assert card.startswith("---\nlicense: apache-2.0\n")
     figure = re.search(r"\*\*([\d.]+) bits per byte\*\*", card)
@@ -79,7 +79,7 @@ def test_model_card_has_the_license_and_a_figure_below_two() -> None:
         "",
     ],
 )
-def test_tokenizer_gives_the_ids_of_a_bpe_as_published(text: str) -> None:
+def test_tokenizer_gives_the_ids_of_the_reference_bpe(text: str) -> None:
     tokenizer = AutoTokenizer.from_pretrained(SAMPLE_MODEL, local_files_only=True)
     model = json.loads((SAMPLE_MODEL / "tokenizer.json").read_text(encoding="utf-8"))["model"]
     ranks = {(left, right): rank for rank, (left, right) in enumerate(model["merges"])}
@@ -88,7 +88,7 @@ def test_tokenizer_gives_the_ids_of_a_bpe_as_published(text: str) -> None:
     assert tokenizer.decode(ids, clean_up_tokenization_spaces=False) == text
 
 
-def test_tokenizer_is_that_of_gpt2_and_fast() -> None:
+def test_tokenizer_is_fast_and_matches_gpt2() -> None:
     tokenizer = AutoTokenizer.from_pretrained(SAMPLE_MODEL, local_files_only=True)
     assert tokenizer.is_fast and len(tokenizer) == 50257
     assert tokenizer("Hello, world!")["input_ids"] == [15496, 11, 995, 0]  # known ids of GPT-2

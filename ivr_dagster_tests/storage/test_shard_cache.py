@@ -39,8 +39,8 @@ def test_only_missing_results_are_made(results: ShardCache) -> None:
 @pytest.mark.parametrize("damage", [lambda file: file.write_text("kept"), lambda file: file.unlink()])
 def test_modified_result_is_made_again(results: ShardCache, damage: Callable[[Path], object]) -> None:
     results.complete(make, {"a": "one", "b": "two"})
-    damage(results.place("a") / "content")
-    assert not results.holds("a")
+    damage(results.result_folder("a") / "content")
+    assert not results.has_result("a")
     results.complete(make, {"a": "again", "b": "again"})
     assert content(results) == {"a": "again", "b": "two"}
 
@@ -53,7 +53,7 @@ def test_first_of_two_writers_wins(results: ShardCache) -> None:
 
     results.complete(make_while_another_does, {"a": "second"})
     assert content(results) == {"a": "first"}
-    assert list(results.path.iterdir()) == [results.place("a")]
+    assert list(results.path.iterdir()) == [results.result_folder("a")]
 
 
 def write_elsewhere(function: object, items: Sequence[object]) -> Iterator[None]:
@@ -61,7 +61,7 @@ def write_elsewhere(function: object, items: Sequence[object]) -> Iterator[None]
 
 
 def test_result_that_does_not_appear_is_reported(results: ShardCache, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shard_cache, "PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr(shard_cache, "TIMEOUT_SECONDS", 0.1)
     with pytest.raises(InputError, match=r"results/a: a worker wrote.*storage that all nodes share"):
         results.complete(make, {"a": "one"}, run=write_elsewhere)
 
@@ -76,24 +76,24 @@ def test_nothing_runs_if_nothing_is_missing(results: ShardCache) -> None:
 
 
 def test_cache_in_use_is_refused(results: ShardCache, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shard_cache, "PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr(shard_cache, "TIMEOUT_SECONDS", 0.1)
     refused = pytest.raises(InputError, match=r"results: this shard cache is in use by .*Wait")
-    with FileLock(results.path / ".lock"), refused, results.alone():
+    with FileLock(results.path / ".lock"), refused, results.locked():
         pass
-    with results.alone():
+    with results.locked():
         pass
 
 
 def test_results_before_an_error_are_kept(results: ShardCache) -> None:
     with pytest.raises(ValueError, match="bad"):
         results.complete(make, {"a": "one", "b": "bad", "c": "three"})
-    assert list(results.path.iterdir()) == [results.place("a")]
+    assert list(results.path.iterdir()) == [results.result_folder("a")]
 
 
 def test_leftovers_of_killed_writers_are_removed(results: ShardCache) -> None:
     leftover = results.path / f".a.{os.getpid()}-abcd.tmp"  # on another machine the process may be anybody's
     leftover.mkdir()
-    with results.alone():
+    with results.locked():
         assert not leftover.exists()
 
 

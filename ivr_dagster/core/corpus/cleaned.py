@@ -170,7 +170,7 @@ def write_cleaned_corpus(
     files = read_corpus_files(raw_root, file_hashes)
     _check_target(target)
     if cache is not None:
-        with cache.alone():
+        with cache.locked():
             return _write_from_shards(raw_root, files, target, settings, cache, run, progress)
     temporary = ShardCache(staging_path(target / "shards"))
     try:
@@ -209,11 +209,11 @@ def _write_from_shards(
     cache.complete(_write_shard, tasks, run, advance)
     counts = Counter(files=len(files), files_ignored=len(ignored_files(raw_root)), bytes_read=total)
     for key in tasks:
-        counts.update(json.loads((cache.place(key) / _COUNTS).read_text(encoding="utf-8")))
+        counts.update(json.loads((cache.result_folder(key) / _COUNTS).read_text(encoding="utf-8")))
     in_use = set(tasks)
     with atomic_write(target / "train") as train, atomic_write(target / "heldout") as heldout:
         for split, folder in (("train", train), ("heldout", heldout)):
-            parts = [part for key in tasks for part in parts_in(cache.place(key) / split)]
+            parts = [part for key in tasks for part in parts_in(cache.result_folder(key) / split)]
             unique, split_counts = _deduplicate(parts, cache, run)
             in_use.update(part.relative_to(cache.path).parts[0] for part in unique)
             folder.mkdir(parents=True)
@@ -281,7 +281,7 @@ def _deduplicate(parts: Sequence[Path], cache: ShardCache, run: Map) -> tuple[li
         elif keep.any():
             key = result_key(part.relative_to(cache.path).as_posix(), np.packbits(keep).tobytes().hex())
             tasks[key] = part, keep
-            unique.append(cache.place(key) / _UNIQUE)
+            unique.append(cache.result_folder(key) / _UNIQUE)
     cache.complete(_write_unique_rows, tasks, run)
     counts = {
         "documents": int(is_first.sum()),

@@ -10,7 +10,7 @@ from ivr_dagster.core.corpus.files import file_format, relative_name
 from ivr_dagster.core.corpus.json_records import find_text, json_elements, json_lines, parse_line
 from ivr_dagster.core.corpus.long_lines import LongString
 from ivr_dagster.core.corpus.text_pieces import cut_text
-from ivr_dagster.errors import MOST_ERRORS, InputError, combine_errors
+from ivr_dagster.errors import MAX_ERRORS, InputError, combine_errors
 from ivr_dagster.settings.groups import CorpusSettings
 
 # UTF-8 bytes. A text in JSON is a document and stays whole up to the size of a row group of the cleaned corpus: every
@@ -114,7 +114,7 @@ def _json_texts(
                     on_skip("record", error)
                     continue
                 errors.append(error)
-                if len(errors) > MOST_ERRORS:
+                if len(errors) > MAX_ERRORS:
                     break
             if not errors:
                 yield from ((line, text) for text in texts)

@@ -133,7 +133,7 @@ class RowObjective:
             loss = loss + self._hidden_weight * distance.mean()
         return loss
 
-    def write_rows(self, initial: "Embeddings") -> "Embeddings":
+    def replace_rows(self, initial: "Embeddings") -> "Embeddings":
         """A copy of `initial` with the trained rows, in the dtypes of `initial`, on the CPU."""
         tensors = {name: matrix.clone() for name, matrix in initial.items()}
         for name, rows in self.rows.items():
@@ -255,7 +255,7 @@ def fit_new_rows(
             progress(len(losses), len(steps), loss)
     tokens = sum(len(snippet.ids) - 1 for step in steps for snippet in step)
     base_tokens = sum(len(snippet.base_ids) - 1 for step in steps for snippet in step) if hidden_weight else 0
-    return FittedRows(objective.write_rows(initial), losses, tokens, base_tokens, resumed_from)
+    return FittedRows(objective.replace_rows(initial), losses, tokens, base_tokens, resumed_from)
 
 
 def _train(

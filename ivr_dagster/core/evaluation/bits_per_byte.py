@@ -33,7 +33,7 @@ Encode = Callable[[list[str]], Sequence[Sequence[int] | NDArray[np.integer[Any]]
 _MAX_LOGITS = 100_000_000
 # positions per log-softmax call, which needs one or two float32 copies of their logits
 _POSITIONS = 256
-_TEXTS = 256
+_TEXTS_PER_CALL = 256
 
 
 def byte_lengths(strings: Sequence[str]) -> NDArray[np.int64]:
@@ -215,8 +215,8 @@ def _encode(tokenizer: ScoringTokenizer, texts: Sequence[str]) -> list[NDArray[n
     """Each document's sequence: the end-of-text id, then its ids; int64 `[1 + n]`."""
     return [
         np.concatenate([[tokenizer.eos_id], np.asarray(ids, dtype=np.int64)])
-        for start in range(0, len(texts), _TEXTS)
-        for ids in tokenizer.encode(list(texts[start : start + _TEXTS]))
+        for start in range(0, len(texts), _TEXTS_PER_CALL)
+        for ids in tokenizer.encode(list(texts[start : start + _TEXTS_PER_CALL]))
     ]
 
 

@@ -112,10 +112,10 @@ def evaluate(
     texts = [text for document, text in corpus.documents("heldout") if document in wanted]
     prompts = [text[:PROMPT_CHARACTERS].rstrip() for text in texts if len(text) > 2 * PROMPT_CHARACTERS]
     new_ids = set(applied_rules(models.remapped).new_tokens())
-    runs = _Runs(models, texts, out_of_domain, device, progress)
-    for name in runs.variants:
-        runs.measure(name, prompts or [texts[0][:PROMPT_CHARACTERS]], settings.continuations, new_ids)
-    scores = runs.scores
+    measurements = _Measurements(models, texts, out_of_domain, device, progress)
+    for name in measurements.variants:
+        measurements.measure(name, prompts or [texts[0][:PROMPT_CHARACTERS]], settings.continuations, new_ids)
+    scores = measurements.scores
     intervals, differences = bpb_intervals(
         {name: score.document_bits for name, score in scores.items()},
         scores["base"].document_bytes,
@@ -126,7 +126,7 @@ def evaluate(
     round_trip = measure_round_trip(remapped, texts)
     losses, validation = training_curves(models.trained)
     return EvaluationReport(
-        variants={name: replace(each, interval=intervals[name]) for name, each in runs.measured.items()},
+        variants={name: replace(each, interval=intervals[name]) for name, each in measurements.measured.items()},
         token_saving=compare_lengths(base_tokenizer, remapped, corpus.texts("heldout")).saving,
         agreement=float(read_certificate(models.distilled.path)["heldout"]["agreement"]),
         round_trip=round_trip.exact / max(round_trip.texts, 1),
@@ -137,15 +137,15 @@ def evaluate(
         prompts=tuple(prompts[: settings.continuations]),
         settings=run_settings,
         differences=differences,
-        context_bytes=runs.context_bytes,
-        retention=runs.retention(seed),
+        context_bytes=measurements.context_bytes,
+        retention=measurements.retention(seed),
         training_loss=losses,
         validation=validation,
-        speeds=runs.speeds,
+        speeds=measurements.speeds,
     )
 
 
-class _Runs:
+class _Measurements:
     """Loads the variants one by one and collects their measurements."""
 
     def __init__(
@@ -160,26 +160,26 @@ class _Runs:
         self.measured: dict[str, Variant] = {}
         self.scores: dict[str, BitsPerByte] = {}
         self.speeds: dict[str, Speed] = {}
-        self._texts, self._other, self._device, self._progress = texts, out_of_domain, device, progress
-        self._other_variants, self._other_scores = {"base", *models.trained}, dict[str, BitsPerByte]()
+        self._texts, self._out_of_domain, self._device, self._progress = texts, out_of_domain, device, progress
+        self._out_of_domain_variants, self._out_of_domain_scores = {"base", *models.trained}, dict[str, BitsPerByte]()
         self._context = min(model.sequence_tokens() for model, _, _ in self.variants.values())
         # the base tokenizer produces the most tokens, so a context that fits it fits the others
         _, backend, eos_id = self.variants["base"]
         base = ScoringTokenizer.of(backend, eos_id)
         self.context_bytes = base.fitting_context_bytes(texts, self._context)
-        self._other_context_bytes = 0
+        self._out_of_domain_context_bytes = 0
         if out_of_domain and out_of_domain.texts:
-            self._other_context_bytes = base.fitting_context_bytes(out_of_domain.texts, self._context)
+            self._out_of_domain_context_bytes = base.fitting_context_bytes(out_of_domain.texts, self._context)
 
     def measure(self, name: str, prompts: Sequence[str], continuations: int, new_ids: set[int]) -> None:
         """Measure one variant."""
         folder, backend, eos_id = self.variants[name]
         model, tokenizer = folder.load("float32"), ScoringTokenizer.of(backend, eos_id)
         score = self._score(model, tokenizer, self._texts, self.context_bytes, f"evaluating {name}")
-        if self._other_context_bytes and self._other and name in self._other_variants:
+        if self._out_of_domain_context_bytes and self._out_of_domain and name in self._out_of_domain_variants:
             label = f"evaluating {name} on out-of-domain text"
-            self._other_scores[name] = self._score(
-                model, tokenizer, self._other.texts, self._other_context_bytes, label
+            self._out_of_domain_scores[name] = self._score(
+                model, tokenizer, self._out_of_domain.texts, self._out_of_domain_context_bytes, label
             )
         generation: dict[str, Any] = {"eos_id": eos_id, "device": self._device}
         if name in TIMED:
@@ -200,12 +200,13 @@ class _Runs:
 
     def retention(self, seed: int) -> Retention | None:
         """Bits per byte on out-of-domain text; call this after measuring all variants."""
-        if self._other is None or not self._other_scores:
-            return Retention(self._other.source, skipped=self._other.skipped) if self._other else None
-        bits = {name: score.document_bits for name, score in self._other_scores.items()}
-        sizes = self._other_scores["base"].document_bytes
+        text = self._out_of_domain
+        if text is None or not self._out_of_domain_scores:
+            return Retention(text.source, skipped=text.skipped) if text else None
+        bits = {name: score.document_bits for name, score in self._out_of_domain_scores.items()}
+        sizes = self._out_of_domain_scores["base"].document_bytes
         intervals, _ = bpb_intervals(bits, sizes, seed=seed)
-        return Retention(self._other.source, len(sizes), int(sizes.sum()), intervals)
+        return Retention(text.source, len(sizes), int(sizes.sum()), intervals)
 
     def _score(
         self, model: Any, tokenizer: ScoringTokenizer, texts: list[str], context_bytes: int, label: str

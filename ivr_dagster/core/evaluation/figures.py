@@ -167,7 +167,7 @@ def pairs_to_compare(variants: Sequence[str]) -> list[tuple[str, str]]:
     return pairs + [("sft", name) for name in variants if name.startswith("vanilla") and "sft" in variants]
 
 
-def reproducible(values: Mapping[str, Any]) -> dict[str, Any]:
+def reproducible_part(values: Mapping[str, Any]) -> dict[str, Any]:
     """The reproducible part of :func:`as_json`, which depends only on models and texts: everything but timings."""
     return {key: value for key, value in values.items() if key != "timings"}
 

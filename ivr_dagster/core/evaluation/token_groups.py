@@ -54,5 +54,5 @@ def token_groups(score: BitsPerByte, new_ids: Collection[int], token_bytes: NDAr
 
 def new_token_share(ids: Iterable[int], new_ids: Collection[int]) -> float | None:
     """Share of new tokens among ids, None if there are no ids."""
-    known, listed = frozenset(new_ids), list(ids)
-    return sum(token in known for token in listed) / len(listed) if listed else None
+    new, listed = frozenset(new_ids), list(ids)
+    return sum(token in new for token in listed) / len(listed) if listed else None

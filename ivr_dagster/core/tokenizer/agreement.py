@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 
 from ivr_dagster.core.corpus.cleaned import CleanedCorpus
 from ivr_dagster.core.corpus.subset import documents_within
-from ivr_dagster.core.tokenizer.lengths import cut_texts, tokens_of
+from ivr_dagster.core.tokenizer.lengths import count_tokens_per_text, pretokenize_texts
 from ivr_dagster.core.tokenizer.segments import Segments, encode_each, segments_of_types
 from ivr_dagster.core.tokens.byte_level import whole_text
 from ivr_dagster.core.tokens.counts import PretokenCounts
@@ -168,7 +168,7 @@ def compare_lengths(base: Tokenizer, other: Tokenizer, texts: Iterable[str]) -> 
     count = size = base_total = other_total = longer = 0
     worst: list[tuple[str, int, int]] = []
     for batch in iter_batches(texts):
-        cut = cut_texts(batch, base)
+        cut = pretokenize_texts(batch, base)
         before, after = cut.tokens(base), cut.tokens(other)
         count, base_total, other_total = (
             count + len(batch),
@@ -187,7 +187,7 @@ def count_tokens(tokenizer: Tokenizer, texts: Iterable[str]) -> tuple[int, int]:
     """(tokens, UTF-8 bytes) of the texts under `tokenizer`."""
     tokens = size = 0
     for batch in _batches(texts):
-        tokens += int(tokens_of(tokenizer, batch).sum())
+        tokens += int(count_tokens_per_text(tokenizer, batch).sum())
         size += sum(len(text.encode("utf-8")) for text in batch)
     return tokens, size
 

@@ -16,7 +16,7 @@ from ivr_dagster.core.tokens.pretokens import pre_tokenizer_parts, read_pretoken
 
 
 @dataclass(frozen=True, eq=False)
-class CutTexts:
+class PretokenizedTexts:
     """Texts split into the pre-tokens of a base tokenizer.
 
     Attributes:
@@ -43,13 +43,13 @@ class CutTexts:
     @cached_property
     def base_tokens(self) -> int:
         """Tokens of all texts under the base tokenizer."""
-        return int(self.sums(segments_of_types(self.base, self.types).lengths).sum())
+        return int(self.sum_per_text(segments_of_types(self.base, self.types).lengths).sum())
 
     def saving(self, tokenizer: Tokenizer) -> float:
         """The share of the base tokenizer's tokens that `tokenizer` saves, 0.0 for empty texts."""
         return 1 - int(self.tokens(tokenizer).sum()) / self.base_tokens if self.base_tokens else 0.0
 
-    def sums(self, lengths: np.ndarray) -> np.ndarray:
+    def sum_per_text(self, lengths: np.ndarray) -> np.ndarray:
         """Number of tokens of each text, int64 [n], given that of each type, int64 [m]."""
         cumulative = np.concatenate([[0], np.cumsum(lengths[self.codes])])
         sums: np.ndarray = np.diff(cumulative[self.starts]) + self.added
@@ -61,14 +61,14 @@ class CutTexts:
         As a spot check, one text is also encoded as a whole; if the count differs, all texts are encoded.
         """
         if self.texts and splits_like(self.base, tokenizer):
-            sums = self.sums(encode_each(tokenizer, self.types).lengths)
+            sums = self.sum_per_text(encode_each(tokenizer, self.types).lengths)
             middle = len(self.texts) // 2
-            if sums[middle] == tokens_of(tokenizer, [self.texts[middle]])[0]:
+            if sums[middle] == count_tokens_per_text(tokenizer, [self.texts[middle]])[0]:
                 return sums
-        return tokens_of(tokenizer, self.texts)
+        return count_tokens_per_text(tokenizer, self.texts)
 
 
-def cut_texts(texts: Sequence[str], base: Tokenizer) -> CutTexts:
+def pretokenize_texts(texts: Sequence[str], base: Tokenizer) -> PretokenizedTexts:
     """Split texts into their pre-tokens under `base`."""
     pretokenization = read_pretokenization(base)
     column = pretokenization.column_splitter(base)(list(texts)).rename("piece")
@@ -77,7 +77,7 @@ def cut_texts(texts: Sequence[str], base: Tokenizer) -> CutTexts:
     codes = pieces.join(types, on="piece", how="left", maintain_order="left")["code"]
     starts = np.concatenate([[0], np.cumsum(column.list.len().to_numpy().astype(np.int64))])
     added = np.array([sum(pretokenization.count_added_tokens(text).values()) for text in texts], dtype=np.int64)
-    return CutTexts(texts, base, types["piece"].to_list(), codes.to_numpy().astype(np.int64), starts, added)
+    return PretokenizedTexts(texts, base, types["piece"].to_list(), codes.to_numpy().astype(np.int64), starts, added)
 
 
 def splits_like(base: Tokenizer, tokenizer: Tokenizer) -> bool:
@@ -90,7 +90,7 @@ def splits_like(base: Tokenizer, tokenizer: Tokenizer) -> bool:
     )
 
 
-def tokens_of(tokenizer: Tokenizer, texts: Sequence[str]) -> np.ndarray:
+def count_tokens_per_text(tokenizer: Tokenizer, texts: Sequence[str]) -> np.ndarray:
     """Number of tokens of each text, without special tokens, int64 [n]."""
     encoded = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
     return np.fromiter(map(len, encoded), dtype=np.int64, count=len(encoded))

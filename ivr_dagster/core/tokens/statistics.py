@@ -122,7 +122,7 @@ def read_statistics(
 ) -> CorpusStatistics:
     """Statistics of the train split. Computes the parts that are not cached and deletes results of other corpora.
 
-    Hold the cache's lock (:meth:`ShardCache.alone`) while the statistics are in use.
+    Hold the cache's lock (:meth:`ShardCache.locked`) while the statistics are in use.
 
     Args:
         corpus: the cleaned corpus.
@@ -158,14 +158,14 @@ def read_statistics(
     in_use = {key for level in _sum_levels(whole_parts) for key in level}
     levels = list(_sum_levels(list(tasks)))
     for level in levels:
-        sums = {key: [*map(cache.place, addends)] for key, addends in level.items() if addends}
+        sums = {key: [*map(cache.result_folder, addends)] for key, addends in level.items() if addends}
         cache.complete(_write_sum, sums, run)
         in_use.update(level)
-    top = tuple(map(cache.place, levels[-1]))
+    top = tuple(map(cache.result_folder, levels[-1]))
     counts = result_key(STATISTICS_VERSION, "counts", list(levels[-1]), max_types)
     cache.complete(_write_counts, {counts: (top, max_types)})
     cache.keep_only(in_use | {counts})
-    return CorpusStatistics(tuple(map(cache.place, tasks)), top, cache.place(counts))
+    return CorpusStatistics(tuple(map(cache.result_folder, tasks)), top, cache.result_folder(counts))
 
 
 def _sum_levels(parts: Sequence[str]) -> Iterator[dict[str, list[str]]]:

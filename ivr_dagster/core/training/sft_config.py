@@ -18,7 +18,7 @@ from typing import Any, get_args, get_type_hints
 from ivr_dagster.core.embedding.new_rows import RowRates
 from ivr_dagster.errors import InputError, short_repr
 from ivr_dagster.storage.content_hash import content_hash
-from ivr_dagster.storage.yaml_files import MOST_NUMBER, MOST_SEED, read_settings_yaml
+from ivr_dagster.storage.yaml_files import MAX_INTEGER, MAX_SEED, read_settings_yaml
 
 DEFAULTS = Path(__file__).with_name("sft_config.yaml")
 
@@ -324,7 +324,7 @@ def _find_fault(key: str, name: str, value: Any, kind: Any) -> str | None:
 
 
 def _find_fault_of_number(key: str, name: str, value: float) -> str | None:
-    if isinstance(value, int) and abs(value) > (most := MOST_SEED if name in _SEEDS else MOST_NUMBER):
+    if isinstance(value, int) and abs(value) > (most := MAX_SEED if name in _SEEDS else MAX_INTEGER):
         return f"expected at most {most:,}"
     if not math.isfinite(value):
         return "expected a finite number"

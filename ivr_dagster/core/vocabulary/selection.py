@@ -8,14 +8,14 @@ import polars as pl
 from tokenizers import Tokenizer
 
 from ivr_dagster.core.tokenizer.bpe import ByteLevelBPE
-from ivr_dagster.core.tokenizer.lengths import CutTexts, cut_texts
+from ivr_dagster.core.tokenizer.lengths import PretokenizedTexts, pretokenize_texts
 from ivr_dagster.core.tokens.counts import PretokenCounts
 from ivr_dagster.core.vocabulary.candidate import Candidate, Selection
 from ivr_dagster.core.vocabulary.candidates import choose_candidates
+from ivr_dagster.core.vocabulary.elimination import rank_candidates, reachable_candidates
 from ivr_dagster.core.vocabulary.remap import remap_tokenizer
 from ivr_dagster.core.vocabulary.sacrifice import check_enough_ids, protected_ids
 from ivr_dagster.core.vocabulary.table import candidates_table, fits_base, rules_from_table
-from ivr_dagster.core.vocabulary.worth import order_by_worth, reachable_candidates
 from ivr_dagster.settings import SelectionSettings
 
 STEP = 100  # new tokens; `auto` decides about so many at a time
@@ -65,7 +65,7 @@ class _Text:
     counts: PretokenCounts
     frequencies: np.ndarray
     train: Iterable[str]
-    heldout: CutTexts
+    heldout: PretokenizedTexts
 
 
 def plan_selection(
@@ -101,7 +101,7 @@ def plan_selection(
     Raises:
         InputError: more new tokens are requested than ids can be reassigned.
     """
-    text = _Text(counts, frequencies, texts, cut_texts(heldout, base))
+    text = _Text(counts, frequencies, texts, pretokenize_texts(heldout, base))
     if not settings.sticky:
         previous = None
     old_rules = rules_from_table(previous).rules if previous is not None else ()
@@ -147,7 +147,7 @@ def _choose(
         base, bpe, text.counts, text.train, settings, budget=budget, kept=kept, progress=progress
     )
     selection = replace(selection, candidates=reachable_candidates(base, bpe, selection.candidates))
-    ordered, shares = order_by_worth(base, bpe, selection, text.counts, text.heldout)
+    ordered, shares = rank_candidates(base, bpe, selection, text.counts, text.heldout)
     if not settings.max_candidates:
         ordered = _while_it_pays(ordered, shares, settings.least_saving)
         in_use = {i for candidate in ordered for i in candidate.constituents}

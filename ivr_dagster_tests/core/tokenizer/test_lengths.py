@@ -4,7 +4,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from ivr_dagster.core.tokenizer.bpe import ByteLevelBPE
-from ivr_dagster.core.tokenizer.lengths import cut_texts, splits_like, tokens_of
+from ivr_dagster.core.tokenizer.lengths import count_tokens_per_text, pretokenize_texts, splits_like
 from ivr_dagster.core.tokenizer.unigram import distill, extended_tokenizer
 from ivr_dagster.core.vocabulary.phrases import pattern_with
 
@@ -17,9 +17,9 @@ def test_token_counts_equal_those_of_encoded_texts(
 ) -> None:
     texts = [*topics[:20], *ODD]
     tokenizer = extended_tokenizer(gpt2, gpt2_bpe, new, pattern=pattern_with(gpt2, new))
-    cut = cut_texts(texts, gpt2)
+    cut = pretokenize_texts(texts, gpt2)
     for each in (gpt2, tokenizer):
-        assert cut.tokens(each).tolist() == tokens_of(each, texts).tolist()
+        assert cut.tokens(each).tolist() == count_tokens_per_text(each, texts).tolist()
     assert cut.counts.sum() == len(cut.codes) == cut.starts[-1]
 
 
@@ -31,13 +31,13 @@ def test_splits_like_requires_the_same_pretokens(gpt2: Tokenizer, gpt2_bpe: Byte
 
 
 def test_no_texts_have_no_tokens(gpt2: Tokenizer) -> None:
-    cut = cut_texts([], gpt2)
+    cut = pretokenize_texts([], gpt2)
     assert cut.tokens(gpt2).tolist() == []
     assert cut.saving(gpt2) == 0.0
 
 
 def test_saving_is_a_share_of_the_base_tokens(gpt2: Tokenizer, gpt2_bpe: ByteLevelBPE) -> None:
-    cut = cut_texts(["Ab quiteanewword", "quiteanewword"], gpt2)
+    cut = pretokenize_texts(["Ab quiteanewword", "quiteanewword"], gpt2)
     tokenizer = extended_tokenizer(gpt2, gpt2_bpe, ["quiteanewword", "Ġquiteanewword"])
     before = sum(len(gpt2.encode(text).ids) for text in cut.texts)
     assert cut.base_tokens == before

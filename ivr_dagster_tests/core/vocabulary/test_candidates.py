@@ -13,7 +13,7 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
 from ivr_dagster.core.tokenizer.agreement import count_tokens
 from ivr_dagster.core.tokenizer.bpe import ByteLevelBPE, read_bpe
-from ivr_dagster.core.tokenizer.lengths import cut_texts
+from ivr_dagster.core.tokenizer.lengths import pretokenize_texts
 from ivr_dagster.core.tokenizer.unigram import extended_tokenizer
 from ivr_dagster.core.tokens.byte_level import BYTE_TO_CHARACTER, bytes_of, string_of, text_of
 from ivr_dagster.core.tokens.counts import PretokenCounts, count_pretokens
@@ -25,9 +25,9 @@ from ivr_dagster.core.vocabulary.candidates import (
     bytes_without_token,
     choose_candidates,
 )
+from ivr_dagster.core.vocabulary.elimination import rank_candidates, reachable_candidates
 from ivr_dagster.core.vocabulary.phrases import pattern_with
 from ivr_dagster.core.vocabulary.pieces import cut_pieces
-from ivr_dagster.core.vocabulary.worth import order_by_worth, reachable_candidates
 from ivr_dagster.errors import InputError
 from ivr_dagster.settings import SelectionSettings
 
@@ -260,7 +260,7 @@ def test_worth_is_the_measured_saving_on_heldout_text(merge_scope: str, tiny_bpe
     bpe, texts, heldout = read_bpe(tiny_bpe), topics[20:50], topics[50:60]
     selection = choose(tiny_bpe, texts, budget=240, merge_scope=merge_scope)
     counts = count_pretokens(texts, tiny_bpe)
-    ordered, shares = order_by_worth(tiny_bpe, bpe, selection, counts, cut_texts(heldout, tiny_bpe))
+    ordered, shares = rank_candidates(tiny_bpe, bpe, selection, counts, pretokenize_texts(heldout, tiny_bpe))
     assert sorted(ordered, key=str) == sorted(selection.candidates, key=str)
     assert (shares > 0).all()
     strings = [candidate.string for candidate in ordered]
@@ -277,12 +277,12 @@ def test_worth_is_the_measured_saving_on_heldout_text(merge_scope: str, tiny_bpe
 def test_worth_of_bytes_and_of_no_candidates_is_zero(without_some_bytes: Tokenizer, topics: list[str]) -> None:
     bpe, texts = read_bpe(without_some_bytes), [*topics[:3], "é~"]
     selection, counts = choose(without_some_bytes, texts, budget=20), count_pretokens(texts, without_some_bytes)
-    heldout = cut_texts(topics[3:5], without_some_bytes)
-    ordered, shares = order_by_worth(without_some_bytes, bpe, selection, counts, heldout)
+    heldout = pretokenize_texts(topics[3:5], without_some_bytes)
+    ordered, shares = rank_candidates(without_some_bytes, bpe, selection, counts, heldout)
     assert ordered[:3] == selection.candidates[:3]
     assert shares[:3].tolist() == [0, 0, 0]
     assert shares.sum() > 0
-    ordered, shares = order_by_worth(without_some_bytes, bpe, Selection([], 9), counts, heldout)
+    ordered, shares = rank_candidates(without_some_bytes, bpe, Selection([], 9), counts, heldout)
     assert (ordered, shares.tolist()) == ([], [])
 
 

@@ -10,7 +10,7 @@ from ivr_dagster.core.tokenizer.agreement import is_reachable
 from ivr_dagster.core.tokenizer.bpe import ByteLevelBPE
 from ivr_dagster.core.tokenizer.cuts import cut_pattern, run_cuts
 from ivr_dagster.core.tokenizer.lattice import Lattice, Vocabulary
-from ivr_dagster.core.tokenizer.lengths import CutTexts, tokens_of
+from ivr_dagster.core.tokenizer.lengths import PretokenizedTexts, count_tokens_per_text
 from ivr_dagster.core.tokenizer.scores import scores_with_new
 from ivr_dagster.core.tokenizer.segments import indices_containing
 from ivr_dagster.core.tokenizer.unigram import extended_tokenizer, unigram_tokenizer
@@ -20,7 +20,7 @@ from ivr_dagster.core.vocabulary.phrases import pattern_with
 from ivr_dagster.core.vocabulary.pieces import pieces_of_types
 
 # at this many candidates or fewer, the saving is not measured again
-SMALLEST_MEASURED = 200
+MAX_UNMEASURED = 200
 
 
 def reachable_candidates(base: Tokenizer, bpe: ByteLevelBPE, candidates: Sequence[Candidate]) -> list[Candidate]:
@@ -31,8 +31,8 @@ def reachable_candidates(base: Tokenizer, bpe: ByteLevelBPE, candidates: Sequenc
     return [candidate for candidate, reachable in zip(candidates, found, strict=True) if reachable]
 
 
-def order_by_worth(
-    base: Tokenizer, bpe: ByteLevelBPE, selection: Selection, counts: PretokenCounts, heldout: CutTexts
+def rank_candidates(
+    base: Tokenizer, bpe: ByteLevelBPE, selection: Selection, counts: PretokenCounts, heldout: PretokenizedTexts
 ) -> tuple[list[Candidate], np.ndarray]:
     """Rank candidates so that the first n are a good choice of n, and attribute the held-out saving to them.
 
@@ -48,23 +48,27 @@ def order_by_worth(
     remaining = [candidate for candidate in selection.candidates if candidate.constituents]
     ordered: list[Candidate] = []
     shares: list[np.ndarray] = []
-    measure = _worth(base, bpe, selection.candidates, counts, heldout)
-    saving, missed = measure([*fixed, *remaining])
+    measure = _measurement(base, bpe, selection.candidates, counts, heldout)
+    saving, costs = measure([*fixed, *remaining])
     while remaining:
-        missed = missed[len(fixed) :]
-        rank = np.lexsort((np.arange(len(remaining)), -missed))
-        keep = len(remaining) // 2 if len(remaining) > SMALLEST_MEASURED else 0
+        costs = costs[len(fixed) :]
+        rank = np.lexsort((np.arange(len(remaining)), -costs))
+        keep = len(remaining) // 2 if len(remaining) > MAX_UNMEASURED else 0
         kept = [remaining[n] for n in rank[:keep]]
-        kept_saving, kept_missed = measure([*fixed, *kept]) if keep else (0.0, np.empty(0))
-        weights = missed[rank[keep:]] + 1e-9
+        kept_saving, kept_costs = measure([*fixed, *kept]) if keep else (0.0, np.empty(0))
+        weights = costs[rank[keep:]] + 1e-9
         ordered = [remaining[n] for n in rank[keep:]] + ordered
         shares.insert(0, (saving - kept_saving) * weights / weights.sum())
-        remaining, saving, missed = kept, kept_saving, kept_missed
+        remaining, saving, costs = kept, kept_saving, kept_costs
     return [*fixed, *ordered], np.concatenate([np.zeros(len(fixed)), *shares])
 
 
-def _worth(
-    base: Tokenizer, bpe: ByteLevelBPE, candidates: Sequence[Candidate], counts: PretokenCounts, heldout: CutTexts
+def _measurement(
+    base: Tokenizer,
+    bpe: ByteLevelBPE,
+    candidates: Sequence[Candidate],
+    counts: PretokenCounts,
+    heldout: PretokenizedTexts,
 ) -> Callable[[list[Candidate]], tuple[float, np.ndarray]]:
     """A function from candidates to the share of held-out tokens that they save and the removal cost of each.
 
@@ -77,9 +81,9 @@ def _worth(
     vocabulary = Vocabulary(strings)
     pieces, weights = pieces_of_types(base, bpe, counts.types, counts.counts, id_of)
     relevant = indices_containing([*id_of], pl.Series(pieces, dtype=pl.String))
-    weights, on_train = weights[relevant], Lattice(vocabulary, [pieces[n] for n in relevant])
+    weights, train_lattice = weights[relevant], Lattice(vocabulary, [pieces[n] for n in relevant])
     heldout_pieces, heldout_weights = pieces_of_types(base, bpe, heldout.types, heldout.counts, id_of)
-    on_heldout, on_candidates = Lattice(vocabulary, heldout_pieces), Lattice(vocabulary, [*id_of])
+    heldout_lattice, candidate_lattice = Lattice(vocabulary, heldout_pieces), Lattice(vocabulary, [*id_of])
 
     def measure(candidates: list[Candidate]) -> tuple[float, np.ndarray]:
         new = [candidate.string for candidate in candidates]
@@ -87,18 +91,18 @@ def _worth(
         ids = np.array([id_of[string] for string in new], dtype=np.int64)
         scores = np.full(len(strings), -np.inf)  # ids do not depend on which candidates are used
         scores[: bpe.size], scores[ids] = scored[: bpe.size], scored[bpe.size :]
-        segments = on_train.best(scores).segments
+        segments = train_lattice.best(scores).segments
         occurrences = np.bincount(segments.ids, np.repeat(weights, segments.lengths), minlength=len(strings))[ids]
         # phrases do not occur in any single pre-token
         occurrences = np.where(occurrences > 0, occurrences, [candidate.frequency for candidate in candidates])
-        missed = occurrences * (on_candidates.best(scores, split=True).tokens[ids - bpe.size] - 1)
+        costs = occurrences * (candidate_lattice.best(scores, split=True).tokens[ids - bpe.size] - 1)
         pattern = pattern_with(base, new)
         if pattern is None:
-            tokens = int(heldout_weights @ on_heldout.best(scores).tokens) + int(heldout.added.sum())
+            tokens = int(heldout_weights @ heldout_lattice.best(scores).tokens) + int(heldout.added.sum())
         else:
             cuts = cut_pattern(run_cuts(base, bpe.model_strings, new), {})
-            across = unigram_tokenizer(base, [*bpe.strings, *new], scored, cuts=cuts, pattern=pattern)
-            tokens = int(tokens_of(across, heldout.texts).sum())
-        return (1 - tokens / total if total else 0.0), missed
+            tokenizer = unigram_tokenizer(base, [*bpe.strings, *new], scored, cuts=cuts, pattern=pattern)
+            tokens = int(count_tokens_per_text(tokenizer, heldout.texts).sum())
+        return (1 - tokens / total if total else 0.0), costs
 
     return measure
