@@ -23,7 +23,7 @@ STAGE_ASSETS: dict[str, tuple[str, ...]] = {
 TUNING = ("tuning_study",)
 BASELINES = tuple(asset.name for asset in ASSETS.values() if asset.variant)
 END = "<|endoftext|>"
-# for the sample model
+# settings for the sample model
 SMALL = {
     "model_name": "sample",
     "heldout_fraction": 0.1,
@@ -35,7 +35,7 @@ SMALL = {
     "token_distillation_bytes": 3_000,
     "continuations": 1,
 }
-# for the model of `write_tiny_model`, on top of SMALL
+# settings for the model of `write_tiny_model`, in addition to SMALL
 TINY = {
     "max_candidates": 40,
     "heldout_fraction": 0.1,
@@ -78,7 +78,7 @@ def train_bpe(
     alphabet: Sequence[str] | None = None,
     pre_tokenizer: pre_tokenizers.PreTokenizer | None = None,
 ) -> Tokenizer:
-    """A BPE tokenizer whose last token is `<|endoftext|>`; by default with all bytes and GPT-2's pre-tokenizer."""
+    """Train a BPE tokenizer with the last token `<|endoftext|>`; by default, all bytes and GPT-2's pre-tokenizer."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet()) if alphabet is None else alphabet
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizer or pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -96,7 +96,7 @@ def train_bpe(
 
 
 def write_tiny_model(folder: Path, size: int = 1_057) -> None:
-    """Write an untrained GPT-2 of one layer and `size` tokens, with its tokenizer."""
+    """Write an untrained one-layer GPT-2 with `size` tokens, and its tokenizer."""
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
@@ -108,14 +108,14 @@ def write_tiny_model(folder: Path, size: int = 1_057) -> None:
     GPT2LMHeadModel(config).save_pretrained(folder)
 
 
-def prepare(root: Path, count: int = 220) -> None:
+def write_inputs(root: Path, count: int = 220) -> None:
     """Write `count` documents to `raw/documents.jsonl`, and training settings."""
     write_documents(root / "raw" / "documents.jsonl", documents()[:count])
     (root / "sft_config.yaml").write_text(TRAINING)
 
 
 def open_project(root: Path, *, observe: bool = True, **changed: Any) -> Project:
-    """The assets in `artifacts/` under the settings `SMALL | changed`, by default after observing the sources."""
+    """Open the project in `artifacts/` with the settings `SMALL | changed`; by default, observe the sources."""
     os.environ.pop("DAGSTER_HOME", None)
     options = SMALL | {"raw_corpora_dir": str(root / "raw"), "config_path": str(root / "sft_config.yaml")} | changed
     project = Project(load_settings(root / "artifacts", options=options, environ={}), root / "artifacts")
@@ -125,7 +125,7 @@ def open_project(root: Path, *, observe: bool = True, **changed: Any) -> Project
 
 
 def open_tiny_project(root: Path, **changed: Any) -> Project:
-    """The assets of the fixture `tiny`, sources not observed."""
+    """Open the project of the fixture `tiny_run` without observing the sources."""
     return open_project(root, observe=False, model_name=str(root.parent / "model"), **TINY | changed)
 
 
@@ -143,28 +143,28 @@ def build(root: Path, **changed: Any) -> Figures:
 
 def build_sample(root: Path) -> Figures:
     """Build every asset with the packaged sample model."""
-    prepare(root)
+    write_inputs(root)
     return build(root)
 
 
 def build_tiny(root: Path) -> Figures:
-    """Build every asset with a tiny model, in `../model`, on two corpus files of 60 and 4 documents."""
+    """Build every asset with the tiny model, written to `../model`, from two corpus files of 60 and 4 documents."""
     write_tiny_model(root.parent / "model")
-    prepare(root, 60)
+    write_inputs(root, 60)
     write_documents(root / "raw" / "few.jsonl", documents()[60:64])
     return build(root, model_name=str(root.parent / "model"), **TINY)
 
 
 def project_settings(folder: Path, **values: Any) -> ProjectSettings:
-    """The resource `settings` that assets get."""
+    """The resource `settings` that assets receive."""
     return ProjectSettings.in_folder(Settings.of(**values), folder)
 
 
 def stale(project: Project) -> dict[str, str]:
-    """The stale assets and why they are stale."""
+    """The stale assets, each with the reason."""
     return {state.name: state.stale for state in project.states() if state.stale}
 
 
 def stale_in(project: Project, stage: str) -> list[str]:
-    """The stale assets of a stage, including those that are stale only because of another one."""
+    """The stale assets of a stage, including those that are stale only because an upstream asset is."""
     return [state.name for state in project.states() if state.stage == stage and state.stale]

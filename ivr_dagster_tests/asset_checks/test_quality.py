@@ -1,4 +1,4 @@
-"""What the checks on corpus, vocabulary and training warn of."""
+"""Warnings of the corpus, vocabulary and training checks."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from ivr_dagster_tests.small_pipeline import Figures, open_tiny_project
     ("losses", "passes"),
     [([3.0, 2.0], True), ([2.0, 3.0], False), ([3.0, float("nan"), 2.0], False), ([3.0], True), ([], True)],
 )
-def test_a_loss_that_rises_or_breaks_is_warned_of(losses: list[float], passes: bool, tmp_path: Path) -> None:
+def test_loss_check_warns_if_the_loss_rises_or_is_nan(losses: list[float], passes: bool, tmp_path: Path) -> None:
     trained = TrainedModel(tmp_path)
     trained.write_history(len(losses), 10, list(enumerate(losses)), [])
     result: Any = loss_falls(trained)
@@ -33,15 +33,15 @@ def test_a_loss_that_rises_or_breaks_is_warned_of(losses: list[float], passes: b
         (token_saving_floor, "remapped_tokenizer", "saving_floor", "token_saving"),
     ],
 )
-def test_a_figure_below_its_floor_is_warned_of_and_one_at_it_is_not(
+def test_floor_check_warns_below_the_floor_but_not_at_it(
     check: Any, asset: str, setting: str, figure: str, tiny_run: tuple[Path, Figures]
 ) -> None:
     root, figures = tiny_run
-    known = figures[asset][figure]
+    measured = figures[asset][figure]
     value = open_tiny_project(root).load(asset)
-    passing = check(open_tiny_project(root, **{setting: known}).settings, value)
-    failing = check(open_tiny_project(root, **{setting: known + (1 if known >= 1 else 0.01)}).settings, value)
+    passing = check(open_tiny_project(root, **{setting: measured}).settings, value)
+    failing = check(open_tiny_project(root, **{setting: measured + (1 if measured >= 1 else 0.01)}).settings, value)
     assert (passing.passed, failing.passed) == (True, False)
-    assert passing.metadata[figure].value == pytest.approx(known)
+    assert passing.metadata[figure].value == pytest.approx(measured)
     assert failing.severity == dg.AssetCheckSeverity.WARN
     assert failing.description

@@ -1,4 +1,4 @@
-"""Experiments: what they copy, what they rebuild, and that they leave the original folder alone."""
+"""Experiments: what is copied, what is rebuilt, and that the original folder stays unchanged."""
 
 import json
 import os
@@ -25,7 +25,7 @@ from ivr_dagster_tests.small_pipeline import TINY, stale, stale_in
 
 
 def open_folder(folder: Path) -> Project:
-    """The project of an artifacts folder, as `ivr` opens it."""
+    """Open an artifacts folder as `ivr` does."""
     os.environ.pop("DAGSTER_HOME", None)
     project = Project(load_settings(folder, environ={}), folder)
     project.observe_sources()
@@ -34,26 +34,26 @@ def open_folder(folder: Path) -> Project:
 
 @pytest.fixture
 def parent(folder: Path) -> Project:
-    """A project with all assets."""
+    """A project in which all assets are built."""
     return open_folder(folder)
 
 
 def change_settings(parent: Project, **values: Any) -> Project:
-    """The project with other lines in its settings file."""
+    """Change the settings file and reopen the project."""
     file = parent.paths.settings_file
     file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | values))
     return open_folder(parent.paths.root)
 
 
-def contents(root: Path) -> dict[Path, bytes]:
-    """Every file of an artifacts folder without Dagster's records, locks and experiments."""
+def file_contents(root: Path) -> dict[Path, bytes]:
+    """Contents of all files in an artifacts folder, except Dagster's records, locks and experiments."""
     files = (file for file in root.rglob("*") if file.is_file() and not file.name.startswith(".ivr"))
     return {file: file.read_bytes() for file in files if not {".dagster", "experiments"} & set(file.parts)}
 
 
 @pytest.mark.slow
 def test_experiment_rebuilds_only_what_its_settings_change(parent: Project) -> None:
-    before = contents(parent.paths.root)
+    before = file_contents(parent.paths.root)
     paths = create_experiment(parent, "zeros", {"init_strategy": "zeros", "calibration_bytes": 0})
     project = open_folder(paths.root)
     assert (
@@ -62,11 +62,11 @@ def test_experiment_rebuilds_only_what_its_settings_change(parent: Project) -> N
     project.run(stale_in(project, "align"))
     assert project.data_version("fitted_embeddings") != parent.data_version("fitted_embeddings")
     assert not {"remapped_tokenizer", "reordered_embeddings"} & set(stale(project))
-    assert contents(parent.paths.root) == before
+    assert file_contents(parent.paths.root) == before
     assert stale(parent) == {}
 
 
-def test_unchanged_experiment_is_fresh_for_us_and_for_dagster_with_all_records(parent: Project) -> None:
+def test_unchanged_experiment_is_fresh_in_ivr_and_dagster_and_keeps_all_records(parent: Project) -> None:
     project = open_folder(create_experiment(parent, "same", {}).root)
     assert stale(project) == {}
     resolver = CachingStaleStatusResolver(project.instance, project.graph, LoadingContextForTest(project.instance))
@@ -82,12 +82,12 @@ def test_unchanged_experiment_is_fresh_for_us_and_for_dagster_with_all_records(p
         assert metadata[COPIED_FROM_RUN].value == events[1].run_id
 
 
-def test_only_files_that_never_change_in_place_are_shared(parent: Project) -> None:
+def test_only_files_that_are_never_modified_in_place_are_hard_linked(parent: Project) -> None:
     root = create_experiment(parent, "own", {}).root
     files = [file for file in root.rglob("*") if file.is_file()]
     originals = {file: parent.paths.root / file.relative_to(root) for file in files}
-    shared = [file for file, original in originals.items() if original.exists() and file.samefile(original)]
-    assert {file.suffix for file in shared} == {".parquet", ".safetensors", ".arrow"}
+    linked = [file for file, original in originals.items() if original.exists() and file.samefile(original)]
+    assert {file.suffix for file in linked} == {".parquet", ".safetensors", ".arrow"}
 
 
 def test_output_paths_of_the_original_are_not_used(parent: Project) -> None:
@@ -113,7 +113,7 @@ def test_external_artifacts_are_read_in_place(parent: Project, tmp_path: Path) -
     assert experiment.paths.external == {"external_remap_rules": rules}
 
 
-def test_given_settings_are_kept_and_another_preset_replaces_the_rest(parent: Project) -> None:
+def test_explicit_settings_are_kept_and_a_new_preset_replaces_the_others(parent: Project) -> None:
     parent = change_settings(parent, preset="laptop", tune_trials=20)  # 20 is the default without a preset
     for name, changed, preset in (("same", {}, "laptop"), ("other", {"preset": "gpu"}, "gpu")):
         tuning = load_settings(create_experiment(parent, name, changed).root, environ={}).tuning
@@ -141,21 +141,21 @@ def test_experiments_are_compared_by_settings_figures_and_staleness(parent: Proj
 
 
 @pytest.mark.parametrize("name", ["", "../out", "a/b", ".hidden", "name with spaces", "/absolute"])
-def test_invalid_name_is_refused(tmp_path: Path, name: str) -> None:
+def test_invalid_name_is_rejected(tmp_path: Path, name: str) -> None:
     with pytest.raises(InputError, match="invalid experiment name"):
         ArtifactPaths(tmp_path).experiment(name)
 
 
-def test_refused_experiment_leaves_nothing_behind(parent: Project) -> None:
-    leftover = parent.paths.experiments / ".dead.999999999-abcd.tmp"  # of a killed process
+def test_rejected_experiment_leaves_nothing_behind(parent: Project) -> None:
+    leftover = parent.paths.experiments / ".dead.999999999-abcd.tmp"  # left behind by a killed process
     leftover.mkdir(parents=True)
     create_experiment(parent, "one", {"seed": 3})
     with pytest.raises(InputError, match="the experiment 'one' already exists"):
         create_experiment(parent, "one", {})
     with pytest.raises(InputError, match="max_candidates is -1"):
         create_experiment(parent, "bad", {"max_candidates": -1})
-    holder = "experiment early was requested, but the artifacts folder is in use by"
-    with FileLock(parent.paths.root / ".ivr.lock"), pytest.raises(InputError, match=holder):
+    in_use = "experiment early was requested, but the artifacts folder is in use by"
+    with FileLock(parent.paths.root / ".ivr.lock"), pytest.raises(InputError, match=in_use):
         create_experiment(parent, "early", {})
     assert [each.name for each in parent.paths.experiments.iterdir()] == ["one"]
     assert load_settings(parent.paths.experiments / "one", environ={}).compute.seed == 3
@@ -163,16 +163,16 @@ def test_refused_experiment_leaves_nothing_behind(parent: Project) -> None:
 
 @pytest.mark.slow
 def test_commands_create_run_and_compare_experiments(folder: Path, tmp_path: Path, ivr: Ivr) -> None:
-    home = {"DAGSTER_HOME": str(tmp_path / "home")}  # one instance for all folders would mix them up
+    home = {"DAGSTER_HOME": str(tmp_path / "home")}  # ignored for experiments: folders would share it
     assert "no experiment 'few'" in ivr("--experiment", "few", "status", **home).stderr
     created = ivr("experiment", "few", "--max-candidates", str(TINY["max_candidates"]), **home)
     assert created.returncode == 0, created.stderr
     assert "No setting differs" in created.stderr
-    done = ivr("--json", "--experiment", "few", "run", "--until", "remap", "--max-candidates", "20", **home)
-    assert done.returncode == 0, done.stderr
+    built = ivr("--json", "--experiment", "few", "run", "--until", "remap", "--max-candidates", "20", **home)
+    assert built.returncode == 0, built.stderr
     rows = json.loads(ivr("--json", "experiments", **home).stdout)["experiments"]
     assert rows[1]["figures"]["remapped_tokenizer"]["tokens_reassigned"] == 20
-    refused = ivr("--config", str(folder / "ivr.yaml"), "--experiment", "few", "status", **home)
-    assert (refused.returncode, "both --experiment and a settings file were given" in refused.stderr) == (2, True)
-    refused = ivr("--experiment", "few", "run", IVR_OUTPUT_DIR=str(tmp_path), **home)
-    assert (refused.returncode, "IVR_OUTPUT_DIR would make the experiment write" in refused.stderr) == (2, True)
+    rejected = ivr("--config", str(folder / "ivr.yaml"), "--experiment", "few", "status", **home)
+    assert (rejected.returncode, "both --experiment and a settings file were given" in rejected.stderr) == (2, True)
+    rejected = ivr("--experiment", "few", "run", IVR_OUTPUT_DIR=str(tmp_path), **home)
+    assert (rejected.returncode, "IVR_OUTPUT_DIR would make the experiment write" in rejected.stderr) == (2, True)

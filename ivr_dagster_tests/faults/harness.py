@@ -78,7 +78,7 @@ def _writes(operation: str, path: str) -> bool:
 
 def _prepare(root: Path) -> None:
     small_pipeline.write_tiny_model(root / "model", 600)
-    small_pipeline.prepare(root, 60)
+    small_pipeline.write_inputs(root, 60)
     shutil.copytree(root / "raw", root / "raw_later")
     small_pipeline.write_documents(root / "raw_later/more.jsonl", small_pipeline.documents()[60:75])
     (root / "sft_config.yaml").write_text(TRAINING)

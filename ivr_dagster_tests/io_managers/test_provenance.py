@@ -1,4 +1,4 @@
-"""What artifacts say of themselves."""
+"""Provenance metadata of artifacts."""
 
 import shutil
 import subprocess
@@ -17,9 +17,9 @@ from ivr_dagster_tests.small_pipeline import Figures, open_tiny_project
 def test_every_artifact_records_size_code_and_settings(tiny_run: tuple[Path, Figures]) -> None:
     root, figures = tiny_run
     project = open_tiny_project(root)
-    places = ArtifactPaths(root / "artifacts")
+    paths = ArtifactPaths(root / "artifacts")
     for asset, found in figures.items():
-        assert Path(found["path"]) == places[asset]
+        assert Path(found["path"]) == paths[asset]
         assert found["made_by"].startswith("ivr-dagster ")
         event = project.last_materialization(asset)
         assert event is not None and event.asset_materialization is not None
@@ -31,16 +31,16 @@ def test_every_artifact_records_size_code_and_settings(tiny_run: tuple[Path, Fig
         if settings:
             assert version.endswith(f"-{found['config_hash']}")
             assert found["config_hash"] == settings_hash(settings)
-    # nothing was written into these since
+    # these were not modified after their materialization
     for asset in ("token_stats", "remapped_tokenizer", "original_embeddings"):
-        marker = 0 if places[asset].is_file() else (places[asset] / ".ivr.json").stat().st_size
-        assert figures[asset]["size_bytes"] - marker == sum(
-            file.stat().st_size for file in [places[asset], *places[asset].rglob("*")]
+        manifest = 0 if paths[asset].is_file() else (paths[asset] / ".ivr.json").stat().st_size
+        assert figures[asset]["size_bytes"] - manifest == sum(
+            file.stat().st_size for file in [paths[asset], *paths[asset].rglob("*")]
             if file.is_file() and file.name != ".ivr.json"
         )  # fmt: skip
 
 
-def test_folder_size_follows_no_links(tmp_path: Path) -> None:
+def test_folder_size_does_not_follow_symlinks(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     (tmp_path / "a").write_bytes(b"12345")
     (tmp_path / "sub" / "b").write_bytes(b"123")
@@ -49,7 +49,7 @@ def test_folder_size_follows_no_links(tmp_path: Path) -> None:
     assert size_of(tmp_path) == 8
 
 
-PEAKS = """
+PEAK_MEMORY_SCRIPT = """
 import numpy as np
 from ivr_dagster.io_managers.provenance import peak_memory, reset_peak_memory
 
@@ -63,16 +63,18 @@ print(before, after, peak_memory(), block.sum())
 
 
 def test_peak_memory_is_measured_since_the_reset() -> None:
-    """In a process of its own: this one may keep what it freed."""
+    """In a separate process, because this one may not return freed memory to the system."""
     if not Path("/proc/self/clear_refs").exists():
         pytest.skip("no /proc")
-    told = subprocess.run([sys.executable, "-c", PEAKS], capture_output=True, text=True, check=True, timeout=100)
-    before, after, grown, _ = map(int, told.stdout.split())
+    printed = subprocess.run(
+        [sys.executable, "-c", PEAK_MEMORY_SCRIPT], capture_output=True, text=True, check=True, timeout=100
+    ).stdout
+    before, after, grown, _ = map(int, printed.split())
     assert before - after > 70_000_000
     assert 70_000_000 < grown - after < 100_000_000
 
 
-def test_revision_is_that_of_our_own_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_revision_is_that_of_the_projects_own_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def git(*arguments: str, at: Path) -> str:
         identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
         command = ["git", "-C", str(at), *identity, *arguments]
@@ -85,24 +87,24 @@ def test_revision_is_that_of_our_own_checkout(tmp_path: Path, monkeypatch: pytes
     (package / "io_managers" / "provenance.py").write_text("")
     monkeypatch.setattr(provenance, "__file__", str(package / "io_managers" / "provenance.py"))
 
-    def told() -> str:
+    def git_revision() -> str:
         code_revision.cache_clear()
         try:
             return code_revision().partition(", ")[2]
         finally:
             code_revision.cache_clear()
 
-    assert told() == ""
+    assert git_revision() == ""
     git("init", "-q", at=tmp_path / "ours")
     git("add", ".", at=tmp_path / "ours")
     git("commit", "-qm", "one", at=tmp_path / "ours")
     revision = git("rev-parse", "HEAD", at=tmp_path / "ours")
-    assert told() == f"git {revision[:12]}"
+    assert git_revision() == f"git {revision[:12]}"
     (package / "more.py").write_text("")
-    assert told() == f"git {revision[:12]}+"
+    assert git_revision() == f"git {revision[:12]}+"
     (package / "more.py").unlink()
     shutil.rmtree(tmp_path / "ours" / ".git")
-    git("init", "-q", at=tmp_path)  # an environment inside somebody else's checkout
+    git("init", "-q", at=tmp_path)  # installed inside another project's checkout
     git("add", ".", at=tmp_path)
     git("commit", "-qm", "theirs", at=tmp_path)
-    assert told() == ""
+    assert git_revision() == ""

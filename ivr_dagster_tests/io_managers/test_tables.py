@@ -1,4 +1,4 @@
-"""Tables through Parquet and CSV."""
+"""Round trips of tables through Parquet and CSV."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +11,7 @@ from polars.testing import assert_frame_equal
 from ivr_dagster.core.tokens.counts import PretokenCounts, counts_from_table, counts_table
 from ivr_dagster.pipeline import ArtifactPaths
 
-NASTY = [
+TRICKY = [
     "a,b",
     'q"q',
     '""',
@@ -44,9 +44,9 @@ NASTY = [
 def test_parquet_keeps_values_and_types(materialize: Callable[..., None], load: Callable[..., Any]) -> None:
     table = pl.DataFrame(
         {
-            "token_id": pl.Series(range(len(NASTY)), dtype=pl.UInt32),
-            "token": NASTY,
-            "frequency": pl.Series(range(len(NASTY)), dtype=pl.Int64),
+            "token_id": pl.Series(range(len(TRICKY)), dtype=pl.UInt32),
+            "token": TRICKY,
+            "frequency": pl.Series(range(len(TRICKY)), dtype=pl.Int64),
         }
     )
     materialize("token_stats", "parquet_io", lambda: table)
@@ -54,10 +54,10 @@ def test_parquet_keeps_values_and_types(materialize: Callable[..., None], load: 
 
 
 def test_parquet_keeps_pretoken_counts(materialize: Callable[..., None], load: Callable[..., Any]) -> None:
-    counts = PretokenCounts(NASTY, np.arange(len(NASTY), 0, -1), {"<|endoftext|>": 3}, 0, 1)
+    counts = PretokenCounts(TRICKY, np.arange(len(TRICKY), 0, -1), {"<|endoftext|>": 3}, 0, 1)
     materialize("pretoken_counts", "parquet_io", lambda: counts_table(counts))
-    back = counts_from_table(load("pretoken_counts", "parquet_io"))
-    assert (back.types, back.counts.tolist(), back.added) == (counts.types, counts.counts.tolist(), counts.added)
+    loaded = counts_from_table(load("pretoken_counts", "parquet_io"))
+    assert (loaded.types, loaded.counts.tolist(), loaded.added) == (counts.types, counts.counts.tolist(), counts.added)
 
 
 def candidates(strings: list[str]) -> pl.DataFrame:
@@ -77,11 +77,11 @@ def candidates(strings: list[str]) -> pl.DataFrame:
         "status": strings,
         "sacrificed_cost": numbers + 1,
     }
-    text = {name: pl.String for name in columns if not isinstance(columns[name], pl.Series)}
-    return pl.DataFrame(columns, schema_overrides=text)
+    string_columns = {name: pl.String for name in columns if not isinstance(columns[name], pl.Series)}
+    return pl.DataFrame(columns, schema_overrides=string_columns)
 
 
-@pytest.mark.parametrize("strings", [NASTY, ["12", "34"], ["true"], []])
+@pytest.mark.parametrize("strings", [TRICKY, ["12", "34"], ["true"], []])
 def test_csv_keeps_strings_that_look_like_other_types(
     strings: list[str], materialize: Callable[..., None], load: Callable[..., Any]
 ) -> None:
@@ -92,20 +92,20 @@ def test_csv_keeps_strings_that_look_like_other_types(
 def test_csv_keeps_floats_exactly(materialize: Callable[..., None], load: Callable[..., Any]) -> None:
     shares = pl.Series("heldout_saving", [0.0, 1e-9, 0.1, 1 / 3, 2.0**-40], dtype=pl.Float64)
     materialize("replacement_candidates", "csv_io", lambda: candidates(["x"] * 5).with_columns(shares))
-    back = load("replacement_candidates", "csv_io")
-    assert back["heldout_saving"].to_list() == shares.to_list()
-    assert back["sacrificed_cost"].dtype == pl.Int64
+    loaded = load("replacement_candidates", "csv_io")
+    assert loaded["heldout_saving"].to_list() == shares.to_list()
+    assert loaded["sacrificed_cost"].dtype == pl.Int64
 
 
 def test_csv_keeps_empty_strings(materialize: Callable[..., None], load: Callable[..., Any]) -> None:
     table = candidates(["é", ""])
     materialize("replacement_candidates", "csv_io", lambda: table)
-    back = load("replacement_candidates", "csv_io")
-    assert back["constituents"].to_list() == ["é", ""]
-    assert back.null_count().sum_horizontal().item() == 0
+    loaded = load("replacement_candidates", "csv_io")
+    assert loaded["constituents"].to_list() == ["é", ""]
+    assert loaded.null_count().sum_horizontal().item() == 0
 
 
-def test_csv_is_text_with_a_header(paths: ArtifactPaths, materialize: Callable[..., None]) -> None:
+def test_csv_has_a_header_and_plain_text(paths: ArtifactPaths, materialize: Callable[..., None]) -> None:
     materialize("replacement_candidates", "csv_io", lambda: candidates(["Ġthe"]))
     lines = paths["replacement_candidates"].read_text(encoding="utf-8").splitlines()
     assert lines[0].startswith("rank,new_token,new_text,")

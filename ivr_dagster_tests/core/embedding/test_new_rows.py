@@ -11,16 +11,16 @@ V, D = 12, 5
 NEW = {3: string_of(" 했다"), 7: string_of("습니다"), 8: string_of(" 다"), 11: string_of("xyz")}
 
 
-def dense(strings: list[str], longest: int = 3) -> np.ndarray:
-    places, values, columns = ngram_shares(strings, longest)
+def dense_shares(strings: list[str], longest: int = 3) -> np.ndarray:
+    indices, values, columns = ngram_shares(strings, longest)
     matrix = np.zeros((len(strings), columns))
-    for (row, column), value in zip(places, values, strict=True):
+    for (row, column), value in zip(indices, values, strict=True):
         matrix[row, column] = value
     return matrix
 
 
 def test_ngrams_of_several_tokens_are_shared() -> None:
-    shared = dense([NEW[i] for i in sorted(NEW)]).astype(bool).T.tolist()
+    shared = dense_shares([NEW[i] for i in sorted(NEW)]).astype(bool).T.tolist()
     assert sorted(shared) == [
         [True, False, True, False],  # " " at the beginning
         [True, False, True, False],  # " " anywhere
@@ -29,15 +29,15 @@ def test_ngrams_of_several_tokens_are_shared() -> None:
     ]
 
 
-def test_rows_of_the_share_matrix_have_length_one_and_initial_ngrams_are_distinct() -> None:
-    lengths = np.linalg.norm(dense([NEW[i] for i in sorted(NEW)]), axis=1)
-    assert lengths == pytest.approx(np.ones(len(NEW)))
-    shared = dense(["ab", "ac", "za"]).astype(bool).T.tolist()
+def test_share_matrix_has_unit_rows_and_distinct_initial_ngrams() -> None:
+    norms = np.linalg.norm(dense_shares([NEW[i] for i in sorted(NEW)]), axis=1)
+    assert norms == pytest.approx(np.ones(len(NEW)))
+    shared = dense_shares(["ab", "ac", "za"]).astype(bool).T.tolist()
     assert sorted(shared) == [[True, True, False], [True, True, True], [True, True, True]]
 
 
 class Adam:
-    """Kingma and Ba (2015), algorithm 1; `floored`: second moments are at least those of the mean row."""
+    """Kingma and Ba (2015), algorithm 1; if `floored`, second moments are at least their mean over rows."""
 
     def __init__(self, shape: tuple[int, int], floored: bool) -> None:
         self.first, self.second, self.floor = np.zeros(shape), np.zeros(shape), np.zeros(shape[1])
@@ -54,14 +54,14 @@ class Adam:
         return -lr * first / (np.sqrt(second) + 1e-8)
 
 
-def rare(generator: torch.Generator) -> torch.Tensor:
-    """A gradient that is large for few rows, like that of a batch."""
+def sparse_gradient(generator: torch.Generator) -> torch.Tensor:
+    """A gradient that is large in a few rows only, as a batch produces."""
     occurs = torch.rand(V, 1, generator=generator) < 0.3
     return torch.randn(V, D, generator=generator) * torch.where(occurs, 1.0, 1e-3)
 
 
 @pytest.mark.parametrize("floored", [False, True])
-def test_rows_follow_adam_on_their_own_and_their_ngrams_gradients(floored: bool) -> None:
+def test_rows_follow_adam_with_their_own_gradients_and_those_of_their_ngrams(floored: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     matrix = torch.nn.Parameter(torch.randn(V, D, generator=generator))
     rates, lr, ids = RowRates(kept=0.5, new=3.0, shared=2.0, floored=floored), 0.01, sorted(NEW)
@@ -69,13 +69,13 @@ def test_rows_follow_adam_on_their_own_and_their_ngrams_gradients(floored: bool)
     optimizer = torch.optim.AdamW(rows.parameter_groups(lr, 0.0), lr=lr, betas=(0.9, 0.95), weight_decay=0.0)
     rows.attach(optimizer)
 
-    shares = dense([NEW[i] for i in ids])
+    shares = dense_shares([NEW[i] for i in ids])
     expected = matrix.detach().double().numpy().copy()
     own, shared = Adam((V, D), floored), Adam((shares.shape[1], D), floored)
     factor = np.full((V, 1), rates.kept)
     factor[ids] = rates.new
     for _ in range(6):
-        gradient = rare(generator)
+        gradient = sparse_gradient(generator)
         matrix.grad = gradient.clone()
         optimizer.step()
         optimizer.zero_grad()
@@ -84,7 +84,7 @@ def test_rows_follow_adam_on_their_own_and_their_ngrams_gradients(floored: bool)
     assert matrix.detach().numpy() == pytest.approx(expected, abs=1e-5)
 
 
-def test_floored_rows_of_absent_tokens_hardly_move() -> None:
+def test_floored_rows_of_absent_tokens_barely_move() -> None:
     moved = []
     for floored in (False, True):
         generator = torch.Generator().manual_seed(0)
@@ -98,7 +98,7 @@ def test_floored_rows_of_absent_tokens_hardly_move() -> None:
             matrix.grad = gradient
             optimizer.step()
             with torch.no_grad():
-                matrix[1:] *= optimizer.state[matrix]["step"] > 1  # at its first step Adam has no moments yet
+                matrix[1:] *= optimizer.state[matrix]["step"] > 1  # in its first step, Adam has no moments yet
         moved.append(matrix.detach()[1:].abs().max().item())
     assert moved[0] > 1.5
     assert moved[1] < 0.01
@@ -115,7 +115,7 @@ def test_a_step_skipped_by_the_loss_scaler_changes_nothing(fused: bool) -> None:
         scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=10**6)
         scaler.scale(torch.zeros(1))  # creates its scale
         for step in range(6):
-            gradient = rare(generator)
+            gradient = sparse_gradient(generator)
             if step == 3:
                 if not overflow:
                     continue
@@ -132,7 +132,7 @@ def test_a_step_skipped_by_the_loss_scaler_changes_nothing(fused: bool) -> None:
     assert torch.allclose(run(overflow=True), run(overflow=False), atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["SGD", "Adafactor"])  # without second moments; of another kind and without betas
+@pytest.mark.parametrize("name", ["SGD", "Adafactor"])  # no second moments; others than Adam's, and no betas
 def test_optimizers_without_adams_moments_are_unchanged(name: str) -> None:
     from transformers import Adafactor
 
@@ -151,7 +151,7 @@ def test_optimizers_without_adams_moments_are_unchanged(name: str) -> None:
     assert torch.equal(*moved)
 
 
-def test_kept_rows_move_as_without_new_tokens() -> None:
+def test_rates_of_new_rows_do_not_affect_kept_rows() -> None:
     kept = [i for i in range(V) if i not in NEW]
     moved = []
     for rates in (RowRates(), RowRates(new=10.0, shared=10.0)):
@@ -166,7 +166,7 @@ def test_kept_rows_move_as_without_new_tokens() -> None:
     assert torch.equal(*moved)
 
 
-def test_resuming_from_the_optimizers_state_is_exact() -> None:
+def test_resuming_from_the_optimizer_state_is_exact() -> None:
     def run(stop: int | None) -> torch.Tensor:
         torch.manual_seed(2)
         matrix = torch.nn.Parameter(torch.randn(V, D))
@@ -192,7 +192,7 @@ def test_resuming_from_the_optimizers_state_is_exact() -> None:
     assert torch.equal(run(None), run(3))
 
 
-def test_a_bias_follows_the_rate_of_new_tokens_without_ngrams() -> None:
+def test_bias_uses_the_rate_of_new_tokens_but_no_ngrams() -> None:
     bias = torch.nn.Parameter(torch.zeros(V))
     rows = RowUpdates([bias], NEW, RowRates(new=4.0, shared=4.0))
     optimizer = torch.optim.SGD(rows.parameter_groups(0.1, 0.0), lr=0.1)
@@ -204,7 +204,7 @@ def test_a_bias_follows_the_rate_of_new_tokens_without_ngrams() -> None:
     assert torch.allclose(bias.detach(), expected)
 
 
-def test_only_matrices_have_weight_decay() -> None:
+def test_weight_decay_applies_to_matrices_only() -> None:
     matrix, bias = torch.nn.Parameter(torch.ones(V, D)), torch.nn.Parameter(torch.ones(V))
     groups = RowUpdates([matrix, bias], NEW, RowRates(shared=1.0)).parameter_groups(0.1, 0.25)
     assert [group["weight_decay"] for group in groups] == [0.25, 0.0, 0.0]

@@ -1,4 +1,4 @@
-"""Reading a BPE: the data suffice to encode as the library does."""
+"""Reading a BPE tokenizer: the result is sufficient to encode as the library does."""
 
 import json
 from itertools import pairwise
@@ -14,8 +14,8 @@ from ivr_dagster.errors import InputError
 
 
 def encode_by_ranks(bpe: ByteLevelBPE, string: str) -> list[int]:
-    """Sennrich et al. 2016: apply the merge of the lowest rank, the leftmost first, until none applies."""
-    rank_of = {(left, right): (rank, made) for rank, (left, right, made) in reversed(list(enumerate(bpe.merges)))}
+    """Sennrich et al. (2016): apply the merge with the lowest rank, leftmost first, until none applies."""
+    rank_of = {(left, right): (rank, merged) for rank, (left, right, merged) in reversed(list(enumerate(bpe.merges)))}
     ids = [bpe.ids[character] for character in string]
     while True:
         ranked = [(rank_of[pair][0], n) for n, pair in enumerate(pairwise(ids)) if pair in rank_of]
@@ -41,12 +41,12 @@ def test_merges_are_ordered_by_rank_and_concatenate(gpt2: Tokenizer, gpt2_bpe: B
     merges = json.loads(gpt2.to_str())["model"]["merges"]
     strings = gpt2_bpe.strings
     assert len(gpt2_bpe.merges) == len(merges) == 50_000
-    for (left, right, made), merge in zip(gpt2_bpe.merges, merges, strict=True):
+    for (left, right, merged), merge in zip(gpt2_bpe.merges, merges, strict=True):
         assert [strings[left], strings[right]] == list(merge)
-        assert strings[made] == strings[left] + strings[right]
+        assert strings[merged] == strings[left] + strings[right]
 
 
-def test_every_token_of_gpt2_is_a_byte_added_or_merged(gpt2_bpe: ByteLevelBPE) -> None:
+def test_every_gpt2_token_is_a_byte_an_added_token_or_a_merge(gpt2_bpe: ByteLevelBPE) -> None:
     assert gpt2_bpe.added_ids == {50_256}
     for token_id, string in enumerate(gpt2_bpe.strings):
         if string in CHARACTER_TO_BYTE or token_id == 50_256:
@@ -63,7 +63,7 @@ def tokenizer_of(vocabulary: list[str], merges: list[Any], **model: Any) -> Toke
     return Tokenizer(models.BPE(ids, merges, **model))
 
 
-def test_first_of_several_merges_counts_and_tokens_without_one_rank_last() -> None:
+def test_first_merge_of_a_token_counts_and_tokens_without_merges_rank_last() -> None:
     bpe = read_bpe(
         tokenizer_of(["a", "b", "ab", "ba", "aba", "bb"], [("a", "b"), ("b", "a"), ("ab", "a"), ("a", "ba")])
     )
@@ -79,12 +79,12 @@ def test_first_of_several_merges_counts_and_tokens_without_one_rank_last() -> No
         (models.BPE({"a": 0}, [], byte_fallback=True), "byte fallback"),
     ],
 )
-def test_other_models_are_refused(model: models.Model, found: str) -> None:
+def test_other_models_are_rejected(model: models.Model, found: str) -> None:
     with pytest.raises(InputError, match=found):
         read_bpe(Tokenizer(model))
 
 
-def test_missing_id_is_named() -> None:
+def test_error_names_the_missing_id() -> None:
     tokenizer = Tokenizer(models.BPE({"a": 0, "b": 1, "c": 5}, []))
     with pytest.raises(InputError, match="has 3 tokens, but no token with id 2"):
         read_bpe(tokenizer)

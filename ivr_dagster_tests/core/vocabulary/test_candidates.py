@@ -1,4 +1,4 @@
-"""Candidates: their promised saving against the real one, kept strings, bytes without a token, runs."""
+"""Candidates: predicted and actual saving, kept strings, bytes without a token, runs."""
 
 import os
 import subprocess
@@ -32,7 +32,7 @@ from ivr_dagster.errors import InputError
 from ivr_dagster.settings import SelectionSettings
 
 
-def types(counts: dict[str, int]) -> PretokenCounts:
+def counts_of(counts: dict[str, int]) -> PretokenCounts:
     return PretokenCounts(list(counts), np.array(list(counts.values()), np.int64), {}, 0, 0)
 
 
@@ -44,7 +44,7 @@ def choose(
     kept: Sequence[str] = (),
     **settings: Any,
 ) -> Selection:
-    """Candidates for counted types or for texts."""
+    """Candidates for pre-token counts or for texts."""
     counts, texts = (text, ()) if isinstance(text, PretokenCounts) else (count_pretokens(text, base), text)
     given = SelectionSettings(**settings)
     return choose_candidates(base, read_bpe(base), counts, texts, given, budget=budget, kept=kept)
@@ -55,14 +55,14 @@ def strings_of(selection: Selection) -> list[str]:
 
 
 def phrases_of(base: Tokenizer, strings: Sequence[str]) -> list[str]:
-    """The strings that cross the base's pre-tokens, as text."""
+    """The strings that span several pre-tokens of the base tokenizer, decoded."""
     split = read_pretokenization(base).splitter(base)
     texts = [bytes_of(string).decode("utf-8", "ignore") for string in strings]
     return [text for string, text in zip(strings, texts, strict=True) if string_of(text) == string and split(text)[1:]]
 
 
 def extended(base: Tokenizer, strings: Sequence[str], repair: bool = True) -> Tokenizer:
-    """The tokenizer with these tokens, phrases in its pattern."""
+    """The tokenizer extended by these tokens, with phrases added to its pattern."""
     return extended_tokenizer(base, read_bpe(base), strings, pattern=pattern_with(base, strings), repair=repair)
 
 
@@ -89,19 +89,19 @@ def test_candidates_for_gpt2_are_new_and_consist_of_its_tokens(
     assert len(phrases) > 100 if merge_scope == "across" else not phrases
 
 
-def test_promised_saving_is_real_for_gpt2(
+def test_predicted_saving_is_accurate_for_gpt2(
     selection: Selection, gpt2: Tokenizer, remapped: Tokenizer, topics: list[str]
 ) -> None:
     before, after = count_tokens(gpt2, topics)[0], count_tokens(remapped, topics)[0]
-    promised = selection.tokens_before - selection.tokens_after
+    predicted = selection.tokens_before - selection.tokens_after
     assert selection.tokens_before == pytest.approx(before, rel=1e-3)
-    assert promised > 0.15 * before
-    # phrases are counted with three times as many competitors: they save more than promised
-    assert (before - after) / promised == pytest.approx(1.0, abs=0.03)
+    assert predicted > 0.15 * before
+    # phrases are counted among three times as many competing phrases, so they save more than predicted
+    assert (before - after) / predicted == pytest.approx(1.0, abs=0.03)
 
 
 @pytest.mark.parametrize("settings", [{}, {"merge_scope": "across"}, {"min_token_len": 6}], ids=str)
-def test_promised_saving_is_real_for_a_small_vocabulary(
+def test_predicted_saving_is_accurate_for_a_small_vocabulary(
     settings: dict[str, Any], tiny_bpe: Tokenizer, topics: list[str]
 ) -> None:
     texts = topics[:20]
@@ -110,7 +110,7 @@ def test_promised_saving_is_real_for_a_small_vocabulary(
     assert saved / (selection.tokens_before - selection.tokens_after) == pytest.approx(1.0, abs=0.05)
 
 
-LETTERS = regex.compile(r"( ?[\p{L}\ufffd]+)*")  # parts of characters pass
+LETTERS = regex.compile(r"( ?[\p{L}\ufffd]+)*")  # U+FFFD stands for a part of a character, which is allowed
 REQUIREMENTS: dict[str, tuple[dict[str, Any], Callable[[str], bool]]] = {
     "max_token_len": ({"max_token_len": 7}, lambda string: len(string) <= 7),
     "min_token_len": ({"min_token_len": 5}, lambda string: len(string) >= 5),
@@ -144,10 +144,10 @@ def test_kept_strings_meet_the_requirements(name: str, tiny_bpe: Tokenizer, topi
 
 
 def test_part_of_a_symbol_is_not_a_letter(bytes_only: Tokenizer) -> None:
-    assert choose(bytes_only, types({"a\u2019": 9, "a\u201d": 9}), letters_only=True).candidates == []
+    assert choose(bytes_only, counts_of({"a\u2019": 9, "a\u201d": 9}), letters_only=True).candidates == []
 
 
-def test_selection_hardly_changes_with_its_own_result_kept(
+def test_selection_barely_changes_if_its_result_is_kept(
     selection: Selection, merge_scope: str, gpt2: Tokenizer, topics: list[str]
 ) -> None:
     strings = strings_of(selection)
@@ -178,7 +178,7 @@ def test_kept_strings_are_dropped_if_useless(bytes_only: Tokenizer) -> None:
 
 
 @pytest.mark.parametrize("most", [1, 3])
-def test_max_phrases_keeps_the_best(most: int, tiny_bpe: Tokenizer, topics: list[str]) -> None:
+def test_max_phrases_keeps_the_best_phrases(most: int, tiny_bpe: Tokenizer, topics: list[str]) -> None:
     every, some = (
         strings_of(choose(tiny_bpe, topics[20:30], merge_scope="across", budget=60, max_phrases=limit))
         for limit in (0, most)
@@ -189,14 +189,14 @@ def test_max_phrases_keeps_the_best(most: int, tiny_bpe: Tokenizer, topics: list
 
 @pytest.fixture(scope="module")
 def without_some_bytes(train_bpe: Callable[..., Tokenizer], topics: list[str]) -> Tokenizer:
-    """A BPE that drops "~", "é" and a byte that never occurs in UTF-8."""
+    """A BPE without tokens for "~", the bytes of "é", and a byte that never occurs in UTF-8."""
     missing = {"~", *string_of("é"), BYTE_TO_CHARACTER[0xFF]}
     return train_bpe(topics[:5], 100, alphabet=sorted(set(pre_tokenizers.ByteLevel.alphabet()) - missing))
 
 
 def test_bytes_without_a_token_are_counted(without_some_bytes: Tokenizer, tiny_bpe: Tokenizer) -> None:
     texts = ["~é", "a~ ~\u0129 b"]
-    counts = types({text: n for n, text in enumerate(texts, start=1)})
+    counts = counts_of({text: n for n, text in enumerate(texts, start=1)})
     seen = b"".join(text.encode() * n for n, text in enumerate(texts, start=1))
     assert bytes_without_token(read_bpe(without_some_bytes), counts) == [
         Candidate(BYTE_TO_CHARACTER[byte], (), 0, seen.count(byte)) for byte in sorted([ord("~"), *"é".encode()])
@@ -204,13 +204,13 @@ def test_bytes_without_a_token_are_counted(without_some_bytes: Tokenizer, tiny_b
     assert bytes_without_token(read_bpe(tiny_bpe), counts) == []
 
 
-def test_utf8_contains_all_other_bytes() -> None:
+def test_all_other_bytes_occur_in_utf8() -> None:
     characters = (chr(n) for n in [*range(0x800), *range(0x800, 0x110000, 61)] if not 0xD800 <= n < 0xE000)
     assert set(range(256)) - {byte for character in characters for byte in character.encode()} == NEVER_IN_UTF8
 
 
 def test_bytes_without_a_token_come_first_and_count_against_the_budget(without_some_bytes: Tokenizer) -> None:
-    counts = types({" café": 30, " zebra": 10, "~": 3})
+    counts = counts_of({" café": 30, " zebra": 10, "~": 3})
     found = choose(without_some_bytes, counts, budget=5)
     assert found.candidates[:3] == [
         Candidate(BYTE_TO_CHARACTER[byte], (), 0, occurrences)
@@ -222,11 +222,11 @@ def test_bytes_without_a_token_come_first_and_count_against_the_budget(without_s
     assert strings_of(choose(without_some_bytes, counts, budget=2)) == strings_of(found)[:2]
 
 
-def test_run_of_a_byte_without_a_token_is_handled(without_some_bytes: Tokenizer) -> None:
-    assert "~" in strings_of(choose(without_some_bytes, types({" zebra": 10, "~~~~~": 3}), budget=9))
+def test_byte_without_a_token_is_found_in_a_run(without_some_bytes: Tokenizer) -> None:
+    assert "~" in strings_of(choose(without_some_bytes, counts_of({" zebra": 10, "~~~~~": 3}), budget=9))
 
 
-def test_phrase_over_a_byte_without_a_token_has_its_constituents(without_some_bytes: Tokenizer) -> None:
+def test_phrase_with_a_byte_without_a_token_has_correct_constituents(without_some_bytes: Tokenizer) -> None:
     strings = read_bpe(without_some_bytes).strings
     found = choose(without_some_bytes, [" of the café of men"] * 9, budget=60, merge_scope="across").candidates
     assert all("".join(strings[i] for i in c.constituents) == c.string for c in found if c.constituents)
@@ -234,7 +234,7 @@ def test_phrase_over_a_byte_without_a_token_has_its_constituents(without_some_by
 
 @pytest.mark.parametrize("run", ["=" * 5, "=" * 37, "=" * 64, "\n" + " " * 11])
 def test_run_that_is_a_whole_type_can_become_a_token(run: str, tiny_bpe: Tokenizer) -> None:
-    strings = strings_of(choose(tiny_bpe, types({run: 9, "==": 1, " a": 5}), budget=5))
+    strings = strings_of(choose(tiny_bpe, counts_of({run: 9, "==": 1, " a": 5}), budget=5))
     assert string_of(run) not in read_bpe(tiny_bpe).ids
     assert string_of(run) in strings
     assert extended(tiny_bpe, strings).encode(run).tokens == [string_of(run)]
@@ -242,7 +242,7 @@ def test_run_that_is_a_whole_type_can_become_a_token(run: str, tiny_bpe: Tokeniz
 
 @pytest.mark.parametrize("run", [")====", " " + "=" * 41, " ++=====", "\n\n    "])
 def test_run_with_an_unknown_head_is_not_a_candidate(run: str, tiny_bpe: Tokenizer) -> None:
-    strings = strings_of(choose(tiny_bpe, types({run: 9}), budget=9))
+    strings = strings_of(choose(tiny_bpe, counts_of({run: 9}), budget=9))
     tokenizer = extended(tiny_bpe, strings)
     assert string_of(run) not in strings
     assert {s: tokenizer.encode(text_of(s)).tokens for s in strings} == {s: [s] for s in strings}
@@ -271,7 +271,7 @@ def test_worth_is_the_measured_saving_on_heldout_text(merge_scope: str, tiny_bpe
     assert shares.sum() == pytest.approx(saved(strings, repair=False))
     assert shares.sum() == pytest.approx(saved(strings), rel=0.1)
     assert shares[:120].sum() == pytest.approx(saved(strings[:120], repair=False))
-    assert saved(strings[:120]) > saved(strings[120:])  # the least missed come last
+    assert saved(strings[:120]) > saved(strings[120:])  # the least useful come last
 
 
 def test_worth_of_bytes_and_of_no_candidates_is_zero(without_some_bytes: Tokenizer, topics: list[str]) -> None:
@@ -286,7 +286,7 @@ def test_worth_of_bytes_and_of_no_candidates_is_zero(without_some_bytes: Tokeniz
     assert (ordered, shares.tolist()) == ([], [])
 
 
-HASHING = """
+HASH_SEED_SCRIPT = """
 import numpy as np
 from tokenizers import Tokenizer, models, pre_tokenizers
 from ivr_dagster.core.tokenizer.bpe import read_bpe
@@ -304,9 +304,9 @@ print([candidate.string for candidate in found.candidates])
 
 
 def test_ties_do_not_depend_on_the_hash_seed() -> None:
-    printed = {
+    outputs = {
         subprocess.run(
-            [sys.executable, "-c", HASHING],
+            [sys.executable, "-c", HASH_SEED_SCRIPT],
             env=os.environ | {"PYTHONHASHSEED": seed},
             capture_output=True,
             text=True,
@@ -314,11 +314,11 @@ def test_ties_do_not_depend_on_the_hash_seed() -> None:
         ).stdout
         for seed in ("1", "2")
     }
-    assert len(printed) == 1
-    assert "Ġof" in printed.pop()
+    assert len(outputs) == 1
+    assert "Ġof" in outputs.pop()
 
 
-def test_pieces_are_cut_and_counted_together() -> None:
+def test_runs_are_cut_and_equal_pieces_are_counted_together() -> None:
     pieces, counts = cut_pieces(["y====x", "====x", " a"], np.array([3, 2, 4]), "={4}", {"=": {""}})
     assert dict(zip(pieces, counts.tolist(), strict=True)) == {"====": 5, "x": 5, "Ġa": 4, "y": 3}
     assert pieces == ["====", "x", "Ġa", "y"]
@@ -345,7 +345,7 @@ def test_phrases_need_a_pre_tokenizer_with_a_single_pattern(tiny_bpe: Tokenizer)
     assert choose(tokenizer, ["of the sea"] * 3).candidates
 
 
-def test_korean_is_merged_to_whole_words(train_bpe: Callable[..., Tokenizer]) -> None:
+def test_korean_is_merged_into_whole_words(train_bpe: Callable[..., Tokenizer]) -> None:
     base = train_bpe(["plain English text"] * 5, 20)
     found = choose(base, ["한국어 문서는 한국어 사전", "이 한국어 문서는"] * 3, budget=10)
     assert {string_of("한국어"), string_of(" 문서는")} <= set(strings_of(found))

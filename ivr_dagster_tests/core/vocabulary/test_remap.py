@@ -40,7 +40,7 @@ from ivr_dagster.storage.content_hash import content_hash
 
 
 def rules_for(bpe: ByteLevelBPE, *new_tokens: str, first_id: int = 500) -> RemapRules:
-    """Rules that give these tokens the ids 500, 501, ..."""
+    """Rules that assign consecutive ids, from `first_id`, to these tokens."""
     rules = [RemapRule(i, bpe.strings[i], new, tuple(new)) for i, new in enumerate(new_tokens, start=first_id)]
     return RemapRules(tuple(rules))
 
@@ -54,7 +54,7 @@ def select_rules(
     return counts, selection, rules_from_table(candidates_table(selection, bpe, token_frequencies(counts, base)))
 
 
-def test_real_selection_makes_valid_rules(rules: RemapRules, gpt2_bpe: ByteLevelBPE) -> None:
+def test_selection_yields_valid_rules(rules: RemapRules, gpt2_bpe: ByteLevelBPE) -> None:
     assert len(rules) == 300
     check_rules(rules, gpt2_bpe)
     assert rules_from_yaml(rules_as_yaml(rules)) == rules
@@ -72,13 +72,13 @@ def test_ids_without_a_rule_keep_their_strings(
 
 def test_new_tokens_are_reachable(rules: RemapRules, remapped: Tokenizer) -> None:
     assert unreachable_tokens(remapped, rules) == []
-    whole = [rule for rule in rules if "\ufffd" not in text_of(rule.new_token)]
-    assert [remapped.encode(text_of(rule.new_token)).ids for rule in whole] == [[rule.id] for rule in whole]
+    decodable = [rule for rule in rules if "\ufffd" not in text_of(rule.new_token)]
+    assert [remapped.encode(text_of(rule.new_token)).ids for rule in decodable] == [[rule.id] for rule in decodable]
 
 
 def test_kept_tokens_still_encode_to_themselves(rules: RemapRules, remapped: Tokenizer, gpt2_bpe: ByteLevelBPE) -> None:
-    gone = {rule.id for rule in rules} | gpt2_bpe.added_ids
-    kept = [string for token_id, string in enumerate(gpt2_bpe.strings) if token_id not in gone]
+    changed = {rule.id for rule in rules} | gpt2_bpe.added_ids
+    kept = [string for token_id, string in enumerate(gpt2_bpe.strings) if token_id not in changed]
     pieces = {string: [token.value for token in remapped.model.tokenize(string)] for string in kept}
     assert {string: found for string, found in pieces.items() if found != [string]} == {}
 
@@ -102,12 +102,12 @@ def test_exceptions_are_few_and_the_most_frequent_type_comes_first(
     def differing(tokenizer: Tokenizer) -> list[int]:
         return [n for n, same in unaffected_types(gpt2, tokenizer, rules, topics_counts) if not same]
 
-    without = differing(remap_tokenizer(gpt2, gpt2_bpe, rules).tokenizer)
-    assert 0 < len(without) < 20
-    assert {string_of(topics_counts.types[n]) for n in without} <= remapping.exceptions.keys()
+    without_exceptions = differing(remap_tokenizer(gpt2, gpt2_bpe, rules).tokenizer)
+    assert 0 < len(without_exceptions) < 20
+    assert {string_of(topics_counts.types[n]) for n in without_exceptions} <= remapping.exceptions.keys()
     assert all(string.startswith(piece) and piece != string for string, piece in remapping.exceptions.items())
-    one = remap_tokenizer(gpt2, gpt2_bpe, rules, topics_counts, exceptions=1)
-    assert differing(one.tokenizer) == without[1:]
+    one_exception = remap_tokenizer(gpt2, gpt2_bpe, rules, topics_counts, exceptions=1)
+    assert differing(one_exception.tokenizer) == without_exceptions[1:]
 
 
 def test_exceptions_need_counts_and_a_positive_limit(tiny_bpe: Tokenizer, bpe: ByteLevelBPE, topics: list[str]) -> None:
@@ -130,7 +130,9 @@ def test_small_vocabularies_keep_the_ids_of_unaffected_types(
     assert all(found.decode(found.encode(text).ids) == text for text in texts)
 
 
-def test_runs_without_the_new_run_keep_the_base_ids(train_bpe: Callable[..., Tokenizer], topics: list[str]) -> None:
+def test_run_longer_than_the_new_token_keeps_the_base_ids(
+    train_bpe: Callable[..., Tokenizer], topics: list[str]
+) -> None:
     base = train_bpe(topics[:30], 200)
     bpe, new = read_bpe(base), "Ġ" * 10
     rules = RemapRules((RemapRule(bpe.size - 2, bpe.strings[bpe.size - 2], new, ("Ġ" * 8, "ĠĠ")),))
@@ -154,7 +156,7 @@ def test_round_trip_of_any_text_is_exact(remapped: Tokenizer, text: str) -> None
     assert ids.count(50_256) == text.count("<|endoftext|>")
 
 
-def test_written_folder_carries_base_and_rules_and_loads_in_transformers(
+def test_written_folder_contains_base_and_rules_and_loads_in_transformers(
     rules: RemapRules, remapping: Remapping, gpt2_bpe: ByteLevelBPE, topics: list[str], tmp_path: Path
 ) -> None:
     base, folder, model = (TokenizerFolder(tmp_path / name) for name in ("base", "remapped", "model"))
@@ -176,7 +178,7 @@ def test_written_folder_carries_base_and_rules_and_loads_in_transformers(
             assert loaded.decode(ids) == text
 
 
-LLAMA3 = (
+LLAMA3_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
     r"\s*[\r\n]+|\s+(?!\S)|\s+"
 )
@@ -190,7 +192,7 @@ DIGITS_FIRST = pre_tokenizers.Sequence(
     [
         pre_tokenizers.Sequence(
             [
-                pre_tokenizers.Split(Regex(LLAMA3), "isolated"),
+                pre_tokenizers.Split(Regex(LLAMA3_PATTERN), "isolated"),
                 pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
             ]
         ),
@@ -215,16 +217,16 @@ def test_other_pre_tokenizers_are_supported(
 
 @pytest.fixture
 def remap(tiny_bpe: Tokenizer, bpe: ByteLevelBPE) -> Callable[..., Tokenizer]:
-    """A function that gives the tiny BPE new tokens, all of them reachable, at ids 500, 501, ..."""
+    """A function that remaps the tiny BPE to the given new tokens and checks that all are reachable."""
 
-    def with_new(*new_tokens: str) -> Tokenizer:
+    def remap_to(*new_tokens: str) -> Tokenizer:
         rules = rules_for(bpe, *new_tokens)
         check_rules(rules, bpe)
         tokenizer = remap_tokenizer(tiny_bpe, bpe, rules).tokenizer
         assert unreachable_tokens(tokenizer, rules) == []
         return tokenizer
 
-    return with_new
+    return remap_to
 
 
 def test_part_of_a_character_can_be_a_new_token(remap: Callable[..., Tokenizer]) -> None:
@@ -243,7 +245,7 @@ def test_new_token_across_pretokens_becomes_part_of_the_pattern(
     assert tokenizer.encode(" qx zv. qx zvs").tokens.count("ĠqxĠzv") == 1
 
 
-def test_new_token_may_end_in_white_space(remap: Callable[..., Tokenizer]) -> None:
+def test_new_token_may_end_in_whitespace(remap: Callable[..., Tokenizer]) -> None:
     tokenizer = remap("qxĠ", "qĊ", string_of(" 한")[:2] + "Ġ")
     assert tokenizer.encode("q\nq").tokens == ["qĊ", "q"]
     assert tokenizer.encode("qx  a").tokens == ["qxĠ", "Ġa"]
@@ -251,19 +253,19 @@ def test_new_token_may_end_in_white_space(remap: Callable[..., Tokenizer]) -> No
 
 
 def test_unreachable_tokens_are_reported(train_bpe: Callable[..., Tokenizer], topics: list[str]) -> None:
-    # if digits are split first, no look-ahead can tell where white space ends
+    # if digits are split first, no lookahead can detect where whitespace ends
     base = train_bpe(topics[:10], 300, pre_tokenizer=DIGITS_FIRST)
     rules = rules_for(read_bpe(base), "qxĠ", "qxz", "qĊ", "q12")
     assert unreachable_tokens(remap_tokenizer(base, read_bpe(base), rules).tokenizer, rules) == ["qxĠ", "qĊ"]
 
 
-def test_no_rules_make_the_distilled_tokenizer(tiny_bpe: Tokenizer, bpe: ByteLevelBPE, topics: list[str]) -> None:
+def test_without_rules_the_base_ids_are_kept(tiny_bpe: Tokenizer, bpe: ByteLevelBPE, topics: list[str]) -> None:
     tokenizer = remap_tokenizer(tiny_bpe, bpe, RemapRules(())).tokenizer
     assert tokenizer.get_vocab() == tiny_bpe.get_vocab()
     assert tokenizer.encode(topics[0]).ids == tiny_bpe.encode(topics[0]).ids
 
 
-def test_byte_without_a_token_gets_one_and_others_are_still_dropped(
+def test_rule_adds_a_missing_byte_and_other_missing_bytes_are_still_dropped(
     train_bpe: Callable[..., Tokenizer], topics: list[str]
 ) -> None:
     missing = {"~", *string_of("é")}
