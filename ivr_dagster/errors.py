@@ -79,7 +79,7 @@ def _rebuild(kind: type[InputError], message: str, where: str | Path | None, rem
     return kind(message, where=where, remedy=remedy)
 
 
-class WorkerLost(Exception):
+class WorkerLostError(Exception):
     """A process that worked on a part of the corpus died, also when retried."""
 
     def __init__(self, how: str) -> None:

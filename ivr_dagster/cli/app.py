@@ -25,7 +25,7 @@ from ivr_dagster.settings.loading import load_settings, save_settings
 SUCCESS, FAILURE, INVALID = 0, 1, 2
 INTERRUPTED = "interrupted; run the same command again to resume"
 # errors whose message is sufficient without the class name
-SELF_EXPLANATORY = ("StageFailedError", "TrainingDiverged", "OutOfMemory", "WorkerLost")
+SELF_EXPLANATORY = ("StageFailedError", "TrainingDivergedError", "TrainingOutOfMemoryError", "WorkerLostError")
 
 
 class _OrderedGroup(click.Group):

@@ -10,7 +10,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
 from ivr_dagster.engines import ONE_CORE
-from ivr_dagster.errors import WorkerLost
+from ivr_dagster.errors import WorkerLostError
 from ivr_dagster.storage.parent import end_with
 
 Item = TypeVar("Item")
@@ -45,7 +45,7 @@ def _map_in_processes(function: Callable[[Item], Result], items: Sequence[Item])
         try:
             yield from pool.map(function, items)
         except BrokenProcessPool as error:
-            raise WorkerLost("killed, or out of memory") from error
+            raise WorkerLostError("killed, or out of memory") from error
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from ivr_dagster.engines import ONE_CORE
-from ivr_dagster.errors import InputError, WorkerLost
+from ivr_dagster.errors import InputError, WorkerLostError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -32,7 +32,7 @@ def map_on_ray(function: Callable[[Item], Result], items: Sequence[Item], *, add
 
     Raises:
         InputError: Ray is not installed, or no cluster answers at the address.
-        WorkerLost: the worker of an item died on every attempt.
+        WorkerLostError: the worker of an item died on every attempt.
     """
     if not items:
         return
@@ -86,7 +86,7 @@ def _result(ray: Any, reference: Any) -> Any:
     except ray.exceptions.RayTaskError as error:
         raise error.cause from error
     except (ray.exceptions.WorkerCrashedError, ray.exceptions.NodeDiedError, ray.exceptions.OutOfMemoryError) as error:
-        raise WorkerLost(str(error).splitlines()[0]) from error
+        raise WorkerLostError(str(error).splitlines()[0]) from error
 
 
 def _run_item(payload: bytes) -> Any:

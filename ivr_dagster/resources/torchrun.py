@@ -48,7 +48,8 @@ def train_with_torchrun(context: dg.AssetExecutionContext, request: TrainingRequ
         launch: number of processes and nodes.
 
     Raises:
-        InputError, TrainingDiverged, OutOfMemory: as of :func:`~ivr_dagster.core.training.sft.fine_tune` in any rank.
+        InputError, TrainingDivergedError, TrainingOutOfMemoryError: raised by
+            :func:`~ivr_dagster.core.training.sft.fine_tune` in any rank.
         WorkersFailedError: a rank failed otherwise or was killed. torchrun ends all ranks; checkpoints are kept.
     """
     if launch.machine_rank:

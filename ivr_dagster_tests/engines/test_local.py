@@ -11,7 +11,7 @@ import pytest
 
 from ivr_dagster.engines import local
 from ivr_dagster.engines.local import map_local
-from ivr_dagster.errors import InputError, WorkerLost
+from ivr_dagster.errors import InputError, WorkerLostError
 
 
 def square(number: int) -> tuple[int, int]:
@@ -70,7 +70,7 @@ def test_error_waits_for_running_items_and_cancels_the_rest(tmp_path: Path) -> N
 
 @pytest.mark.usefixtures("eager")
 def test_dead_worker_is_reported_with_a_remedy() -> None:
-    with pytest.raises(WorkerLost, match=r"ended \(killed, or out of memory\).*Split the largest files"):
+    with pytest.raises(WorkerLostError, match=r"ended \(killed, or out of memory\).*Split the largest files"):
         list(map_local(eval, ["1", "2", "__import__('os')._exit(1)", "4"]))
 
 

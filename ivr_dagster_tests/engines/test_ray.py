@@ -17,7 +17,7 @@ from ivr_dagster.core.corpus.cleaned import CleanedCorpus, write_cleaned_corpus
 from ivr_dagster.core.tokens.statistics import read_statistics
 from ivr_dagster.engines import ray as engine
 from ivr_dagster.engines.ray import map_on_ray
-from ivr_dagster.errors import InputError, WorkerLost
+from ivr_dagster.errors import InputError, WorkerLostError
 from ivr_dagster.storage.content_hash import content_hash
 from ivr_dagster.storage.shard_cache import Map, ShardCache
 
@@ -121,7 +121,7 @@ def test_item_that_kills_its_workers_is_not_retried_forever(cluster: Cluster, mo
     monkeypatch.setattr(engine, "MAX_RETRIES", 1)
     results = map_on_ray(eval, ["1", "__import__('os')._exit(1)"])
     assert next(results) == 1
-    with pytest.raises(WorkerLost, match="Split the largest files"):
+    with pytest.raises(WorkerLostError, match="Split the largest files"):
         next(results)
 
 

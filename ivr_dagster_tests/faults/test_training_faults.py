@@ -21,10 +21,10 @@ from ivr_dagster.cli.app import main
 from ivr_dagster.core.training.blocks import write_blocks
 from ivr_dagster.core.training.checkpoints import MARKER
 from ivr_dagster.core.training.sft import (
-    OutOfMemory,
     SftResult,
     Training,
-    TrainingDiverged,
+    TrainingDivergedError,
+    TrainingOutOfMemoryError,
     Validation,
     fine_tune,
     read_sft_config,
@@ -177,7 +177,7 @@ class TestOutOfMemory:
         self, given: Path, tmp_path: Path, memory_for: Callable[..., list[int]]
     ) -> None:
         seen = memory_for(0, calls_before=4)
-        with pytest.raises(OutOfMemory) as error:
+        with pytest.raises(TrainingOutOfMemoryError) as error:
             train(given, tmp_path)
         assert seen == [8] * 5 + [4, 2, 1]
         for part in (
@@ -205,7 +205,7 @@ class TestOutOfMemory:
             monkeypatch.setattr("ivr_dagster.core.training.sft._run", out_of_memory)
             monkeypatch.setenv("WORLD_SIZE", "2")
             size = "4"
-        with pytest.raises(OutOfMemory, match=f"a per_device_train_batch_size below {size} with more"):
+        with pytest.raises(TrainingOutOfMemoryError, match=f"a per_device_train_batch_size below {size} with more"):
             train(given, tmp_path, settings=settings)
 
     @pytest.mark.parametrize(
@@ -269,7 +269,7 @@ class TestDivergence:
                 output.loss = output.loss * math.nan
             return output
 
-        with monkeypatch.context() as patch, pytest.raises(TrainingDiverged) as error:
+        with monkeypatch.context() as patch, pytest.raises(TrainingDivergedError) as error:
             patch.setattr(GPT2LMHeadModel, "forward", corrupted)
             train(given, tmp_path)
         for part in ("sft_config.yaml: the loss is nan at step 5 of 14", "lower learning_rate", "checkpoint-3 is kept"):
@@ -285,7 +285,7 @@ class TestDivergence:
 
     def test_changed_settings_restart_the_training(self, given: Path, tmp_path: Path) -> None:
         wild = {"learning_rate": 1e4, "max_grad_norm": 0, "lr_scheduler_type": "constant", "warmup_steps": 0}
-        with pytest.raises(TrainingDiverged) as error:
+        with pytest.raises(TrainingDivergedError) as error:
             train(given, tmp_path, settings=wild)
         what = r"the (loss|grad_norm) (is (nan|inf)|has exploded to [\d.e+,]+ nats per token) at step \d+ of 14"
         assert re.search(what, str(error.value))
@@ -310,7 +310,9 @@ class TestDivergence:
 
         monkeypatch.setattr(GPT2LMHeadModel, "forward", growing)
         # ten times ln 257 is 55.5; the loss begins at twice 5.5
-        with pytest.raises(TrainingDiverged, match=r"the loss has exploded to \d\d\.\d+ nats per token at step 4 of"):
+        with pytest.raises(
+            TrainingDivergedError, match=r"the loss has exploded to \d\d\.\d+ nats per token at step 4 of"
+        ):
             train(given, tmp_path, settings={"learning_rate": 1e-9})
         assert complete(tmp_path) == [3]
 
@@ -328,7 +330,7 @@ class TestDivergence:
 
         monkeypatch.setattr(AcceleratedOptimizer, "step", corrupted)
         with pytest.raises(
-            TrainingDiverged, match=r"\.weight contains values that are not finite at step 6 of.*t-3 is"
+            TrainingDivergedError, match=r"\.weight contains values that are not finite at step 6 of.*t-3 is"
         ):
             train(given, tmp_path)
         assert complete(tmp_path) == [3]
@@ -337,7 +339,7 @@ class TestDivergence:
         monkeypatch.setattr("ivr_dagster.core.training.row_trainer.math.log", lambda *_: math.nan)
         validation = Validation(given / "validation", 1.0)
         settings = {"eval_strategy": "steps", "eval_steps": 3}
-        with pytest.raises(TrainingDiverged, match=r"the validation is nan bits per byte at step 3 of 14"):
+        with pytest.raises(TrainingDivergedError, match=r"the validation is nan bits per byte at step 3 of 14"):
             train(given, tmp_path, validation=validation, settings=settings)
         assert complete(tmp_path) == []
 

@@ -17,7 +17,7 @@ from transformers.trainer_utils import rotate_checkpoints
 from ivr_dagster.core.embedding.new_rows import embedding_parameters
 from ivr_dagster.core.training.checkpoints import PREFIX, mark_complete, newest_complete
 from ivr_dagster.core.training.flops import Compute
-from ivr_dagster.core.training.sft import TrainingDiverged
+from ivr_dagster.core.training.sft import TrainingDivergedError
 
 BITS_PER_BYTE = "eval_bits_per_byte"
 # a loss has exploded above 10 times that of a uniform guess, ln V nats per token, and twice the first loss
@@ -141,9 +141,9 @@ class RunCallback(TrainerCallback):
             if not parameter.isfinite().all():
                 raise self._diverged(f"{name} contains values that are not finite", args, state)
 
-    def _diverged(self, what: str, args: TrainingArguments, state: TrainerState) -> TrainingDiverged:
+    def _diverged(self, what: str, args: TrainingArguments, state: TrainerState) -> TrainingDivergedError:
         kept = newest_complete(Path(str(args.output_dir)), self.run)
-        return TrainingDiverged(
+        return TrainingDivergedError(
             f"{self.settings}: {what} at step {state.global_step} of {state.max_steps} (checked every "
             f"{state.logging_steps} steps): set a lower learning_rate or a longer warmup, which restarts the training; "
             + (f"{kept.name} is kept, the same settings resume from it" if kept else "there is no earlier checkpoint")

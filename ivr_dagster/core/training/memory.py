@@ -9,7 +9,7 @@ from ivr_dagster.errors import short_message
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "_ALLOC_FAILED")
 
 
-class OutOfMemory(RuntimeError):
+class TrainingOutOfMemoryError(RuntimeError):
     """The device has too little memory, even for one block at a time."""
 
 
@@ -52,7 +52,7 @@ def with_smaller_batches(config: SftConfig, *, validated: bool) -> SftConfig | N
 
 def out_of_memory_error(
     error: Exception, config: SftConfig, device: str, block_size: int, processes: int
-) -> OutOfMemory:
+) -> TrainingOutOfMemoryError:
     """The error that says which settings need less memory.
 
     Args:
@@ -64,7 +64,7 @@ def out_of_memory_error(
     """
     batch = config.batch
     smaller = f"a per_device_train_batch_size below {batch} with more gradient_accumulation_steps, "
-    return OutOfMemory(
+    return TrainingOutOfMemoryError(
         f"{config.source}: out of memory on {device} with {batch} block{'s' * (batch > 1)} of {block_size:,} tokens at "
         f"a time{f' in each of {processes} processes' if processes > 1 else ''} ({short_message(error)}): set "
         f"{smaller if batch > 1 else ''}a smaller --block-size, gradient_checkpointing: true, --dtype bfloat16 if the "

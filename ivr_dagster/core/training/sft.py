@@ -20,7 +20,7 @@ from ivr_dagster.core.training.checkpoints import FINAL_MODEL, discard_others, n
 from ivr_dagster.core.training.flops import Compute, compute_of
 from ivr_dagster.core.training.loading import check_fit, load_model
 from ivr_dagster.core.training.memory import (
-    OutOfMemory,
+    TrainingOutOfMemoryError,
     free_memory,
     is_out_of_memory,
     out_of_memory_error,
@@ -35,13 +35,21 @@ if TYPE_CHECKING:
 
     from ivr_dagster.core.training.sft_arguments import SftArguments
 
-__all__ = ["OutOfMemory", "SftConfig", "SftResult", "Training", "TrainingDiverged", "fine_tune", "read_sft_config"]
+__all__ = [
+    "SftConfig",
+    "SftResult",
+    "Training",
+    "TrainingDivergedError",
+    "TrainingOutOfMemoryError",
+    "fine_tune",
+    "read_sft_config",
+]
 
 _PRECISIONS = {"float32": {}, "bfloat16": {"bf16": True}, "float16": {"fp16": True}}
 OnLog = Callable[[dict[str, float]], None]
 
 
-class TrainingDiverged(RuntimeError):
+class TrainingDivergedError(RuntimeError):
     """The loss has exploded, or the loss, the gradient or a weight is not finite."""
 
 
@@ -155,8 +163,9 @@ def fine_tune(
     Raises:
         InputError: a folder without a model, tokenizer or blocks; blocks longer than the model's context; a missing
             device; contradictory settings.
-        TrainingDiverged: the loss is not finite or has exploded. No checkpoint contains that state.
-        OutOfMemory: the device's memory does not suffice for one block or, with several processes, for one micro-batch.
+        TrainingDivergedError: the loss is not finite or has exploded. No checkpoint contains that state.
+        TrainingOutOfMemoryError: the device's memory does not suffice for one block or, with several processes, for one
+            micro-batch.
     """
     started = time.monotonic()
     processes = int(os.environ.get("WORLD_SIZE", "1"))  # set by torchrun
@@ -320,7 +329,7 @@ def _blame_settings(source: Path, *, unless: Callable[[], bool] = lambda: False)
     try:
         yield
     except (ValueError, TypeError, ImportError, AttributeError, RuntimeError) as error:
-        if is_out_of_memory(error) or isinstance(error, TrainingDiverged) or unless():
+        if is_out_of_memory(error) or isinstance(error, TrainingDivergedError) or unless():
             raise
         raise InputError(
             f"the training settings contradict each other or do not fit this machine ({short_message(error)})",

@@ -15,7 +15,13 @@ from typing import Any
 
 from ivr_dagster.core.training.blocks import read_blocks
 from ivr_dagster.core.training.memory import free_memory
-from ivr_dagster.core.training.sft import OutOfMemory, Training, TrainingDiverged, Validation, fine_tune
+from ivr_dagster.core.training.sft import (
+    Training,
+    TrainingDivergedError,
+    TrainingOutOfMemoryError,
+    Validation,
+    fine_tune,
+)
 from ivr_dagster.core.training.sft_config import SftConfig, read_sft_config, sft_config_with
 from ivr_dagster.core.training.study import COMPLETE, KILLED, Report, Space, Trial, best_of, other_studies, search
 from ivr_dagster.errors import InputError
@@ -247,7 +253,7 @@ def _run_trial(
     remove(folder)
     try:
         result = fine_tune(training, on_log=on_log, keep_model=False)
-    except (TrainingDiverged, OutOfMemory) as error:
+    except (TrainingDivergedError, TrainingOutOfMemoryError) as error:
         raise TrialPruned(str(error)) from error
     finally:
         remove(folder)

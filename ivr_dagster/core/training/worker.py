@@ -15,7 +15,13 @@ from dagster_pipes import open_dagster_pipes
 from pydantic import TypeAdapter
 
 from ivr_dagster.core.training.progress import describe_progress
-from ivr_dagster.core.training.sft import OutOfMemory, SftResult, Training, TrainingDiverged, fine_tune
+from ivr_dagster.core.training.sft import (
+    SftResult,
+    Training,
+    TrainingDivergedError,
+    TrainingOutOfMemoryError,
+    fine_tune,
+)
 from ivr_dagster.errors import InputError
 from ivr_dagster.storage.allocator import keep_freed_memory
 from ivr_dagster.storage.atomic import atomic_write
@@ -47,7 +53,7 @@ def read_failure(folder: Path) -> Exception | None:
     An InputError takes precedence: other ranks may have failed in consequence of it.
     """
     failures = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("failure-*.json"))]
-    for kind in (InputError, TrainingDiverged, OutOfMemory):
+    for kind in (InputError, TrainingDivergedError, TrainingOutOfMemoryError):
         for failure in failures:
             if failure["kind"] == kind.__name__:
                 where = {name: failure[name] for name in ("where", "remedy") if name in failure}
@@ -86,7 +92,7 @@ def main() -> int:
     end_with(os.getppid(), *map(int, sys.argv[2:]))
     try:
         train_one_rank(TypeAdapter(TrainingRequest).validate_json(file.read_bytes()), rank)
-    except (InputError, TrainingDiverged, OutOfMemory) as error:
+    except (InputError, TrainingDivergedError, TrainingOutOfMemoryError) as error:
         failure: dict[str, str | None] = {"kind": type(error).__name__, "message": str(error)}
         if isinstance(error, InputError):
             where = None if error.where is None else str(error.where)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from ivr_dagster.core.training.blocks import read_blocks, write_blocks
-from ivr_dagster.core.training.sft import SftResult, Training, TrainingDiverged, fine_tune, read_sft_config
+from ivr_dagster.core.training.sft import SftResult, Training, TrainingDivergedError, fine_tune, read_sft_config
 from ivr_dagster.errors import InputError
 
 # 50 blocks, 4 a step: 13 steps an epoch, the last of 2 blocks; checkpoints fall inside epochs
@@ -200,7 +200,7 @@ def test_pickle_in_a_checkpoint_is_rejected_and_not_executed(tiny: Path, tmp_pat
 def test_nan_loss_stops_the_run_and_is_not_saved(tiny: Path, tmp_path: Path) -> None:
     from safetensors.numpy import load_file
 
-    with pytest.raises(TrainingDiverged, match=r"the (loss|grad_norm) is (nan|inf) at step \d+ of 26"):
+    with pytest.raises(TrainingDivergedError, match=r"the (loss|grad_norm) is (nan|inf) at step \d+ of 26"):
         train(tiny, tmp_path, settings={"learning_rate": 1e38, "warmup_steps": 6, "max_grad_norm": 0})
     assert not (tmp_path / "final_model").exists()
     for checkpoint in tmp_path.glob("checkpoint-*"):

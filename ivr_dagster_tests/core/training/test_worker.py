@@ -27,10 +27,10 @@ from ivr_dagster.core.tokens.byte_level import string_of
 from ivr_dagster.core.training.blocks import write_blocks
 from ivr_dagster.core.training.launch_settings import Launch
 from ivr_dagster.core.training.sft import (
-    OutOfMemory,
     SftResult,
     Training,
-    TrainingDiverged,
+    TrainingDivergedError,
+    TrainingOutOfMemoryError,
     Validation,
     fine_tune,
     read_sft_config,
@@ -264,7 +264,7 @@ def test_input_error_of_a_worker_keeps_its_place_and_remedy(
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setattr(sys, "argv", ["worker", str(file)])
     monkeypatch.setattr(signal, "signal", lambda *_: None)
-    (tmp_path / "failure-0.json").write_text('{"kind": "TrainingDiverged", "message": "the loss is nan"}')
+    (tmp_path / "failure-0.json").write_text('{"kind": "TrainingDivergedError", "message": "the loss is nan"}')
     assert main() == 1
     failure = read_failure(tmp_path)
     assert isinstance(failure, InputError)
@@ -272,7 +272,7 @@ def test_input_error_of_a_worker_keeps_its_place_and_remedy(
     assert failure.remedy
 
 
-@pytest.mark.parametrize("kind", [TrainingDiverged, OutOfMemory])
+@pytest.mark.parametrize("kind", [TrainingDivergedError, TrainingOutOfMemoryError])
 def test_failure_of_a_worker_keeps_its_type(kind: type[Exception], tmp_path: Path) -> None:
     assert read_failure(tmp_path) is None
     (tmp_path / "failure-1.json").write_text(f'{{"kind": "{kind.__name__}", "message": "at step 3"}}')
