@@ -65,7 +65,7 @@ class CorpusCounts:
         train_bytes: UTF-8 bytes of their texts.
         heldout_documents: documents held out.
         heldout_bytes: UTF-8 bytes of their texts.
-        dropped_empty: documents with only white space.
+        dropped_empty: documents with only whitespace.
         dropped_duplicates: documents whose clean text occurred before.
         control_characters_dropped: includes lone surrogates and byte order marks.
         normalized_documents: documents changed by Unicode normalization.

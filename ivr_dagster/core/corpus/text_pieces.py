@@ -28,7 +28,7 @@ def cut_text(chunks: Iterable[str], max_bytes: int) -> Iterator[tuple[int, str]]
     way; if it has none, the last line end before the window (a shorter piece); for a line longer than `max_bytes`, a
     space; without spaces, the last character that fits.
 
-    Only white space is lost: the text equals its pieces in order, except for the white space before each cut and the
+    Only whitespace is lost: the text equals its pieces in order, except for the whitespace before each cut and the
     blank lines (at a space, the spaces) after it. How the text is divided into chunks makes no difference.
 
     Args:

@@ -308,7 +308,7 @@ def code(text: str) -> str:
     """Any text as Markdown code on one line, safe inside tables."""
     line = re.sub(r"[\x00-\x1f\x7f\x85\u2028\u2029]", " ", text.replace("\n", "⏎")).replace("|", "¦")
     if not line.strip():
-        return "(white space only)" if line else "(empty)"
+        return "(whitespace only)" if line else "(empty)"
     fence = "`" * (max((len(run) for run in re.findall("`+", line)), default=0) + 1)
     return f"{fence} {line} {fence}"
 

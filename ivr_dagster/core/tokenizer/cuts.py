@@ -85,7 +85,7 @@ def _longest_runs(strings: Iterable[str], heads: Affixes) -> Counter[str]:
 
 
 def run_heads(strings: Iterable[str]) -> dict[str, set[str]]:
-    """Character whose runs are cut → strings that precede such runs in tokens, including "" and white space."""
+    """Character whose runs are cut → strings that precede such runs in tokens, including "" and whitespace."""
     known = set(strings)
     heads: defaultdict[str, set[str]] = defaultdict(lambda: {""})
     for string in _with_runs(known):

@@ -26,7 +26,7 @@ DIGITS_THEN_GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+|\p{N}| ?[^\s\p{L}\
 # Ends of known patterns. Rust's regular expressions, which polars uses, have no look-ahead.
 _SPACE_BEFORE_WORD = r"\s+(?!\S)|\s+"
 _SPACE_BEFORE_WORD_OR_DIGIT = r"\s+(?![^\s\p{N}])|\s+"
-# Marks where white space is cut. `regex` splits texts that contain it.
+# Marks where whitespace is cut. `regex` splits texts that contain it.
 _MARK = "\x00"
 # Characters of text that are split at once.
 BATCH_CHARACTERS = 8_000_000
@@ -109,11 +109,11 @@ def _compose(split: Split, normalize: Callable[[str], str]) -> Split:
 
 
 def _without_look_ahead(pattern: str) -> tuple[str, str] | None:
-    """Two patterns that together split as `pattern` does: where to cut white space first, and then the pieces.
+    """Two patterns that together split as `pattern` does: where to cut whitespace first, and then the pieces.
 
-    `\\s+(?!\\S)` leaves the last white space before a word to the word. So a mark is inserted before that white space.
-    No piece may contain the mark, so `\\s+` ends there. If `\\s*[\\r\\n]+` matches white space up to the last line
-    end, only the white space after it is cut.
+    `\\s+(?!\\S)` leaves the last whitespace before a word to the word. So a mark is inserted before that whitespace.
+    No piece may contain the mark, so `\\s+` ends there. If `\\s*[\\r\\n]+` matches whitespace up to the last line
+    end, only the whitespace after it is cut.
 
     Returns:
         Both patterns in Rust's dialect; None if the pattern looks ahead in another way or is not valid in that dialect.

@@ -147,7 +147,7 @@ def lookahead_after(text: str, base_pattern: str) -> str | None:
     """A look-ahead that matches if the last pre-token of `text` ends with it, None if no look-ahead can tell.
 
     GPT-2's pattern and Llama 3's are supported: letters, digits and symbols extend over following characters of the
-    same kind; white space extends to the last one before a word (`\\s+(?!\\S)`), and a line break may be separate.
+    same kind; whitespace extends to the last one before a word (`\\s+(?!\\S)`), and a line break may be separate.
     """
     last, has_breaks = text[-1], LINE_BREAKS in base_pattern
     if regex.fullmatch(r"\p{L}", last):

@@ -60,5 +60,5 @@ def test_normalization_gives_the_named_form(normalization: Normalization, expect
 
 
 @pytest.mark.parametrize(("text", "empty"), [("", True), (" \t\n\u3000\u2028", True), ("\n.\n", False)])
-def test_white_space_only_is_empty(text: str, empty: bool) -> None:
+def test_whitespace_only_is_empty(text: str, empty: bool) -> None:
     assert is_empty(text) is empty

@@ -32,7 +32,7 @@ def prose(seed: int, paragraphs: int) -> str:
 
 
 @given(TEXTS, SIZES)
-def test_pieces_lose_only_white_space_and_respect_the_size(text: str, max_bytes: int) -> None:
+def test_pieces_lose_only_whitespace_and_respect_the_size(text: str, max_bytes: int) -> None:
     pieces = [piece for _, piece in cut_text([text], max_bytes)]
     assert all(len(piece.encode()) <= max_bytes for piece in pieces)
     position = 0

@@ -155,7 +155,7 @@ def test_phrase_ends_where_a_pretoken_ends() -> None:
     assert split([" a ("], " a (b a ((") == [" a (", "b", " a", " (("]
 
 
-def test_trailing_white_space_ends_as_in_the_base() -> None:
+def test_trailing_whitespace_ends_as_in_the_base() -> None:
     assert split([".\n\n"], "a.\n\nb.\n\n c.\n\n") == ["a", ".\n\n", "b", ".\n\n", " c", ".\n\n"]
     assert split([".\n\n"], "a.\n\n\nb.\n\n  c") == ["a", ".\n\n", "\n", "b", ".", "\n\n ", " c"]
     assert split([". "], "a. b.  c. ") == ["a", ".", " b", ". ", " c", ". "]
@@ -195,7 +195,7 @@ def test_pattern_needs_a_pre_tokenizer_with_a_single_pattern(tiny_bpe: Tokenizer
 SIMPLE = ["of", " the", " them", ".", " ", "  ", "\n", "\n\n", "1", " 23"]
 PIECES = ["of", " the", " them", " (", ")", ".*", "[a", "\\d", "|", "^", "$", "{2}", "#", " 1", "23", "'s", "don't"]
 PIECES += ["\n", "\r\n", "  ", " ", "é", "한국", "-", "&&", "~~", "🙂", "\x00", "?", "+", "½"]
-# trailing marks and apostrophes and rarer white space are in LOST below
+# trailing marks and apostrophes and rarer whitespace are in LOST below
 ELSE = st.text(st.characters(categories=["L", "N", "S", "P"], exclude_characters="'"), max_size=2)
 PIECE = st.sampled_from(PIECES) | ELSE
 
@@ -248,7 +248,7 @@ LOST = [
     ("Llama 3", "a\t", "a\tb"),  # any one character except a line break belongs to the following word
     ("Llama 3", "a\t", "a\t\t\tb"),
     ("Llama 3", "a\u3000", "a\u3000b"),
-    ("GPT-2", "a\x1c", "a\x1c."),  # white space in Python only
+    ("GPT-2", "a\x1c", "a\x1c."),  # whitespace in Python only
 ]
 
 
