@@ -19,7 +19,8 @@ from ivr_dagster.storage.lock import ProcessLock
 from ivr_dagster_tests import small_pipeline
 from ivr_dagster_tests.small_pipeline import Figures
 
-FAULTS = Path(__file__).parent / "faults"
+SLOW_FOLDERS = {Path(__file__).parent / name for name in ("faults", "sample")}
+SLOW_FILES = {"test_worker.py", "test_ray.py", "test_tune.py"}
 
 # the same examples in every run, on however busy a machine
 settings.register_profile(
@@ -37,11 +38,12 @@ settings.load_profile("ivr")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the long tiers as slow; run whole pipelines first to balance the processes.
 
-    Slow are pipelines of the sample model, launched processes (torchrun, Ray) and fault injection.
+    Slow are pipelines of the sample model, the sample corpus and model themselves, launched processes (torchrun, Ray),
+    whole searches for training settings, and fault injection.
     """
-    slow = {"test_worker.py", "test_ray.py"}
     for item in items:
-        if "sample_run" in getattr(item, "fixturenames", ()) or item.path.name in slow or item.path.parent == FAULTS:
+        needs_sample = "sample_run" in getattr(item, "fixturenames", ())
+        if needs_sample or item.path.name in SLOW_FILES or item.path.parent in SLOW_FOLDERS:
             item.add_marker("slow")
     items.sort(key=lambda item: item.path.parent != Path(__file__).parent)
 

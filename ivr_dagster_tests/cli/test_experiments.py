@@ -113,6 +113,7 @@ def test_external_artifacts_are_read_in_place(parent: Project, tmp_path: Path) -
     assert experiment.paths.external == {"external_remap_rules": rules}
 
 
+@pytest.mark.slow
 def test_explicit_settings_are_kept_and_a_new_preset_replaces_the_others(parent: Project) -> None:
     parent = change_settings(parent, preset="laptop", tune_trials=20)  # 20 is the default without a preset
     for name, changed, preset in (("same", {}, "laptop"), ("other", {"preset": "gpu"}, "gpu")):

@@ -19,7 +19,7 @@ def test_a_process_whose_parent_was_gone_before_ends_at_once() -> None:
     assert ended.returncode == -signal.SIGTERM
 
 
-def test_a_process_goes_on_while_its_parent_lives() -> None:
+def test_process_runs_while_its_parent_lives() -> None:
     end_with(os.getppid())
     child = subprocess.Popen([sys.executable, "-c", ENDLESS, str(os.getpid())])
     try:

@@ -220,6 +220,7 @@ def test_training_curves_use_the_units_of_each_runs_tokenizer(tmp_path: Path) ->
     assert learned == {"sft": TrainingCurve((500,), (3000,), (1.5,))}
 
 
+@pytest.mark.slow
 def test_plots_are_reproducible_png_with_error_bars_and_curves() -> None:
     from matplotlib.image import imread
 

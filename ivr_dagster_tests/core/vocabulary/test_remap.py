@@ -156,6 +156,7 @@ def test_round_trip_of_any_text_is_exact(remapped: Tokenizer, text: str) -> None
     assert ids.count(50_256) == text.count("<|endoftext|>")
 
 
+@pytest.mark.slow
 def test_written_folder_contains_base_and_rules_and_loads_in_transformers(
     rules: RemapRules, remapping: Remapping, gpt2_bpe: ByteLevelBPE, topics: list[str], tmp_path: Path
 ) -> None:
