@@ -23,7 +23,7 @@ from ivr_dagster_tests.small_pipeline import SMALL, TINY
 
 pytestmark = pytest.mark.browser
 
-GUIDE = Path(__file__).parents[2] / "docs" / "operating.md"
+GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "operating.md"
 NO_SERVER = "no PostgreSQL: `apt-get install postgresql`, or put its initdb on PATH"
 
 
