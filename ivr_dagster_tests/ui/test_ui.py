@@ -86,7 +86,7 @@ def test_the_page_of_an_asset_has_description_and_figures(
 ) -> None:
     ui.wait_for_run(launched_run)
     visit(page, f"{ui.url}/assets/{ASSET}", "Description")
-    expect(page.get_by_text("The base tokenizer's ids out of a Unigram model")).to_be_visible()
+    expect(page.get_by_text("A Unigram tokenizer that reproduces the base tokenizer's ids")).to_be_visible()
     expect(metadata_row(page, "vocabulary_size")).to_contain_text(str(gpt2_size))
     agreement = float(metadata_row(page, "agreement").get_by_role("cell").last.inner_text())
     assert 0.99 <= agreement <= 1
@@ -105,7 +105,7 @@ def test_a_plot_of_metadata_is_shown(page: Page, ui: DagsterUi, launched_run: st
     ui.wait_for_run(launched_run)
     visit(page, f"{ui.url}/assets/replacement_candidates", "Description")
     dialog = open_metadata(page, "saving by number of new tokens")
-    picture = dialog.get_by_role("img", name="saving against the number of new tokens")
+    picture = dialog.get_by_role("img", name="saving by number of new tokens")
     expect(picture).to_be_visible()
     assert picture.evaluate("image => image.naturalWidth") > 300
 
