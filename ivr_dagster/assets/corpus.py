@@ -33,7 +33,7 @@ def create_sample_corpus(settings: SettingsResource) -> None:
 
 
 def observe_other_corpus(source: str, settings: SettingsResource) -> str:
-    """Content hash of the out-of-domain text that a source of `OTHER_CORPORA` stands for.
+    """Content hash of the text of a source in `OTHER_CORPORA`.
 
     Raises:
         InputError: the folder has no readable text.

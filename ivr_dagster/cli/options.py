@@ -161,7 +161,7 @@ def experiment_folder(artifacts_dir: Path, name: str, config: Path | None) -> Pa
     """The artifacts folder of an existing experiment, for `--experiment`.
 
     Raises:
-        InputError: there is no such experiment, or other settings apply, which may make it write outside its folder.
+        InputError: the experiment does not exist, or other settings could make it write outside its folder.
     """
     from ivr_dagster.settings.loading import ENVIRONMENT_PREFIX, OUTPUT_PATHS
 

@@ -93,7 +93,7 @@ class CorpusCounts:
 class CleanedCorpus:
     """Handle of a cleaned corpus on disk. Reading streams, about 8 MB of text at a time.
 
-    All methods raise an InputError if there is no cleaned corpus or a part cannot be read.
+    All methods raise an InputError if the cleaned corpus is missing or a part cannot be read.
     """
 
     path: Path

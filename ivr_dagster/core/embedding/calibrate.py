@@ -174,7 +174,7 @@ def _hidden_states(
 ) -> "tuple[torch.Tensor, float]":
     """Inputs of the output matrix, float32 [positions, d], and the factor from its products to logits.
 
-    Most models have factor 1. Some scale logits; for those that cap them it is the least-squares slope.
+    Most models have factor 1. Some scale logits; for models that cap logits, the factor is the least-squares slope.
     """
     import torch
 

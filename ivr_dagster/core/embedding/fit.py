@@ -144,7 +144,7 @@ def fit_embeddings(
 def split_documents(
     corpus: CleanedCorpus, training: TrainingSettings, max_texts: int
 ) -> tuple[dict[str, int], dict[str, int]]:
-    """UTF-8 bytes by document of the train split: documents to train on, and those that training validates on."""
+    """Sizes of the training documents and of the validation documents in UTF-8 bytes, by document id."""
     sizes = document_sizes(islice(corpus.documents("train"), max_texts or None))
     validation, _ = validation_ids(sizes, training.validation_bytes, training.train_bytes)
     kept = {document: size for document, size in sizes.items() if document not in validation}
