@@ -17,6 +17,8 @@ from pydantic.fields import FieldInfo
 MAX_INTEGER, MAX_SEED = 2**63 - 1, 2**32 - 1
 # thirty years: adding it to a time of day stays within the calendar
 MAX_SECONDS = 1e9
+# a smaller piece of text would not contain the context of every possible cut
+MIN_SPLIT_BYTES = 256
 
 Kind = Literal["value", "path", "output path", "model", "address"]
 
@@ -162,8 +164,8 @@ class CorpusSettings(SettingsGroup):
     @field_validator("text_split_bytes")
     @classmethod
     def _check_split_size(cls, value: int) -> int:
-        if 0 < value < 256:
-            raise ValueError("expected 0 (never split) or at least 256 bytes")
+        if 0 < value < MIN_SPLIT_BYTES:
+            raise ValueError(f"expected 0 (never split) or at least {MIN_SPLIT_BYTES} bytes")
         return value
 
 

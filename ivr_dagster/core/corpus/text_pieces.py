@@ -8,8 +8,9 @@ import re
 import zlib
 from collections.abc import Iterable, Iterator
 
-_CONTEXT_BYTES = 64
-MIN_SPLIT_BYTES = 4 * _CONTEXT_BYTES  # the context of every possible cut is inside its piece
+from ivr_dagster.settings.groups import MIN_SPLIT_BYTES
+
+_CONTEXT_BYTES = MIN_SPLIT_BYTES // 4
 
 # CRLF is matched as a unit (possessive), or its LF would count as a blank line
 _END = rb"(?:\n|\r\n?+)"
