@@ -292,8 +292,8 @@ def _run(
     """Train in this process, or with torchrun if the launch settings request several processes."""
     from ivr_dagster.core.training.progress import describe_progress
     from ivr_dagster.core.training.sft import fine_tune
-    from ivr_dagster.core.training.worker import TrainingRequest
     from ivr_dagster.resources.torchrun import train_with_torchrun
+    from ivr_dagster.resources.training_worker import TrainingRequest
 
     launch = settings.launch()
     if launch.processes > 1:

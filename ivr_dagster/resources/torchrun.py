@@ -9,12 +9,12 @@ import dagster as dg
 
 from ivr_dagster.core.training.launch_settings import Launch
 from ivr_dagster.core.training.sft import SftResult
-from ivr_dagster.core.training.worker import TrainingRequest, read_failure, result_from_json, write_request
 from ivr_dagster.errors import InputError
 from ivr_dagster.resources.accelerator import Accelerator
+from ivr_dagster.resources.training_worker import TrainingRequest, read_failure, result_from_json, write_request
 from ivr_dagster.storage.atomic import remove
 
-WORKER = "ivr_dagster.core.training.worker"
+WORKER = "ivr_dagster.resources.training_worker"
 # the shell gives way to torchrun, whose output goes to a file: standard output is for figures
 _SHELL = ["sh", "-c", 'exec "$@" >"$0" 2>&1']
 

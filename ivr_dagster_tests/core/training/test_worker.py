@@ -35,9 +35,9 @@ from ivr_dagster.core.training.sft import (
     fine_tune,
     read_sft_config,
 )
-from ivr_dagster.core.training.worker import TrainingRequest, main, read_failure, write_request
 from ivr_dagster.errors import InputError
 from ivr_dagster.resources.torchrun import WORKER, WorkersFailedError, train_with_torchrun
+from ivr_dagster.resources.training_worker import TrainingRequest, main, read_failure, write_request
 
 pytestmark = pytest.mark.timeout(200)
 
@@ -224,7 +224,7 @@ from pathlib import Path
 import dagster as dg
 from pydantic import TypeAdapter
 from ivr_dagster.core.training.launch_settings import Launch
-from ivr_dagster.core.training.worker import TrainingRequest
+from ivr_dagster.resources.training_worker import TrainingRequest
 from ivr_dagster.resources.torchrun import train_with_torchrun
 
 @dg.asset

@@ -1,4 +1,4 @@
-"""One process of a training that torchrun starts: `python -m ivr_dagster.core.training.worker REQUEST.json [PID]`.
+"""One process of a training that torchrun starts: `python -m ivr_dagster.resources.training_worker REQUEST.json [PID]`.
 
 Rank 0 reports to Dagster through Pipes: log lines, and the result. Any rank writes why it failed beside the request.
 With PID, the process of the Dagster step on this machine, the worker ends when the step does.
