@@ -91,7 +91,7 @@ STAGES: dict[str, Stage] = {
         Stage("analyze", "Count pre-tokens and tokens; write token id sequences.", "tokenizer"),
         Stage("distill-tokenizer", "Distill the base BPE into a Unigram tokenizer with the same ids.", "tokenizer"),
         Stage("select", "Select new tokens and the ids they receive.", "tokenizer"),
-        Stage("remap", "Write the remap rules and the remapped tokenizer.", "tokenizer"),
+        Stage("remap", "Write the remap rules and the remapped tokenizer, as BPE and as Unigram.", "tokenizer"),
         Stage("align", "Reorder embeddings, initialize new rows, and write the initialized model.", "training"),
         Stage("train", "Fine-tune the adapted model and the vanilla baselines.", "training"),
         Stage("evaluate", "Compare all variants in bits per byte and write the report.", "training"),
@@ -138,10 +138,16 @@ _ASSETS = (
     _asset("selection_log", "select", "analysis/reports/selection_log.md"),
     _asset("remap_rules", "remap", "tokenizers/remap_rules.yaml", "rules edited_by_hand", external="remap_rules_path"),
     _asset(
+        "remapped_bpe_tokenizer",
+        "remap",
+        "tokenizers/remapped_bpe",
+        "tokens_reassigned token_saving bytes_per_token agreement_kept documents_longer",
+    ),
+    _asset(
         "remapped_tokenizer",
         "remap",
         "tokenizers/remapped",
-        "tokens_reassigned token_saving bytes_per_token agreement_kept documents_longer",
+        "tokens_reassigned token_saving bytes_per_token agreement agreement_heldout",
         external="remapped_tokenizer_dir",
     ),
     _asset(

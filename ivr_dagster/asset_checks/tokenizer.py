@@ -32,9 +32,13 @@ def distilled_round_trip(distilled_tokenizer: TokenizerFolder, cleaned_corpus: C
 @dg.asset_check(asset="distilled_tokenizer", name="agreement_floor", blocking=True)
 def agreement_floor(settings: SettingsResource, distilled_tokenizer: TokenizerFolder) -> dg.AssetCheckResult:
     """Agreement with the base tokenizer on train and held-out text is at least `agreement_floor`."""
-    certificate = read_certificate(distilled_tokenizer.path)
+    return agreement_verdict(distilled_tokenizer, settings.tokenizer.agreement_floor)
+
+
+def agreement_verdict(tokenizer: TokenizerFolder, floor: float) -> dg.AssetCheckResult:
+    """Whether a distilled tokenizer's certificate reaches a floor."""
+    certificate = read_certificate(tokenizer.path)
     agreement, heldout = (float(certificate[split]["agreement"]) for split in ("train", "heldout"))
-    floor = settings.tokenizer.agreement_floor
     return verdict(
         min(agreement, heldout) >= floor,
         remedy="See the worst divergences on the asset's page. Lower agreement_floor if they do not matter to you.",

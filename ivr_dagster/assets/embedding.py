@@ -94,17 +94,18 @@ def fitted_embeddings(
     The safetensors metadata records how many tokens were computed.
     """
     started = time.monotonic()
+    remapped = remapped_tokenizer.in_form(settings.tokenizer.tokenizer_model)
     device, progress = accelerator.resolved_device(), partial(track, context.log)
 
     def score(model: "PreTrainedModel", texts: list[str], length: int) -> float:
-        tokenizer = ScoringTokenizer.of(remapped_tokenizer.backend(), remapped_tokenizer.end_of_text_id())
+        tokenizer = ScoringTokenizer.of(remapped.backend(), remapped.end_of_text_id())
         advance = progress("bits per byte", "tokens")
         return bits_per_byte(model, tokenizer, texts, context=length, device=device, progress=advance).bpb
 
     fit = fit_embeddings(
         base.model(),
         reordered_embeddings,
-        remapped_tokenizer,
+        remapped,
         cleaned_corpus,
         settings.embedding,
         settings.training,
@@ -153,13 +154,14 @@ def initialized_model(
     """The base model with the remapped tokenizer and the fitted embeddings; everything else stays byte for byte.
 
     Copies the base model's files and overwrites the embeddings in the copy, without loading the model. The folder also
-    holds the base tokenizer, the remap rules, and in `initialization_compute.json` the tokens computed so far.
+    holds the tokenizer's BPE form, the base tokenizer, the remap rules, and in `initialization_compute.json` the tokens
+    computed so far.
     """
     started = time.monotonic()
     with settings.staging("initialized_model") as folder:
         progress = track(context.log, "copying", "bytes")
         layout = write_model(base.model().path, fitted_embeddings.tensors, folder, progress=progress)
-        write_copy(remapped_tokenizer, folder)
+        write_copy(remapped_tokenizer.in_form(settings.tokenizer.tokenizer_model), folder)
         fitted_embeddings.compute.write(folder)
     return dg.MaterializeResult(
         value=ModelFolder(folder),

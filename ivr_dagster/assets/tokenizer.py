@@ -77,12 +77,11 @@ def distilled_tokenizer(
     pretoken_counts: pl.DataFrame,
     cleaned_corpus: CleanedCorpus,
 ) -> dg.MaterializeResult[TokenizerFolder]:
-    """A Unigram tokenizer that reproduces the base tokenizer's ids, and whose tokens can be replaced one by one.
+    """A Unigram tokenizer that reproduces the base tokenizer's ids.
 
-    In a BPE a token is the end of a chain of merges, so it cannot be removed without the tokens made from it. Here each
-    token has a score, computed from its merge rank, and the best-scoring segmentation is the one that BPE finds. Where
-    scores cannot reproduce it, the pre-tokenizer gets exceptions for the pre-tokens of this corpus. `agreement` is the
-    share of pre-token occurrences with exactly the base tokenizer's ids, also recorded in `agreement.json`.
+    Each token has a score, computed from its merge rank, and the best-scoring segmentation is the one that BPE finds.
+    Where scores cannot reproduce it, the pre-tokenizer gets exceptions for the pre-tokens of this corpus. `agreement`
+    is the share of pre-token occurrences with exactly the base tokenizer's ids, also recorded in `agreement.json`.
     `base_tokenizer.json` in the folder is the base tokenizer.
     """
     started = time.monotonic()
@@ -109,7 +108,7 @@ def distilled_tokenizer(
     return dg.MaterializeResult(
         value=TokenizerFolder(folder),
         data_version=dg.DataVersion(version),
-        metadata=_agreement_metadata(train, heldout)
+        metadata=agreement_metadata(train, heldout)
         | {
             "vocabulary_size": bpe.size,
             "exceptions": len(distillation.exceptions),
@@ -133,7 +132,8 @@ def _relative_speed(tokenizer: Tokenizer, base: Tokenizer, corpus: CleanedCorpus
     return round(seconds[0] / seconds[1], 2)
 
 
-def _agreement_metadata(train: Agreement, heldout: Agreement) -> dict[str, Any]:
+def agreement_metadata(train: Agreement, heldout: Agreement) -> dict[str, Any]:
+    """The figures of a distilled tokenizer's agreement, with the worst divergences as tables."""
     return {
         "agreement": train.share,
         "agreement_heldout": heldout.share,

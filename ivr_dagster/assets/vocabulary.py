@@ -9,19 +9,34 @@ from typing import Any
 import dagster as dg
 import numpy as np
 import polars as pl
+from tokenizers import Tokenizer
 
 from ivr_dagster.assets import OWNERS
 from ivr_dagster.assets.display import columns, curves, inline_png, markdown_table
+from ivr_dagster.assets.tokenizer import agreement_metadata
 from ivr_dagster.core.corpus.cleaned import CleanedCorpus
-from ivr_dagster.core.tokenizer.agreement import LENGTHS_BYTES, Lengths, compare_lengths, heldout_sample
+from ivr_dagster.core.tokenizer.agreement import (
+    LENGTHS_BYTES,
+    Lengths,
+    compare_lengths,
+    heldout_sample,
+    measure_agreement,
+)
 from ivr_dagster.core.tokenizer.folder import TokenizerFolder
-from ivr_dagster.core.tokenizer.segments import segments_of_types
-from ivr_dagster.core.tokenizer.write import write_certificate
+from ivr_dagster.core.tokenizer.segments import encode_each
+from ivr_dagster.core.tokenizer.unigram import distill
+from ivr_dagster.core.tokenizer.write import write_certificate, write_unigram_form
 from ivr_dagster.core.tokens.byte_level import text_of
-from ivr_dagster.core.tokens.counts import counts_from_table
+from ivr_dagster.core.tokens.counts import PretokenCounts, count_pretokens, counts_from_table
 from ivr_dagster.core.vocabulary.log import selection_log_text, verdict
-from ivr_dagster.core.vocabulary.remap import remap_tokenizer, unaffected_types, write_remapped_tokenizer
-from ivr_dagster.core.vocabulary.rules import RemapRules, check_rules, edited_rules
+from ivr_dagster.core.vocabulary.remap import complete_rules, remap_tokenizer, unaffected_types
+from ivr_dagster.core.vocabulary.rules import (
+    RemapRules,
+    applied_rules,
+    check_rules,
+    edited_rules,
+    write_remapped_bpe,
+)
 from ivr_dagster.core.vocabulary.selection import Plan, plan_selection
 from ivr_dagster.core.vocabulary.table import COLUMNS, rules_from_table
 from ivr_dagster.io_managers.tables import read_candidates
@@ -39,7 +54,7 @@ GROUP = "vocabulary"
     kinds={"csv", "polars"},
     owners=OWNERS,
     io_manager_key="csv_io",
-    code_version="3",
+    code_version="4",
     metadata=columns(**{name: (dtype.__name__.lower(), text) for name, (dtype, text) in COLUMNS.items()}),
 )
 def replacement_candidates(
@@ -53,8 +68,8 @@ def replacement_candidates(
     """Which strings receive an id, and which tokens lose theirs.
 
     New tokens are found by continuing BPE on the domain's pre-token counts: the most frequent pair of neighbors is
-    merged, counts are updated, and so on. Ids come from the tokens that the domain uses least, the latest merges first;
-    bytes, special tokens, digits and the parts of new tokens are kept.
+    merged, counts are updated, and so on. Ids come from the tokens that the domain uses least, the latest merges first,
+    and only if no kept or new token is made of them; bytes, special tokens and digits are kept.
 
     This asset is incremental: it also reads the table that it made before. With `sticky`, rules of that table keep
     their ids while they pay off. If settings and code are the same, the whole table stays while a new selection would
@@ -183,7 +198,7 @@ def selection_log(settings: SettingsResource, replacement_candidates: pl.DataFra
     )
 
 
-@dg.asset(group_name=GROUP, kinds={"yaml"}, owners=OWNERS, io_manager_key="rules_io", code_version="1")
+@dg.asset(group_name=GROUP, kinds={"yaml"}, owners=OWNERS, io_manager_key="rules_io", code_version="2")
 def remap_rules(
     context: dg.AssetExecutionContext, settings: SettingsResource, replacement_candidates: pl.DataFrame
 ) -> dg.MaterializeResult[RemapRules]:
@@ -212,56 +227,115 @@ def remap_rules(
     )
 
 
-@dg.asset(group_name=GROUP, kinds={"huggingface"}, owners=OWNERS, io_manager_key="tokenizer_io", code_version="4")
-def remapped_tokenizer(
+@dg.asset(group_name=GROUP, kinds={"huggingface"}, owners=OWNERS, io_manager_key="tokenizer_io", code_version="1")
+def remapped_bpe_tokenizer(
+    context: dg.AssetExecutionContext,
     settings: SettingsResource,
-    distilled_tokenizer: TokenizerFolder,
+    original_tokenizer: TokenizerFolder,
     remap_rules: RemapRules,
     pretoken_counts: pl.DataFrame,
     cleaned_corpus: CleanedCorpus,
 ) -> dg.MaterializeResult[TokenizerFolder]:
-    """The tokenizer of the adapted model: the distilled one with the remap rules applied.
+    """The base tokenizer without the sacrificed tokens and their merges, and with the new ones at their ids.
 
-    It has the base's vocabulary size, and every id without a rule keeps its string, so that a model keeps the shape of
-    its embedding and nearly all rows. `token_saving` is measured on up to 4 MB of held-out documents. `agreement_kept`
-    is the share of train pre-tokens without new or sacrificed tokens that are segmented as by the base. The folder
-    contains the base tokenizer (`base_tokenizer.json`) and the rules (`remap_rules.yaml`).
+    It is a byte-level BPE, which all inference engines read. Sacrificed tokens are leaves of the merge tree and new
+    merges come last, so text without sacrificed and new tokens is segmented exactly as by the base. `token_saving` is
+    measured on up to 4 MB of held-out documents. Halves that the rules do not name are found, and tokens that are
+    missing for them are added to the rules. The folder contains the base tokenizer (`base_tokenizer.json`) and the
+    rules (`remap_rules.yaml`).
     """
     started = time.monotonic()
-    base, bpe = distilled_tokenizer.base_backend(), distilled_tokenizer.base_bpe()
+    base, bpe = original_tokenizer.backend(), original_tokenizer.bpe()
     check_rules(remap_rules, bpe, settings.paths["remap_rules"])
-    counts = counts_from_table(pretoken_counts)
-    base_ids = segments_of_types(base, counts.types)
-    exceptions = settings.tokenizer.exceptions
-    remapping = remap_tokenizer(base, bpe, remap_rules, counts, exceptions=exceptions, base_ids=base_ids)
-    with settings.staging("remapped_tokenizer") as folder:
-        base_file = distilled_tokenizer.base_file
-        write_remapped_tokenizer(remapping.tokenizer, remap_rules, base_file, distilled_tokenizer, folder)
+    rules, added = complete_rules(remap_rules, base, bpe, settings.paths["remap_rules"])
+    for rule in added:
+        context.log.warning(
+            f"Token {text_of(rule.new_token)!r} is added at id {rule.id}, in place of "
+            f"{text_of(rule.sacrificed_token)!r}: a new token is made of it."
+        )
+    with settings.staging("remapped_bpe_tokenizer") as folder:
+        write_remapped_bpe(remap_tokenizer(base, bpe, rules), rules, original_tokenizer, folder)
         written = TokenizerFolder(folder).backend()
         version = content_hash(folder)  # before the certificate: other held-out text makes the same tokenizer
         lengths = compare_lengths(base, written, heldout_sample(cleaned_corpus, LENGTHS_BYTES))
-        unaffected = unaffected_types(base, written, remap_rules, counts, base_ids=base_ids)
-        occurrences = sum(int(counts.counts[n]) for n, _ in unaffected)
-        identical = sum(int(counts.counts[n]) for n, same in unaffected if same)
-        certificate = {
-            "untouched_occurrences": occurrences,
-            "untouched_occurrences_identical": identical,
-            "exceptions": len(remapping.exceptions),
-            "heldout_lengths": lengths.as_dict(),
-        }
-        write_certificate(certificate, folder)
+        unaffected = _unaffected(base, written, rules, counts_from_table(pretoken_counts))
+        write_certificate(unaffected | {"heldout_lengths": lengths.as_dict()}, folder)
     return dg.MaterializeResult(
         value=TokenizerFolder(folder),
         data_version=dg.DataVersion(version),
         metadata=_lengths_metadata(lengths)
         | {
             "vocabulary_size": written.get_vocab_size(),
-            "tokens_reassigned": len(remap_rules),
-            "agreement_kept": identical / occurrences if occurrences else 1.0,
-            "exceptions": len(remapping.exceptions),
+            "tokens_reassigned": len(rules),
+            "tokens_added": len(added),
+            "agreement_kept": _share_identical(unaffected),
             "seconds": round(time.monotonic() - started, 2),
         },
     )
+
+
+@dg.asset(group_name=GROUP, kinds={"huggingface"}, owners=OWNERS, io_manager_key="tokenizer_io", code_version="5")
+def remapped_tokenizer(
+    settings: SettingsResource,
+    remapped_bpe_tokenizer: TokenizerFolder,
+    pretoken_counts: pl.DataFrame,
+    cleaned_corpus: CleanedCorpus,
+) -> dg.MaterializeResult[TokenizerFolder]:
+    """The remapped BPE distilled into a Unigram with the same ids, as the base is into `distilled_tokenizer`.
+
+    `agreement` is the share of train pre-tokens that both segment identically, also recorded in `agreement.json`;
+    `agreement_kept` is that of train pre-tokens without new or sacrificed tokens with the base. The folder contains the
+    BPE form (`bpe_tokenizer.json`), the base tokenizer (`base_tokenizer.json`) and the rules (`remap_rules.yaml`). With
+    `tokenizer_model: bpe`, models get the BPE form.
+    """
+    started = time.monotonic()
+    base, bpe = remapped_bpe_tokenizer.base_backend(), remapped_bpe_tokenizer.backend()
+    rules, counts = applied_rules(remapped_bpe_tokenizer), counts_from_table(pretoken_counts)
+    bpe_ids = encode_each(bpe, counts.types)
+    exceptions = settings.tokenizer.exceptions
+    distillation = distill(bpe, remapped_bpe_tokenizer.bpe(), counts, exceptions=exceptions, base_ids=bpe_ids)
+    with settings.staging("remapped_tokenizer") as folder:
+        write_unigram_form(distillation.tokenizer, remapped_bpe_tokenizer, folder)
+        written = TokenizerFolder(folder).backend()
+        version = content_hash(folder)
+        train = measure_agreement(bpe, written, counts, base_ids=bpe_ids)
+        heldout = measure_agreement(bpe, written, count_pretokens(cleaned_corpus.texts("heldout"), base))
+        lengths = compare_lengths(base, written, heldout_sample(cleaned_corpus, LENGTHS_BYTES))
+        unaffected = _unaffected(base, written, rules, counts)
+        certificate = unaffected | {
+            "train": train.as_dict(),
+            "heldout": heldout.as_dict(),
+            "exceptions": len(distillation.exceptions),
+            "heldout_lengths": lengths.as_dict(),
+        }
+        write_certificate(certificate, folder)
+    return dg.MaterializeResult(
+        value=TokenizerFolder(folder),
+        data_version=dg.DataVersion(version),
+        metadata=agreement_metadata(train, heldout)
+        | _lengths_metadata(lengths)
+        | {
+            "vocabulary_size": written.get_vocab_size(),
+            "tokens_reassigned": len(rules),
+            "agreement_kept": _share_identical(unaffected),
+            "exceptions": len(distillation.exceptions),
+            "seconds": round(time.monotonic() - started, 2),
+        },
+    )
+
+
+def _unaffected(base: Tokenizer, remapped: Tokenizer, rules: RemapRules, counts: PretokenCounts) -> dict[str, int]:
+    """Occurrences of pre-tokens without new or sacrificed tokens, and those with identical ids."""
+    unaffected = unaffected_types(base, remapped, rules, counts)
+    return {
+        "untouched_occurrences": sum(int(counts.counts[n]) for n, _ in unaffected),
+        "untouched_occurrences_identical": sum(int(counts.counts[n]) for n, same in unaffected if same),
+    }
+
+
+def _share_identical(unaffected: dict[str, int]) -> float:
+    occurrences = unaffected["untouched_occurrences"]
+    return unaffected["untouched_occurrences_identical"] / occurrences if occurrences else 1.0
 
 
 def _lengths_metadata(lengths: Lengths) -> dict[str, Any]:

@@ -37,4 +37,6 @@ def read_candidates(path: Path) -> pl.DataFrame:
     # types are not inferred: a token may look like a number ("12")
     head = pl.read_csv(path, n_rows=0).columns
     types = {name: COLUMNS[name][0] if name in COLUMNS else pl.String for name in head}
-    return pl.read_csv(path, schema_overrides=types).with_columns(pl.col(pl.String).fill_null(""))
+    table = pl.read_csv(path, schema_overrides=types).with_columns(pl.col(pl.String).fill_null(""))
+    # tables of earlier versions have no merges
+    return table if "halves" in head else table.with_columns(halves=pl.lit(""), merge_rank=pl.col("rank"))

@@ -201,15 +201,21 @@ class TokenizerSettings(SettingsGroup):
     )
     agreement_floor: float = setting(
         0.99,
-        "Minimum agreement of the distilled with the base tokenizer, as a share of pre-token occurrences.",
-        affects="distilled_tokenizer",  # its check must run again
+        "Minimum agreement of a Unigram with the BPE that it is distilled from, as a share of pre-token occurrences.",
+        affects="distilled_tokenizer remapped_tokenizer",  # their checks must run again
         ge=0,
         le=1,
+    )
+    tokenizer_model: Literal["unigram", "bpe"] = setting(
+        "unigram",
+        "Form of the remapped tokenizer that the model is trained and saved with. Both forms have the same ids; bpe "
+        "encodes faster and runs in more inference engines.",
+        affects="fitted_embeddings initialized_model",
     )
     exceptions: int = setting(
         10_000,
         "Maximum number of pre-token types, most frequent first, that get explicit cuts where scores cannot reproduce "
-        "the base tokenizer. 0 or off: none.",
+        "the BPE. 0 or off: none.",
         affects="distilled_tokenizer remapped_tokenizer tuning_study",
         words={"off": 0, "on": 10_000, "no": 0, "yes": 10_000, "false": 0, "true": 10_000},
         ge=0,
@@ -285,7 +291,7 @@ class SelectionSettings(SettingsGroup):
     saving_floor: float = setting(
         0.10,
         "Share of held-out tokens that new tokens must save; below it a check warns that training is hardly worth it.",
-        affects="selection_log remapped_tokenizer",  # its check must run again
+        affects="selection_log remapped_bpe_tokenizer",  # its check must run again
         stages="select",
         ge=0,
         lt=1,
@@ -293,7 +299,7 @@ class SelectionSettings(SettingsGroup):
     longer_documents_ceiling: float = setting(
         0.001,
         "Maximum share of held-out documents that may need more tokens than with the base tokenizer.",
-        affects="remapped_tokenizer",  # its check must run again
+        affects="remapped_bpe_tokenizer",  # its check must run again
         ge=0,
         le=1,
     )

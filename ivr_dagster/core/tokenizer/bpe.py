@@ -2,14 +2,14 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models
 
 from ivr_dagster.core.tokens.byte_level import CHARACTER_TO_BYTE, is_byte_level
 from ivr_dagster.errors import InputError
@@ -45,6 +45,17 @@ class ByteLevelBPE:
     def model_strings(self) -> tuple[str, ...]:
         """The model's tokens in the byte-level alphabet, without added tokens."""
         return tuple(s for i, s in enumerate(self.strings) if i not in self.added_ids and is_byte_level(s))
+
+    def extended(self, strings: Sequence[str], merges: Iterable[tuple[str, str]]) -> "ByteLevelBPE":
+        """This vocabulary with further tokens, ids V, V + 1, ..., and their merges after all others."""
+        ids = self.ids | {string: token_id for token_id, string in enumerate(strings, start=self.size)}
+        further = tuple((ids[left], ids[right], ids[left + right]) for left, right in merges)
+        return replace(self, strings=(*self.strings, *strings), merges=(*self.merges, *further))
+
+    def model(self) -> models.BPE:
+        """The BPE as a model of `tokenizers`, which encodes byte-level strings."""
+        merges = [(self.strings[left], self.strings[right]) for left, right, _ in self.merges]
+        return models.BPE(dict(self.ids), merges, ignore_merges=self.ignores_merges)
 
     @cached_property
     def merge_of(self) -> dict[int, tuple[int, int, int]]:

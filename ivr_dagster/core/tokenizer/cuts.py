@@ -26,6 +26,7 @@ RUN_TOKEN = re.compile(rf"(?P<head>.{{0,3}}?)(?P<run>(?P<character>.)(?P=charact
 RUN_WITH_TAIL = re.compile(
     rf".{{0,3}}?(?P<character>.)(?P=character){{{SHORTEST_RUN - 1},}}(?P<tail>(?!(?P=character)).+)", re.DOTALL
 )
+_RUN = re.compile(rf"(.)\1{{{SHORTEST_RUN - 1},}}", re.DOTALL)
 # character whose runs are cut → strings that precede (or follow) such runs
 Affixes = Mapping[str, set[str]]
 
@@ -41,7 +42,7 @@ def cut_pattern(runs: str | None, exceptions: Mapping[str, str]) -> str | None:
     return alternatives(parts) if parts else None
 
 
-def run_cuts(base: Tokenizer, strings: Iterable[str], new: Iterable[str] = ()) -> str | None:
+def run_cuts(base: Tokenizer, strings: Iterable[str]) -> str | None:
     """A pattern that cuts runs of one non-alphanumeric character (`====`, `Ġ----`) where the base's BPE cuts them.
 
     BPE merges a run from the left into ever larger tokens and leaves the remainder at the end. A sum of scores does not
@@ -52,16 +53,12 @@ def run_cuts(base: Tokenizer, strings: Iterable[str], new: Iterable[str] = ()) -
     Args:
         base: the base tokenizer; only its model is used.
         strings: the model's tokens.
-        new: new tokens; a run that is one of them stays whole.
     """
-    heads, tails, longest_known = _runs_in(tuple(strings))
-    whole, longest = set(new), Counter(longest_known)
-    for character, length in _longest_runs(whole, heads).items():
-        longest[character] = max(longest[character], length)
+    heads, tails, longest = _runs_in(tuple(strings))
     by_first: defaultdict[str, list[str]] = defaultdict(list)
     for character in sorted(heads):
         for head in sorted(heads[character], key=lambda head: (-len(head), head)):
-            cut = _first_cut(base, head, character, 2 * longest[character], whole, tails[character])
+            cut = _first_cut(base, head, character, 2 * longest[character], tails[character])
             by_first[(head + character)[0]].append(cut)
     if not by_first:
         return None
@@ -112,6 +109,11 @@ def parse_run(string: str, heads: Affixes) -> tuple[str, str, int] | None:
     return found["head"], found["character"], len(found["run"])
 
 
+def count_runs(string: str) -> int:
+    """Number of runs of one non-alphanumeric character in a byte-level string."""
+    return sum(_is_symbol(run[1]) for run in _RUN.finditer(string))
+
+
 def _tails(strings: Iterable[str], characters: Iterable[str]) -> dict[str, set[str]]:
     """Character → strings that follow its runs inside tokens (`+` in `------+`)."""
     tails: dict[str, set[str]] = {character: set() for character in characters}
@@ -122,7 +124,7 @@ def _tails(strings: Iterable[str], characters: Iterable[str]) -> dict[str, set[s
     return tails
 
 
-def _first_cut(base: Tokenizer, head: str, character: str, longest: int, whole: set[str], tails: set[str]) -> str:
+def _first_cut(base: Tokenizer, head: str, character: str, longest: int, tails: set[str]) -> str:
     """A pattern that matches the base tokenizer's first token of `head` and a run, for runs of any length.
 
     A look-ahead at the length of the remainder selects the token. Runs before one of `tails` are left to the scores.
@@ -130,7 +132,7 @@ def _first_cut(base: Tokenizer, head: str, character: str, longest: int, whole: 
     lengths: defaultdict[str, list[int]] = defaultdict(list)
     for length in range(SHORTEST_RUN, longest + 2):
         string = head + character * length
-        lengths[string if string in whole else base.model.tokenize(string)[0].value].append(length)
+        lengths[base.model.tokenize(string)[0].value].append(length)
     run = escaped(character)
     tail = trie_pattern(dict.fromkeys(tails, "")) if tails else ""
     end = f"(?!{alternatives([run, tail] if tail else [run])})"

@@ -1,9 +1,9 @@
 """The handle of a tokenizer folder: cheap to pass between assets, opened where it is used."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from tokenizers import Tokenizer
 
@@ -17,18 +17,20 @@ if TYPE_CHECKING:
 
 TOKENIZER = "tokenizer.json"
 # the context of a distilled or remapped tokenizer; model folders contain it too
-BASE_TOKENIZER, REMAP_RULES = "base_tokenizer.json", "remap_rules.yaml"
+BASE_TOKENIZER, BPE_TOKENIZER, REMAP_RULES = "base_tokenizer.json", "bpe_tokenizer.json", "remap_rules.yaml"
 
 
 @dataclass(frozen=True)
 class TokenizerFolder:
     """A folder that `AutoTokenizer.from_pretrained` loads, or a model folder that contains one.
 
-    Distilled and remapped tokenizers carry the base tokenizer as `base_tokenizer.json`. Remapped ones also carry the
-    rules that were applied as `remap_rules.yaml`; `core.vocabulary.rules.applied_rules` reads them.
+    Distilled and remapped tokenizers carry the base tokenizer as `base_tokenizer.json`. Remapped ones also carry their
+    BPE form as `bpe_tokenizer.json`, if they are a Unigram, and the rules that were applied as `remap_rules.yaml`;
+    `core.vocabulary.rules.applied_rules` reads them.
 
     Attributes:
         path: the folder.
+        model: `bpe` for the BPE form of a remapped tokenizer, `unigram` for the tokenizer itself.
         external_base: the base tokenizer's file if it is not in the folder.
         external_rules: the rules' file if it is not in the folder.
     """
@@ -36,6 +38,18 @@ class TokenizerFolder:
     path: Path
     external_base: Path | None = None
     external_rules: Path | None = None
+    model: Literal["unigram", "bpe"] = "unigram"
+
+    @property
+    def file(self) -> Path:
+        """The tokenizer's `tokenizer.json`."""
+        return self.bpe_file if self.model == "bpe" else self.path / TOKENIZER
+
+    @property
+    def bpe_file(self) -> Path:
+        """The BPE form, which may be the tokenizer itself."""
+        file = self.path / BPE_TOKENIZER
+        return file if file.is_file() else self.path / TOKENIZER
 
     @property
     def base_file(self) -> Path:
@@ -53,7 +67,7 @@ class TokenizerFolder:
         Raises:
             InputError: the folder has no readable tokenizer.
         """
-        return read_tokenizer(self.path / TOKENIZER)
+        return read_tokenizer(self.file)
 
     def bpe(self) -> ByteLevelBPE:
         """The BPE inside the tokenizer.
@@ -61,7 +75,32 @@ class TokenizerFolder:
         Raises:
             InputError: the folder has no readable tokenizer, or its model is not a byte-level BPE.
         """
-        return _bpe_of(self.path / TOKENIZER)
+        return _bpe_of(self.file)
+
+    def bpe_form(self) -> Tokenizer:
+        """The tokenizer as a BPE, with the same string → id map.
+
+        Raises:
+            InputError: the folder has none.
+        """
+        tokenizer = read_tokenizer(self.bpe_file)
+        if type(tokenizer.model).__name__ != "BPE":
+            raise InputError(
+                "the remapped tokenizer has no BPE form",
+                where=self.path / BPE_TOKENIZER,
+                remedy="Run `ivr remap`, or choose a folder that it wrote.",
+            )
+        return tokenizer
+
+    def in_form(self, model: Literal["unigram", "bpe"]) -> "TokenizerFolder":
+        """This remapped tokenizer in a form.
+
+        Raises:
+            InputError: the folder does not have it.
+        """
+        if model == "bpe":
+            self.bpe_form()
+        return replace(self, model=model)
 
     def base_backend(self) -> Tokenizer:
         """The base tokenizer that this one was made from.

@@ -13,15 +13,14 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
-from itertools import accumulate, repeat
+from itertools import accumulate
 
 import numpy as np
-import polars as pl
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer
 
 from ivr_dagster.core.tokenizer.bpe import ByteLevelBPE
 from ivr_dagster.core.tokenizer.lattice import Lattice, Vocabulary
-from ivr_dagster.core.tokenizer.segments import encode_each, indices_containing
+from ivr_dagster.core.tokenizer.segments import encode_each
 from ivr_dagster.core.tokens.byte_level import CHARACTER_TO_BYTE
 
 # gain(rank) = (1 + rank/100)^-power equals this at the last rank: sums of a few units leave eight of float64's 53 bits
@@ -33,9 +32,8 @@ RANK_SCALE = 100.0
 LIFT_MARGIN = 0.01
 # far below any sum of scores: nothing is ever segmented into such a token
 UNREACHABLE = -1e6
-# A new token scores this much above its best other segmentation for each token it saves, so that among overlapping
-# new tokens the ones that save more win. Much less would drown in rounding, much more would split what BPE joins early
-NEW_TOKEN_GAIN = 1e-6
+# what a token without a merge, which BPE only produces as a whole pre-token, scores above its best split
+WHOLE_GAIN = 1e-6
 _POWERS = [float(f"1e{exponent}") for exponent in range(350)]  # the last ones are infinite
 
 
@@ -133,10 +131,19 @@ def scores_from_merges(bpe: ByteLevelBPE) -> tuple[np.ndarray, tuple[int, ...]]:
     `UNREACHABLE`.
     """
     _, scores = lift_gains(bpe, gains_from_ranks(bpe))
-    scores[list(unreachable_ids(bpe))] = UNREACHABLE
+    unreachable = unreachable_ids(bpe)
+    scores[list(unreachable)] = UNREACHABLE
     by_rank = [
         token_id for token_id in bpe.merge_of if token_id not in bpe.added_ids and scores[token_id] > UNREACHABLE
     ]
+    # shorter ones first, as splits may contain them
+    whole = set(np.flatnonzero(scores == UNREACHABLE).tolist()) - bpe.added_ids - unreachable
+    score_of = {s: score for s, score in zip(bpe.strings, scores.tolist(), strict=True) if score > UNREACHABLE}
+    longest = max(map(len, score_of), default=0)
+    for token_id in sorted(whole, key=lambda token_id: (len(bpe.strings[token_id]), token_id)):
+        string = bpe.strings[token_id]
+        scores[token_id] = score_of[string] = storable(best_split(string, score_of, longest)[0] + WHOLE_GAIN)
+        by_rank.append(token_id)
     repaired, raised = repair_scores(bpe.strings, scores, by_rank)
     repaired.setflags(write=False)  # cached
     return repaired, tuple(raised)
@@ -145,10 +152,8 @@ def scores_from_merges(bpe: ByteLevelBPE) -> tuple[np.ndarray, tuple[int, ...]]:
 @lru_cache(maxsize=4)
 def unreachable_ids(bpe: ByteLevelBPE) -> frozenset[int]:
     """Ids of model tokens whose own string the base segments differently: no text is ever encoded as them."""
-    merges = [(bpe.strings[left], bpe.strings[right]) for left, right, _ in bpe.merges]
-    model = models.BPE(dict(bpe.ids), merges, ignore_merges=bpe.ignores_merges)
     own = np.array([token_id for token_id in range(bpe.size) if token_id not in bpe.added_ids], dtype=np.int64)
-    segments = encode_each(Tokenizer(model), [bpe.strings[token_id] for token_id in own])
+    segments = encode_each(Tokenizer(bpe.model()), [bpe.strings[token_id] for token_id in own])
     is_itself = segments.lengths == 1
     is_itself[is_itself] = segments.ids[segments.starts[:-1][is_itself]] == own[is_itself]
     return frozenset(own[~is_itself].tolist())
@@ -248,41 +253,3 @@ def repair_scores(
                 at = text.find(string, lines[line + 1])
         queue = sorted(next_round)
     return repaired, sorted(raised)
-
-
-def scores_with_new(bpe: ByteLevelBPE, strings: Sequence[str], *, repair: bool = True) -> np.ndarray:
-    """Scores of a vocabulary in which new strings replace some base tokens, float64 [len(strings)].
-
-    Kept tokens start from the base's scores. Each new one, shorter ones first, scores above its best other
-    segmentation, the more the more tokens that has. Then every token is made the only best segmentation of itself,
-    unless `repair` is off: an estimate of the saving does not need it.
-    """
-    return _scores_with_new(bpe, tuple(strings), repair)
-
-
-@lru_cache(maxsize=4)  # one vocabulary is used with and without repair, and again when it is built from its rules
-def _scores_with_new(bpe: ByteLevelBPE, strings: tuple[str, ...], repair: bool) -> np.ndarray:
-    base_ids = np.fromiter(map(bpe.ids.get, strings, repeat(-1)), dtype=np.int64, count=len(strings))
-    new: list[int] = np.flatnonzero(base_ids < 0).tolist()
-    if repair:
-        scores = _scores_with_new(bpe, strings, False)
-        if new:
-            # base tokens are repaired, and new ones score above everything shorter: only tokens that contain a new one
-            # can be beaten
-            suspects = indices_containing([strings[n] for n in new], pl.Series(strings)).tolist()
-            order = sorted((n for n in suspects if scores[n] > UNREACHABLE), key=lambda n: len(strings[n]))
-            scores = repair_scores(strings, scores, order, suspects=set(suspects).difference(new))[0]
-    else:
-        scores = np.where(base_ids < 0, UNREACHABLE, scores_from_merges(bpe)[0][base_ids])
-        scores[[n for n in new if strings[n] in CHARACTER_TO_BYTE]] = 0.0  # bytes that the base has no token for
-        longer = [n for n in new if scores[n] == UNREACHABLE]
-        lattice = Lattice(Vocabulary(strings), [strings[n] for n in longer])
-        scores[longer] = lattice.score_own(_usable(scores), np.array(longer, np.int64), _score_of_new)[longer]
-    scores.setflags(write=False)  # cached
-    return scores
-
-
-def _score_of_new(rivals: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-    # a string with a byte that has no token has no rival
-    rival_scores, saved = np.where(tokens > 0, rivals, 0.0), np.where(tokens > 0, tokens, 2) - 1
-    return np.array(list(map(storable, (rival_scores + NEW_TOKEN_GAIN * saved).tolist())))

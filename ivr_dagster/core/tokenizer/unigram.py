@@ -10,7 +10,7 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from ivr_dagster.core.tokenizer.agreement import differing_types
 from ivr_dagster.core.tokenizer.bpe import ByteLevelBPE
 from ivr_dagster.core.tokenizer.cuts import cut_pattern, find_exceptions, run_cuts
-from ivr_dagster.core.tokenizer.scores import scores_from_merges, scores_with_new
+from ivr_dagster.core.tokenizer.scores import scores_from_merges
 from ivr_dagster.core.tokenizer.segments import Segments
 from ivr_dagster.core.tokens.byte_level import CHARACTER_TO_BYTE, string_of
 from ivr_dagster.core.tokens.counts import PretokenCounts
@@ -22,7 +22,6 @@ def unigram_tokenizer(
     scores: np.ndarray,
     *,
     cuts: str | None = None,
-    pattern: str | None = None,
 ) -> Tokenizer:
     """A Unigram tokenizer with these strings at these ids and everything around the model as in `base`.
 
@@ -31,7 +30,6 @@ def unigram_tokenizer(
         strings: token of every id, V entries, added tokens included.
         scores: float64 [V].
         cuts: a pattern over byte-level strings; its matches become separate pre-tokens after ByteLevel.
-        pattern: replaces the base's pre-tokenizer pattern, for phrases across its pre-tokens.
     """
     added = base.get_added_tokens_decoder()
     size = len(strings)
@@ -41,9 +39,6 @@ def unigram_tokenizer(
     if base.normalizer is not None:
         tokenizer.normalizer = base.normalizer
     parts: list[Any] = [base.pre_tokenizer]
-    if pattern is not None:
-        byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-        parts = [pre_tokenizers.Split(Regex(pattern), "isolated"), byte_level]
     missing = sorted(set(CHARACTER_TO_BYTE) - set(strings))
     if missing:  # the base silently drops these bytes; Unigram would fail on them
         parts.append(pre_tokenizers.Split(Regex("[" + "".join(f"\\x{{{ord(c):x}}}" for c in missing) + "]"), "removed"))
@@ -100,21 +95,3 @@ def distill(
     if not found:
         return Distillation(plain, raised)
     return Distillation(unigram_tokenizer(base, bpe.strings, scores, cuts=cut_pattern(runs, found)), raised, found)
-
-
-def extended_tokenizer(
-    base: Tokenizer, bpe: ByteLevelBPE, new: Sequence[str], *, pattern: str | None = None, repair: bool = True
-) -> Tokenizer:
-    """The distilled tokenizer with new tokens appended: how they segment text before ids are assigned.
-
-    Args:
-        base: the base tokenizer.
-        bpe: its vocabulary, V ids.
-        new: strings that get the ids V, V + 1, ...; none of them is in the vocabulary.
-        pattern: replaces the pre-tokenizer's pattern, for phrases across its pre-tokens.
-        repair: see :func:`scores_with_new`.
-    """
-    strings = [*bpe.strings, *new]
-    cuts = cut_pattern(run_cuts(base, bpe.model_strings, new), {})
-    scores = scores_with_new(bpe, strings, repair=repair)
-    return unigram_tokenizer(base, strings, scores, cuts=cuts, pattern=pattern)

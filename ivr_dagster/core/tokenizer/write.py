@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 
 from ivr_dagster.core.model.files import CONFIG, embedding_rows, read_config
 from ivr_dagster.core.tokenizer.bpe import check_byte_level, strings_by_id
-from ivr_dagster.core.tokenizer.folder import BASE_TOKENIZER, REMAP_RULES, TOKENIZER, TokenizerFolder
+from ivr_dagster.core.tokenizer.folder import BASE_TOKENIZER, BPE_TOKENIZER, REMAP_RULES, TOKENIZER, TokenizerFolder
 from ivr_dagster.core.tokens.pretokens import read_pretokenization
 from ivr_dagster.core.tokens.tokenizer_file import read_tokenizer
 from ivr_dagster.errors import InputError, short_message
@@ -122,15 +122,24 @@ def write_tokenizer(tokenizer: Tokenizer, like: Path, target: Path, *, base: Pat
 
 
 def write_copy(tokenizer: TokenizerFolder, target: Path) -> None:
-    """Copy a tokenizer and its context (base tokenizer, remap rules) into a model folder, byte for byte.
+    """Copy a tokenizer and its context (BPE form, base tokenizer, remap rules) into a folder, byte for byte.
 
     save_pretrained would record how the tokenizer was loaded, and a class that earlier versions do not know.
     """
     files = {name: tokenizer.path / name for name in LOADED_FILES}
-    files |= {BASE_TOKENIZER: tokenizer.base_file, REMAP_RULES: tokenizer.rules_file}
+    files |= {TOKENIZER: tokenizer.file, BASE_TOKENIZER: tokenizer.base_file, REMAP_RULES: tokenizer.rules_file}
+    if tokenizer.bpe_file != tokenizer.file:
+        files[BPE_TOKENIZER] = tokenizer.bpe_file
     for name, file in files.items():
         if file.is_file():
             shutil.copyfile(file, target / name)
+
+
+def write_unigram_form(unigram: Tokenizer, bpe: TokenizerFolder, target: Path) -> None:
+    """Write a Unigram distilled from a remapped BPE, with the BPE and its context."""
+    write_copy(bpe, target)
+    shutil.copyfile(bpe.file, target / BPE_TOKENIZER)
+    write_tokenizer(unigram, bpe.path, target)
 
 
 def write_certificate(certificate: Mapping[str, object], folder: Path) -> None:

@@ -1,9 +1,11 @@
 """A candidate for a new token, the requirements that it must meet, and a selection of candidates."""
 
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import regex
 
+from ivr_dagster.core.tokenizer.cuts import count_runs
 from ivr_dagster.core.tokens.byte_level import text_of
 from ivr_dagster.settings import SelectionSettings
 
@@ -18,28 +20,75 @@ class Candidate:
 
     Attributes:
         string: the new token in the byte-level alphabet.
-        constituents: ids of the base tokens it replaces, in order; empty for a byte that the base has no token for.
-        saving: tokens it saves on the train split once all candidates are in use.
-        frequency: how often it occurs there.
+        halves: the two tokens whose merge produces it; empty for a phrase, which the pre-tokenizer produces, and for a
+            byte that the base has no token for.
+        constituents: ids of the base tokens it replaces, in order; empty for a byte without a base token.
+        saving: tokens it saves on the train split: one for each merge, also inside longer new tokens.
+        frequency: how often it occurs there once all candidates are in use.
     """
 
     string: str
+    halves: tuple[str, ...]
     constituents: tuple[int, ...]
     saving: int
     frequency: int
 
 
+def best_candidates(
+    candidates: Sequence[Candidate],
+    budget: int,
+    kept: Collection[str] = (),
+    factor: float = 1.0,
+    *,
+    in_order: bool = False,
+) -> list[Candidate]:
+    """The candidates that save most, each with its halves, by falling saving.
+
+    Args:
+        candidates: halves before the tokens made of them.
+        budget: how many to return.
+        kept: strings whose saving counts `factor` times in the choice.
+        in_order: return them in the order of `candidates` instead.
+    """
+    preferred = set(kept)
+    worth = {c.string: c.saving * (factor if c.string in preferred else 1.0) for c in candidates}
+    chosen = set(_by_worth(candidates, worth)[:budget])
+    ordered = [candidate for candidate in candidates if candidate in chosen]
+    return ordered if in_order else _by_worth(ordered, {c.string: float(c.saving) for c in ordered})
+
+
+def _by_worth(candidates: Sequence[Candidate], worth: dict[str, float]) -> list[Candidate]:
+    """Candidates by falling worth; a half is worth at least as much as what is made of it, so it comes first."""
+    for candidate in reversed(candidates):
+        for half in candidate.halves:
+            if half in worth:
+                worth[half] = max(worth[half], worth[candidate.string])
+    return sorted(candidates, key=lambda candidate: -worth[candidate.string])
+
+
 @dataclass(frozen=True)
 class Selection:
-    """Candidates, and the tokens of the counted pre-tokens under the base tokenizer."""
+    """Selected candidates, the most valuable first and halves before what is made of them.
+
+    Attributes:
+        candidates: the candidates.
+        merge_ranks: position in the order of merges by string.
+    """
 
     candidates: list[Candidate]
-    tokens_before: int
+    merge_ranks: Mapping[str, int]
 
-    @property
-    def tokens_after(self) -> int:
-        """Tokens with all candidates in use; savings are counted so that they add up."""
-        return self.tokens_before - sum(candidate.saving for candidate in self.candidates)
+    def first(self, number: int) -> "Selection":
+        """The `number` most valuable candidates."""
+        return replace(self, candidates=self.candidates[:number])
+
+    def in_merge_order(self) -> list[Candidate]:
+        """The candidates in the order of their merges."""
+        return sorted(self.candidates, key=lambda candidate: self.merge_ranks[candidate.string])
+
+    def merges(self) -> list[tuple[str, str]]:
+        """The merges of the candidates in order."""
+        return [(c.halves[0], c.halves[1]) for c in self.in_merge_order() if c.halves]
 
 
 @dataclass(frozen=True)
@@ -52,13 +101,15 @@ class CandidateFilter:
         """Whether this string may be part of a new token; the minimum length does not apply to parts."""
         if self.settings.max_token_len and len(string) > self.settings.max_token_len:
             return False
+        if count_runs(string) > 1:  # a Unigram cuts such strings
+            return False
         text = text_of(string)
         if self.settings.letters_only and not _LETTERS.fullmatch(text):
             return False
         return self.settings.join_digits or not _DIGIT.search(text)
 
     def accepts(self, string: str) -> bool:
-        """Whether this string may be a new token."""
+        """Whether this string may be a new token for its own sake."""
         if self.settings.letters_only and "\ufffd" in text_of(string):
             return False
         return len(string) >= self.settings.min_token_len and self.accepts_part(string)

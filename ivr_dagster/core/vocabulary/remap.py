@@ -1,25 +1,31 @@
-"""The remapped tokenizer: the base tokenizer's ids with the remap rules applied, as a Unigram."""
+"""The remapped tokenizer: the base's BPE without the sacrificed tokens and with the new ones, at the ids of the rules.
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from functools import partial
+Sacrificed tokens are leaves of the merge tree, and the merges of new tokens come last. A text without sacrificed and
+new tokens is therefore segmented exactly as before.
+"""
+
+import json
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-from tokenizers import Tokenizer
+from tokenizers import Regex, Tokenizer, pre_tokenizers
 
 from ivr_dagster.core.tokenizer.agreement import is_reachable
 from ivr_dagster.core.tokenizer.bpe import ByteLevelBPE
-from ivr_dagster.core.tokenizer.cuts import cut_pattern, find_exceptions, run_cuts, segmenter
-from ivr_dagster.core.tokenizer.folder import TokenizerFolder
-from ivr_dagster.core.tokenizer.scores import scores_with_new
+from ivr_dagster.core.tokenizer.scores import unreachable_ids
 from ivr_dagster.core.tokenizer.segments import Segments, encode_each, segments_of_types
-from ivr_dagster.core.tokenizer.unigram import unigram_tokenizer
-from ivr_dagster.core.tokenizer.write import write_tokenizer
-from ivr_dagster.core.tokens.byte_level import string_of
+from ivr_dagster.core.tokens.byte_level import whole_text
 from ivr_dagster.core.tokens.counts import PretokenCounts
+from ivr_dagster.core.tokens.pretokens import read_pretokenization
 from ivr_dagster.core.vocabulary.phrases import pattern_with
-from ivr_dagster.core.vocabulary.rules import RemapRules, write_applied_rules
+from ivr_dagster.core.vocabulary.rules import RemapRule, RemapRules
+from ivr_dagster.core.vocabulary.sacrifice import always_protected
+from ivr_dagster.errors import InputError
+
+Merge = tuple[str, str]
 
 
 def remapped_strings(base_strings: Iterable[str], rules: RemapRules) -> list[str]:
@@ -30,48 +36,154 @@ def remapped_strings(base_strings: Iterable[str], rules: RemapRules) -> list[str
     return strings
 
 
-@dataclass(frozen=True)
-class Remapping:
-    """The remapped tokenizer and the exceptions in it: first piece by whole pre-token (byte-level strings)."""
+def remap_tokenizer(base: Tokenizer, bpe: ByteLevelBPE, rules: RemapRules) -> Tokenizer:
+    """Apply complete rules to a BPE; everything around the model stays as it is.
 
-    tokenizer: Tokenizer
-    exceptions: Mapping[str, str] = field(default_factory=dict)
-
-
-def remap_tokenizer(
-    base: Tokenizer,
-    bpe: ByteLevelBPE,
-    rules: RemapRules,
-    counts: PretokenCounts | None = None,
-    *,
-    exceptions: int = 0,
-    base_ids: Segments | None = None,
-) -> Remapping:
-    """Apply the rules to the base tokenizer's vocabulary and build a Unigram tokenizer.
-
-    New tokens that cross pre-tokens become part of the pre-tokenizer's pattern.
+    Phrases become part of the pre-tokenizer's pattern, and a pre-token that is in the vocabulary stays whole
+    (`ignore_merges`).
 
     Args:
         base: the base tokenizer.
         bpe: its vocabulary.
-        rules: the remap rules.
-        counts: pre-token counts on which types that no rule affects are to be segmented as by the base.
-        exceptions: maximum number of such types that get explicit cuts; 0 for none.
-        base_ids: the base's ids of the counted types, if known.
+        rules: the remap rules, see :func:`complete_rules`.
+
+    Raises:
+        InputError: with phrases, tokens that the base never produces would come back.
     """
-    strings = remapped_strings(bpe.strings, rules)
-    new = list(rules.new_tokens().values())
-    runs = run_cuts(base, bpe.model_strings, new)
-    scores = scores_with_new(bpe, strings)
-    build = partial(unigram_tokenizer, base, strings, scores, pattern=pattern_with(base, new))
-    plain = build(cuts=cut_pattern(runs, {}))
-    if counts is None or not exceptions:
-        return Remapping(plain)
-    unaffected = unaffected_types(base, plain, rules, counts, base_ids=base_ids)
-    failing = [string_of(counts.types[n]) for n, same in unaffected if not same]
-    found = find_exceptions(base, plain, runs, failing, exceptions)
-    found = _without_new_tokens(plain, runs, found, set(new))
-    return Remapping(build(cuts=cut_pattern(runs, found)) if found else plain, found)
+    pattern = pattern_with(base, rules.new_tokens().values())
+    revived = unreachable_ids(bpe).difference(rules.new_tokens()) if pattern and not bpe.ignores_merges else ()
+    if revived:
+        raise InputError(
+            f"phrases need a BPE that keeps pre-tokens of its vocabulary whole (ignore_merges), but then "
+            f"{len(revived):,} tokens that the base never produces would occur, such as {bpe.strings[min(revived)]!r}",
+            where="merge_scope",
+            remedy="Set --merge-scope within.",
+        )
+    new_tokens = {rule.new_token: rule.id for rule in rules}
+    merges = [(rule.halves[0], rule.halves[1]) for rule in rules if rule.halves]
+    return bpe_with(base, new_tokens, merges, sacrificed={rule.sacrificed_token for rule in rules}, pattern=pattern)
+
+
+def bpe_with(
+    base: Tokenizer,
+    new_tokens: Mapping[str, int],
+    merges: Iterable[Merge],
+    *,
+    sacrificed: Collection[str] = (),
+    pattern: str | None = None,
+) -> Tokenizer:
+    """A BPE tokenizer with other tokens.
+
+    Args:
+        base: a byte-level BPE tokenizer.
+        new_tokens: id by string of the new tokens.
+        merges: their merges, which come after all others.
+        sacrificed: strings that are removed with their merges.
+        pattern: replaces the pattern of the pre-tokenizer, and makes the model keep whole pre-tokens of its vocabulary.
+    """
+    specification = json.loads(base.to_str())
+    model = specification["model"]
+    model["vocab"] = {s: i for s, i in model["vocab"].items() if s not in sacrificed} | dict(new_tokens)
+    kept = [merge for merge in model["merges"] if merge[0] + merge[1] not in sacrificed]
+    model["merges"] = kept + [list(merge) for merge in merges]
+    model["ignore_merges"] = bool(pattern or model.get("ignore_merges"))
+    tokenizer: Tokenizer = Tokenizer.from_str(json.dumps(specification))
+    if pattern:
+        byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Split(Regex(pattern), "isolated"), byte_level]
+        )
+    return tokenizer
+
+
+def complete_rules(
+    rules: RemapRules, base: Tokenizer, bpe: ByteLevelBPE, where: Path | str = "remap_rules.yaml"
+) -> tuple[RemapRules, list[RemapRule]]:
+    """Find the halves of new tokens whose rules do not name them.
+
+    BPE segments the new token with the vocabulary so far. If it finds two tokens, these are the halves. If it finds
+    more, tokens are missing on the way; they are added at ids whose tokens were merged last in the base.
+
+    Args:
+        rules: rules that :func:`~ivr_dagster.core.vocabulary.rules.check_rules` accepts.
+        base: the base tokenizer.
+        bpe: its vocabulary.
+        where: the file of the rules, for errors.
+
+    Returns:
+        All rules in merge order, and the added ones.
+
+    Raises:
+        InputError: no id is left for a missing token.
+    """
+    split = read_pretokenization(base).splitter(base)
+
+    def is_merged(rule: RemapRule) -> bool:
+        text = whole_text(rule.new_token)
+        return len(rule.new_token) > 1 and (text is None or len(split(text)) == 1)
+
+    open_rules = [rule for rule in rules if not rule.halves and is_merged(rule)]
+    if not open_rules:
+        return rules, []
+    completion = _Completion(rules, bpe)
+    for rule in sorted(open_rules, key=lambda rule: len(rule.new_token)):
+        completion.add(rule, where)
+    known = [rule for rule in rules if rule.halves or rule not in open_rules]
+    return replace(rules, rules=(*known, *completion.found)), completion.added
+
+
+class _Completion:
+    """BPE with the rules' merges so far, and the ids that are free for missing tokens."""
+
+    def __init__(self, rules: RemapRules, bpe: ByteLevelBPE) -> None:
+        self._bpe = bpe
+        sacrificed, wanted = {rule.id for rule in rules}, {rule.new_token for rule in rules}
+        merges = [(bpe.strings[a], bpe.strings[b]) for a, b, token in bpe.merges if token not in sacrificed]
+        merges += [(rule.halves[0], rule.halves[1]) for rule in rules if rule.halves]
+        self._ranks = {merge: rank for rank, merge in reversed([*enumerate(merges)])}
+        self._taken = {*bpe.ids, *wanted}
+        used = {half for merge in merges for half in merge} | {part for rule in rules for part in rule.constituents}
+        always = always_protected(bpe)
+        leaves = (i for i, s in enumerate(bpe.strings) if i not in sacrificed and i not in always and s not in used)
+        self._free = sorted(leaves, key=lambda i: (bpe.ranks[i], i))
+        self._constituents = {rule.new_token: rule.constituents for rule in rules}
+        self.found: list[RemapRule] = []
+        self.added: list[RemapRule] = []
+
+    def add(self, rule: RemapRule, where: Path | str) -> None:
+        """Find the halves of a rule's new token, and the tokens that are missing for it."""
+        while len(parts := self._segment(rule.new_token)) > 2:
+            pairs = (pair for pair in pairwise(parts) if "".join(pair) not in self._taken)
+            pair = next(pairs, None)
+            free = next((i for i in reversed(self._free) if self._bpe.strings[i] not in parts), None)
+            if pair is None or free is None:
+                raise InputError(
+                    f"new token {rule.new_token!r} is not the concatenation of two tokens, but of {' + '.join(parts)}"
+                    + ("" if pair is None else f", and no id is left for {''.join(pair)!r}"),
+                    where=f"{where}:{rule.line}" if rule.line else where,
+                    remedy=f"Delete this rule, or add one before it whose halves are {parts[0]!r} and {parts[1]!r}.",
+                )
+            self._free.remove(free)
+            constituents = tuple(part for half in pair for part in self._constituents.get(half, (half,)))
+            self._append(RemapRule(free, self._bpe.strings[free], "".join(pair), constituents, halves=pair))
+            self.added.append(self.found[-1])
+        self._append(replace(rule, halves=tuple(parts)))
+
+    def _append(self, rule: RemapRule) -> None:
+        self.found.append(rule)
+        self._taken.add(rule.new_token)
+        self._constituents[rule.new_token] = rule.constituents
+        self._ranks[rule.halves[0], rule.halves[1]] = len(self._ranks) + len(self._bpe.merges)
+        self._free = [i for i in self._free if self._bpe.strings[i] not in rule.halves]
+
+    def _segment(self, string: str) -> list[str]:
+        parts = list(string)
+        while len(parts) > 1:
+            rank, at = min((self._ranks.get(pair, np.inf), n) for n, pair in enumerate(pairwise(parts)))
+            if rank == np.inf:
+                break
+            parts[at : at + 2] = [parts[at] + parts[at + 1]]
+        return parts
 
 
 def unaffected_types(
@@ -92,37 +204,6 @@ def unaffected_types(
     affected = before.containing(changed) | after.containing(changed)
     same = ~before.differing(after)
     return [(n, bool(same[n])) for n in np.flatnonzero(~affected).tolist()]
-
-
-def _without_new_tokens(
-    plain: Tokenizer, runs: str | None, exceptions: Mapping[str, str], new: set[str]
-) -> dict[str, str]:
-    """Exceptions that cut no string with new tokens, directly or through the exception of their rest."""
-    segment = segmenter(plain, runs)
-    kept = {string: piece for string, piece in exceptions.items() if new.isdisjoint(segment(string))}
-    while True:
-        rests = {string: string[len(piece) :] for string, piece in kept.items()}
-        lost = [string for string, rest in rests.items() if rest in exceptions and rest not in kept]
-        if not lost:
-            return kept
-        for string in lost:
-            del kept[string]
-
-
-def write_remapped_tokenizer(
-    tokenizer: Tokenizer, rules: RemapRules, base: Path, like: TokenizerFolder, folder: Path
-) -> None:
-    """Write a remapped tokenizer with its context: the base tokenizer and the rules.
-
-    Args:
-        tokenizer: the remapped tokenizer.
-        rules: the rules it was made by.
-        base: the base tokenizer's `tokenizer.json`.
-        like: a tokenizer whose special tokens, chat template and other settings are kept.
-        folder: where to write.
-    """
-    write_tokenizer(tokenizer, like.path, folder, base=base)
-    write_applied_rules(rules, folder)
 
 
 def unreachable_tokens(tokenizer: Tokenizer, rules: RemapRules) -> list[str]:

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from tokenizers import Tokenizer
 
 from ivr_dagster.core.tokenizer.bpe import ByteLevelBPE
 from ivr_dagster.core.tokenizer.folder import REMAP_RULES, TokenizerFolder
+from ivr_dagster.core.tokenizer.write import write_tokenizer
 from ivr_dagster.core.tokens.byte_level import CHARACTER_TO_BYTE, is_byte_level
-from ivr_dagster.core.vocabulary.sacrifice import protected_ids
+from ivr_dagster.core.vocabulary.sacrifice import always_protected
 from ivr_dagster.errors import InputError, combine_errors, short_repr
 from ivr_dagster.storage.content_hash import content_hash
 from ivr_dagster.storage.yaml_files import (
@@ -40,6 +42,8 @@ class RemapRule:
             has no token for.
         frequencies: occurrences on the train split, for people: `sacrificed` under the base tokenizer, `new` with all
             new tokens in use, `saving` in tokens when it was chosen.
+        halves: the two tokens whose merge produces it; empty for a phrase, which the pre-tokenizer produces, for a byte
+            that the base has no token for, and if the file does not say.
         line: its first line in the file, from 1; None for computed rules.
     """
 
@@ -48,12 +52,13 @@ class RemapRule:
     new_token: str
     constituents: tuple[str, ...]
     frequencies: dict[str, int] = field(default_factory=dict)
+    halves: tuple[str, ...] = ()
     line: int | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
 class RemapRules:
-    """All rules, and whether a person has changed them since they were computed."""
+    """All rules in merge order, and whether a person has changed them since they were computed."""
 
     rules: tuple[RemapRule, ...]
     edited: bool = False
@@ -70,15 +75,19 @@ class RemapRules:
 
     def digest(self) -> str:
         """A hash of ids and strings, in hexadecimal, without frequencies."""
-        content = [[rule.id, rule.sacrificed_token, rule.new_token, list(rule.constituents)] for rule in self.rules]
+        content = [
+            [rule.id, rule.sacrificed_token, rule.new_token, list(rule.constituents), *rule.halves]
+            for rule in self.rules
+        ]
         return content_hash(json.dumps(content))
 
 
 HEADER = """\
 # Remap rules: each id below changes its string from sacrificed_token to new_token.
 # Strings are in the byte-level alphabet (a space is Ġ). You may edit, add or delete rules: an edited file is checked
-# and used unchanged; materialize remapped_tokenizer afterwards. To get the computed rules back, delete the file and
-# run `ivr remap`.
+# and used unchanged; run `ivr remap` afterwards. To get the computed rules back, delete the file and run `ivr remap`.
+# New tokens are merged from their halves in this order. Halves may be omitted: then they are found, and tokens that are
+# missing for it are added.
 """
 APPLIED_HEADER = "# The remap rules that this tokenizer was made by.\n"
 
@@ -104,6 +113,8 @@ def rules_as_yaml(rules: RemapRules, header: str = HEADER) -> str:
         lines.append(f"  new_token: {_scalar(rule.new_token)}\n")
         lines.append("  constituents:\n" if rule.constituents else "  constituents: []\n")
         lines += [f"  - {_scalar(part)}\n" for part in rule.constituents]
+        if rule.halves:
+            lines += ["  halves:\n", *(f"  - {_scalar(half)}\n" for half in rule.halves)]
         lines.append("  frequencies:\n" if rule.frequencies else "  frequencies: {}\n")
         lines += [f"    {_scalar(key)}: {count}\n" for key, count in rule.frequencies.items()]
     head, *body = lines
@@ -166,8 +177,18 @@ def applied_rules(tokenizer: TokenizerFolder) -> RemapRules:
     return read_rules(tokenizer.rules_file)
 
 
-def write_applied_rules(rules: RemapRules, folder: Path) -> None:
-    """Write the rules into a tokenizer folder, without frequencies, so that equal rules make equal files."""
+def write_remapped_bpe(tokenizer: Tokenizer, rules: RemapRules, base: TokenizerFolder, folder: Path) -> None:
+    """Write a remapped BPE with its context: the base tokenizer, and the rules without frequencies.
+
+    Args:
+        tokenizer: the remapped BPE.
+        rules: the rules it was made by.
+        base: the base tokenizer or one that was made from it; its special tokens, chat template and other settings are
+            kept.
+        folder: where to write.
+    """
+    base_file = base.base_file if base.base_file.is_file() else base.file
+    write_tokenizer(tokenizer, base.path, folder, base=base_file)
     plain = RemapRules(tuple(replace(rule, frequencies={}) for rule in rules))
     (folder / REMAP_RULES).write_text(rules_as_yaml(plain, APPLIED_HEADER), encoding="utf-8")
 
@@ -232,11 +253,16 @@ def _rule_of(row: Any, line: int) -> RemapRule:
     parts = row.get("constituents")
     if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):
         raise _ShapeError(f"{rule}: `constituents` must be a list of strings, found {short_repr(parts)}")
+    halves = row.get("halves") or []
+    if not isinstance(halves, list) or len(halves) not in (0, 2) or not all(isinstance(half, str) for half in halves):
+        raise _ShapeError(f"{rule}: `halves` must be a list of two strings, found {short_repr(halves)}")
     counts = row.get("frequencies") or {}
     if not isinstance(counts, dict) or not all(isinstance(value, int) for value in counts.values()):
         raise _ShapeError(f"{rule}: `frequencies` must be whole numbers, found {short_repr(counts)}")
     frequencies = {str(key): int(value) for key, value in counts.items()}
-    return RemapRule(token_id, row["sacrificed_token"], row["new_token"], tuple(parts), frequencies, line)
+    return RemapRule(
+        token_id, row["sacrificed_token"], row["new_token"], tuple(parts), frequencies, tuple(halves), line
+    )
 
 
 def _error(where: Path | str, line: int | None, message: str) -> InputError:
@@ -247,14 +273,17 @@ def check_rules(rules: RemapRules, bpe: ByteLevelBPE, where: Path | str = "remap
     """Check that the rules fit the base vocabulary; all errors are reported together, each with its line.
 
     Raises:
-        InputError: a duplicate, unknown or protected id; a sacrificed token that is not the id's; a new token that
-            exists already, is duplicate or not in the byte-level alphabet; constituents that are not base tokens or do
-            not make up the new token.
+        InputError: a duplicate, unknown or protected id; a sacrificed token that is not the id's, or that a kept token
+            is made of; a new token that exists already, is duplicate or not in the byte-level alphabet; constituents
+            that are not base tokens; constituents or halves that do not make up the new token; halves that are not in
+            the vocabulary when the token is merged.
     """
-    protected = protected_ids(bpe)
+    protected = always_protected(bpe)
     missing = CHARACTER_TO_BYTE.keys() - bpe.ids.keys()  # bytes without a token have no constituents
     ids: dict[int, RemapRule] = {}
     strings: dict[str, RemapRule] = {}
+    new_tokens, sacrificed = rules.new_tokens().values(), {rule.sacrificed_token: rule.id for rule in rules}
+    dependents = _kept_dependents(rules, bpe)
     errors: list[InputError] = []
     for rule in rules:
         new, messages = short_repr(rule.new_token), []
@@ -267,6 +296,12 @@ def check_rules(rules: RemapRules, bpe: ByteLevelBPE, where: Path | str = "remap
             messages.append(f"id {rule.id} ({string}) is protected: bytes, special tokens and digits are kept")
         elif bpe.strings[rule.id] != rule.sacrificed_token:
             messages.append(f"id {rule.id} is {bpe.strings[rule.id]!r}, not {short_repr(rule.sacrificed_token)}")
+        elif rule.id in dependents:
+            other = dependents[rule.id]
+            messages.append(
+                f"id {rule.id} ({rule.sacrificed_token!r}) is needed by the kept token {bpe.strings[other]!r}: "
+                f"reassign id {other} as well, or choose another id"
+            )
         if rule.new_token in strings:
             messages.append(f"new token {new} occurs twice{_first(strings[rule.new_token])}")
         elif rule.new_token in bpe.ids:
@@ -278,11 +313,29 @@ def check_rules(rules: RemapRules, bpe: ByteLevelBPE, where: Path | str = "remap
             messages.append(f"new token {new}: constituent {short_repr(unknown[0])} is not a base token")
         elif "".join(rule.constituents) != rule.new_token and (rule.constituents or rule.new_token not in missing):
             messages.append(f"new token {new}: constituents make up {short_repr(''.join(rule.constituents))}")
+        if rule.halves and "".join(rule.halves) != rule.new_token:
+            messages.append(f"new token {new}: halves make up {short_repr(''.join(rule.halves))}")
+        for half in rule.halves:
+            if half in sacrificed:
+                messages.append(f"new token {new}: its half {half!r} loses its id {sacrificed[half]}")
+            elif half not in bpe.ids and half not in strings:
+                where_to = (
+                    "move its rule before this one" if half in new_tokens else "add a rule for it before this one"
+                )
+                messages.append(f"new token {new}: its half {short_repr(half)} does not exist yet, {where_to}")
         errors += [_error(where, rule.line, message) for message in messages]
         ids.setdefault(rule.id, rule)
         strings.setdefault(rule.new_token, rule)
     if errors:
         raise combine_errors(errors)
+
+
+def _kept_dependents(rules: RemapRules, bpe: ByteLevelBPE) -> dict[int, int]:
+    """By reassigned id, an id that keeps its string and is merged from it."""
+    ids = {rule.id for rule in rules}
+    return {
+        half: token for left, right, token in bpe.merges if token not in ids for half in (left, right) if half in ids
+    }
 
 
 def _first(rule: RemapRule) -> str:

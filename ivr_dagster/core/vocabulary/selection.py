@@ -5,17 +5,24 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
-from tokenizers import Tokenizer
+from tokenizers import Regex, Tokenizer, pre_tokenizers
 
+from ivr_dagster.core.tokenizer.agreement import is_reachable
 from ivr_dagster.core.tokenizer.bpe import ByteLevelBPE
+from ivr_dagster.core.tokenizer.cuts import run_cuts
 from ivr_dagster.core.tokenizer.lengths import PretokenizedTexts, pretokenize_texts
+from ivr_dagster.core.tokenizer.segments import encode_each
+from ivr_dagster.core.tokens.byte_level import bytes_of, strings_of
 from ivr_dagster.core.tokens.counts import PretokenCounts
-from ivr_dagster.core.vocabulary.candidate import Candidate, Selection
+from ivr_dagster.core.tokens.pretokens import read_pretokenization
+from ivr_dagster.core.vocabulary.candidate import Selection
 from ivr_dagster.core.vocabulary.candidates import choose_candidates
-from ivr_dagster.core.vocabulary.elimination import rank_candidates, reachable_candidates
-from ivr_dagster.core.vocabulary.remap import remap_tokenizer
+from ivr_dagster.core.vocabulary.phrases import pattern_with
+from ivr_dagster.core.vocabulary.remap import bpe_with, remap_tokenizer
+from ivr_dagster.core.vocabulary.rules import RemapRule
 from ivr_dagster.core.vocabulary.sacrifice import check_enough_ids, protected_ids
 from ivr_dagster.core.vocabulary.table import candidates_table, fits_base, rules_from_table
+from ivr_dagster.core.vocabulary.within import count_merges
 from ivr_dagster.settings import SelectionSettings
 
 STEP = 100  # new tokens; `auto` decides about so many at a time
@@ -63,7 +70,6 @@ class _Text:
     """The text that a selection is made and measured on."""
 
     counts: PretokenCounts
-    frequencies: np.ndarray
     train: Iterable[str]
     heldout: PretokenizedTexts
 
@@ -101,18 +107,13 @@ def plan_selection(
     Raises:
         InputError: more new tokens are requested than ids can be reassigned.
     """
-    text = _Text(counts, frequencies, texts, pretokenize_texts(heldout, base))
-    if not settings.sticky:
-        previous = None
-    old_rules = rules_from_table(previous).rules if previous is not None else ()
-    old_ids = {
-        rule.new_token: rule.id
-        for rule in old_rules
-        if 0 <= rule.id < bpe.size and bpe.strings[rule.id] == rule.sacrificed_token
-    }
-    selection, shares = _choose(base, bpe, text, settings, list(old_ids), progress)
+    text = _Text(counts, texts, pretokenize_texts(heldout, base))
+    old_rules = rules_from_table(previous).rules if previous is not None and settings.sticky else ()
+    old_rules = tuple(r for r in old_rules if 0 <= r.id < bpe.size and bpe.strings[r.id] == r.sacrificed_token)
+    selection, shares = _choose(base, bpe, text, settings, old_rules, progress)
+    old_ids = {rule.new_token: rule.id for rule in old_rules}
     table = candidates_table(selection, bpe, frequencies, heldout=shares, previous_ids=old_ids)
-    remapped = remap_tokenizer(base, bpe, rules_from_table(table)).tokenizer
+    remapped = remap_tokenizer(base, bpe, rules_from_table(table))
     costs = [len(remapped.model.tokenize(string)) for string in table["sacrificed_token"]]
     # shares were measured without sacrifices; their cost is distributed evenly
     saving = text.heldout.saving(remapped)
@@ -120,14 +121,13 @@ def plan_selection(
         pl.col("heldout_saving") + (saving - float(table["heldout_saving"].sum())) / max(len(table), 1),
         sacrificed_cost=pl.Series(costs, dtype=pl.Int64),
     )
-    if previous is not None and same_settings and fits_base(previous, bpe):
-        old_saving = text.heldout.saving(remap_tokenizer(base, bpe, rules_from_table(previous)).tokenizer)
+    train_tokens = int(frequencies.sum())
+    if settings.sticky and previous is not None and same_settings and fits_base(previous, bpe):
+        old_saving = text.heldout.saving(remap_tokenizer(base, bpe, rules_from_table(previous)))
         if (gain := saving - old_saving) < settings.least_gain:
-            return Plan(
-                previous, selection.tokens_before, kept=len(previous), rejected_gain=gain, heldout_now=old_saving
-            )
+            return Plan(previous, train_tokens, kept=len(previous), rejected_gain=gain, heldout_now=old_saving)
     kept, moved = (int((table["status"] == status).sum()) for status in ("kept", "moved"))
-    return Plan(table, selection.tokens_before, kept, moved, len(old_rules) - kept - moved)
+    return Plan(table, train_tokens, kept, moved, len(old_rules) - kept - moved)
 
 
 def _choose(
@@ -135,29 +135,95 @@ def _choose(
     bpe: ByteLevelBPE,
     text: _Text,
     settings: SelectionSettings,
-    kept: Sequence[str],
+    kept: Sequence[RemapRule],
     progress: Callable[[int, int], None] | None,
 ) -> tuple[Selection, np.ndarray]:
     """The selected candidates in the order of their worth, and the share of held-out tokens that each saves."""
-    protected = protected_ids(bpe)
-    free = bpe.size - len(protected)
+    free = bpe.size - len(protected_ids(bpe))
     budget = settings.max_candidates or min(AUTO_MAXIMUM, free // 2)
     check_enough_ids(budget, free, bpe.size)
     selection = choose_candidates(
         base, bpe, text.counts, text.train, settings, budget=budget, kept=kept, progress=progress
     )
-    selection = replace(selection, candidates=reachable_candidates(base, bpe, selection.candidates))
-    ordered, shares = rank_candidates(base, bpe, selection, text.counts, text.heldout)
+    selection = _reachable(base, bpe, selection)
+    shares = heldout_shares(base, bpe, selection, text.heldout)
     if not settings.max_candidates:
-        ordered = _while_it_pays(ordered, shares, settings.least_saving)
-        in_use = {i for candidate in ordered for i in candidate.constituents}
-        ordered = ordered[: free - len(in_use - protected)]
-    return replace(selection, candidates=ordered), shares
+        bytes_alone = sum(not candidate.constituents for candidate in selection.candidates)  # they come first
+        selection = selection.first(bytes_alone + count_worthwhile(shares[bytes_alone:], settings.least_saving))
+        in_use = {i for candidate in selection.candidates for i in candidate.constituents}
+        selection = selection.first(bpe.size - len(protected_ids(bpe, in_use)))
+    return selection, shares
 
 
-def _while_it_pays(candidates: list[Candidate], shares: np.ndarray, least_saving: float) -> list[Candidate]:
-    bytes_alone = sum(not candidate.constituents for candidate in candidates)  # they save nothing and come first
-    return candidates[: bytes_alone + count_worthwhile(shares[bytes_alone:], least_saving)]
+def _reachable(base: Tokenizer, bpe: ByteLevelBPE, selection: Selection) -> Selection:
+    """Without the candidates that are not encoded as a single token by the BPE or would be cut in its Unigram form.
+
+    What is made of them goes as well.
+    """
+    strings = [candidate.string for candidate in selection.candidates]
+    tokenizer = _extended(base, bpe, selection)
+    found = is_reachable(tokenizer, strings, range(bpe.size, bpe.size + len(strings)))
+    runs = run_cuts(tokenizer, [*bpe.model_strings, *strings])
+    cut = pre_tokenizers.Split(Regex(runs), "isolated") if runs else None
+    lost = {
+        string
+        for string, reachable in zip(strings, found, strict=True)
+        if not reachable or (cut and len(cut.pre_tokenize_str(string)) > 1)
+    }
+    for candidate in selection.in_merge_order():
+        if not lost.isdisjoint(candidate.halves):
+            lost.add(candidate.string)
+    return replace(selection, candidates=[c for c in selection.candidates if c.string not in lost])
+
+
+def _extended(base: Tokenizer, bpe: ByteLevelBPE, selection: Selection) -> Tokenizer:
+    """The base tokenizer with the candidates at the ids V, V + 1, ..."""
+    new_tokens = {candidate.string: bpe.size + n for n, candidate in enumerate(selection.candidates)}
+    return bpe_with(base, new_tokens, selection.merges(), pattern=pattern_with(base, new_tokens))
+
+
+def heldout_shares(base: Tokenizer, bpe: ByteLevelBPE, selection: Selection, heldout: PretokenizedTexts) -> np.ndarray:
+    """The share of held-out tokens that each candidate saves, float64; they add up to the saving of all.
+
+    A merge saves one token where it is applied, also inside longer tokens. A phrase saves what its pre-tokens take
+    beyond one token.
+    """
+    words = [candidate for candidate in selection.in_merge_order() if candidate.halves]
+    singles = [c.string for c in selection.candidates if not c.constituents]
+    extended = bpe.extended([*singles, *(word.string for word in words)], selection.merges())
+    tokenizer = Tokenizer(extended.model())
+    encoded = encode_each(tokenizer, strings_of(heldout.types))
+    frequencies = np.bincount(encoded.ids, np.repeat(heldout.counts, encoded.lengths), extended.size)
+    ids = extended.ids
+    halves = {ids[word.string]: (ids[word.halves[0]], ids[word.halves[1]]) for word in words}
+    applied = count_merges(dict(enumerate(frequencies.tolist())), halves)
+    saved = {word.string: applied[ids[word.string]] for word in words}
+    phrases = [c.string for c in selection.candidates if c.constituents and not c.halves]
+    if phrases:
+        split = read_pretokenization(base).splitter(base)
+        pieces = [split(bytes_of(phrase).decode()) for phrase in phrases]
+        tokens = encode_each(tokenizer, strings_of([piece for each in pieces for piece in each])).lengths
+        owners = np.repeat(np.arange(len(phrases)), list(map(len, pieces)))
+        saved |= _phrase_savings(base, bpe, selection, heldout, phrases, np.bincount(owners, tokens).astype(np.int64))
+    return np.array([saved.get(c.string, 0) for c in selection.candidates]) / max(heldout.base_tokens, 1)
+
+
+def _phrase_savings(
+    base: Tokenizer,
+    bpe: ByteLevelBPE,
+    selection: Selection,
+    heldout: PretokenizedTexts,
+    phrases: list[str],
+    tokens: np.ndarray,
+) -> dict[str, int]:
+    """Tokens that phrases save, given what each takes without its id, int64."""
+    tokenizer = _extended(base, bpe, selection)
+    counts = np.zeros(bpe.size + len(selection.candidates), dtype=np.int64)
+    for encoding in tokenizer.encode_batch_fast(list(heldout.texts), add_special_tokens=False):
+        counts += np.bincount(encoding.ids, minlength=len(counts))
+    vocabulary = tokenizer.get_vocab()
+    ids = [vocabulary[phrase] for phrase in phrases]
+    return dict(zip(phrases, (counts[ids] * (tokens - 1)).tolist(), strict=True))
 
 
 def count_worthwhile(shares: np.ndarray, least_saving: float) -> int:

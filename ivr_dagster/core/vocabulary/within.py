@@ -1,20 +1,22 @@
 """New tokens inside pre-tokens, by continued BPE over pre-token counts.
 
-The most frequent neighboring pair is merged, counts are updated where it occurred, and so on. What a token saves is
-counted where it occurs at the end, so that savings add up.
+The most frequent neighboring pair is merged, counts are updated where it occurred, and so on. Every merge saves one
+token where it is applied, so savings add up, and every new token is the concatenation of two tokens.
 """
 
 import heapq
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain, pairwise
 
 import numpy as np
 
-from ivr_dagster.core.vocabulary.candidate import Candidate, CandidateFilter, Selection
+from ivr_dagster.core.vocabulary.candidate import Candidate, CandidateFilter
 from ivr_dagster.settings import SelectionSettings
 
 Pair = tuple[int, int]
+# ids; longer pre-tokens (base64, DNA) are cut, since each merge rewrites the words that contain it
+LONGEST_WORD = 10_000
 
 
 def select_within(
@@ -25,47 +27,45 @@ def select_within(
     budget: int,
     settings: SelectionSettings = SelectionSettings(),  # noqa: B008 (frozen)
     kept: Sequence[Candidate] = (),
-    kept_sequences: Sequence[Sequence[int]] | None = None,
+    unmerged: frozenset[int] = frozenset(),
     progress: Callable[[int, int], None] | None = None,
-) -> Selection:
+) -> list[Candidate]:
     """Up to `budget` candidates by continued BPE, in addition to the kept ones.
 
-    A merged string that ends up saving less than `min_frequency`, because longer ones replaced it, returns its id to
-    the budget. Merging stops early if no pair is that frequent.
+    A string that does not meet the requirements becomes a candidate if a longer one is made of it.
 
     Args:
-        sequences: base ids of each pre-token type.
+        sequences: ids of each pre-token type, V + n for the n-th kept candidate.
         counts: occurrences of each type, int64.
         strings: the base vocabulary by id, V entries; no candidate equals one of these.
         budget: maximum number of new candidates.
-        settings: requirements for a candidate; shorter strings are merged on the way to longer ones.
-        kept: candidates to start from; those that still save enough are returned with their own saving.
-        kept_sequences: ids of each type with the kept ones in use, V + n for the n-th.
+        settings: requirements for a candidate.
+        kept: candidates that exist already, in merge order; the ones that still save enough are returned with their
+            current saving.
+        unmerged: ids that never become part of a candidate.
         progress: called with (candidates so far, budget).
-    """
-    first_new = len(strings) + len(kept)
-    long = [n for n, ids in enumerate(sequences) if len(ids) > 1]
-    originals = [sequences[n] for n in long]
-    started = [kept_sequences[n] for n in long] if kept_sequences is not None else originals
-    weights = np.asarray(counts, dtype=np.int64)[long]
-    bpe = _ContinuedBPE(started, weights, strings, CandidateFilter(settings), kept)
-    initial = bpe.frequency.copy()
-    bpe.run(budget, progress)
 
-    # new tokens save in comparison with the kept ones, not with the base
-    saved = _savings(originals, started, weights, bpe.names) if kept else Counter()
-    further = _savings(started, bpe.words, weights, bpe.names)
-    saved.update({token: saving for token, saving in further.items() if token >= first_new})
-    frequency = bpe.frequency
-    frequency.update({token: initial[token] - frequency[token] for token in initial})
-    candidates = [
-        Candidate(bpe.names[new], constituents, saved[new], frequency[new])
-        for new, constituents in bpe.constituents.items()
-    ]
-    accepted = [c for c in candidates if c.saving >= settings.min_frequency and bpe.filter.accepts(c.string)]
-    chosen = sorted(accepted, key=lambda c: -c.saving)[: budget + len(kept)]
-    sizes = np.fromiter(map(len, sequences), dtype=np.int64, count=len(sequences))
-    return Selection(chosen, int(np.dot(sizes, counts)))
+    Returns:
+        The candidates in merge order: the kept ones, then the others by falling saving.
+    """
+    bpe = _ContinuedBPE(sequences, counts, strings, CandidateFilter(settings), kept, unmerged)
+    bpe.run(budget, progress)
+    return bpe.candidates()
+
+
+def count_merges(frequencies: Mapping[int, int], halves: Mapping[int, Pair]) -> Counter[int]:
+    """How often each merge is applied: in its own token and in all tokens made of it.
+
+    Args:
+        frequencies: occurrences of each id.
+        halves: (left, right) by id, halves before the tokens made of them.
+    """
+    applied = Counter({token: frequencies.get(token, 0) for token in halves})
+    for token in reversed([*halves]):
+        for half in halves[token]:
+            if half in halves:
+                applied[half] += applied[token]
+    return applied
 
 
 class _ContinuedBPE:
@@ -73,46 +73,80 @@ class _ContinuedBPE:
 
     def __init__(
         self,
-        words: list[Sequence[int]],
-        weights: np.ndarray,
+        sequences: Sequence[Sequence[int]],
+        counts: np.ndarray,
         strings: Sequence[str],
         candidate_filter: CandidateFilter,
         kept: Sequence[Candidate],
+        unmerged: frozenset[int],
     ) -> None:
-        self.words = words.copy()
-        self.filter = candidate_filter
-        self.names = [*strings, *(candidate.string for candidate in kept)]
-        self.constituents = {len(strings) + n: candidate.constituents for n, candidate in enumerate(kept)}
-        self._weights: list[int] = weights.tolist()
-        self._known, self._first_new = set(self.names), len(self.names)
-        self._ids: dict[str, int] = {}  # of merged strings
-        self._accepted: dict[int, bool] = {}
+        cut = [
+            (ids[start : start + LONGEST_WORD], count)
+            for ids, count in zip(sequences, counts.tolist(), strict=True)
+            for start in range(0, len(ids), LONGEST_WORD)
+        ]
+        self._words: list[Sequence[int]] = [ids for ids, _ in cut]
+        self._weights: list[int] = [count for _, count in cut]
+        self._filter, self._unmerged = candidate_filter, unmerged
+        self._names = [*strings, *(candidate.string for candidate in kept)]
+        ids = {string: token for token, string in enumerate(self._names)} if kept else {}
+        self._halves: dict[int, Pair] = {  # in merge order
+            ids[c.string]: (ids[c.halves[0]], ids[c.halves[1]]) for c in kept
+        }
+        self._constituents = {ids[c.string]: c.constituents for c in kept}
+        self._known = set(self._names)
         self._min_frequency = candidate_filter.settings.min_frequency
-        self._counts, self._words_with = _count_pairs(words, weights, self._min_frequency)
+        self._first_new = len(self._names)
+        self._counts, self._words_with = _count_pairs(self._words, np.array(self._weights), self._min_frequency)
         # ties go to the lower ids, so that the order never depends on hashing
         self._heap = [(-count, pair) for pair, count in self._counts.items()]
         heapq.heapify(self._heap)
-        self.frequency: Counter[int] = Counter()
-        for word, weight in zip(words, self._weights, strict=True) if kept else ():
-            for token in word:
-                if token in self.constituents:
-                    self.frequency[token] += weight
 
     def run(self, budget: int, progress: Callable[[int, int], None] | None) -> None:
-        """Merge pairs until `budget` new tokens are worth an id."""
-        found = 0
-        while found < budget and (pair := self._next_pair()):
-            left, right = pair
-            new = self._id_of(left, right)
+        """Merge pairs until `budget` new candidates are found."""
+        found: set[int] = set()
+        while len(found) < budget and (pair := self._next_pair()):
+            new = self._new_token(*pair)
             if new is None:
-                del self._counts[pair]  # the vocabulary contains the string but does not use it here
+                del self._counts[pair]
                 continue
-            affected = {token for token in (left, right, new) if token >= self._first_new}
-            found -= sum(map(self._is_worth_an_id, affected))
             self._merge(pair, new)
-            found += sum(map(self._is_worth_an_id, affected))
-            if progress is not None and found % 100 == 0:
-                progress(found, budget)
+            if self._filter.accepts(self._names[new]):
+                self._add(new, found)
+                if progress is not None and len(found) % 100 == 0:
+                    progress(len(found), budget)
+
+    def _add(self, token: int, found: set[int]) -> None:
+        """Add a token and the new tokens that it is made of."""
+        if token >= self._first_new and token not in found:
+            found.add(token)
+            for half in self._halves[token]:
+                self._add(half, found)
+
+    def candidates(self) -> list[Candidate]:
+        """The tokens that save enough and meet the requirements, and the tokens that they are made of."""
+        occurrences: Counter[int] = Counter()
+        for word, weight in zip(self._words, self._weights, strict=True):
+            for token in word:
+                if token in self._halves:
+                    occurrences[token] += weight
+        savings = count_merges(occurrences, self._halves)
+        needed: set[int] = set()
+        for token in reversed(self._halves):
+            is_useful = savings[token] >= self._min_frequency and self._filter.accepts(self._names[token])
+            if is_useful or token in needed:
+                needed.update((token, *self._halves[token]))
+        return [
+            Candidate(
+                self._names[token],
+                (self._names[left], self._names[right]),
+                self._constituents[token],
+                savings[token],
+                occurrences[token],
+            )
+            for token, (left, right) in self._halves.items()
+            if token in needed
+        ]
 
     def _next_pair(self) -> Pair | None:
         """The most frequent pair, None if none is frequent enough."""
@@ -125,36 +159,32 @@ class _ContinuedBPE:
                 heapq.heappush(self._heap, (-count, pair))
         return None
 
-    def _id_of(self, left: int, right: int) -> int | None:
-        """The id of the merged string, None if it may not be merged."""
-        string = self.names[left] + self.names[right]
-        if string in self._known or not self.filter.accepts_part(string):
+    def _new_token(self, left: int, right: int) -> int | None:
+        """A new id for the merged string; None if it has an id already or may not be merged."""
+        string = self._names[left] + self._names[right]
+        if (
+            string in self._known
+            or not self._filter.accepts_part(string)
+            or not self._unmerged.isdisjoint((left, right))
+        ):
             return None
-        if string not in self._ids:
-            new = self._ids[string] = len(self.names)
-            self.names.append(string)
-            self.constituents[new] = self.constituents.get(left, (left,)) + self.constituents.get(right, (right,))
-        return self._ids[string]
-
-    def _is_worth_an_id(self, token: int) -> bool:
-        if self.frequency[token] * (len(self.constituents[token]) - 1) < self._min_frequency:
-            return False
-        if token not in self._accepted:
-            self._accepted[token] = self.filter.accepts(self.names[token])
-        return self._accepted[token]
+        self._known.add(string)
+        new = len(self._names)
+        self._names.append(string)
+        self._halves[new] = left, right
+        self._constituents[new] = self._constituents.get(left, (left,)) + self._constituents.get(right, (right,))
+        return new
 
     def _merge(self, pair: Pair, new: int) -> None:
         """Replace a pair by `new` in all words and update the counts of the pairs around it."""
         left, right = pair
-        words, words_with = self.words, self._words_with
+        words, words_with = self._words, self._words_with
         changed: defaultdict[Pair, int] = defaultdict(int)
-        merged = 0
         for n in words_with.pop(pair):
             old, weight = words[n], self._weights[n]
             word = words[n] = _merge_pair(old, left, right, new)
             if len(word) == len(old):
                 continue
-            merged += (len(old) - len(word)) * weight
             at = word.index(new)
             before, after = word[at - 1] if at else None, word[at + 1] if at + 1 < len(word) else None
             if len(old) - len(word) > 1 or left == right or before in (left, new) or after in (right, new):
@@ -174,10 +204,6 @@ class _ContinuedBPE:
                 changed[right, after] -= weight
                 changed[new, after] += weight
                 words_with[new, after].add(n)
-        self.frequency[new] += merged
-        for token in pair:
-            if token in self.constituents:
-                self.frequency[token] -= merged
         self._counts.pop(pair, None)
         for other, difference in changed.items():
             if other == pair or not difference:
@@ -218,21 +244,6 @@ def _count_pairs(
         pair_counts[left, right] = count
         words_with[left, right] = set(holders[start:end])
     return pair_counts, words_with
-
-
-def _savings(
-    originals: list[Sequence[int]], words: list[Sequence[int]], weights: np.ndarray, names: list[str]
-) -> Counter[int]:
-    """What each token of `words` saves over the base tokens of `originals` that end in the same span."""
-    lengths = np.fromiter(map(len, names), dtype=np.int64, count=len(names))
-    base = np.fromiter(chain.from_iterable(originals), dtype=np.int64)
-    tokens = np.fromiter(chain.from_iterable(words), dtype=np.int64)
-    # every word is as long as its original, so positions are comparable
-    ended = np.searchsorted(np.cumsum(lengths[base]), np.cumsum(lengths[tokens]), side="right")
-    repeated = np.repeat(weights, list(map(len, words)))
-    saved = np.bincount(tokens, weights=(np.diff(ended, prepend=0) - 1) * repeated, minlength=len(names))
-    found = np.flatnonzero(np.bincount(tokens, minlength=len(names))).tolist()
-    return Counter({token: int(saved[token]) for token in found})
 
 
 def _pairs(word: Sequence[int]) -> Counter[Pair]:
