@@ -12,6 +12,7 @@ from ivr_dagster.core.corpus.subset import documents_within
 from ivr_dagster.core.evaluation.bits_per_byte import BitsPerByte, ScoringTokenizer, bits_per_byte
 from ivr_dagster.core.evaluation.continuations import Speed, continue_texts, generation_speed
 from ivr_dagster.core.evaluation.figures import (
+    BpeForm,
     EvaluationReport,
     Retention,
     TrainingCurve,
@@ -24,9 +25,10 @@ from ivr_dagster.core.evaluation.model_card import Provenance
 from ivr_dagster.core.evaluation.token_groups import new_token_share, token_groups
 from ivr_dagster.core.model.files import read_config
 from ivr_dagster.core.model.folder import ModelFolder
-from ivr_dagster.core.tokenizer.agreement import compare_lengths, measure_round_trip
+from ivr_dagster.core.tokenizer.agreement import compare_lengths, measure_agreement, measure_round_trip
 from ivr_dagster.core.tokenizer.folder import TokenizerFolder
 from ivr_dagster.core.tokenizer.write import read_certificate
+from ivr_dagster.core.tokens.counts import count_pretokens
 from ivr_dagster.core.training.folders import TrainedModel
 from ivr_dagster.core.vocabulary.rules import applied_rules
 from ivr_dagster.settings.groups import EvaluationSettings
@@ -142,6 +144,7 @@ def evaluate(
         training_loss=losses,
         validation=validation,
         speeds=measurements.speeds,
+        bpe_form=measurements.bpe_form,
     )
 
 
@@ -160,6 +163,7 @@ class _Measurements:
         self.measured: dict[str, Variant] = {}
         self.scores: dict[str, BitsPerByte] = {}
         self.speeds: dict[str, Speed] = {}
+        self.bpe_form: BpeForm | None = None
         self._texts, self._out_of_domain, self._device, self._progress = texts, out_of_domain, device, progress
         self._out_of_domain_variants, self._out_of_domain_scores = {"base", *models.trained}, dict[str, BitsPerByte]()
         self._context = min(model.sequence_tokens() for model, _, _ in self.variants.values())
@@ -195,8 +199,26 @@ class _Measurements:
                 "groups": token_groups(score, new_ids, tokenizer.token_bytes),
                 "new_tokens_written": new_token_share(ids, new_ids),
             }
+        if name == "sft":
+            self.bpe_form = self._bpe_form(TokenizerFolder(folder.path), model, eos_id, score)
         self.scores[name] = score
         self.measured[name] = Variant.from_score(score, continuations=tuple(each.text for each in written), **adapted)
+
+    def _bpe_form(self, folder: TokenizerFolder, model: Any, eos_id: int, score: BitsPerByte) -> BpeForm | None:
+        """The model with the BPE form of its Unigram tokenizer; only documents with other ids are scored again."""
+        if not folder.has_bpe_form():
+            return None
+        unigram, bpe = folder.backend(), folder.bpe_form()
+        encoded = (each.encode_batch_fast(self._texts, add_special_tokens=False) for each in (unigram, bpe))
+        differing = [n for n, (a, b) in enumerate(zip(*encoded, strict=True)) if a.ids != b.ids]
+        agreement, bits = 1.0, score.document_bits.copy()
+        if differing:
+            base = folder.base_backend()
+            agreement = measure_agreement(bpe, unigram, count_pretokens(self._texts, base)).share
+            texts, label = [self._texts[n] for n in differing], "evaluating sft with the BPE form"
+            tokenizer = ScoringTokenizer.of(bpe, eos_id)
+            bits[differing] = self._score(model, tokenizer, texts, self.context_bytes, label).document_bits
+        return BpeForm(agreement, len(differing), float(bits.sum() / score.document_bytes.sum()))
 
     def retention(self, seed: int) -> Retention | None:
         """Bits per byte on out-of-domain text; call this after measuring all variants."""

@@ -81,6 +81,21 @@ class Retention:
 
 
 @dataclass(frozen=True)
+class BpeForm:
+    """The fine-tuned model with the BPE form of the tokenizer that it was trained with.
+
+    Attributes:
+        agreement: share of held-out pre-token occurrences with the same ids in both forms.
+        documents_differing: held-out documents in which any id differs.
+        bpb: bits per byte with the BPE form.
+    """
+
+    agreement: float
+    documents_differing: int
+    bpb: float
+
+
+@dataclass(frozen=True)
 class TrainingCurve:
     """Training or validation loss against tokens and text read, in units comparable between tokenizers.
 
@@ -127,6 +142,7 @@ class EvaluationReport:
         retention: forgetting; None if not requested.
         training_loss, validation: variant → curve during training.
         speeds: variant → generation speed. Not reproducible.
+        bpe_form: the fine-tuned model with the BPE form of its tokenizer; None if it was trained with that one.
     """
 
     variants: Mapping[str, Variant]
@@ -145,6 +161,7 @@ class EvaluationReport:
     training_loss: Mapping[str, TrainingCurve] = field(default_factory=dict)
     validation: Mapping[str, TrainingCurve] = field(default_factory=dict)
     speeds: Mapping[str, Speed] = field(default_factory=dict)
+    bpe_form: BpeForm | None = None
 
     @property
     def bytes_per_second(self) -> dict[str, float]:
@@ -188,6 +205,7 @@ def as_json(report: EvaluationReport) -> dict[str, Any]:
         "token_saving": report.token_saving,
         "agreement": report.agreement,
         "round_trip": report.round_trip,
+        "bpe_form": asdict(report.bpe_form) if report.bpe_form else None,
         "new_tokens": report.new_tokens,
         "new_tokens_used": report.new_tokens_used,
         "new_tokens_used_share": report.new_tokens_used_share,

@@ -73,6 +73,7 @@ def as_markdown(report: EvaluationReport, plot_paths: Mapping[str, str] | None =
         *_speed(report),
         "## Tokenizer",
         _tokenizer_table(report),
+        *_bpe_form(report),
     ]
     if plot_paths:
         parts += ["## Plots"]
@@ -280,6 +281,21 @@ def _tokenizer_table(report: EvaluationReport) -> str:
         ("new tokens that occur in the held-out text", used),
     ]
     return table(("figure", "value"), rows, right_from=1)
+
+
+def _bpe_form(report: EvaluationReport) -> list[str]:
+    form = report.bpe_form
+    if form is None:
+        return []
+    same = "The BPE form of the tokenizer, which runs in more inference engines, gives the same ids"
+    if not form.documents_differing:
+        return [f"{same} on all held-out text."]
+    difference = form.bpb - report.variants["sft"].bpb
+    return [
+        f"{same} to {_percent(form.agreement, 3)} of the pre-tokens; {form.documents_differing:,} of"
+        f" {report.heldout_documents:,} documents differ. With it the fine-tuned model has {form.bpb:.4f} BPB"
+        f" ({difference:+.4f})."
+    ]
 
 
 def _samples(report: EvaluationReport) -> list[str]:

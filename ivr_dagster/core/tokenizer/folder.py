@@ -77,6 +77,10 @@ class TokenizerFolder:
         """
         return _bpe_of(self.file)
 
+    def has_bpe_form(self) -> bool:
+        """Whether there is a BPE form besides the tokenizer itself."""
+        return self.bpe_file != self.file
+
     def bpe_form(self) -> Tokenizer:
         """The tokenizer as a BPE, with the same string → id map.
 

@@ -128,7 +128,7 @@ def write_copy(tokenizer: TokenizerFolder, target: Path) -> None:
     """
     files = {name: tokenizer.path / name for name in LOADED_FILES}
     files |= {TOKENIZER: tokenizer.file, BASE_TOKENIZER: tokenizer.base_file, REMAP_RULES: tokenizer.rules_file}
-    if tokenizer.bpe_file != tokenizer.file:
+    if tokenizer.has_bpe_form():
         files[BPE_TOKENIZER] = tokenizer.bpe_file
     for name, file in files.items():
         if file.is_file():
