@@ -5,7 +5,7 @@
 | encoding the corpus | `tokenizers.encode_batch_fast` on all cores |
 | the stage analyze | a Python loop over `tokenizer(batch)`, as in gpt2-ivr |
 | distillation | a new `UnigramTrainer`, as in gpt2-ivr |
-| encoding with the distilled and remapped tokenizers | the base tokenizer |
+| encoding with the distilled tokenizer and both forms of the remapped one | the base tokenizer |
 
 The text is the embedded sample corpus, or `--corpus DIR`. Figures go to benchmarks/results/CORPUS.json.
 """
@@ -31,6 +31,7 @@ from benchmarks.record import save
 from ivr_dagster.core.corpus.cleaned import CleanedCorpus, CorpusCounts, write_cleaned_corpus
 from ivr_dagster.core.tokenizer.agreement import compare_lengths, count_tokens, measure_agreement, measure_round_trip
 from ivr_dagster.core.tokenizer.bpe import ByteLevelBPE, read_bpe, strings_by_id
+from ivr_dagster.core.tokenizer.segments import encode_each
 from ivr_dagster.core.tokenizer.unigram import distill
 from ivr_dagster.core.tokens.counts import (
     PretokenCounts,
@@ -42,7 +43,7 @@ from ivr_dagster.core.tokens.counts import (
 from ivr_dagster.core.tokens.sequences import gigatoken_encoder, ids_of_types, pretoken_encoder, reference_encoder
 from ivr_dagster.core.tokens.statistics import read_statistics
 from ivr_dagster.core.tokens.tokenizer_file import read_tokenizer
-from ivr_dagster.core.vocabulary.remap import remap_tokenizer, unreachable_tokens
+from ivr_dagster.core.vocabulary.remap import remap_tokenizer, unaffected_types, unreachable_tokens
 from ivr_dagster.core.vocabulary.selection import plan_selection
 from ivr_dagster.core.vocabulary.table import rules_from_table
 from ivr_dagster.sample import SAMPLE_MODEL
@@ -238,23 +239,35 @@ def measure_saving(corpus: Corpus, scope: Any, size: int) -> dict[str, Any]:
         )
     )
     rules = rules_from_table(plan.table)
-    remapping, seconds_remap = timed(partial(remap_tokenizer, base, bpe, rules, pretokens, exceptions=EXCEPTIONS))
-    remapped = Tokenizer.from_str(remapping.tokenizer.to_str())
-    lengths = compare_lengths(base, remapped, corpus.heldout)
+    remapped, seconds_remap = timed(partial(remap_tokenizer, base, bpe, rules))
+    remapped_ids = encode_each(remapped, pretokens.types)
+    distillation, seconds_distill = timed(
+        partial(distill, remapped, read_bpe(remapped), pretokens, exceptions=EXCEPTIONS, base_ids=remapped_ids)
+    )
+    unigram = Tokenizer.from_str(distillation.tokenizer.to_str())
+    lengths, unigram_lengths = (compare_lengths(base, each, corpus.heldout) for each in (remapped, unigram))
+    unaffected = unaffected_types(base, remapped, rules, pretokens)
     print(f"{scope} {size}: {lengths.saving:.2%}", file=sys.stderr)
     return {
         "scope": scope,
         "new_tokens": len(rules),
         "token_saving": lengths.saving,
+        "token_saving_unigram": unigram_lengths.saving,
         "bytes_per_token": lengths.bytes / lengths.other,
         "documents": lengths.texts,
         "documents_longer": lengths.longer,
-        "unreachable": len(unreachable_tokens(remapped, rules)),
+        "unreachable": sum(len(unreachable_tokens(each, rules)) for each in (remapped, unigram)),
         "ids_kept": count_equal_ids(base, remapped),
-        "round_trip": measure_round_trip(remapped, corpus.heldout).is_exact,
+        "round_trip": all(measure_round_trip(each, corpus.heldout).is_exact for each in (remapped, unigram)),
+        "untouched_types": len(unaffected),
+        "untouched_types_identical": sum(same for _, same in unaffected),
+        "agreement_train": measure_agreement(remapped, unigram, pretokens, base_ids=remapped_ids).share,
+        "agreement_heldout": measure_agreement(remapped, unigram, corpus.heldout_pretokens).share,
+        "exceptions": len(distillation.exceptions),
         "select_seconds": seconds_select,
-        "remap_seconds": seconds_remap,
+        "remap_seconds": seconds_remap + seconds_distill,
         "encoding_speed_against_base": relative_speed(base, remapped, corpus.timed_texts),
+        "encoding_speed_unigram": relative_speed(base, unigram, corpus.timed_texts),
     }
 
 
@@ -304,14 +317,16 @@ def as_markdown(result: dict[str, Any]) -> str:
             "|---|---:|---:|",
             *(f"| {row} |" for row in rows),
             "",
-            "| new tokens | scope | token saving, held-out | bytes per token | documents longer | selection, s "
-            "| encoding speed, base = 1 |",
-            "|---:|---|---:|---:|---:|---:|---:|",
-            f"| 0 | | | {r['bytes_per_token_base']:.2f} | | | 1 × |",
+            "| new tokens | scope | token saving, held-out: BPE / Unigram | bytes per token | documents longer "
+            "| other text unchanged | Unigram = BPE, train / held-out | encoding speed, base = 1: BPE / Unigram |",
+            "|---:|---|---:|---:|---:|---:|---:|---:|",
+            f"| 0 | | | {r['bytes_per_token_base']:.2f} | | | | 1 × |",
             *(
-                f"| {s['new_tokens']:,} | {s['scope']} | {s['token_saving']:.1%} | {s['bytes_per_token']:.2f} "
-                f"| {s['documents_longer']} of {s['documents']:,} | {s['select_seconds']:.1f} "
-                f"| {s['encoding_speed_against_base']:.2f} × |"
+                f"| {s['new_tokens']:,} | {s['scope']} | {s['token_saving']:.2%} / {s['token_saving_unigram']:.2%} "
+                f"| {s['bytes_per_token']:.2f} | {s['documents_longer']} of {s['documents']:,} "
+                f"| {s['untouched_types_identical'] / max(s['untouched_types'], 1):.2%} "
+                f"| {s['agreement_train']:.4%} / {s['agreement_heldout']:.3%} "
+                f"| {s['encoding_speed_against_base']:.2f} × / {s['encoding_speed_unigram']:.2f} × |"
                 for s in r["savings"]
             ),
             "",

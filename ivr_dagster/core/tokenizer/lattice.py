@@ -5,7 +5,7 @@ looked up once, by rolling hashes; each search then takes a few array operations
 and the first of equal ones wins, as in `tokenizers`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -125,35 +125,6 @@ class Lattice:
         totals[self._order] = sweep.best[self._last]
         counts[self._order] = np.where(sweep.best[self._last] > -np.inf, sweep.tokens[self._last], 0)
         return Paths(totals, counts, self._trace_back(counts, sweep.incoming))
-
-    def score_own(
-        self, scores: np.ndarray, own: np.ndarray, score: Callable[[np.ndarray, np.ndarray], np.ndarray]
-    ) -> np.ndarray:
-        """Compute the scores of the strings themselves, which are tokens, shorter ones first.
-
-        Args:
-            scores: of the vocabulary's tokens, float64 [V]; those of the strings are not known yet.
-            own: each string's id, int64 [n].
-            score: maps totals (float64 [m]) and token counts (int64 [m]) of the best paths of two or more tokens to
-                the scores of these m strings.
-
-        Returns:
-            All scores, float64 [V].
-        """
-        scores = scores.copy()
-        sweep, own = _Sweep(self), own[self._order]
-        splits = np.full(len(self._ids), 0.0)
-        splits[self._whole] = -np.inf
-        for level, (start, end) in enumerate(pairwise(self._first_edges[1:]), start=1):
-            # strings that end here are the last of their level; only their own tokens span a whole string
-            longer = int(self._reaching[level + 1]) if level + 1 < len(self._reaching) else 0
-            ending = int(np.searchsorted(self._ends[start:end], self._levels[level] + longer)) + start
-            sweep.advance(ending, end, scores[self._ids[ending:end]] + splits[ending:end])
-            due = np.arange(longer, self._reaching[level])
-            last = self._levels[level] + due
-            scores[own[due]] = score(sweep.best[last], np.where(sweep.best[last] > -np.inf, sweep.tokens[last], 0))
-            sweep.advance(start, ending, scores[self._ids[start:ending]])
-        return scores
 
     def _trace_back(self, counts: np.ndarray, incoming: np.ndarray) -> Segments:
         starts = np.concatenate([[0], np.cumsum(counts)])

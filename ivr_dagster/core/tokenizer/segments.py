@@ -6,7 +6,6 @@ from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
-import polars as pl
 from tokenizers import AddedToken, Tokenizer
 
 from ivr_dagster.core.tokens.sequences import ids_of_types
@@ -96,10 +95,3 @@ def segments_of_types(base: Tokenizer, types: list[str]) -> Segments:
     """Ids of pre-token types under a base tokenizer, as :func:`encode_each` but with the fastest encoder available."""
     found = ids_of_types(base, types)
     return encode_each(base, types) if found is None else Segments(*found)
-
-
-def indices_containing(parts: Sequence[str], strings: pl.Series) -> np.ndarray:
-    """Ascending indices of the `strings` that contain one of `parts`, int64."""
-    if not parts:
-        return np.empty(0, np.int64)
-    return strings.str.contains_any(list(parts)).arg_true().to_numpy().astype(np.int64)
