@@ -9,8 +9,11 @@ import dagster as dg
 import numpy as np
 import polars as pl
 
+from ivr_dagster.core.tokenizer.agreement import Agreement
+
 # number of x positions that a plot of this size can resolve
 MAX_POSITIONS = 1_000
+LISTED = 20  # divergences
 
 
 def markdown_table(table: pl.DataFrame) -> str:
@@ -98,3 +101,22 @@ def _png(figure: Any, axes: Any, *, legend: bool) -> bytes:
     canvas: Any = FigureCanvasAgg(figure)
     canvas.print_png(buffer)
     return buffer.getvalue()
+
+
+def agreement_metadata(train: Agreement, heldout: Agreement) -> dict[str, Any]:
+    """The figures of a distilled tokenizer's agreement, with the worst divergences as tables."""
+    return {
+        "agreement": train.share,
+        "agreement_heldout": heldout.share,
+        "worst divergences": dg.MetadataValue.md(_divergences(train)),
+        "divergences on held-out text": dg.MetadataValue.md(_divergences(heldout)),
+        "pretoken_types_differing": train.types - train.types_identical,
+        "pretoken_types_differing_heldout": heldout.types - heldout.types_identical,
+    }
+
+
+def _divergences(agreement: Agreement) -> str:
+    rows = [(d.pretoken, d.count, " ".join(d.base), " ".join(d.other)) for d in agreement.divergences[:LISTED]]
+    if not rows:
+        return "None: every pre-token gets the same ids."
+    return markdown_table(pl.DataFrame(rows, schema=["pre-token", "count", "BPE", "Unigram"], orient="row"))

@@ -1,16 +1,15 @@
 """The base tokenizer and its distillation."""
 
 import time
-from typing import Any
 
 import dagster as dg
 import polars as pl
 from tokenizers import Tokenizer
 
 from ivr_dagster.assets import OWNERS, kinds
-from ivr_dagster.assets.display import markdown_table
+from ivr_dagster.assets.display import agreement_metadata
 from ivr_dagster.core.corpus.cleaned import CleanedCorpus
-from ivr_dagster.core.tokenizer.agreement import Agreement, heldout_sample, measure_agreement
+from ivr_dagster.core.tokenizer.agreement import heldout_sample, measure_agreement
 from ivr_dagster.core.tokenizer.folder import TOKENIZER, TokenizerFolder
 from ivr_dagster.core.tokenizer.scores import unreachable_ids
 from ivr_dagster.core.tokenizer.segments import segments_of_types
@@ -24,7 +23,7 @@ from ivr_dagster.resources.settings import SettingsResource
 from ivr_dagster.storage.content_hash import content_hash
 
 GROUP = "tokenizer"
-SPEED_BYTES, LISTED = 100_000, 20
+SPEED_BYTES = 100_000
 
 
 @dg.observable_source_asset(
@@ -130,22 +129,3 @@ def _relative_speed(tokenizer: Tokenizer, base: Tokenizer, corpus: CleanedCorpus
         each.encode_batch_fast(texts)
         seconds.append(time.perf_counter() - started)
     return round(seconds[0] / seconds[1], 2)
-
-
-def agreement_metadata(train: Agreement, heldout: Agreement) -> dict[str, Any]:
-    """The figures of a distilled tokenizer's agreement, with the worst divergences as tables."""
-    return {
-        "agreement": train.share,
-        "agreement_heldout": heldout.share,
-        "worst divergences": dg.MetadataValue.md(_divergences(train)),
-        "divergences on held-out text": dg.MetadataValue.md(_divergences(heldout)),
-        "pretoken_types_differing": train.types - train.types_identical,
-        "pretoken_types_differing_heldout": heldout.types - heldout.types_identical,
-    }
-
-
-def _divergences(agreement: Agreement) -> str:
-    rows = [(d.pretoken, d.count, " ".join(d.base), " ".join(d.other)) for d in agreement.divergences[:LISTED]]
-    if not rows:
-        return "None: every pre-token gets the base tokenizer's ids."
-    return markdown_table(pl.DataFrame(rows, schema=["pre-token", "count", "base", "distilled"], orient="row"))

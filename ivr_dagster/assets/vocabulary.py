@@ -12,8 +12,7 @@ import polars as pl
 from tokenizers import Tokenizer
 
 from ivr_dagster.assets import OWNERS
-from ivr_dagster.assets.display import columns, curves, inline_png, markdown_table
-from ivr_dagster.assets.tokenizer import agreement_metadata
+from ivr_dagster.assets.display import agreement_metadata, columns, curves, inline_png, markdown_table
 from ivr_dagster.core.corpus.cleaned import CleanedCorpus
 from ivr_dagster.core.tokenizer.agreement import (
     LENGTHS_BYTES,

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import regex
+from ivr_dagster.core.vocabulary.elimination import rank_candidates, reachable_candidates
+from ivr_dagster.core.vocabulary.pieces import cut_pieces
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
 from ivr_dagster.core.tokenizer.agreement import count_tokens
@@ -25,9 +27,7 @@ from ivr_dagster.core.vocabulary.candidates import (
     bytes_without_token,
     choose_candidates,
 )
-from ivr_dagster.core.vocabulary.elimination import rank_candidates, reachable_candidates
 from ivr_dagster.core.vocabulary.phrases import pattern_with
-from ivr_dagster.core.vocabulary.pieces import cut_pieces
 from ivr_dagster.errors import InputError
 from ivr_dagster.settings import SelectionSettings
 
