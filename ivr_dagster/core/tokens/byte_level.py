@@ -18,6 +18,7 @@ def _alphabet() -> dict[int, str]:
 
 BYTE_TO_CHARACTER: dict[int, str] = _alphabet()
 CHARACTER_TO_BYTE: dict[str, int] = {character: byte for byte, character in BYTE_TO_CHARACTER.items()}
+_CHARACTERS = frozenset(CHARACTER_TO_BYTE)
 _CODE_OF_BYTE = np.array([ord(BYTE_TO_CHARACTER[byte]) for byte in range(256)], dtype=np.uint16)
 _BYTE_OF_CODE = np.full(1 + max(map(ord, CHARACTER_TO_BYTE)), -1, dtype=np.int16)
 _BYTE_OF_CODE[_CODE_OF_BYTE] = np.arange(256)
@@ -47,7 +48,7 @@ def bytes_of(string: str) -> bytes:
 
 def is_byte_level(string: str) -> bool:
     """Whether every character of the string is in the byte-level alphabet."""
-    return all(character in CHARACTER_TO_BYTE for character in string)
+    return _CHARACTERS.issuperset(string)
 
 
 def text_of(string: str) -> str:
