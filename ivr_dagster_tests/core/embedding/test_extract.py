@@ -316,7 +316,7 @@ def kept_logits(model: Any, ids: list[int], kept: list[int]) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=15)
+@settings(max_examples=10)
 @given(data=st.data())
 def test_any_remapping_keeps_rows_logits_and_tying(
     kind: str, build: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
