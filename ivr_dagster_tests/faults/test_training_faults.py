@@ -20,15 +20,9 @@ from ivr_dagster.assets.training import _figures
 from ivr_dagster.cli.app import main
 from ivr_dagster.core.training.blocks import write_blocks
 from ivr_dagster.core.training.checkpoints import MARKER
-from ivr_dagster.core.training.sft import (
-    SftResult,
-    Training,
-    TrainingDivergedError,
-    TrainingOutOfMemoryError,
-    Validation,
-    fine_tune,
-    read_sft_config,
-)
+from ivr_dagster.core.training.memory import TrainingOutOfMemoryError
+from ivr_dagster.core.training.sft import SftResult, Training, TrainingDivergedError, Validation, fine_tune
+from ivr_dagster.core.training.sft_config import read_sft_config
 from ivr_dagster.errors import InputError
 
 END, BLOCK = 256, 16

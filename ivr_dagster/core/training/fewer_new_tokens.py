@@ -36,36 +36,8 @@ def best_rules(rules: RemapRules, tokenizer: TokenizerFolder, texts: list[str]) 
     yield from sorted(rules, key=rank)
 
 
-def write_with_rules(
-    rules: RemapRules,
-    all_rules: RemapRules,
-    base_model: ModelFolder,
-    model: ModelFolder,
-    tokenizer: TokenizerFolder,
-    folder: Path,
-    texts: list[str],
-    *,
-    exceptions: int,
-) -> None:
-    """Write a model folder with some of the rules, and its tokenizer.
-
-    Args:
-        rules: the rules to keep.
-        all_rules: the rules of `model`.
-        base_model: the base model, whose rows replace those of the other rules' ids.
-        model: the initialized model.
-        tokenizer: its tokenizer.
-        folder: an empty folder.
-        texts: texts that the tokenizer is distilled on.
-        exceptions: as of :func:`~ivr_dagster.core.vocabulary.remap.remap_tokenizer`.
-    """
-    dropped = {rule.id for rule in all_rules} - {rule.id for rule in rules}
-    write_model_with_base_rows(dropped, base_model, model, folder)
-    write_tokenizer_with_rules(rules, tokenizer, folder, texts, exceptions=exceptions)
-
-
 def write_model_with_base_rows(ids: Collection[int], base_model: ModelFolder, model: ModelFolder, folder: Path) -> None:
-    """Write a model with the base model's rows at some ids."""
+    """Write a model into an empty folder, with the base model's rows at some ids."""
     import torch
 
     base, tensors = read_embeddings(base_model.path), read_embeddings(model.path)

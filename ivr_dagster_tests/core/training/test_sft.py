@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from ivr_dagster.core.training.blocks import read_blocks, write_blocks
-from ivr_dagster.core.training.sft import SftResult, Training, TrainingDivergedError, fine_tune, read_sft_config
+from ivr_dagster.core.training.sft import SftResult, Training, TrainingDivergedError, fine_tune
+from ivr_dagster.core.training.sft_config import read_sft_config
 from ivr_dagster.errors import InputError
 
 # 50 blocks, 4 a step: 13 steps an epoch, the last of 2 blocks; checkpoints fall inside epochs
@@ -117,7 +118,8 @@ def test_run_killed_while_saving_resumes_from_the_previous_checkpoint(
     script = """
 import os, signal, sys, torch
 from pathlib import Path
-from ivr_dagster.core.training.sft import Training, fine_tune, read_sft_config
+from ivr_dagster.core.training.sft import Training, fine_tune
+from ivr_dagster.core.training.sft_config import read_sft_config
 
 tiny, output_dir = map(Path, sys.argv[1:3])
 torch.set_num_threads(1)

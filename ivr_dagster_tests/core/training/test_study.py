@@ -13,19 +13,22 @@ from ivr_dagster.core.training.study import (
     PRUNED,
     Objective,
     Report,
+    Space,
+    Study,
     Trial,
     best_of,
-    search,
-    study_plots,
 )
 from ivr_dagster.errors import InputError
 
-SPACE: Any = {
-    "rate": FloatDistribution(1e-4, 1e-2, log=True),
-    "phase": FloatDistribution(0.0, 0.3),
-    "batch": CategoricalDistribution((2, 4, 8)),
-}
 DEFAULT = {"rate": 1.2345678e-3, "phase": 0.0, "batch": 4}
+SPACE = Space(
+    {
+        "rate": FloatDistribution(1e-4, 1e-2, log=True),
+        "phase": FloatDistribution(0.0, 0.3),
+        "batch": CategoricalDistribution((2, 4, 8)),
+    },
+    DEFAULT,
+)
 
 
 def bowl(parameters: dict[str, Any], report: Report) -> tuple[float, dict[str, Any]]:
@@ -37,7 +40,7 @@ def bowl(parameters: dict[str, Any], report: Report) -> tuple[float, dict[str, A
 
 
 def found(folder: Path, objective: Objective = bowl, name: str = "one", **options: Any) -> list[Trial]:
-    return search(folder / "study.db", name, SPACE, DEFAULT, objective, **({"trials": 6, "seed": 3} | options))
+    return Study(folder / "study.db", name).search(SPACE, objective, **({"trials": 6, "seed": 3} | options))
 
 
 def tried(trials: list[Trial]) -> list[dict[str, Any]]:
@@ -163,6 +166,6 @@ def test_plots_are_png_and_leave_the_style_of_matplotlib_alone(tmp_path: Path) -
 
     found(tmp_path, trials=3)
     before = matplotlib.rcParams.copy()
-    plots = study_plots(tmp_path / "study.db", "one")
+    plots = Study(tmp_path / "study.db", "one").plots()
     assert all(png.startswith(b"\x89PNG") for png in plots.values()) and len(plots) == 2
     assert matplotlib.rcParams["axes.facecolor"] == before["axes.facecolor"]

@@ -19,12 +19,14 @@ from ivr_dagster.core.training.study import KILLED, PRUNED
 from ivr_dagster.core.training.tune import (
     NEW_TOKENS,
     TrialInput,
+    TuneOptions,
     Tuning,
     search_space,
     tune,
     write_result,
 )
 from ivr_dagster.errors import InputError
+from ivr_dagster.settings.groups import TuningSettings
 
 NEW = {3: "Ġthe", 7: "Ġthat"}
 SETTINGS = (
@@ -42,9 +44,18 @@ def source_in(folder: Path, text: str = SETTINGS) -> Path:
     return folder / "mine.yaml"
 
 
-def tuned(tiny: Path, folder: Path, source: Path | None = None, **options: Any) -> Tuning:
-    options = {"fingerprint": "one", "trials": 3, "seed": 1} | options
-    return tune(folder / "tuning", source or source_in(folder), lambda number: given(tiny), [len(NEW)], **options)
+def tuned(
+    tiny: Path, folder: Path, source: Path | None = None, *, fingerprint: str = "one", trials: int = 3, **options: Any
+) -> Tuning:
+    return tune(
+        folder / "tuning",
+        source or source_in(folder),
+        lambda number: given(tiny),
+        [len(NEW)],
+        TuningSettings(tune_trials=trials),
+        fingerprint,
+        TuneOptions(1, **options),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +188,8 @@ class TestTheSpace:
     """`search_space`."""
 
     def test_surrounds_the_current_settings(self) -> None:
-        space, default = search_space(read_sft_config(), 1_000, [4000, 2000])
+        found = search_space(read_sft_config(), 1_000, [4000, 2000])
+        space, default = found.distributions, found.default
         assert space["learning_rate"] == FloatDistribution(1e-5, 2.5e-4, log=True)
         assert space["new_row_rate"] == FloatDistribution(1.0, 25.0, log=True)
         assert space["embedding_phase"] == FloatDistribution(0.0, 0.3)
@@ -187,25 +199,21 @@ class TestTheSpace:
         assert space.keys() == default.keys()
 
     def test_has_no_batch_with_too_few_steps(self) -> None:
-        space, _ = search_space(read_sft_config(), 40, [10])
+        space = search_space(read_sft_config(), 40, [10]).distributions
         assert space["per_device_train_batch_size"] == CategoricalDistribution((4, 8))
         accumulating = read_sft_config(gradient_accumulation_steps=4)
-        assert search_space(accumulating, 120, [10])[0]["per_device_train_batch_size"] == CategoricalDistribution(
-            (4, 8)
-        )
+        space = search_space(accumulating, 120, [10]).distributions
+        assert space["per_device_train_batch_size"] == CategoricalDistribution((4, 8))
 
     def test_omits_rates_that_are_off_and_settings_without_a_choice(self) -> None:
-        space, _ = search_space(read_sft_config(shared_row_rate=0.0), 1_000, [10])
+        space = search_space(read_sft_config(shared_row_rate=0.0), 1_000, [10]).distributions
         assert not {"shared_row_rate", NEW_TOKENS} & space.keys()
-        assert search_space(read_sft_config(), 1_000, [0])[0].keys() == {
-            "learning_rate",
-            "per_device_train_batch_size",
-        }
+        space = search_space(read_sft_config(), 1_000, [0]).distributions
+        assert space.keys() == {"learning_rate", "per_device_train_batch_size"}
 
     def test_includes_a_long_current_phase(self) -> None:
-        assert search_space(read_sft_config(embedding_phase=0.5), 1_000, [9])[0][
-            "embedding_phase"
-        ] == FloatDistribution(0.0, 0.5)
+        space = search_space(read_sft_config(embedding_phase=0.5), 1_000, [9]).distributions
+        assert space["embedding_phase"] == FloatDistribution(0.0, 0.5)
 
 
 @pytest.mark.slow
@@ -217,7 +225,7 @@ def test_best_number_of_new_tokens_is_written_beside_the_settings(tiny: Path, tm
         return given(tiny)
 
     source = source_in(tmp_path)
-    tuning = tune(tmp_path, source, inputs, [2, 1], fingerprint="n", trials=6, seed=1)
+    tuning = tune(tmp_path, source, inputs, [2, 1], TuningSettings(tune_trials=6), "n", TuneOptions(1))
     assert asked[0] == 2 and sorted(asked) == [1, 2]
     tuning.best.parameters[NEW_TOKENS] = 1
     write_result(tmp_path, source, tuning, 2)
