@@ -16,7 +16,13 @@ from ivr_dagster.core.embedding.calibrate import Calibration, calibrate_new_rows
 from ivr_dagster.core.embedding.extract import read_embeddings, replace_embeddings
 from ivr_dagster.core.embedding.initialize import initialize_embeddings
 from ivr_dagster.core.embedding.reorder import check_new_ids, row_sources
-from ivr_dagster.core.embedding.token_distillation import FittedRows, cut_snippets, fit_new_rows
+from ivr_dagster.core.embedding.token_distillation import (
+    DistillationCheckpoint,
+    DistillationOptions,
+    FittedRows,
+    cut_snippets,
+    fit_new_rows,
+)
 from ivr_dagster.core.model.folder import InitializationCompute, ModelFolder
 from ivr_dagster.core.tokenizer.bpe import strings_by_id
 from ivr_dagster.core.tokenizer.folder import TokenizerFolder
@@ -208,6 +214,7 @@ class _Fitter:
             **self._common,
         }
         inputs = json.dumps([sequences, sorted(constituents.items()), {k: str(v) for k, v in settings.items()}])
+        run = content_hash(content_hash(original) + content_hash(initial) + inputs)
         advance = self._options.progress("token distillation", "steps")
         fitted = fit_new_rows(
             self._model,
@@ -215,9 +222,8 @@ class _Fitter:
             initial,
             new_tokens,
             list(cut_snippets(sequences, constituents, eos_id=self._eos_id, length=self._length)),
-            **settings,
-            checkpoint=self._options.checkpoint,
-            run=content_hash(content_hash(original) + content_hash(initial) + inputs),
+            DistillationOptions(**settings),
+            checkpoint=DistillationCheckpoint(self._options.checkpoint, run),
             progress=lambda done, total, _: advance(done, total),
         )
         return fitted, size
