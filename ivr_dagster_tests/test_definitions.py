@@ -203,14 +203,6 @@ def test_launch_settings_affect_checkpoints_if_they_choose_the_dtype(
     assert changed == ({*BASELINES, "sft_checkpoint"} if counts else set())
 
 
-def test_launch_settings_with_another_precision_are_another_version(tmp_path: Path) -> None:
-    found = []
-    for precision in ("'no'", "bf16"):
-        (tmp_path / "launch.yaml").write_text(f"mixed_precision: {precision}\n", encoding="utf-8")
-        found.append(setting_values(tmp_path, accelerate_config=str(tmp_path / "launch.yaml"))["sft_checkpoint"])
-    assert found[0] != found[1]
-
-
 def test_ui_reloads_changed_launch_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ui, "SECONDS_BETWEEN_LOOKS", 0.0)
     (tmp_path / "ivr.yaml").write_text(f"accelerate_config: {tmp_path / 'named.yaml'}\n", encoding="utf-8")

@@ -26,10 +26,6 @@ def pipeline(tmp_path: Path) -> FakePipeline:
     return pipeline
 
 
-def test_nothing_is_requested_without_a_change(pipeline: FakePipeline) -> None:
-    assert [pipeline.tick() for _ in range(2)] == [[], []]
-
-
 def test_change_rebuilds_everything_downstream_in_order_and_once(pipeline: FakePipeline) -> None:
     pipeline.observe(raw_corpus="2")
     built = pipeline.settle()

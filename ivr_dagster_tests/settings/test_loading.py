@@ -137,12 +137,6 @@ def test_yaml_booleans_mean_on_and_off(tmp_path: Path) -> None:
         assert load(tmp_path, f"exceptions: {written}\n").get("exceptions") == number
 
 
-def test_every_choice_is_accepted(tmp_path: Path) -> None:
-    for key, choices in CHOICES.items():
-        for choice in choices:
-            assert load(tmp_path, **{key: choice}).get(key) == choice
-
-
 def test_all_errors_are_reported_together(tmp_path: Path) -> None:
     message = error_of(tmp_path, "seed: -1\nnonsense: 1\n", {"IVR_DTYPE": "int8"}, max_candidates="x")
     for part in (

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, GraniteConfig, GraniteForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from ivr_dagster.core.embedding import token_distillation
 from ivr_dagster.core.embedding.extract import extract_embeddings
@@ -18,31 +17,11 @@ from ivr_dagster.core.embedding.token_distillation import (
     fit_new_rows,
 )
 from ivr_dagster.errors import InputError
+from ivr_dagster_tests.core.embedding.conftest import gpt2, granite, llama
 
 EOS, V = 0, 40
 CONSTITUENTS = {30: [5, 6], 31: [7, 8, 9], 32: [5, 6, 7]}
 STRINGS = {30: "ab", 31: "cde", 32: "abc"}
-
-
-SIZE = {"vocab_size": V, "bos_token_id": 0, "eos_token_id": 0}
-LLAMA = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
-
-
-def gpt2(tied: bool) -> Any:
-    torch.manual_seed(0)
-    return GPT2LMHeadModel(GPT2Config(**SIZE, n_positions=64, n_embd=16, n_layer=2, n_head=2, tie_word_embeddings=tied))
-
-
-def llama(tied: bool) -> Any:
-    torch.manual_seed(0)
-    return LlamaForCausalLM(LlamaConfig(**SIZE, **LLAMA, max_position_embeddings=64, tie_word_embeddings=tied))
-
-
-def granite(tied: bool) -> Any:
-    """Scales embeddings and logits."""
-    torch.manual_seed(0)
-    scales = {"logits_scaling": 8.0, "embedding_multiplier": 3.0}
-    return GraniteForCausalLM(GraniteConfig(**SIZE, **LLAMA, **scales, tie_word_embeddings=tied))
 
 
 def initial_of(base: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

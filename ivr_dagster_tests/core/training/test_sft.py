@@ -340,11 +340,3 @@ def test_folders_that_do_not_fit_are_rejected(tiny: Path, tmp_path: Path) -> Non
         train(tiny, tmp_path, model_dir=tmp_path / "broken")
     with pytest.raises(InputError, match=r"broken/tokenizer.json: no tokenizer"):
         train(tiny, tmp_path, tokenizer_dir=tmp_path / "broken")
-
-
-def test_module_import_loads_no_heavy_library() -> None:
-    script = (
-        "import sys, ivr_dagster.core.training.sft; print({'torch', 'transformers', 'datasets'} & set(sys.modules))"
-    )
-    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
-    assert done.stdout == "set()\n"

@@ -15,7 +15,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 
 from ivr_dagster.core.training.sft import Validation
 from ivr_dagster.core.training.sft_config import DEFAULTS, read_sft_config
-from ivr_dagster.core.training.study import KILLED, PRUNED
+from ivr_dagster.core.training.study import KILLED
 from ivr_dagster.core.training.tune import (
     NEW_TOKENS,
     TrialInput,
@@ -116,13 +116,6 @@ def test_study_file_has_every_trial(finished: tuple[Path, Tuning]) -> None:
     assert told["new_tokens"] == len(NEW)
 
 
-def test_same_seed_gives_the_same_trials(tiny: Path, finished: tuple[Path, Tuning], tmp_path: Path) -> None:
-    again = tuned(tiny, tmp_path)
-    assert [(trial.parameters, trial.value) for trial in again.trials] == [
-        (trial.parameters, trial.value) for trial in finished[1].trials
-    ]
-
-
 @pytest.mark.slow
 def test_search_killed_with_sigkill_keeps_its_trials_and_repeats_the_killed_one(
     tiny: Path, finished: tuple[Path, Tuning], tmp_path: Path
@@ -165,17 +158,6 @@ def test_diverged_trials_are_pruned(tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"none of 2 trials completed.*learning_rate"):
         tuned(tiny, tmp_path, source, trials=2)
     assert not list((tmp_path / "tuning").glob(".trial*"))
-
-
-@pytest.mark.slow
-def test_hopeless_trial_is_pruned_before_its_end(tiny: Path, tmp_path: Path) -> None:
-    source = source_in(tmp_path, "learning_rate: 2.0e-2\nper_device_train_batch_size: 4\n")
-    seen: list[int] = []
-    tuning = tuned(tiny, tmp_path, source, trials=8, on_step=lambda done, steps: seen.append(done))
-    given_up = [trial for trial in tuning.trials if trial.state == PRUNED]
-    assert given_up
-    assert all("median" in trial.note and len(trial.validations) >= 2 for trial in given_up)
-    assert tuning.finished == 8
 
 
 def test_text_for_too_few_steps_is_rejected(tiny: Path, tmp_path: Path) -> None:
