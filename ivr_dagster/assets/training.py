@@ -18,7 +18,7 @@ from ivr_dagster.core.tokens.sequences import TokenSequences, reference_encoder
 from ivr_dagster.core.training.documents import select_general_texts, split_train_documents
 from ivr_dagster.core.training.folders import TrainedModel, TrainingBlocks
 from ivr_dagster.core.vocabulary.rules import applied_rules
-from ivr_dagster.io_managers.artifacts import mark_folder, refuse_foreign
+from ivr_dagster.io_managers.artifacts import mark_folder
 from ivr_dagster.io_managers.tokenizers import training_tokenizer
 from ivr_dagster.pipeline import settings_hash
 from ivr_dagster.resources.accelerator import POOL, Accelerator, AcceleratorResource
@@ -227,7 +227,6 @@ def _fine_tune(
     accelerator = accelerator_for(launch, accelerator)
     device, dtype = accelerator.resolved_device(), accelerator.resolved_dtype()
     trained = TrainedModel(settings.paths[variant.asset])
-    refuse_foreign(trained.path)
     mark_folder(trained.path, variant.asset, context.run.run_id)
     folders = [variant.model.path, tokenizer.path, blocks.train(name), blocks.validation(name)]
     inputs = "".join([*(content_hash(each) for each in folders if each.is_dir()), config.digest(), dtype])

@@ -20,7 +20,7 @@ from ivr_dagster.core.tokens.sequences import reference_encoder
 from ivr_dagster.core.training.folders import TuningFolder
 from ivr_dagster.core.vocabulary.rules import RemapRules, applied_rules
 from ivr_dagster.errors import InputError
-from ivr_dagster.io_managers.artifacts import mark_folder, refuse_foreign
+from ivr_dagster.io_managers.artifacts import mark_folder
 from ivr_dagster.io_managers.tokenizers import training_tokenizer
 from ivr_dagster.resources.accelerator import POOL, AcceleratorResource
 from ivr_dagster.resources.base_model import BaseModel, BaseModelResource
@@ -70,7 +70,6 @@ def tuning_study(
 
     started = time.monotonic()
     place, source = settings.paths["tuning_study"], settings.sft_config_file()
-    refuse_foreign(place)
     mark_folder(place, "tuning_study", context.run.run_id)
     inputs = _trial_inputs(context, settings, base, cleaned_corpus, initialized_model)
     device, dtype = accelerator.resolved_device(), accelerator.resolved_dtype()

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ivr_dagster.core.training.blocks import read_blocks
+from ivr_dagster.core.training.folders import STUDY, TuningFolder
 from ivr_dagster.core.training.memory import TrainingOutOfMemoryError, free_memory
 from ivr_dagster.core.training.sft import Training, TrainingDivergedError, Validation, fine_tune
 from ivr_dagster.core.training.sft_config import SftConfig, read_sft_config, sft_config_with
@@ -23,8 +24,7 @@ from ivr_dagster.settings.groups import TuningSettings
 from ivr_dagster.storage.atomic import atomic_write, remove
 from ivr_dagster.storage.content_hash import content_hash
 
-STUDY_FILE, SETTINGS, TRIALS = "study.db", "settings.yaml", "study.json"
-SFT_CONFIG = "sft_config.yaml"
+STUDY_FILE, SETTINGS = "study.db", "settings.yaml"
 
 VALIDATIONS = 4
 # size of the validation text as a share of the trial's text
@@ -308,7 +308,7 @@ def write_result(folder: Path, source: Path, tuning: Tuning, new_tokens: int) ->
     if chosen != new_tokens:
         header += f"# It had {chosen:,} new tokens instead of {new_tokens:,}; use it together with {SETTINGS}.\n"
     settings = {key: value for key, value in best.parameters.items() if key != NEW_TOKENS}
-    with atomic_write(folder / SFT_CONFIG) as staged:
+    with atomic_write(TuningFolder(folder).sft_config) as staged:
         staged.write_text(header + sft_config_with(source, settings), encoding="utf-8")
     if chosen != new_tokens:
         with atomic_write(folder / SETTINGS) as staged:
@@ -326,5 +326,5 @@ def write_result(folder: Path, source: Path, tuning: Tuning, new_tokens: int) ->
         "other_studies": tuning.other_studies,
         "trials": [asdict(trial) for trial in tuning.trials],
     }
-    with atomic_write(folder / TRIALS) as staged:
+    with atomic_write(folder / STUDY) as staged:
         staged.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
