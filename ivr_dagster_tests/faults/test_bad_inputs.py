@@ -119,7 +119,7 @@ SETTINGS = [
     ),
     Case(
         "missing settings file",
-        ("gone.yaml: no such settings file", "--config"),
+        ("gone.yaml: settings file not found", "--config"),
         command=("--config", "{home}/gone.yaml", "status"),
     ),
     Case("invalid option", ("--max-candidates", "'many'"), command=("select", "--max-candidates", "many")),
