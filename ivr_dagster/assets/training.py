@@ -50,13 +50,7 @@ def trained_model_asset(*deps: str) -> Callable[[Callable[..., Any]], dg.AssetsD
     )
 
 
-@dg.asset(
-    group_name=GROUP,
-    kinds={"arrow", "huggingface"},
-    owners=OWNERS,
-    io_manager_key="blocks_io",
-    code_version="4",
-)
+@dg.asset(group_name=GROUP, kinds={"arrow", "huggingface"}, owners=OWNERS, io_manager_key="blocks_io", code_version="4")
 def training_blocks(
     context: dg.AssetExecutionContext,
     settings: SettingsResource,
@@ -247,13 +241,9 @@ def _fine_tune(
     )
     bytes_per_token = blocks.bytes_per_token(name)
     result = _run(context, training, settings, variant.asset, bytes_per_token)
+    steps, tokens, losses, text_bytes = result.steps, result.tokens, result.loss_history, blocks.text_bytes()
     trained.write_history(
-        result.steps,
-        result.tokens,
-        result.loss_history,
-        result.validation,
-        bytes_per_token=bytes_per_token,
-        text_bytes=blocks.text_bytes(),
+        steps, tokens, losses, result.validation, bytes_per_token=bytes_per_token, text_bytes=text_bytes
     )
     return dg.MaterializeResult(
         value=trained,
@@ -300,15 +290,9 @@ def _choose_start(
     if variant.new_tokens is None:
         return variant.model
     warm = settings.training.warm_start
-    start, obstacle = choose_start(
-        trained,
-        variant.model,
-        variant.tokenizer,
-        len(variant.new_tokens),
-        warm=warm,
-        inputs=inputs,
-        origin=variant.origin,
-    )
+    known = {"inputs": inputs, "origin": variant.origin}
+    new = len(variant.new_tokens)
+    start, obstacle = choose_start(trained, variant.model, variant.tokenizer, new, warm=warm, **known)
     if warm:
         context.log.info(f"no warm start: {obstacle}" if obstacle else "warm start from the fine-tuned model")
     return start
