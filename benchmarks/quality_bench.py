@@ -14,7 +14,7 @@ from ivr_dagster.core.embedding.calibrate import calibrate_new_rows
 from ivr_dagster.core.embedding.extract import read_embeddings
 from ivr_dagster.core.embedding.initialize import initialize_embeddings
 from ivr_dagster.core.embedding.reorder import reorder_embeddings, row_sources
-from ivr_dagster.core.embedding.token_distillation import cut_snippets, fit_new_rows
+from ivr_dagster.core.embedding.token_distillation import DistillationOptions, cut_snippets, fit_new_rows
 from ivr_dagster.core.evaluation.bits_per_byte import BitsPerByte, ScoringTokenizer, bits_per_byte
 from ivr_dagster.core.model.folder import ModelFolder
 from ivr_dagster.core.tokenizer.bpe import read_bpe, strings_by_id
@@ -120,9 +120,7 @@ class Bench:
             self.calibrated(self.train),
             self.new_tokens,
             list(cut_snippets(sequences, self.constituents, eos_id=self.eos_id, length=self.length)),
-            learning_rate=learning_rate,
-            hidden_weight=hidden_weight,
-            dtype=self.dtype,
+            DistillationOptions(learning_rate=learning_rate, hidden_weight=hidden_weight, dtype=self.dtype),
             progress=lambda done, steps, loss: log(f"  step {done} of {steps}: {loss:.3f}") if done % 10 == 0 else None,
         )
         figures = {"bytes": size_of(texts), "tokens": fitted.tokens, "base_tokens": fitted.base_tokens}

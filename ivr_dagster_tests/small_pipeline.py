@@ -108,6 +108,29 @@ def write_tiny_model(folder: Path, size: int = 1_057) -> None:
     GPT2LMHeadModel(config).save_pretrained(folder)
 
 
+def write_training_inputs(folder: Path, *, layers: int, dropout: float) -> None:
+    """Write `model/`, a GPT-2 with 257 tokens, its `tokenizer/` of bytes, and 50 `blocks/` of 16 tokens."""
+    import numpy as np
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+    from ivr_dagster.core.training.blocks import write_blocks
+
+    torch.manual_seed(1)
+    config = GPT2Config(vocab_size=257, n_positions=32, n_embd=16, n_layer=layers, n_head=2)
+    config.bos_token_id = config.eos_token_id = 256
+    config.attn_pdrop = config.embd_pdrop = config.resid_pdrop = dropout
+    GPT2LMHeadModel(config).save_pretrained(folder / "model")
+    alphabet = {character: number for number, character in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(models.BPE(alphabet | {END: 256}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END).save_pretrained(folder / "tokenizer")
+    ids = np.random.default_rng(2)
+    texts = (ids.integers(0, 256, 39) for _ in range(20))
+    write_blocks(texts, folder / "blocks", block_size=16, eos_id=256, vocab_size=257)
+
+
 def write_inputs(root: Path, count: int = 220) -> None:
     """Write `count` documents to `raw/documents.jsonl`, and training settings."""
     write_documents(root / "raw" / "documents.jsonl", documents()[:count])

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ivr_dagster.pipeline import ASSETS, ArtifactPaths
+from ivr_dagster.pipeline import ASSETS, EXTERNAL, ArtifactPaths
 from ivr_dagster.settings import Settings
 
 
@@ -34,44 +34,21 @@ def test_embeddings_dir_moves_all_embedding_artifacts(tmp_path: Path) -> None:
     assert paths["initialized_model"] == tmp_path / "e" / "initialized_model"
 
 
-@pytest.mark.parametrize(
-    ("setting", "asset"),
-    [
-        ("original_tokenizer_dir", "original_tokenizer"),
-        ("remapped_tokenizer_dir", "remapped_tokenizer"),
-        ("remap_rules_path", "remap_rules"),
-        ("dataset_path", "training_blocks"),
-    ],
-)
-def test_external_artifact_replaces_ours_unless_it_is_ours(tmp_path: Path, setting: str, asset: str) -> None:
-    paths = ArtifactPaths.of(Settings.of(**{setting: str(tmp_path / "mine")}), tmp_path / "artifacts")
-    source = f"external_{asset}"
-    assert (paths.external, paths.replaced) == ({source: tmp_path / "mine"}, {asset: source})
-    assert paths[source] == paths[asset] == tmp_path / "mine"
-    where_it_lies = tmp_path / "artifacts" / ASSETS[asset].path
-    assert ArtifactPaths.of(Settings.of(**{setting: str(where_it_lies)}), tmp_path / "artifacts").external == {}
+@pytest.mark.parametrize("name", EXTERNAL)
+def test_external_artifact_replaces_ours_unless_it_is_ours(tmp_path: Path, name: str) -> None:
+    source = EXTERNAL[name]
+    paths = ArtifactPaths.of(Settings.of(**{source.setting: str(tmp_path / "mine")}), tmp_path / "artifacts")
+    ours = tmp_path / "artifacts" / ASSETS[source.replaces].path
+    assert paths.external == {name: tmp_path / "mine"}
+    assert paths.replaced == ({} if source.only_in else {source.replaces: name})
+    assert paths[name] == tmp_path / "mine"
+    assert paths[source.replaces] == (ours if source.only_in else tmp_path / "mine")
+    assert ArtifactPaths.of(Settings.of(**{source.setting: str(ours)}), tmp_path / "artifacts").external == {}
 
 
 @pytest.mark.parametrize("setting", ["cleaned_corpora_dir", "embeddings_dir", "output_dir", "raw_corpora_dir"])
 def test_output_folder_is_not_an_external_artifact(tmp_path: Path, setting: str) -> None:
     assert ArtifactPaths.of(Settings.of(**{setting: str(tmp_path / "there")}), tmp_path).external == {}
-
-
-@pytest.mark.parametrize(
-    ("setting", "source", "ours"),
-    [
-        ("tokenizer_path", "external_train_tokenizer", "remapped_tokenizer"),
-        ("train_model_name", "external_train_model", "initialized_model"),
-    ],
-)
-def test_external_artifact_for_training_leaves_ours_in_place(
-    tmp_path: Path, setting: str, source: str, ours: str
-) -> None:
-    paths = ArtifactPaths.of(Settings.of(**{setting: str(tmp_path / "mine")}), tmp_path)
-    assert (paths.external, paths.replaced) == ({source: tmp_path / "mine"}, {})
-    assert paths[source] == tmp_path / "mine"
-    assert paths[ours] == tmp_path / ASSETS[ours].path
-    assert ArtifactPaths.of(Settings.of(**{setting: str(tmp_path / ASSETS[ours].path)}), tmp_path).external == {}
 
 
 def test_moved_artifact_is_not_external(tmp_path: Path) -> None:

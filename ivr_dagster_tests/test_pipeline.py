@@ -151,6 +151,7 @@ for folder in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 def test_model_folders_load_offline_with_transformers(folder: Path, tmp_path: Path) -> None:
     places = [folder / "artifacts" / name for name in ("embeddings/initialized_model", ASSETS["sft_checkpoint"].path)]
     places[1] /= "final_model"
@@ -202,6 +203,7 @@ def test_changed_training_settings_make_only_training_and_evaluation_stale(
     assert set(found) == {"vanilla_sft_checkpoint", "sft_checkpoint", "evaluation_report"}
 
 
+@pytest.mark.slow
 def test_duplicate_document_rebuilds_only_the_cleaned_corpus(folder: Path, settings: dict[str, Any]) -> None:
     extra = folder / "raw" / "again.jsonl"
     document = json.loads((folder / "raw" / "documents.jsonl").read_text().splitlines()[0])["text"]
@@ -216,6 +218,7 @@ def test_duplicate_document_rebuilds_only_the_cleaned_corpus(folder: Path, setti
     open_with(folder, settings).run(["cleaned_corpus"])
 
 
+@pytest.mark.slow
 def test_edited_rules_are_used_and_kept(folder: Path, settings: dict[str, Any]) -> None:
     file = folder / "artifacts/tokenizers/remap_rules.yaml"
     computed = file.read_text()
@@ -243,6 +246,7 @@ def test_edited_rules_are_used_and_kept(folder: Path, settings: dict[str, Any]) 
     assert stale(open_with(folder, settings)) == {}
 
 
+@pytest.mark.slow
 def test_failed_blocking_check_fails_the_stage_with_figure_and_remedy(folder: Path, settings: dict[str, Any]) -> None:
     project = open_with(folder, settings, agreement_floor=1.0, exceptions=0)
     with pytest.raises(StageFailedError, match=r"agreement_floor.*floor 1\.0.*worst divergences"):

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from ivr_dagster.core.tokens.sequences import TokenSequences, reference_encoder
 from ivr_dagster.core.training.documents import select_general_texts, split_train_documents
 from ivr_dagster.core.training.folders import TrainedModel, TrainingBlocks
 from ivr_dagster.core.vocabulary.rules import applied_rules
-from ivr_dagster.io_managers.artifacts import mark_folder, refuse_foreign
+from ivr_dagster.io_managers.artifacts import mark_folder
 from ivr_dagster.io_managers.tokenizers import training_tokenizer
 from ivr_dagster.pipeline import settings_hash
 from ivr_dagster.resources.accelerator import POOL, Accelerator, AcceleratorResource
@@ -28,7 +29,8 @@ from ivr_dagster.storage.content_hash import content_hash
 
 if TYPE_CHECKING:
     from ivr_dagster.core.training.blocks import BlockCounts
-    from ivr_dagster.core.training.sft import SftResult
+    from ivr_dagster.core.training.sft import SftResult, Validation
+    from ivr_dagster.core.training.sft_config import SftConfig
 
 GROUP = "training"
 # settings that decide which text is held out
@@ -48,13 +50,7 @@ def trained_model_asset(*deps: str) -> Callable[[Callable[..., Any]], dg.AssetsD
     )
 
 
-@dg.asset(
-    group_name=GROUP,
-    kinds={"arrow", "huggingface"},
-    owners=OWNERS,
-    io_manager_key="blocks_io",
-    code_version="4",
-)
+@dg.asset(group_name=GROUP, kinds={"arrow", "huggingface"}, owners=OWNERS, io_manager_key="blocks_io", code_version="4")
 def training_blocks(
     context: dg.AssetExecutionContext,
     settings: SettingsResource,
@@ -73,12 +69,12 @@ def training_blocks(
     tokenizer = training_tokenizer(initialized_model.path, settings.paths)
     block_size = settings.training.block_size or initialized_model.sequence_tokens()
     encode = reference_encoder(tokenizer.backend())
-    split = split_train_documents(
-        cleaned_corpus,
-        {document_id for document_id, _ in token_sequences.documents()},
-        settings.training,
-        lambda texts: sum(len(ids) + 1 for ids in encode(texts)) >= block_size,
-    )
+    known = {document_id for document_id, _ in token_sequences.documents()}
+
+    def fills_block(texts: list[str]) -> bool:
+        return sum(len(ids) + 1 for ids in encode(texts)) >= block_size
+
+    split = split_train_documents(cleaned_corpus, known, settings.training, fills_block)
     general = _general_texts(settings, cleaned_corpus, split.train_bytes)
 
     def remapped(wanted: set[str]) -> Iterator[np.ndarray]:
@@ -90,9 +86,9 @@ def training_blocks(
     vocabulary = {"eos_id": tokenizer.end_of_text_id(), "vocab_size": len(tokenizer.load())}
     packed: dict[str, BlockCounts] = {}
     tokens: dict[str, dict[str, int]] = {}
+    vanilla = settings.training.vanilla
     with settings.staging("training_blocks") as folder:
         blocks = TrainingBlocks(folder)
-        vanilla = settings.training.vanilla
         blocks.write_tokenizers(tokenizer, base=vanilla)
         for name, sequences in {"remapped": remapped, **({"base": base} if vanilla else {})}.items():
             encode_general = encode if name == "remapped" else reference_encoder(tokenizer.base_backend())
@@ -101,24 +97,26 @@ def training_blocks(
             validation = [ids.copy() for ids in sequences(split.validation)]
             packed[name], tokens[name] = _pack(blocks, name, chain(train, mixed), validation, block_size, **vocabulary)
         train_bytes = split.train_bytes + sum(len(text.encode()) for text in general)
-        initialization_tokens = initialized_model.initialization_compute().training_tokens
-        text_bytes = {"train": train_bytes, "validation": split.validation_bytes}
-        blocks.write_counts(text_bytes, tokens, initialization_tokens)
-    adapted = packed["remapped"]
+        sizes = {"train": train_bytes, "validation": split.validation_bytes}
+        blocks.write_counts(sizes, tokens, initialized_model.initialization_compute().training_tokens)
     return dg.MaterializeResult(
         value=blocks,
         data_version=dg.DataVersion(content_hash(folder)),
         metadata={
-            "documents": adapted.documents,
+            **_block_figures(packed),
             "bytes": train_bytes,
             "validation_bytes": split.validation_bytes,
             "block_size": block_size,
-            "blocks": adapted.blocks,
-            "tokens": adapted.tokens,
-        }
-        | ({"blocks_base": packed["base"].blocks, "tokens_base": packed["base"].tokens} if vanilla else {})
-        | {"seconds": round(time.monotonic() - started, 2)},
+            "seconds": round(time.monotonic() - started, 2),
+        },
     )
+
+
+def _block_figures(packed: "Mapping[str, BlockCounts]") -> dict[str, int]:
+    """Key figures of packed blocks by tokenizer, `remapped` and maybe `base`."""
+    counts, base = packed["remapped"], packed.get("base")
+    figures = {"documents": counts.documents, "blocks": counts.blocks, "tokens": counts.tokens}
+    return figures | ({} if base is None else {"blocks_base": base.blocks, "tokens_base": base.tokens})
 
 
 @trained_model_asset()
@@ -139,17 +137,8 @@ def sft_checkpoint(
     tokenizer = training_blocks.tokenizer("remapped") or training_tokenizer(initialized_model.path, settings.paths)
     new_tokens = applied_rules(tokenizer).new_tokens() if tokenizer.rules_file.is_file() else {}
     origin = base.version() + settings_hash({name: settings.get(name) for name in SPLIT_SETTINGS})
-    return _fine_tune(
-        context,
-        settings,
-        accelerator,
-        "sft_checkpoint",
-        initialized_model,
-        tokenizer,
-        training_blocks,
-        new_tokens=new_tokens,
-        origin=origin,
-    )
+    variant = _Variant("sft_checkpoint", initialized_model, tokenizer, new_tokens, origin)
+    return _fine_tune(context, settings, accelerator, training_blocks, variant)
 
 
 @trained_model_asset("base_model")
@@ -162,9 +151,8 @@ def vanilla_sft_checkpoint(
 ) -> dg.MaterializeResult[TrainedModel]:
     """The base model with its own tokenizer, fine-tuned on the same text: the baseline for the new vocabulary."""
     tokenizer = training_blocks.tokenizer("base") or base.tokenizer()
-    return _fine_tune(
-        context, settings, accelerator, "vanilla_sft_checkpoint", base.model(), tokenizer, training_blocks
-    )
+    variant = _Variant("vanilla_sft_checkpoint", base.model(), tokenizer)
+    return _fine_tune(context, settings, accelerator, training_blocks, variant)
 
 
 @trained_model_asset("base_model")
@@ -188,62 +176,57 @@ def vanilla_compute_checkpoint(
     tokens_per_step = adapted.features["input_ids"].length * len(adapted) / config.steps_per_epoch(len(adapted))
     max_steps = config.steps(len(adapted)) + round(training_blocks.initialization_tokens() / tokens_per_step)
     tokenizer = training_blocks.tokenizer("base") or base.tokenizer()
-    return _fine_tune(
-        context,
-        settings,
-        accelerator,
-        "vanilla_compute_checkpoint",
-        base.model(),
-        tokenizer,
-        training_blocks,
-        max_steps=max_steps,
-    )
+    variant = _Variant("vanilla_compute_checkpoint", base.model(), tokenizer, max_steps=max_steps)
+    return _fine_tune(context, settings, accelerator, training_blocks, variant)
+
+
+@dataclass(frozen=True)
+class _Variant:
+    """What distinguishes the trained models.
+
+    Attributes:
+        asset: name of the asset.
+        model, tokenizer: what training starts from.
+        new_tokens: byte-level string by id; None for the vanilla baselines.
+        origin: of the adapted model, see :func:`choose_start`.
+        max_steps: optimizer steps instead of those in the settings.
+    """
+
+    asset: str
+    model: ModelFolder
+    tokenizer: TokenizerFolder
+    new_tokens: Mapping[int, str] | None = None
+    origin: str = ""
+    max_steps: int | None = None
+
+    @property
+    def blocks(self) -> str:
+        """Which of the blocks are read."""
+        return "base" if self.new_tokens is None else "remapped"
 
 
 def _fine_tune(
     context: dg.AssetExecutionContext,
     settings: ProjectSettings,
     accelerator: Accelerator,
-    asset: str,
-    model: ModelFolder,
-    tokenizer: TokenizerFolder,
     blocks: TrainingBlocks,
-    *,
-    new_tokens: Mapping[int, str] | None = None,
-    max_steps: int | None = None,
-    origin: str = "",
+    variant: _Variant,
 ) -> dg.MaterializeResult[TrainedModel]:
-    """Fine-tune a model; the adapted model has `new_tokens` and an `origin` (see :func:`choose_start`)."""
-    from ivr_dagster.core.training.sft import Training, Validation
-    from ivr_dagster.core.training.sft_config import read_sft_config
-    from ivr_dagster.core.training.warm_start import choose_start
+    from ivr_dagster.core.training.sft import Training
     from ivr_dagster.resources.torchrun import accelerator_for
 
-    name = "base" if new_tokens is None else "remapped"
+    name, tokenizer = variant.blocks, variant.tokenizer
     launch = settings.launch()
-    config = read_sft_config(settings.sft_config_file(), vanilla=new_tokens is None, max_steps=max_steps)
-    config.shared_by(launch.processes)  # raises before anything is started
-    for note in config.notes:
-        context.log.info(note)
+    config = _read_config(context, settings, variant, launch.processes)
     accelerator = accelerator_for(launch, accelerator)
     device, dtype = accelerator.resolved_device(), accelerator.resolved_dtype()
-    trained = TrainedModel(settings.paths[asset])
-    refuse_foreign(trained.path)
-    mark_folder(trained.path, asset, context.run.run_id)
-    validation = blocks.validation(name)
-    folders = [model.path, tokenizer.path, blocks.train(name), *([validation] if validation.is_dir() else [])]
-    inputs = "".join([*map(content_hash, folders), config.digest(), dtype])
-    start, obstacle = model, "not requested"
-    if new_tokens is not None:
-        warm = settings.training.warm_start
-        start, obstacle = choose_start(
-            trained, model, tokenizer, len(new_tokens), warm=warm, inputs=inputs, origin=origin
-        )
-        if warm:
-            context.log.info(f"no warm start: {obstacle}" if obstacle else "warm start from the fine-tuned model")
-        if start != model:
-            inputs += content_hash(start.path)
-    bytes_per_token = blocks.bytes_per_token(name, "validation")
+    trained = TrainedModel(settings.paths[variant.asset])
+    mark_folder(trained.path, variant.asset, context.run.run_id)
+    folders = [variant.model.path, tokenizer.path, blocks.train(name), blocks.validation(name)]
+    inputs = "".join([*(content_hash(each) for each in folders if each.is_dir()), config.digest(), dtype])
+    start = _choose_start(context, settings, trained, variant, inputs)
+    if start != variant.model:
+        inputs += content_hash(start.path)
     training = Training(
         start.path,
         blocks.train(name),
@@ -253,18 +236,14 @@ def _fine_tune(
         fingerprint=content_hash(inputs),
         device=device,
         dtype=dtype,
-        new_tokens=new_tokens,
-        validation=Validation(validation, bytes_per_token) if validation.is_dir() and bytes_per_token else None,
+        new_tokens=variant.new_tokens,
+        validation=_validation(blocks, name),
     )
     bytes_per_token = blocks.bytes_per_token(name)
-    result = _run(context, training, settings, asset, bytes_per_token)
+    result = _run(context, training, settings, variant.asset, bytes_per_token)
+    steps, tokens, losses, text_bytes = result.steps, result.tokens, result.loss_history, blocks.text_bytes()
     trained.write_history(
-        result.steps,
-        result.tokens,
-        result.loss_history,
-        result.validation,
-        bytes_per_token=bytes_per_token,
-        text_bytes=blocks.text_bytes(),
+        steps, tokens, losses, result.validation, bytes_per_token=bytes_per_token, text_bytes=text_bytes
     )
     return dg.MaterializeResult(
         value=trained,
@@ -272,7 +251,7 @@ def _fine_tune(
         metadata=_figures(result)
         | _speed(result, bytes_per_token)
         | {
-            "started from": "the initial model" if obstacle else "the previously fine-tuned model",
+            "started from": "the initial model" if start == variant.model else "the previously fine-tuned model",
             "device": device,
             "dtype": dtype,
             "processes": launch.processes,
@@ -280,6 +259,43 @@ def _fine_tune(
             "TensorBoard logs": dg.MetadataValue.path(trained.path / "logs"),
         },
     )
+
+
+def _validation(blocks: TrainingBlocks, name: str) -> "Validation | None":
+    from ivr_dagster.core.training.sft import Validation
+
+    folder, bytes_per_token = blocks.validation(name), blocks.bytes_per_token(name, "validation")
+    return Validation(folder, bytes_per_token) if folder.is_dir() and bytes_per_token else None
+
+
+def _read_config(
+    context: dg.AssetExecutionContext, settings: ProjectSettings, variant: _Variant, processes: int
+) -> "SftConfig":
+    from ivr_dagster.core.training.sft_config import read_sft_config
+
+    is_vanilla = variant.new_tokens is None
+    config = read_sft_config(settings.sft_config_file(), vanilla=is_vanilla, max_steps=variant.max_steps)
+    config.shared_by(processes)  # raises before anything is started
+    for note in config.notes:
+        context.log.info(note)
+    return config
+
+
+def _choose_start(
+    context: dg.AssetExecutionContext, settings: ProjectSettings, trained: TrainedModel, variant: _Variant, inputs: str
+) -> ModelFolder:
+    """The model to start from: the initial one, or with `warm_start` the previously fine-tuned one."""
+    from ivr_dagster.core.training.warm_start import choose_start
+
+    if variant.new_tokens is None:
+        return variant.model
+    warm = settings.training.warm_start
+    known = {"inputs": inputs, "origin": variant.origin}
+    new = len(variant.new_tokens)
+    start, obstacle = choose_start(trained, variant.model, variant.tokenizer, new, warm=warm, **known)
+    if warm:
+        context.log.info(f"no warm start: {obstacle}" if obstacle else "warm start from the fine-tuned model")
+    return start
 
 
 def _run(

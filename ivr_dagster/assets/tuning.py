@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,10 +20,10 @@ from ivr_dagster.core.tokens.sequences import reference_encoder
 from ivr_dagster.core.training.folders import TuningFolder
 from ivr_dagster.core.vocabulary.rules import RemapRules, applied_rules
 from ivr_dagster.errors import InputError
-from ivr_dagster.io_managers.artifacts import mark_folder, refuse_foreign
+from ivr_dagster.io_managers.artifacts import mark_folder
 from ivr_dagster.io_managers.tokenizers import training_tokenizer
 from ivr_dagster.resources.accelerator import POOL, AcceleratorResource
-from ivr_dagster.resources.base_model import BaseModelResource
+from ivr_dagster.resources.base_model import BaseModel, BaseModelResource
 from ivr_dagster.resources.progress import track
 from ivr_dagster.resources.settings import ProjectSettings, SettingsResource
 from ivr_dagster.storage.atomic import atomic_write, remove
@@ -64,69 +65,28 @@ def tuning_study(
     are written to `sft_config.yaml` beside it; with `tune_new_tokens`, `settings.yaml` says if fewer new tokens did
     better.
     """
-    from ivr_dagster.core.training.fewer_new_tokens import write_with_rules
     from ivr_dagster.core.training.sft_config import read_sft_config
-    from ivr_dagster.core.training.study import study_plots
-    from ivr_dagster.core.training.tune import ENOUGH_STEPS, STUDY, tune, write_result
+    from ivr_dagster.core.training.tune import ENOUGH_STEPS, TuneOptions, tune, write_result
 
     started = time.monotonic()
     place, source = settings.paths["tuning_study"], settings.sft_config_file()
-    refuse_foreign(place)
     mark_folder(place, "tuning_study", context.run.run_id)
-    tokenizer = training_tokenizer(initialized_model.path, settings.paths)
-    all_rules = applied_rules(tokenizer) if tokenizer.rules_file.is_file() else RemapRules(())
-    train, validation = _texts(settings, cleaned_corpus)
-    rules = _rules_by_number(context, settings, all_rules, tokenizer, train)
-    block_size = settings.training.block_size or initialized_model.sequence_tokens()
-    exceptions = settings.tokenizer.exceptions
+    inputs = _trial_inputs(context, settings, base, cleaned_corpus, initialized_model)
     device, dtype = accelerator.resolved_device(), accelerator.resolved_dtype()
-    work = place / ".work"
-    remove(work)
-
-    def inputs(number: int) -> "TrialInput":
-        context.log.info(f"preparing trials with {number:,} new tokens")
-        model, own_tokenizer = initialized_model, tokenizer
-        if number != len(all_rules):
-            folder = work / f"model-{number}"
-            folder.mkdir(parents=True)
-            write_with_rules(
-                rules[number], all_rules, base.model(), model, tokenizer, folder, train, exceptions=exceptions
-            )
-            model, own_tokenizer = ModelFolder(folder), TokenizerFolder(folder)
-        new_tokens = rules[number].new_tokens()
-        return _pack(model, own_tokenizer, new_tokens, train, validation, block_size, work / f"blocks-{number}")
-
-    ingredients = [
-        content_hash(initialized_model.path),
-        content_hash(tokenizer.path),
-        *(each.digest() for each in rules.values()),
-        *map(content_hash, [*train, "", *validation]),
-        read_sft_config(source).digest(),
-        *map(str, (block_size, exceptions, settings.compute.seed, dtype)),
-    ]
+    seed, trials = settings.compute.seed, settings.tuning.tune_trials
+    options = TuneOptions(seed, device, dtype, _report_steps(context), _report_trials(context, trials))
+    fingerprint = inputs.fingerprint(read_sft_config(source).digest(), seed, dtype)
+    remove(inputs.work)
     try:
-        tuning = tune(
-            place,
-            source,
-            inputs,
-            list(rules),
-            fingerprint=content_hash(" ".join(ingredients)),
-            trials=settings.tuning.tune_trials,
-            seed=settings.compute.seed,
-            seconds=settings.tuning.tune_seconds,
-            device=device,
-            dtype=dtype,
-            on_step=_report_steps(context),
-            on_trial=_report_trials(context, settings.tuning.tune_trials),
-        )
+        tuning = tune(place, source, inputs.write, list(inputs.rules), settings.tuning, fingerprint, options)
     finally:
-        remove(work)
+        remove(inputs.work)
     if tuning.steps < ENOUGH_STEPS:
         context.log.warning(
             f"a trial has only {tuning.steps} steps with the current batch; increase tune_bytes for clearer results"
         )
-    write_result(place, source, tuning, len(all_rules))
-    plots = study_plots(place / STUDY, tuning.name)
+    write_result(place, source, tuning, len(inputs.all_rules))
+    plots = tuning.study.plots()
     for name, png in plots.items():
         with atomic_write(place / name) as staged:
             staged.write_bytes(png)
@@ -144,6 +104,99 @@ def tuning_study(
             "device": device,
             "dtype": dtype,
         },
+    )
+
+
+@dataclass(frozen=True)
+class _TrialInputs:
+    """What trials read. The files for a number of new tokens are written when the first such trial starts.
+
+    Attributes:
+        log: where this is reported.
+        base: the base model.
+        model, tokenizer, all_rules: the initialized model, its tokenizer, and the rules of all new tokens.
+        rules: by number of new tokens to try; the first are all rules.
+        train, validation: the documents of a trial.
+        block_size: tokens per block.
+        exceptions: of the setting `exceptions`.
+        work: the folder of these files.
+    """
+
+    log: Any
+    base: BaseModel
+    model: ModelFolder
+    tokenizer: TokenizerFolder
+    all_rules: RemapRules
+    rules: dict[int, RemapRules]
+    train: list[str]
+    validation: list[str]
+    block_size: int
+    exceptions: int
+    work: Path
+
+    def fingerprint(self, config: str, seed: int, dtype: str) -> str:
+        """Identifies all that the results of trials depend on; `config` is the digest of the training settings."""
+        ingredients = [
+            content_hash(self.model.path),
+            content_hash(self.tokenizer.path),
+            *(rules.digest() for rules in self.rules.values()),
+            *map(content_hash, [*self.train, "", *self.validation]),
+            config,
+            *map(str, (self.block_size, self.exceptions, seed, dtype)),
+        ]
+        return content_hash(" ".join(ingredients))
+
+    def write(self, number: int) -> "TrialInput":
+        """Write model, tokenizer and blocks with a number of new tokens."""
+        from ivr_dagster.core.training.blocks import write_blocks, write_validation_blocks
+        from ivr_dagster.core.training.fewer_new_tokens import write_model_with_base_rows, write_tokenizer_with_rules
+        from ivr_dagster.core.training.sft import Validation
+        from ivr_dagster.core.training.tune import TrialInput
+
+        self.log.info(f"preparing trials with {number:,} new tokens")
+        model, tokenizer, rules = self.model, self.tokenizer, self.rules[number]
+        if number != len(self.all_rules):
+            folder = self.work / f"model-{number}"
+            folder.mkdir(parents=True)
+            dropped = self.all_rules.new_tokens().keys() - rules.new_tokens().keys()
+            write_model_with_base_rows(dropped, self.base.model(), model, folder)
+            write_tokenizer_with_rules(rules, tokenizer, folder, self.train, exceptions=self.exceptions)
+            model, tokenizer = ModelFolder(folder), TokenizerFolder(folder)
+        encode = reference_encoder(tokenizer.backend())
+        packing = {
+            "block_size": self.block_size,
+            "eos_id": tokenizer.end_of_text_id(),
+            "vocab_size": len(tokenizer.load()),
+        }
+        blocks, validation = (self.work / f"blocks-{number}" / name for name in ("train", "validation"))
+        write_blocks(encode(self.train), blocks, **packing)
+        tokens = write_validation_blocks(encode(self.validation), validation, **packing)
+        size = sum(len(text.encode("utf-8")) for text in self.validation)
+        return TrialInput(model.path, tokenizer.path, blocks, Validation(validation, size / tokens), rules.new_tokens())
+
+
+def _trial_inputs(
+    context: dg.AssetExecutionContext,
+    settings: ProjectSettings,
+    base: BaseModel,
+    corpus: CleanedCorpus,
+    model: ModelFolder,
+) -> _TrialInputs:
+    tokenizer = training_tokenizer(model.path, settings.paths)
+    all_rules = applied_rules(tokenizer) if tokenizer.rules_file.is_file() else RemapRules(())
+    train, validation = _texts(settings, corpus)
+    return _TrialInputs(
+        context.log,
+        base,
+        model,
+        tokenizer,
+        all_rules,
+        _rules_by_number(context, settings, all_rules, tokenizer, train),
+        train,
+        validation,
+        block_size=settings.training.block_size or model.sequence_tokens(),
+        exceptions=settings.tokenizer.exceptions,
+        work=settings.paths["tuning_study"] / ".work",
     )
 
 
@@ -203,33 +256,8 @@ def _rules_by_number(
     if settings.paths.external.keys() & {"external_train_model", "external_train_tokenizer"}:
         context.log.warning("the model or the tokenizer is external: only the current number of new tokens is tried")
         return found
-    best = list(best_rules(rules, tokenizer, texts))
-    numbers = [round(share * len(rules)) for share in FEWER]
-    return found | {
-        number: RemapRules(tuple(sorted(best[:number], key=lambda rule: rule.id))) for number in numbers if number
-    }
-
-
-def _pack(
-    model: ModelFolder,
-    tokenizer: TokenizerFolder,
-    new_tokens: dict[int, str],
-    train: list[str],
-    validation: list[str],
-    block_size: int,
-    folder: Path,
-) -> "TrialInput":
-    from ivr_dagster.core.training.blocks import write_blocks, write_validation_blocks
-    from ivr_dagster.core.training.sft import Validation
-    from ivr_dagster.core.training.tune import TrialInput
-
-    encode = reference_encoder(tokenizer.backend())
-    vocabulary = {"eos_id": tokenizer.end_of_text_id(), "vocab_size": len(tokenizer.load())}
-    write_blocks(encode(train), folder / "train", block_size=block_size, **vocabulary)
-    size = sum(len(text.encode("utf-8")) for text in validation)
-    kept = folder / "validation"
-    tokens = write_validation_blocks(encode(validation), kept, block_size=block_size, **vocabulary)
-    return TrialInput(model.path, tokenizer.path, folder / "train", Validation(kept, size / tokens), new_tokens)
+    fewer = (best_rules(rules, tokenizer, texts, number) for share in FEWER if (number := round(share * len(rules))))
+    return found | {len(each): each for each in fewer}
 
 
 def _report_steps(context: dg.AssetExecutionContext) -> Callable[[int, int], None]:

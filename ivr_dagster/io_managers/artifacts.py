@@ -47,7 +47,12 @@ def refuse_foreign(place: Path) -> None:
 
 
 def mark_folder(folder: Path, asset: str, run_id: str) -> None:
-    """Mark a folder that is filled in place as an artifact of this run, with unknown content."""
+    """Mark a folder that is filled in place as an artifact of this run, with unknown content.
+
+    Raises:
+        InputError: as of :func:`refuse_foreign`.
+    """
+    refuse_foreign(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_manifest(Manifest(asset, run_id), folder, folder=True)
 

@@ -31,6 +31,12 @@ REBUILT_STAGES: dict[str, tuple[str, ...]] = {
     "tokenizer_side": TOKENIZER_SIDE,
     "nothing": (),
 }
+# stages and description of the jobs that materialize assets
+JOBS: dict[str, tuple[Collection[str], str]] = {
+    "everything": (STAGES, "From the raw corpus to the evaluation report."),
+    "tokenizer_side": (TOKENIZER_SIDE, "From the raw corpus to the remapped tokenizer (minutes)."),
+    "training_side": (TRAINING_SIDE, "From the remapped tokenizer to the evaluation report (costly)."),
+}
 WATCH_SECONDS = 10
 TICK_SECONDS = 5
 
@@ -177,11 +183,6 @@ def automation(settings: ProjectSettings) -> dict[str, list[Any]]:
     observe_sources = dg.define_asset_job(
         OBSERVATION_JOB, sources, description="Hashes the raw corpus, the base model and all external artifacts."
     )
-    jobs = {
-        "everything": (STAGES, "From the raw corpus to the evaluation report."),
-        "tokenizer_side": (TOKENIZER_SIDE, "From the raw corpus to the remapped tokenizer (minutes)."),
-        "training_side": (TRAINING_SIDE, "From the remapped tokenizer to the evaluation report (costly)."),
-    }
     nightly = dg.ScheduleDefinition(
         name="nightly",
         job=observe_sources,
@@ -218,7 +219,7 @@ def automation(settings: ProjectSettings) -> dict[str, list[Any]]:
 
     return {
         "jobs": [
-            *(dg.define_asset_job(name, built(stages), description=text) for name, (stages, text) in jobs.items()),
+            *(dg.define_asset_job(name, built(stages), description=text) for name, (stages, text) in JOBS.items()),
             observe_sources,
         ],
         "schedules": [nightly],

@@ -14,14 +14,9 @@ from pathlib import Path
 from dagster_pipes import open_dagster_pipes
 from pydantic import TypeAdapter
 
+from ivr_dagster.core.training.memory import TrainingOutOfMemoryError
 from ivr_dagster.core.training.progress import describe_progress
-from ivr_dagster.core.training.sft import (
-    SftResult,
-    Training,
-    TrainingDivergedError,
-    TrainingOutOfMemoryError,
-    fine_tune,
-)
+from ivr_dagster.core.training.sft import SftResult, Training, TrainingDivergedError, fine_tune
 from ivr_dagster.errors import InputError
 from ivr_dagster.storage.allocator import keep_freed_memory
 from ivr_dagster.storage.atomic import atomic_write

@@ -42,29 +42,5 @@ def test_curves_returns_a_png(lines: dict[str, list[float]]) -> None:
     assert width > height > 100
 
 
-def test_curves_draws_every_line_and_a_legend_for_several(monkeypatch: pytest.MonkeyPatch) -> None:
-    from matplotlib.axes import Axes
-
-    drawn: list[tuple[str, list[float]]] = []
-    legends: list[int] = []
-    plot, legend = Axes.plot, Axes.legend
-
-    def watch(self: Axes, xs: list[float], ys: list[float], label: str) -> object:
-        drawn.append((label, list(ys)))
-        return plot(self, xs, ys, label=label)
-
-    def name(self: Axes) -> object:
-        legends.append(len(drawn))
-        return legend(self)
-
-    monkeypatch.setattr(Axes, "plot", watch)
-    monkeypatch.setattr(Axes, "legend", name)
-    curves([1, 2], {"loss": [3.0, 2.0]}, x="step", y="nats")
-    assert (drawn, legends) == ([("loss", [3.0, 2.0])], [])
-    curves([1, 2], {"base": [3.0, 2.0], "remapped": [2.5, 1.5]}, x="step", y="nats")
-    assert drawn[1:] == [("base", [3.0, 2.0]), ("remapped", [2.5, 1.5])]
-    assert legends == [3]
-
-
 def test_inline_png_embeds_the_image() -> None:
     assert inline_png(b"abc", "a curve").value == "![a curve](data:image/png;base64,YWJj)"

@@ -85,6 +85,7 @@ def test_run_stops_at_a_failed_blocking_check(folder: Path, ivr: Ivr) -> None:
     assert not candidates.exists()
 
 
+@pytest.mark.slow
 def test_invalid_options_are_not_saved(folder: Path, ivr: Ivr) -> None:
     before = (folder / "ivr.yaml").read_bytes()
     refused = ivr("init", "--encoding", "klingon")
@@ -129,6 +130,7 @@ def test_damaged_artifact_is_found_refused_and_rebuilt(folder: Path, ivr: Ivr) -
     assert file.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_second_command_is_refused_and_names_the_first(folder: Path, ivr: Ivr) -> None:
     settings = (folder / "ivr.yaml").read_bytes()
     with ArtifactPaths(folder).lock.hold("ivr select"):

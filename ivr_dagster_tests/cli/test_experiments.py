@@ -82,6 +82,7 @@ def test_unchanged_experiment_is_fresh_in_ivr_and_dagster_and_keeps_all_records(
         assert metadata[COPIED_FROM_RUN].value == events[1].run_id
 
 
+@pytest.mark.slow
 def test_only_files_that_are_never_modified_in_place_are_hard_linked(parent: Project) -> None:
     root = create_experiment(parent, "own", {}).root
     files = [file for file in root.rglob("*") if file.is_file()]
@@ -90,6 +91,7 @@ def test_only_files_that_are_never_modified_in_place_are_hard_linked(parent: Pro
     assert {file.suffix for file in linked} == {".parquet", ".safetensors", ".arrow"}
 
 
+@pytest.mark.slow
 def test_output_paths_of_the_original_are_not_used(parent: Project) -> None:
     paths = parent.paths
     named = {
@@ -106,6 +108,7 @@ def test_output_paths_of_the_original_are_not_used(parent: Project) -> None:
         create_experiment(parent, "out", {"output_dir": "elsewhere"})
 
 
+@pytest.mark.slow
 def test_external_artifacts_are_read_in_place(parent: Project, tmp_path: Path) -> None:
     rules = Path(shutil.copy(parent.paths["remap_rules"], tmp_path / "rules.yaml"))
     parent = change_settings(parent, remap_rules_path=str(rules))
@@ -121,6 +124,7 @@ def test_explicit_settings_are_kept_and_a_new_preset_replaces_the_others(parent:
         assert (tuning.tune_trials, tuning.tune_bytes) == (20, PRESETS[preset]["tune_bytes"])
 
 
+@pytest.mark.slow
 def test_experiments_are_compared_by_settings_figures_and_staleness(parent: Project) -> None:
     parent = change_settings(parent, config_path="")
     create_experiment(parent, "zeros", {"init_strategy": "zeros", "seed": 7})

@@ -12,33 +12,9 @@ from ivr_dagster.core.tokens.counts import PretokenCounts, counts_from_table, co
 from ivr_dagster.pipeline import ArtifactPaths
 
 TRICKY = [
-    "a,b",
-    'q"q',
-    '""',
-    '"',
-    "'",
-    "\n",
-    "\r",
-    "\r\n x",
-    "\t",
-    " lead",
-    "trail ",
-    "\x00",
-    "\ufffd",
-    "\u2028",
-    "",
-    "null",
-    "NaN",
-    "true",
-    "12",
-    "1e5",
-    "007",
-    "-",
-    "=1+1",
-    "#",
-    "한국어",
-    "ĠĊĉ",
-]
+    "a,b", 'q"q', '""', '"', "'", "\n", "\r", "\r\n x", "\t", " lead", "trail ", "\x00", "\ufffd", "\u2028", "", "null",
+    "NaN", "true", "12", "1e5", "007", "-", "=1+1", "#", "한국어", "ĠĊĉ",
+]  # fmt: skip
 
 
 def test_parquet_keeps_values_and_types(materialize: Callable[..., None], load: Callable[..., Any]) -> None:

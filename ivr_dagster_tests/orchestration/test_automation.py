@@ -26,10 +26,6 @@ def pipeline(tmp_path: Path) -> FakePipeline:
     return pipeline
 
 
-def test_nothing_is_requested_without_a_change(pipeline: FakePipeline) -> None:
-    assert [pipeline.tick() for _ in range(2)] == [[], []]
-
-
 def test_change_rebuilds_everything_downstream_in_order_and_once(pipeline: FakePipeline) -> None:
     pipeline.observe(raw_corpus="2")
     built = pipeline.settle()
@@ -46,6 +42,7 @@ def test_unchanged_data_version_stops_the_rebuild(pipeline: FakePipeline) -> Non
     assert pipeline.settle(keep=["cleaned_corpus"]) == ["cleaned_corpus"]
 
 
+@pytest.mark.slow
 def test_new_text_retrains_only_if_the_setting_says_so(pipeline: FakePipeline) -> None:
     pipeline.observe(raw_corpus="2")
     built = set(pipeline.settle(keep=VOCABULARY))
@@ -71,6 +68,7 @@ def test_other_text_rebuilds_only_its_readers(pipeline: FakePipeline, tmp_path: 
     assert set(built) < pipeline.downstream("general_corpus")
 
 
+@pytest.mark.slow
 def test_failed_blocking_check_stops_downstream_assets_until_it_passes(pipeline: FakePipeline) -> None:
     pipeline.observe(raw_corpus="2")
     built = pipeline.settle(failing="distilled_tokenizer")
@@ -145,12 +143,14 @@ def test_nothing_is_built_from_a_source_that_was_never_observed(tmp_path: Path) 
     assert pipeline.tick() == ["cleaned_corpus", "original_tokenizer"]
 
 
+@pytest.mark.slow
 def test_first_training_is_left_to_the_user(tmp_path: Path) -> None:
     pipeline = FakePipeline(tmp_path)
     pipeline.observe()
     assert set(pipeline.settle()) == set(stage_assets(stages_of_side("tokenizer"), pipeline.settings))
 
 
+@pytest.mark.slow
 def test_first_training_in_an_experiment_is_left_to_the_user(tmp_path: Path) -> None:
     pipeline = FakePipeline(tmp_path)
     pipeline.observe()
@@ -161,6 +161,7 @@ def test_first_training_in_an_experiment_is_left_to_the_user(tmp_path: Path) -> 
     assert not TRAINING & built
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rebuild", ["tokenizer_side", "nothing"])
 def test_rebuild_setting_excludes_stages(pipeline: FakePipeline, rebuild: str) -> None:
     pipeline.reload(rebuild=rebuild)

@@ -4,9 +4,10 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from threading import Timer
+from threading import Thread
 
 import dagster as dg
 import pytest
@@ -55,12 +56,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("artifacts")
 
 
-@pytest.fixture
-def instance(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dg.DagsterInstance]:
-    monkeypatch.setenv(ROOT, str(folder))
-    monkeypatch.setattr(executor, "SECONDS_BETWEEN_TRIES", 0.1)
+@pytest.fixture(scope="module")
+def one_instance() -> Iterator[dg.DagsterInstance]:
     with dg.instance_for_test() as instance:
         yield instance
+
+
+@pytest.fixture
+def instance(
+    folder: Path, one_instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[dg.DagsterInstance]:
+    """An instance without runs."""
+    monkeypatch.setenv(ROOT, str(folder))
+    monkeypatch.setattr(executor, "SECONDS_BETWEEN_TRIES", 0.1)
+    yield one_instance
+    one_instance.wipe()
 
 
 @pytest.fixture
@@ -72,25 +82,40 @@ def held(folder: Path) -> Iterator[FileLock]:
         yield lock
 
 
-def logged(instance: dg.DagsterInstance, run_id: str) -> list[str]:
-    return [entry.user_message for entry in instance.all_logs(run_id)]
+def logged(instance: dg.DagsterInstance, start: str = "") -> list[str]:
+    """The messages of the instance's run that begin with `start`."""
+    messages = [entry.user_message for run in instance.get_runs() for entry in instance.all_logs(run.run_id)]
+    return [message for message in messages if message.startswith(start)]
 
 
-@pytest.mark.parametrize("seconds_between_messages", [0.2, 60.0])
+def when_waiting(instance: dg.DagsterInstance, action: Callable[[], None], *, messages: int = 1) -> None:
+    """Call `action` in a thread, a few tries after the run has logged `messages` times that it waits."""
+
+    def watch() -> None:
+        while len(logged(instance, "Waiting")) < messages:
+            time.sleep(0.05)
+        time.sleep(5 * executor.SECONDS_BETWEEN_TRIES)
+        action()
+
+    Thread(target=watch, daemon=True).start()
+
+
+@pytest.mark.parametrize(("seconds_between_messages", "messages"), [(0.2, 2), (60.0, 1)])
 def test_run_waits_for_the_lock_and_logs_its_holder(
-    instance: dg.DagsterInstance, held: FileLock, monkeypatch: pytest.MonkeyPatch, seconds_between_messages: float
+    instance: dg.DagsterInstance,
+    held: FileLock,
+    monkeypatch: pytest.MonkeyPatch,
+    seconds_between_messages: float,
+    messages: int,
 ) -> None:
     monkeypatch.setattr(executor, "SECONDS_BETWEEN_MESSAGES", seconds_between_messages)
-    timer = Timer(5.0, held.release)
-    timer.start()
+    when_waiting(instance, held.release, messages=messages)
     with dg.execute_job(dg.reconstructable(make_job), instance) as result:
-        timer.join()
         assert result.success
-        messages = logged(instance, result.run_id)
-    waits = [message for message in messages if message.startswith("Waiting")]
+    waits = logged(instance, "Waiting")
     assert set(waits) == {"Waiting: the artifacts folder is in use by ivr run (process 7)"}
-    assert (len(waits) > 1) == (seconds_between_messages < 1)
-    assert f"holder: run {result.run_id[:8]} (process {os.getpid()})" in messages
+    assert (len(waits) > 1) == (messages > 1)
+    assert f"holder: run {result.run_id[:8]} (process {os.getpid()})" in logged(instance)
 
 
 def test_waiting_run_can_be_canceled(instance: dg.DagsterInstance, held: FileLock) -> None:
@@ -98,7 +123,7 @@ def test_waiting_run_can_be_canceled(instance: dg.DagsterInstance, held: FileLoc
         instance.report_run_canceling(instance.get_runs()[0])
         os.kill(os.getpid(), signal.SIGINT)
 
-    Timer(5.0, cancel).start()
+    when_waiting(instance, cancel)
     with dg.execute_job(dg.reconstructable(make_job), instance) as result:
         assert not result.success
     assert instance.get_runs()[0].status == dg.DagsterRunStatus.CANCELED

@@ -1,7 +1,6 @@
 """Out-of-domain text: not in the sample corpus, and not in the training text of the sample model."""
 
-from ivr_dagster.sample.corpus import sample_documents
-from ivr_dagster.sample.other_text import english_documentation, heldout_code
+from ivr_dagster.sample.other_text import heldout_code
 from ivr_dagster.sample.stdlib_source import docstrings, is_heldout, read_stdlib, strip_docstrings
 
 
@@ -11,7 +10,3 @@ def test_heldout_code_was_not_trained_on_and_has_no_docstrings() -> None:
     assert not set(code) & {strip_docstrings(file.text) for file in trained_on}
     assert sum(len(text.encode()) for text in code) > 100_000
     assert not any(docstrings(text) for text in code[:20])
-
-
-def test_english_documentation_is_the_sample_corpus() -> None:
-    assert list(english_documentation()) == [text for _, text in sample_documents()]

@@ -13,16 +13,13 @@ from benchmarks.train_sample_model import (
     TrainingSettings,
     bits_per_byte,
     encode_blocks,
-    learning_rate_at,
     main,
     new_model,
     read_training_texts,
     train,
     training_loss,
 )
-from ivr_dagster.errors import InputError
 from ivr_dagster.sample import SAMPLE_MODEL
-from ivr_dagster.sample.stdlib_source import is_heldout
 
 TINY = TrainingSettings(steps=6, batch=2, block=16, width=8, layers=1, heads=2, sampled_tokens=64)
 
@@ -115,30 +112,3 @@ def test_blocks_separate_files_by_end_of_text_and_overlap_by_their_last_target(t
     first, second = ([END_OF_TEXT, *tokenizer.encode(text).ids] for text in texts)
     assert [row[0] for row in blocks[1:]] == [row[-1] for row in blocks[:-1]]
     assert stream in ([*first, *second], [*second, *first])
-
-
-def test_learning_rate_rises_then_falls_to_a_twentieth() -> None:
-    settings = TrainingSettings(steps=100, warmup=0.1, learning_rate=1.0)
-    rates = [learning_rate_at(step, settings) for step in range(101)]
-    assert rates[0] == pytest.approx(0.1)
-    assert max(rates) == rates[9] == rates[10] == pytest.approx(1.0)
-    assert rates[10:] == sorted(rates[10:], reverse=True)
-    assert rates[100] == pytest.approx(0.05)
-
-
-def test_files_are_split_into_training_and_heldout(source: Path) -> None:
-    assert [is_heldout(path) for path in ("argparse.py", "json/decoder.py")] == [False, False]
-    training, heldout = read_training_texts(source)
-    assert len(training) == 5 and len(heldout) == 1
-
-
-def test_folder_without_code_or_tokenizer_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=rf"{tmp_path}.*at least two Python files, found 0"):
-        read_training_texts(tmp_path)
-    with pytest.raises(InputError, match=rf"{tmp_path}.*has no tokenizer\.json"):
-        main(["--output", str(tmp_path / "model"), "--tokenizer", str(tmp_path)])
-
-
-def test_text_shorter_than_a_block_is_refused(tokenizer: Tokenizer) -> None:
-    with pytest.raises(InputError, match="the text has 2 tokens"):
-        encode_blocks(tokenizer, ["a"], 512, seed=0)

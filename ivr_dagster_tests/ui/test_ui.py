@@ -144,12 +144,6 @@ def test_a_bad_setting_is_refused_with_our_message_and_nothing_runs(
     assert ui.latest_run() == before
 
 
-def test_a_choice_that_there_is_not_cannot_be_launched(page: Page, ui: DagsterUi) -> None:
-    type_into_launchpad(page, ui.url, "resources: {settings: {config: {merge_scope: sideways}}}")
-    expect(page.get_by_text("not in enum type").first).to_be_visible()
-    expect(page.get_by_role("button").filter(has_text="Materialize").last).to_be_disabled()
-
-
 def test_sigterm_ends_all_servers_within_ten_seconds(page: Page, ui: DagsterUi) -> None:
     """The last test, for it ends what the others use; a page is open, which holds a connection."""
     visit(page, f"{ui.url}/asset-groups", "Global asset lineage")

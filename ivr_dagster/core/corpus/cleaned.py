@@ -128,7 +128,7 @@ class CleanedCorpus:
         folder = self.path / split
         paths = parts_in(folder)
         if not paths:
-            raise InputError("there is no cleaned corpus", where=folder, remedy="Build it: `ivr init`")
+            raise InputError("the cleaned corpus is missing", where=folder, remedy="Run `ivr init`")
         return paths
 
     def _rows(self, split: Split, *columns: str) -> Iterator[tuple[str, ...]]:

@@ -34,11 +34,13 @@ def documents_within(
     return ids_within(document_sizes(documents), max_bytes, from_the_end=from_the_end)
 
 
-def validation_ids(sizes: Mapping[str, int], validation_bytes: int, train_bytes: int = 0) -> tuple[set[str], int]:
-    """Ids of train documents to validate on instead of training on them, and their UTF-8 bytes.
+def split_validation(
+    sizes: Mapping[str, int], validation_bytes: int, train_bytes: int = 0
+) -> tuple[dict[str, int], dict[str, int]]:
+    """The train split divided into documents to train on and documents to validate on, as UTF-8 bytes by id.
 
-    They are selected from the end, at most `MAX_VALIDATION_SHARE` of the trained bytes. None are selected if a single
-    document has more than twice the bytes wanted.
+    The latter are selected from the end, at most `MAX_VALIDATION_SHARE` of the trained bytes. None are selected if a
+    single document has more than twice the bytes wanted.
 
     Args:
         sizes: UTF-8 bytes by document id of the train split.
@@ -47,7 +49,8 @@ def validation_ids(sizes: Mapping[str, int], validation_bytes: int, train_bytes:
     """
     everything = sum(sizes.values())
     wanted = min(validation_bytes, round(MAX_VALIDATION_SHARE * min(everything, train_bytes or everything)))
-    if not wanted:
-        return set(), 0
     selected, size = ids_within(sizes, wanted, from_the_end=True)
-    return (selected, size) if size <= 2 * wanted else (set(), 0)
+    if not wanted or size > 2 * wanted:
+        selected = set()
+    others, validation = ({i: sizes[i] for i in sizes if (i in selected) == chosen} for chosen in (False, True))
+    return others, validation

@@ -11,12 +11,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ivr_dagster.core.corpus.cleaned import CleanedCorpus
-from ivr_dagster.core.corpus.subset import document_sizes, ids_within, validation_ids
+from ivr_dagster.core.corpus.subset import document_sizes, ids_within, split_validation
 from ivr_dagster.core.embedding.calibrate import Calibration, calibrate_new_rows
 from ivr_dagster.core.embedding.extract import read_embeddings, replace_embeddings
 from ivr_dagster.core.embedding.initialize import initialize_embeddings
 from ivr_dagster.core.embedding.reorder import check_new_ids, row_sources
-from ivr_dagster.core.embedding.token_distillation import FittedRows, cut_snippets, fit_new_rows
+from ivr_dagster.core.embedding.token_distillation import (
+    DistillationCheckpoint,
+    DistillationOptions,
+    FittedRows,
+    cut_snippets,
+    fit_new_rows,
+)
 from ivr_dagster.core.model.folder import InitializationCompute, ModelFolder
 from ivr_dagster.core.tokenizer.bpe import strings_by_id
 from ivr_dagster.core.tokenizer.folder import TokenizerFolder
@@ -141,16 +147,6 @@ def fit_embeddings(
     return EmbeddingFit(fitted, sorted(constituents), *norms, calibration, distillation, bpb)
 
 
-def split_documents(
-    corpus: CleanedCorpus, training: TrainingSettings, max_texts: int
-) -> tuple[dict[str, int], dict[str, int]]:
-    """Sizes of the training documents and of the validation documents in UTF-8 bytes, by document id."""
-    sizes = document_sizes(islice(corpus.documents("train"), max_texts or None))
-    validation, _ = validation_ids(sizes, training.validation_bytes, training.train_bytes)
-    kept = {document: size for document, size in sizes.items() if document not in validation}
-    return kept, {document: sizes[document] for document in validation}
-
-
 def read_texts(corpus: CleanedCorpus, sizes: Mapping[str, int], max_bytes: int) -> tuple[list[str], int]:
     """Training documents with at most `max_bytes` of text (0: all), in the order of their ids, and their bytes."""
     wanted, size = ids_within(sizes, max_bytes)
@@ -174,7 +170,8 @@ class _Fitter:
         self._common = {"seed": options.seed, "device": options.device, "dtype": options.dtype}
         self._encode, self._eos_id = reference_encoder(tokenizer.backend()), tokenizer.end_of_text_id()
         self._model, self._length = base.load("float32"), min(SNIPPET_TOKENS, base.context() or SNIPPET_TOKENS)
-        self._sizes, validation = split_documents(corpus, training, options.max_texts)
+        sizes = document_sizes(islice(corpus.documents("train"), options.max_texts or None))
+        self._sizes, validation = split_validation(sizes, training.validation_bytes, training.train_bytes)
         self._validation, _ = read_texts(corpus, validation, VALIDATION_BYTES)
 
     def score(self, tensors: "Embeddings") -> float | None:
@@ -208,6 +205,7 @@ class _Fitter:
             **self._common,
         }
         inputs = json.dumps([sequences, sorted(constituents.items()), {k: str(v) for k, v in settings.items()}])
+        run = content_hash(content_hash(original) + content_hash(initial) + inputs)
         advance = self._options.progress("token distillation", "steps")
         fitted = fit_new_rows(
             self._model,
@@ -215,9 +213,8 @@ class _Fitter:
             initial,
             new_tokens,
             list(cut_snippets(sequences, constituents, eos_id=self._eos_id, length=self._length)),
-            **settings,
-            checkpoint=self._options.checkpoint,
-            run=content_hash(content_hash(original) + content_hash(initial) + inputs),
+            DistillationOptions(**settings),
+            checkpoint=DistillationCheckpoint(self._options.checkpoint, run),
             progress=lambda done, total, _: advance(done, total),
         )
         return fitted, size

@@ -35,6 +35,8 @@ _WARMUP, _FINAL = 0.1, 0.1
 # about half a minute for a small model on a CPU
 CHECKPOINT_STEPS = 20
 
+Losses = list[tuple[int, float]]
+
 
 @dataclass(frozen=True)
 class Snippet:
@@ -76,6 +78,30 @@ def cut_snippets(
             yield Snippet(np.array(ids), np.array(base), np.array(ends))
 
 
+@dataclass(frozen=True)
+class DistillationOptions:
+    """How rows of new tokens are trained.
+
+    Attributes:
+        learning_rate: for a row's own gradients.
+        shared_rate: factor of `learning_rate` for the gradients of n-grams that new tokens share.
+        hidden_weight: weight of the hidden state distance; 0 skips the teacher.
+        epochs: how often the snippets are read, in an order given by `seed`.
+        batch: snippets per step.
+        seed: of that order.
+        device, dtype: cpu, cuda or mps; float32 or float64, or bfloat16 or float16 for mixed precision.
+    """
+
+    learning_rate: float = 3e-3
+    shared_rate: float = 1.0
+    hidden_weight: float = 1.0
+    epochs: float = 1.0
+    batch: int = 4
+    seed: int = 42
+    device: str = "cpu"
+    dtype: str = "float32"
+
+
 class RowObjective:
     """The loss as a function of the new rows; only `rows` has gradients.
 
@@ -89,18 +115,15 @@ class RowObjective:
         base: "Embeddings",
         initial: "Embeddings",
         new_ids: Sequence[int],
-        *,
-        hidden_weight: float,
-        device: str = "cpu",
-        dtype: str = "float32",
+        options: DistillationOptions,
     ) -> None:
-        """Arguments as for :func:`fit_new_rows`; `dtype` may also be float64."""
+        """Arguments as for :func:`fit_new_rows`."""
         import torch
 
-        computed: torch.dtype = getattr(torch, dtype)
+        device, computed = options.device, getattr(torch, options.dtype)
         self._autocast = computed if computed in (torch.bfloat16, torch.float16) else None
         self._stored = torch.float32 if self._autocast else computed
-        self._device, self._hidden_weight = device, hidden_weight
+        self._device, self._hidden_weight = device, options.hidden_weight
         body: Any = model
         self.model: Any = body.to(device, self._stored).eval().requires_grad_(False)
         self._base = base["wte"].to(device, self._stored)
@@ -192,23 +215,62 @@ class FittedRows:
     resumed_from: int | None
 
 
+@dataclass(frozen=True)
+class DistillationCheckpoint:
+    """Rows, optimizer state and losses of unfinished training.
+
+    Attributes:
+        file: a safetensors file.
+        run: identifies inputs and settings; the checkpoint of another run is ignored.
+    """
+
+    file: Path
+    run: str
+
+    def save(self, objective: RowObjective, optimizer: "torch.optim.Optimizer", losses: Losses) -> None:
+        """Write it atomically."""
+        from safetensors.torch import save_file
+
+        tensors = {f"rows.{name}": rows.detach() for name, rows in objective.rows.items()}
+        for number, state in optimizer.state_dict()["state"].items():
+            tensors |= {f"state.{number}.{key}": value for key, value in state.items()}
+        with atomic_write(self.file) as staged:
+            save_file(tensors, staged, metadata={"run": self.run, "losses": json.dumps(losses)})
+
+    def resume(self, objective: RowObjective, optimizer: "torch.optim.Optimizer") -> Losses:
+        """Load rows and optimizer state; returns the losses so far, none if there is no checkpoint of this run."""
+        import torch
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(self.file, framework="pt") as file:
+                metadata = file.metadata() or {}
+                if metadata.get("run") != self.run:
+                    return []
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+        except (OSError, SafetensorError):
+            return []
+        state: dict[int, dict[str, Any]] = {}
+        for name, tensor in tensors.items():
+            kind, place, *key = name.split(".")
+            if kind == "rows":
+                with torch.no_grad():
+                    objective.rows[place].copy_(tensor)
+            else:
+                state.setdefault(int(place), {})[key[0]] = tensor
+        optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
+        return [(int(step), float(loss)) for step, loss in json.loads(metadata["losses"])]
+
+
 def fit_new_rows(
     model: "PreTrainedModel",
     base: "Embeddings",
     initial: "Embeddings",
     new_tokens: Mapping[int, str],
     snippets: Sequence[Snippet],
+    options: DistillationOptions,
     *,
-    epochs: float = 1.0,
-    batch: int = 4,
-    learning_rate: float = 3e-3,
-    shared_rate: float = 1.0,
-    hidden_weight: float = 1.0,
-    seed: int = 42,
-    device: str = "cpu",
-    dtype: str = "float32",
-    checkpoint: Path | None = None,
-    run: str = "",
+    checkpoint: DistillationCheckpoint | None = None,
     progress: Callable[[int, int, float], None] | None = None,
 ) -> FittedRows:
     """Train the rows of new tokens on snippets with AdamW.
@@ -217,15 +279,13 @@ def fit_new_rows(
     of the steps, then follows a cosine decay to a tenth of its peak. On the CPU, a resumed run ends bitwise the same.
 
     Args:
-        model: the base model; moved to `device` and float32.
+        model: the base model; moved to the device and float32.
         base: embedding tensors by base id, [V', d].
         initial: embedding tensors by new id, new rows initialized.
         new_tokens: id → byte-level string.
-        snippets: from the train split, read `epochs` times in an order given by `seed`, `batch` per step.
-        learning_rate: for a row's own gradients; gradients of n-grams that new tokens share use it times `shared_rate`.
-        hidden_weight: weight of the hidden state distance; 0 skips the teacher.
-        device, dtype: cpu, cuda or mps; float32, or bfloat16 for mixed precision.
-        checkpoint: safetensors file to save to and to resume from; one that belongs to another `run` is ignored.
+        snippets: from the train split.
+        options: everything else.
+        checkpoint: what to save to and to resume from.
         progress: called after every step with steps done, steps in total, and the loss.
 
     Raises:
@@ -235,26 +295,24 @@ def fit_new_rows(
 
     if not snippets:
         raise InputError("no text to train new rows on", where="token_distillation_bytes", remedy="Provide more text.")
-    objective = RowObjective(
-        model, base, initial, list(new_tokens), hidden_weight=hidden_weight, device=device, dtype=dtype
-    )
+    objective = RowObjective(model, base, initial, list(new_tokens), options)
     strings = {row: new_tokens[token] for row, token in enumerate(sorted(new_tokens))}
-    updates = RowUpdates(list(objective.rows.values()), strings, RowRates(shared=shared_rate))
-    groups = updates.parameter_groups(learning_rate, 0.0)
-    optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
+    updates = RowUpdates(list(objective.rows.values()), strings, RowRates(shared=options.shared_rate))
+    groups = updates.parameter_groups(options.learning_rate, 0.0)
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.0)
     updates.attach(optimizer)
-    order = _order(len(snippets), epochs, seed)
+    order, batch = _order(len(snippets), options.epochs, options.seed), options.batch
     steps = [[snippets[number] for number in order[start : start + batch]] for start in range(0, len(order), batch)]
-    losses = _resume(checkpoint, run, objective, optimizer) if checkpoint else []
+    losses = checkpoint.resume(objective, optimizer) if checkpoint else []
     resumed_from = len(losses) or None
     for loss in _train(objective, optimizer, steps, len(losses)):
         losses.append((len(losses) + 1, loss))
         if checkpoint is not None and len(losses) % CHECKPOINT_STEPS == 0 and len(losses) < len(steps):
-            _save(checkpoint, run, objective, optimizer, losses)
+            checkpoint.save(objective, optimizer, losses)
         if progress is not None:
             progress(len(losses), len(steps), loss)
     tokens = sum(len(snippet.ids) - 1 for step in steps for snippet in step)
-    base_tokens = sum(len(snippet.base_ids) - 1 for step in steps for snippet in step) if hidden_weight else 0
+    base_tokens = sum(len(snippet.base_ids) - 1 for step in steps for snippet in step) if options.hidden_weight else 0
     return FittedRows(objective.replace_rows(initial), losses, tokens, base_tokens, resumed_from)
 
 
@@ -304,43 +362,3 @@ def _schedule(step: int, steps: int) -> float:
     if step < warmup:
         return (step + 1) / warmup
     return float(_FINAL + (1 - _FINAL) * 0.5 * (1 + np.cos(np.pi * (step - warmup) / max(1, steps - warmup))))
-
-
-Losses = list[tuple[int, float]]
-
-
-def _save(
-    checkpoint: Path, run: str, objective: RowObjective, optimizer: "torch.optim.Optimizer", losses: Losses
-) -> None:
-    from safetensors.torch import save_file
-
-    tensors = {f"rows.{name}": rows.detach() for name, rows in objective.rows.items()}
-    for number, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"state.{number}.{key}": value for key, value in state.items()}
-    with atomic_write(checkpoint) as staged:
-        save_file(tensors, staged, metadata={"run": run, "losses": json.dumps(losses)})
-
-
-def _resume(checkpoint: Path, run: str, objective: RowObjective, optimizer: "torch.optim.Optimizer") -> Losses:
-    """Load rows and optimizer state; returns the losses so far, none if there is no checkpoint of this run."""
-    import torch
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(checkpoint, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("run") != run:
-                return []
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except (OSError, SafetensorError):
-        return []
-    state: dict[int, dict[str, Any]] = {}
-    for name, tensor in tensors.items():
-        kind, place, *key = name.split(".")
-        if kind == "rows":
-            with torch.no_grad():
-                objective.rows[place].copy_(tensor)
-        else:
-            state.setdefault(int(place), {})[key[0]] = tensor
-    optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
-    return [(int(step), float(loss)) for step, loss in json.loads(metadata["losses"])]

@@ -87,44 +87,24 @@ def write_blocks(
     Raises:
         InputError: an id outside the vocabulary, or too few tokens for a single block.
     """
-    import pyarrow as pa
     from datasets import Dataset, Features, List, Value, disable_progress_bars, enable_progress_bars
     from datasets.table import MemoryMappedTable
     from datasets.utils import are_progress_bars_disabled
 
     if not 0 <= eos_id < vocab_size:
         raise InputError(f"the end-of-text id {eos_id} is outside the vocabulary of {vocab_size}")
-    documents = tokens = blocks = 0
-
-    def counted() -> Iterator[NDArray[np.integer[Any]]]:
-        nonlocal documents, tokens
-        for number, sequence in enumerate(sequences):
-            if not len(sequence):
-                continue
-            outside = sequence[(sequence < 0) | (sequence >= vocab_size)]
-            if len(outside):
-                raise InputError(
-                    f"document {number} contains the id {outside[0]}, the vocabulary ends at {vocab_size - 1}",
-                    remedy="Use sequences and tokenizer of the same run",
-                )
-            documents, tokens = documents + 1, tokens + len(sequence) + 1
-            yield sequence
-
+    documents = _CheckedDocuments(sequences, vocab_size)
     features = Features({COLUMN: List(Value("int32"), length=block_size)})
-    schema = features.arrow_schema
     digest = hashlib.sha256(f"{block_size} {eos_id}".encode())
     packed = staging_path(path)
     shown = not are_progress_bars_disabled()
     try:
-        with pa.OSFile(str(packed), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
-            for batch in _batches(pack_blocks(counted(), block_size=block_size, eos_id=eos_id)):
-                digest.update(batch.tobytes())
-                blocks += len(batch)
-                column = pa.FixedSizeListArray.from_arrays(pa.array(batch.ravel()), block_size)
-                writer.write_batch(pa.record_batch([column], schema=schema))
+        batches = _batches(pack_blocks(documents, block_size=block_size, eos_id=eos_id))
+        blocks = _write_arrow(packed, batches, features.arrow_schema, digest)
+        count, tokens = documents.count, documents.tokens
         if not blocks:
             raise InputError(
-                f"the text gives {tokens:,} tokens in {documents:,} documents, fewer than one block of {block_size:,}",
+                f"the text gives {tokens:,} tokens in {count:,} documents, fewer than one block of {block_size:,}",
                 where="--block-size",
                 remedy="Set a smaller --block-size, or use more text",
             )
@@ -136,7 +116,41 @@ def write_blocks(
         remove(packed)
         if shown:
             enable_progress_bars()
-    return BlockCounts(documents, tokens, blocks, tokens - blocks * block_size)
+    return BlockCounts(count, tokens, blocks, tokens - blocks * block_size)
+
+
+class _CheckedDocuments:
+    """Documents that are checked and counted while they are read; empty ones are skipped."""
+
+    def __init__(self, sequences: Iterable[NDArray[np.integer[Any]]], vocab_size: int) -> None:
+        self._sequences, self._vocab_size = sequences, vocab_size
+        self.count = self.tokens = 0
+
+    def __iter__(self) -> Iterator[NDArray[np.integer[Any]]]:
+        for number, sequence in enumerate(self._sequences):
+            outside = sequence[(sequence < 0) | (sequence >= self._vocab_size)]
+            if len(outside):
+                raise InputError(
+                    f"document {number} contains the id {outside[0]}, the vocabulary ends at {self._vocab_size - 1}",
+                    remedy="Use sequences and tokenizer of the same run",
+                )
+            if len(sequence):
+                self.count, self.tokens = self.count + 1, self.tokens + len(sequence) + 1
+                yield sequence
+
+
+def _write_arrow(file: Path, batches: Iterable[NDArray[np.int32]], schema: Any, digest: Any) -> int:
+    """Write batches `[n, block_size]` as an Arrow stream, and update the digest; returns the number of blocks."""
+    import pyarrow as pa
+
+    blocks = 0
+    with pa.OSFile(str(file), "wb") as stream, pa.ipc.new_stream(stream, schema) as writer:
+        for batch in batches:
+            digest.update(batch.tobytes())
+            blocks += len(batch)
+            column = pa.FixedSizeListArray.from_arrays(pa.array(batch.ravel()), batch.shape[1])
+            writer.write_batch(pa.record_batch([column], schema=schema))
+    return blocks
 
 
 def write_validation_blocks(

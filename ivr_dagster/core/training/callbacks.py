@@ -6,6 +6,7 @@ Import this module inside functions: it imports transformers.
 import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,11 @@ BITS_PER_BYTE = "eval_bits_per_byte"
 _GUESSES, _FIRST_LOSSES = 10, 2
 
 
+@dataclass(eq=False)
 class EmbeddingPhaseCallback(TrainerCallback):
     """Trains only the embeddings during the first `share` of all steps."""
 
-    def __init__(self, share: float) -> None:
-        self.share = share
+    share: float
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -42,32 +43,29 @@ class EmbeddingPhaseCallback(TrainerCallback):
                 parameter.requires_grad_(trains)
 
 
+@dataclass(eq=False)
 class RunCallback(TrainerCallback):
     """Reports progress, stops a diverged run before it writes a checkpoint, and marks complete checkpoints.
 
-    Args:
+    Attributes:
         run: identifies the run in its checkpoints.
         save_total_limit: number of checkpoints to keep; None for all.
         patience: validations without improvement that end the run; 0 for no limit.
         compute: FLOPs of the run.
-        on_log: as of :func:`~ivr_dagster.core.training.sft.fine_tune`.
+        report: `on_log` of :func:`~ivr_dagster.core.training.sft.fine_tune`.
         settings: the settings file, for messages.
         smaller: whether the run continues with smaller micro-batches.
+        began: when training began; 0 before that.
     """
 
-    def __init__(
-        self,
-        run: dict[str, object],
-        save_total_limit: int | None,
-        patience: int,
-        compute: Compute,
-        on_log: Callable[[dict[str, float]], None] | None,
-        settings: Path,
-        smaller: bool,
-    ) -> None:
-        self.run, self.save_total_limit, self.patience, self.compute = run, save_total_limit, patience, compute
-        self.report, self.settings, self.smaller = on_log, settings, smaller
-        self.began = 0.0
+    run: dict[str, object]
+    save_total_limit: int | None
+    patience: int
+    compute: Compute
+    report: Callable[[dict[str, float]], None] | None
+    settings: Path
+    smaller: bool
+    began: float = 0.0
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

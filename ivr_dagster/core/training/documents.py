@@ -7,7 +7,7 @@ from pathlib import Path
 from ivr_dagster.core.corpus.cleaned import CleanedCorpus
 from ivr_dagster.core.corpus.other_text import read_other_documents, select_other_texts
 from ivr_dagster.core.corpus.splits import SPLITS
-from ivr_dagster.core.corpus.subset import document_sizes, ids_within, validation_ids
+from ivr_dagster.core.corpus.subset import document_sizes, ids_within, split_validation
 from ivr_dagster.settings.groups import CorpusSettings, TrainingSettings
 
 
@@ -33,12 +33,11 @@ def split_train_documents(
         fills_block: whether texts fill a training block; otherwise there is no validation.
     """
     sizes = document_sizes((i, text) for i, text in corpus.documents("train") if i in known)
-    validation, validation_bytes = validation_ids(sizes, training.validation_bytes, training.train_bytes)
+    others, validation = split_validation(sizes, training.validation_bytes, training.train_bytes)
     if not fills_block([text for i, text in corpus.documents("train") if i in validation]):
-        validation, validation_bytes = set(), 0
-    others = {document_id: size for document_id, size in sizes.items() if document_id not in validation}
+        others, validation = sizes, {}
     train, train_bytes = ids_within(others, training.train_bytes)
-    return DocumentSplit(train, validation, train_bytes, validation_bytes)
+    return DocumentSplit(train, set(validation), train_bytes, sum(validation.values()))
 
 
 def select_general_texts(

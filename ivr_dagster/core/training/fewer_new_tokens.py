@@ -4,7 +4,7 @@ Without a rule an id keeps the base's string and row, so nothing is initialized 
 """
 
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -21,13 +21,16 @@ from ivr_dagster.core.vocabulary.rules import RemapRule, RemapRules, write_remap
 from ivr_dagster.core.vocabulary.within import count_merges
 
 
-def best_rules(rules: RemapRules, tokenizer: TokenizerFolder, texts: list[str]) -> Iterator[RemapRule]:
-    """The rules by the tokens that they save in the texts, the best first; bytes without a base token come before all.
+def best_rules(rules: RemapRules, tokenizer: TokenizerFolder, texts: list[str], number: int) -> RemapRules:
+    """The rules that save most tokens in the texts, with the rules that they need; bytes without a base token first.
+
+    A rule needs those of its halves, and those whose sacrificed token is made of its own.
 
     Args:
         rules: all rules.
         tokenizer: the remapped tokenizer.
         texts: the texts of a trial.
+        number: how many rules to return at least, if there are that many.
     """
     backend = tokenizer.backend()
     counts = np.zeros(backend.get_vocab_size(with_added_tokens=True), dtype=np.int64)
@@ -36,44 +39,28 @@ def best_rules(rules: RemapRules, tokenizer: TokenizerFolder, texts: list[str]) 
     ids_of = {rule.new_token: rule.id for rule in rules}
     halves = {r.id: (ids_of.get(r.halves[0], -1), ids_of.get(r.halves[1], -1)) for r in rules if r.halves}
     saved = count_merges(dict(enumerate(counts.tolist())), halves)
+    needs = {rule.id: set(halves.get(rule.id, ())) & {*ids_of.values()} for rule in rules}
+    for left, right, token in tokenizer.base_bpe().merges:
+        for half in {left, right} & needs.keys():
+            needs[half].add(token)
 
     def rank(rule: RemapRule) -> tuple[bool, int]:
         phrase_saving = int(counts[rule.id]) * (len(rule.constituents) - 1)
         return bool(rule.constituents), -(saved[rule.id] if rule.halves else phrase_saving)
 
-    yield from sorted(rules, key=rank)  # stable: halves come before what is made of them
-
-
-def write_with_rules(
-    rules: RemapRules,
-    all_rules: RemapRules,
-    base_model: ModelFolder,
-    model: ModelFolder,
-    tokenizer: TokenizerFolder,
-    folder: Path,
-    texts: list[str],
-    *,
-    exceptions: int,
-) -> None:
-    """Write a model folder with some of the rules, and its tokenizer.
-
-    Args:
-        rules: the rules to keep.
-        all_rules: the rules of `model`.
-        base_model: the base model, whose rows replace those of the other rules' ids.
-        model: the initialized model.
-        tokenizer: its tokenizer.
-        folder: an empty folder.
-        texts: texts that the tokenizer is distilled on.
-        exceptions: as of :func:`~ivr_dagster.core.tokenizer.unigram.distill`.
-    """
-    dropped = {rule.id for rule in all_rules} - {rule.id for rule in rules}
-    write_model_with_base_rows(dropped, base_model, model, folder)
-    write_tokenizer_with_rules(rules, tokenizer, folder, texts, exceptions=exceptions)
+    kept: set[int] = set()
+    for rule in sorted(rules, key=rank):
+        if len(kept) >= number:
+            break
+        added = {rule.id} - kept
+        while added:
+            kept |= added
+            added = {needed for each in added for needed in needs[each]} - kept
+    return RemapRules(tuple(rule for rule in rules if rule.id in kept))
 
 
 def write_model_with_base_rows(ids: Collection[int], base_model: ModelFolder, model: ModelFolder, folder: Path) -> None:
-    """Write a model with the base model's rows at some ids."""
+    """Write a model into an empty folder, with the base model's rows at some ids."""
     import torch
 
     base, tensors = read_embeddings(base_model.path), read_embeddings(model.path)

@@ -20,13 +20,12 @@ from ivr_dagster.core.training.checkpoints import FINAL_MODEL, discard_others, n
 from ivr_dagster.core.training.flops import Compute, compute_of
 from ivr_dagster.core.training.loading import check_fit, load_model
 from ivr_dagster.core.training.memory import (
-    TrainingOutOfMemoryError,
     free_memory,
     is_out_of_memory,
     out_of_memory_error,
     with_smaller_batches,
 )
-from ivr_dagster.core.training.sft_config import SftConfig, read_sft_config
+from ivr_dagster.core.training.sft_config import SftConfig
 from ivr_dagster.errors import InputError, short_message
 from ivr_dagster.storage.atomic import atomic_write
 
@@ -34,16 +33,6 @@ if TYPE_CHECKING:
     from transformers import TrainerState
 
     from ivr_dagster.core.training.sft_arguments import SftArguments
-
-__all__ = [
-    "SftConfig",
-    "SftResult",
-    "Training",
-    "TrainingDivergedError",
-    "TrainingOutOfMemoryError",
-    "fine_tune",
-    "read_sft_config",
-]
 
 _PRECISIONS = {"float32": {}, "bfloat16": {"bf16": True}, "float16": {"fp16": True}}
 OnLog = Callable[[dict[str, float]], None]

@@ -14,22 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from ivr_dagster.core.training.blocks import read_blocks
-from ivr_dagster.core.training.memory import free_memory
-from ivr_dagster.core.training.sft import (
-    Training,
-    TrainingDivergedError,
-    TrainingOutOfMemoryError,
-    Validation,
-    fine_tune,
-)
+from ivr_dagster.core.training.folders import STUDY, TuningFolder
+from ivr_dagster.core.training.memory import TrainingOutOfMemoryError, free_memory
+from ivr_dagster.core.training.sft import Training, TrainingDivergedError, Validation, fine_tune
 from ivr_dagster.core.training.sft_config import SftConfig, read_sft_config, sft_config_with
-from ivr_dagster.core.training.study import COMPLETE, KILLED, Report, Space, Trial, best_of, other_studies, search
+from ivr_dagster.core.training.study import COMPLETE, KILLED, Report, Space, Study, Trial, best_of
 from ivr_dagster.errors import InputError
+from ivr_dagster.settings.groups import TuningSettings
 from ivr_dagster.storage.atomic import atomic_write, remove
 from ivr_dagster.storage.content_hash import content_hash
 
-STUDY, SETTINGS, TRIALS = "study.db", "settings.yaml", "study.json"
-SFT_CONFIG = "sft_config.yaml"
+STUDY_FILE, SETTINGS = "study.db", "settings.yaml"
 
 VALIDATIONS = 4
 # size of the validation text as a share of the trial's text
@@ -77,11 +72,29 @@ class TrialInput:
 
 
 @dataclass(frozen=True)
+class TuneOptions:
+    """How to run trials, apart from the settings of tuning.
+
+    Attributes:
+        seed: of the draws.
+        device, dtype: as of :class:`~ivr_dagster.core.training.sft.Training`.
+        on_step: called with the finished steps and all steps of the current trial.
+        on_trial: called after every trial with the number of finished trials.
+    """
+
+    seed: int
+    device: str = "cpu"
+    dtype: str = "float32"
+    on_step: Callable[[int, int], None] | None = None
+    on_trial: Callable[[Trial, int], None] | None = None
+
+
+@dataclass(frozen=True)
 class Tuning:
     """The result of a search.
 
     Attributes:
-        name: name of the study in the file.
+        study: the study.
         trials: all trials of the study by number.
         best: the trial with the least BPB.
         default: the trial with the current settings; it is pruned if they diverge.
@@ -90,7 +103,7 @@ class Tuning:
         steps: optimizer steps of a trial with the current batch.
     """
 
-    name: str
+    study: Study
     trials: tuple[Trial, ...]
     best: Trial
     default: Trial
@@ -109,15 +122,9 @@ def tune(
     source: Path,
     inputs: Callable[[int], TrialInput],
     new_tokens: Sequence[int],
-    *,
+    settings: TuningSettings,
     fingerprint: str,
-    trials: int,
-    seed: int,
-    seconds: float = 0.0,
-    device: str = "cpu",
-    dtype: str = "float32",
-    on_step: Callable[[int, int], None] | None = None,
-    on_trial: Callable[[Trial, int], None] | None = None,
+    options: TuneOptions,
 ) -> Tuning:
     """Search for training settings with a lower validation BPB than those of `source`.
 
@@ -129,10 +136,9 @@ def tune(
         source: the current training settings, a file as of :func:`read_sft_config`.
         inputs: the inputs of trials with a number of new tokens; called when the first such trial starts.
         new_tokens: numbers of new tokens to try, the current one first.
+        settings: number of trials and time limit.
         fingerprint: a string that identifies models, text and settings.
-        trials, seed, seconds, on_trial: as of :func:`~ivr_dagster.core.training.study.search`.
-        device, dtype: as of :class:`~ivr_dagster.core.training.sft.Training`.
-        on_step: called with the finished steps and all steps of the current trial.
+        options: everything else.
 
     Raises:
         InputError: invalid settings, models or blocks; an unreadable study; a trial with the current settings has fewer
@@ -151,36 +157,53 @@ def tune(
         number = parameters.pop(NEW_TOKENS, new_tokens[0])
         started.append(number)
         config = read_sft_config(source, **_TRIAL, **parameters)
-        return _run_trial(folder / ".trial", input_of(number), config, report, device, dtype, on_step)
+        return _run_trial(folder / ".trial", input_of(number), config, report, options)
 
     blocks = len(read_blocks(input_of(new_tokens[0]).blocks))
-    steps = current.steps_per_epoch(blocks)
+    steps = _steps_of_trial(current, blocks)
+    space = search_space(current, blocks, new_tokens)
+    # Optuna rejects trials with other bounds in the same study
+    study = Study(folder / STUDY_FILE, content_hash(f"{fingerprint} {space.distributions}"))
+    found = study.search(
+        space,
+        run,
+        trials=settings.tune_trials,
+        seed=options.seed,
+        seconds=settings.tune_seconds,
+        on_trial=options.on_trial,
+    )
+    best = _best_trial(found, source)
+    first = next(trial for trial in found if trial.state != KILLED)
+    done_before = sum(trial.state != KILLED for trial in found) - len(started)
+    return Tuning(study, tuple(found), best, first, done_before, study.others(), steps)
+
+
+def _steps_of_trial(config: SftConfig, blocks: int) -> int:
+    """Optimizer steps of a trial with the current batch."""
+    steps = config.steps_per_epoch(blocks)
     if steps < MIN_STEPS:
         raise InputError(
             f"a trial has {blocks:,} blocks, {steps} steps with the current batch, {MIN_STEPS} are required",
             where="tune_bytes",
             remedy="Increase --tune-bytes, or set a smaller --block-size",
         )
-    space, default = search_space(current, blocks, new_tokens)
-    # Optuna rejects trials with other bounds in the same study
-    name = content_hash(f"{fingerprint} {space}")
-    file = folder / STUDY
-    found = search(file, name, space, default, run, trials=trials, seed=seed, seconds=seconds, on_trial=on_trial)
-    best = best_of(found)
+    return steps
+
+
+def _best_trial(trials: list[Trial], source: Path) -> Trial:
+    best = best_of(trials)
     if best is None:
-        reasons = "; ".join(sorted({trial.note for trial in found if trial.note}))
+        reasons = "; ".join(sorted({trial.note for trial in trials if trial.note}))
         raise InputError(
-            f"none of {len(found)} trials completed ({reasons or 'no time for one'})",
+            f"none of {len(trials)} trials completed ({reasons or 'no time for one'})",
             where=source,
             remedy="Start with settings that train: a lower learning_rate, a smaller batch",
         )
-    first = next(trial for trial in found if trial.state != KILLED)
-    done_before = sum(trial.state != KILLED for trial in found) - len(started)
-    return Tuning(name, tuple(found), best, first, done_before, other_studies(file, name), steps)
+    return best
 
 
-def search_space(config: SftConfig, blocks: int, new_tokens: Sequence[int]) -> tuple[Space, dict[str, Any]]:
-    """The distributions of the settings to try around those of `config`, and the current values.
+def search_space(config: SftConfig, blocks: int, new_tokens: Sequence[int]) -> Space:
+    """The settings to try around those of `config`.
 
     Args:
         config: the current settings.
@@ -215,7 +238,7 @@ def search_space(config: SftConfig, blocks: int, new_tokens: Sequence[int]) -> t
             space[name] = CategoricalDistribution(values)
     if not new_tokens[0]:
         space = {name: each for name, each in space.items() if name in ("learning_rate", "per_device_train_batch_size")}
-    return space, {name: default[name] for name in space}
+    return Space(space, {name: default[name] for name in space})
 
 
 def _run_trial(
@@ -223,17 +246,15 @@ def _run_trial(
     given: TrialInput,
     config: SftConfig,
     report: Report,
-    device: str,
-    dtype: str,
-    on_step: Callable[[int, int], None] | None,
+    options: TuneOptions,
 ) -> tuple[float, dict[str, Any]]:
     """One short fine-tuning; returns its last BPB and further figures, and removes its folder."""
     from optuna import TrialPruned
 
     def on_log(entry: dict[str, float]) -> None:
         step, steps = int(entry["step"]), int(entry["max_steps"])
-        if on_step:
-            on_step(step, steps)
+        if options.on_step:
+            options.on_step(step, steps)
         if "bits_per_byte" in entry and step < steps:
             # positions are shares of the run, which do not depend on the batch
             report(VALIDATIONS * step // steps, entry["bits_per_byte"])
@@ -245,8 +266,8 @@ def _run_trial(
         config,
         given.tokenizer,
         fingerprint="",
-        device=device,
-        dtype=dtype,
+        device=options.device,
+        dtype=options.dtype,
         new_tokens=given.new_tokens,
         validation=given.validation,
     )
@@ -287,7 +308,7 @@ def write_result(folder: Path, source: Path, tuning: Tuning, new_tokens: int) ->
     if chosen != new_tokens:
         header += f"# It had {chosen:,} new tokens instead of {new_tokens:,}; use it together with {SETTINGS}.\n"
     settings = {key: value for key, value in best.parameters.items() if key != NEW_TOKENS}
-    with atomic_write(folder / SFT_CONFIG) as staged:
+    with atomic_write(TuningFolder(folder).sft_config) as staged:
         staged.write_text(header + sft_config_with(source, settings), encoding="utf-8")
     if chosen != new_tokens:
         with atomic_write(folder / SETTINGS) as staged:
@@ -305,5 +326,5 @@ def write_result(folder: Path, source: Path, tuning: Tuning, new_tokens: int) ->
         "other_studies": tuning.other_studies,
         "trials": [asdict(trial) for trial in tuning.trials],
     }
-    with atomic_write(folder / TRIALS) as staged:
+    with atomic_write(folder / STUDY) as staged:
         staged.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")

@@ -189,7 +189,7 @@ def test_empty_heldout_split_is_refused(raw: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_missing_corpus_is_refused_with_the_command_that_builds_it(tmp_path: Path, split: Split) -> None:
-    with pytest.raises(InputError, match=rf"{tmp_path}/{split}: there is no cleaned corpus.*ivr init"):
+    with pytest.raises(InputError, match=rf"{tmp_path}/{split}: the cleaned corpus is missing.*Run `ivr init`"):
         next(CleanedCorpus(tmp_path).texts(split))
 
 

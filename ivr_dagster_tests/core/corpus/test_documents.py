@@ -123,6 +123,10 @@ def test_long_keys_are_shortened_in_messages(tmp_path: Path) -> None:
         ("a.json", " \n", r"a\.json:2: the file is empty"),
         ("a.json", "[" * 100_000, r"a\.json:1: invalid JSON \(.*recursion"),
         ("a.jsonl", "[" * 100_000, r"a\.jsonl:1: invalid JSON \(.*recursion"),
+        ("a.jsonl", '{"text":"a"}\r{"text":"b"}', r"a\.jsonl:1: invalid JSON \(Extra data"),
+        ("a.jsonl", '{\n"text": "a"}', r"a\.jsonl:1: invalid JSON"),
+        ("a.jsonl", '{"te\0xt": "x"}', r"a\.jsonl:1: invalid JSON .*\.json file"),
+        ("a.jsonl", "9" * 5000, r"a\.jsonl:1: invalid JSON \(Exceeds the limit"),
         # errors of a file are reported together
         (
             "a.jsonl",

@@ -41,6 +41,8 @@ def test_folder_without_corpus_files_is_refused_with_the_suffixes(tmp_path: Path
         corpus_files(tmp_path)
     with pytest.raises(InputError, match=r"nowhere: cannot be read \(No such file.*--raw-corpora-dir"):
         corpus_files(tmp_path / "nowhere")
+    with pytest.raises(InputError, match=r"cannot be read \(Not a directory"):
+        corpus_files(tmp_path / "notes.md")
 
 
 @pytest.mark.parametrize("name", ["file.txt", "folder"])
@@ -87,8 +89,10 @@ def test_special_files_and_broken_links_are_refused_together(tmp_path: Path) -> 
     with socket.socket(socket.AF_UNIX) as made:
         made.bind(os.path.relpath(tmp_path / "c.jsonl"))
     (tmp_path / "d.txt").symlink_to(tmp_path / "gone.txt")
+    (tmp_path / "e.txt").symlink_to(tmp_path / "e.txt")
     with pytest.raises(InputError) as error:
         corpus_files(tmp_path)
+    assert f"{tmp_path / 'e.txt'}: the link is broken" in str(error.value)
     assert f"{tmp_path / 'b.txt'}: it is a named pipe, not a file" in str(error.value)
     assert f"{tmp_path / 'c.jsonl'}: it is a socket" in str(error.value)
     assert f"{tmp_path / 'd.txt'}: the link is broken ({tmp_path / 'gone.txt'}" in str(error.value)

@@ -1,11 +1,13 @@
 """Uniform samples of documents by their ids."""
 
+from typing import Any
+
 from ivr_dagster.core.corpus.subset import (
     MAX_VALIDATION_SHARE,
     document_sizes,
     documents_within,
     ids_within,
-    validation_ids,
+    split_validation,
 )
 
 SIZES = dict.fromkeys("abcdefghij", 100)
@@ -25,6 +27,13 @@ def test_documents_are_selected_in_order_of_their_ids_up_to_the_size() -> None:
 def test_at_least_one_document_is_selected_even_if_it_is_too_long() -> None:
     assert ids_within(SIZES, 1) == ({"a"}, 100)
     assert ids_within({}, 1) == (set(), 0)
+
+
+def validation_ids(*arguments: Any, **options: Any) -> tuple[set[str], int]:
+    """Ids and bytes of the validation documents."""
+    others, found = split_validation(*arguments, **options)
+    assert others | found == arguments[0] and not others.keys() & found.keys()
+    return set(found), sum(found.values())
 
 
 def test_validation_selects_a_small_share_from_the_end() -> None:

@@ -76,3 +76,35 @@ def saved(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[Any], Pat
         return tmp_path / "base"
 
     return save
+
+
+SIZE = {"vocab_size": 40, "bos_token_id": 0, "eos_token_id": 0}
+LLAMA = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+
+
+def gpt2(tied: bool) -> Any:
+    """An untrained GPT-2 with 40 tokens and 16 dimensions."""
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    return GPT2LMHeadModel(GPT2Config(**SIZE, n_positions=64, n_embd=16, n_layer=2, n_head=2, tie_word_embeddings=tied))
+
+
+def llama(tied: bool) -> Any:
+    """An untrained Llama of the same size."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    return LlamaForCausalLM(LlamaConfig(**SIZE, **LLAMA, max_position_embeddings=64, tie_word_embeddings=tied))
+
+
+def granite(tied: bool) -> Any:
+    """An untrained Granite of the same size, which scales embeddings and logits."""
+    import torch
+    from transformers import GraniteConfig, GraniteForCausalLM
+
+    torch.manual_seed(0)
+    scales = {"logits_scaling": 0.25, "embedding_multiplier": 3.0}
+    return GraniteForCausalLM(GraniteConfig(**SIZE, **LLAMA, **scales, tie_word_embeddings=tied))

@@ -4,44 +4,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, GraniteConfig, GraniteForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import GPT2LMHeadModel
 
 from ivr_dagster.core.embedding.calibrate import MIN_EXPLAINED, Calibration, calibrate_new_rows
 from ivr_dagster.core.embedding.extract import extract_embeddings, replace_embeddings
 from ivr_dagster.errors import InputError
+from ivr_dagster_tests.core.embedding.conftest import gpt2, granite, llama
 
 EOS, V, NEW = 0, 40, [30, 31, 32, 33]
-SIZE = {"vocab_size": V, "bos_token_id": 0, "eos_token_id": 0}
-LLAMA = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
-
-
-def gpt2(tied: bool) -> Any:
-    return GPT2LMHeadModel(GPT2Config(**SIZE, n_positions=64, n_embd=16, n_layer=2, n_head=2, tie_word_embeddings=tied))
-
-
-def llama(tied: bool) -> Any:
-    return LlamaForCausalLM(LlamaConfig(**SIZE, **LLAMA, max_position_embeddings=64, tie_word_embeddings=tied))
-
-
-def granite(tied: bool) -> Any:
-    config = GraniteConfig(
-        **SIZE,
-        **LLAMA,
-        max_position_embeddings=64,
-        tie_word_embeddings=tied,
-        logits_scaling=0.25,
-        embedding_multiplier=3,
-    )
-    return GraniteForCausalLM(config)
-
-
 MODELS = pytest.mark.parametrize("make", [gpt2, llama, granite])
 TIED = pytest.mark.parametrize("tied", [True, False])
 
 
 def model_of(make: Callable[[bool], Any], tied: bool) -> Any:
     """A model whose hidden states have a large common component, as those of trained models do."""
-    torch.manual_seed(0)
     model = make(tied).eval()
     with torch.no_grad():
         common = torch.randn(16, generator=torch.Generator().manual_seed(1))

@@ -233,37 +233,6 @@ def untied(build: Callable[..., Any], tmp_path: Path) -> tuple[Any, Path]:
     return model, tmp_path / "untied"
 
 
-def test_a_folder_without_weights_or_config_is_rejected(untied: tuple[Any, Path]) -> None:
-    _, folder = untied
-    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    assert "in safetensors format, found pytorch_model.bin" in fault_of(folder)
-    (folder / "config.json").unlink()
-    assert "config.json is missing" in fault_of(folder)
-
-
-def test_a_damaged_file_is_rejected_by_name(untied: tuple[Any, Path]) -> None:
-    _, folder = untied
-    file = folder / "model.safetensors"
-    file.write_bytes(file.read_bytes()[:-10])
-    assert f"{file}: damaged" in fault_of(folder)
-
-
-@pytest.mark.parametrize(
-    ("index", "says"),
-    [
-        ('{"weight_map": {"a": "model-1.safetensors"}}', "names model-1.safetensors, which does not exist"),
-        ('{"weight_map": {"a": "../x.safetensors"}}', "outside its folder: '../x.safetensors'"),
-        ("[]", "not an index of safetensors files"),
-        ("{", "not an index of safetensors files"),
-    ],
-)
-def test_an_invalid_index_is_rejected(untied: tuple[Any, Path], index: str, says: str) -> None:
-    _, folder = untied
-    (folder / "model.safetensors").unlink()
-    (folder / "model.safetensors.index.json").write_text(index)
-    assert says in fault_of(folder)
-
-
 def test_a_missing_untied_head_is_rejected(untied: tuple[Any, Path]) -> None:
     model, folder = untied
     held = {name: rows for name, rows in model.state_dict().items() if name != "lm_head.weight"}
@@ -277,16 +246,6 @@ def test_quantized_or_misshapen_embeddings_are_rejected(untied: tuple[Any, Path]
     assert "lm_head.weight is U8 [24, 8], expected floating point [24, 8]" in fault_of(stored(model, folder, packed))
     short = held | {"model.embed_tokens.weight": torch.zeros(20, 8)}
     assert "is F32 [20, 8], expected floating point [24, 8]" in fault_of(stored(model, folder, short))
-
-
-def test_remote_code_is_not_run(untied: tuple[Any, Path]) -> None:
-    _, folder = untied
-    config = json.loads((folder / "config.json").read_text())
-    config |= {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config", "AutoModelForCausalLM": "mine.Model"}}
-    (folder / "config.json").write_text(json.dumps(config))
-    (folder / "mine.py").write_text(f"open({str(folder / 'was_run')!r}, 'w')")
-    assert "transformers knows no such causal language model" in fault_of(folder)
-    assert not (folder / "was_run").exists()
 
 
 @pytest.mark.parametrize(
@@ -316,7 +275,7 @@ def kept_logits(model: Any, ids: list[int], kept: list[int]) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=15)
+@settings(max_examples=10)
 @given(data=st.data())
 def test_any_remapping_keeps_rows_logits_and_tying(
     kind: str, build: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from ivr_dagster.core.corpus.cleaned import CleanedCorpus, write_cleaned_corpus
-from ivr_dagster.core.embedding.fit import read_texts, split_documents
+from ivr_dagster.core.corpus.subset import document_sizes, split_validation
+from ivr_dagster.core.embedding.fit import read_texts
 from ivr_dagster.core.training.documents import split_train_documents
 from ivr_dagster_tests.small_pipeline import project_settings
 
@@ -30,8 +31,9 @@ def test_rows_are_fitted_without_the_documents_that_training_validates_on(
     settings = project_settings(tmp_path, **changed)
     encoded = {i for i, _ in islice(corpus.documents("train"), settings.corpus.max_texts or None)}
     validation = split_train_documents(corpus, encoded, settings.training, lambda _: True).validation
-    sizes, validation_sizes = split_documents(corpus, settings.training, settings.corpus.max_texts)
-    assert validation_sizes.keys() == validation
+    sizes = document_sizes(islice(corpus.documents("train"), settings.corpus.max_texts or None))
+    sizes, found = split_validation(sizes, settings.training.validation_bytes, settings.training.train_bytes)
+    assert found.keys() == validation
     assert bool(validation) == (settings.training.validation_bytes > 0)
     texts, size = read_texts(corpus, sizes, 0)
     assert set(texts) == {text for i, text in corpus.documents("train") if i in encoded - validation}

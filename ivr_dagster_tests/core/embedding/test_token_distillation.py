@@ -1,41 +1,27 @@
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, GraniteConfig, GraniteForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from ivr_dagster.core.embedding import token_distillation
 from ivr_dagster.core.embedding.extract import extract_embeddings
-from ivr_dagster.core.embedding.token_distillation import RowObjective, cut_snippets, fit_new_rows
+from ivr_dagster.core.embedding.token_distillation import (
+    DistillationCheckpoint,
+    DistillationOptions,
+    RowObjective,
+    cut_snippets,
+    fit_new_rows,
+)
 from ivr_dagster.errors import InputError
+from ivr_dagster_tests.core.embedding.conftest import gpt2, granite, llama
 
 EOS, V = 0, 40
 CONSTITUENTS = {30: [5, 6], 31: [7, 8, 9], 32: [5, 6, 7]}
 STRINGS = {30: "ab", 31: "cde", 32: "abc"}
-
-
-SIZE = {"vocab_size": V, "bos_token_id": 0, "eos_token_id": 0}
-LLAMA = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
-
-
-def gpt2(tied: bool) -> Any:
-    torch.manual_seed(0)
-    return GPT2LMHeadModel(GPT2Config(**SIZE, n_positions=64, n_embd=16, n_layer=2, n_head=2, tie_word_embeddings=tied))
-
-
-def llama(tied: bool) -> Any:
-    torch.manual_seed(0)
-    return LlamaForCausalLM(LlamaConfig(**SIZE, **LLAMA, max_position_embeddings=64, tie_word_embeddings=tied))
-
-
-def granite(tied: bool) -> Any:
-    """Scales embeddings and logits."""
-    torch.manual_seed(0)
-    scales = {"logits_scaling": 8.0, "embedding_multiplier": 3.0}
-    return GraniteForCausalLM(GraniteConfig(**SIZE, **LLAMA, **scales, tie_word_embeddings=tied))
 
 
 def initial_of(base: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -81,9 +67,8 @@ def test_the_gradient_equals_finite_differences(
     with torch.no_grad():
         model.get_input_embeddings().weight.mul_(20)
     base = extract_embeddings(model)
-    objective = RowObjective(
-        model, base, initial_of(base), list(CONSTITUENTS), hidden_weight=hidden_weight, dtype="float64"
-    )
+    options = DistillationOptions(hidden_weight=hidden_weight, dtype="float64")
+    objective = RowObjective(model, base, initial_of(base), list(CONSTITUENTS), options)
     batch = snippets()[:3]
     objective(batch).backward()
     generator = torch.Generator().manual_seed(3)
@@ -107,7 +92,7 @@ def test_the_likelihood_equals_the_loss_of_the_model(make: Callable[[bool], Any]
     model = make(tied)
     base = extract_embeddings(model)
     initial = initial_of(base)
-    objective = RowObjective(model, base, initial, list(CONSTITUENTS), hidden_weight=0.0)
+    objective = RowObjective(model, base, initial, list(CONSTITUENTS), DistillationOptions(hidden_weight=0.0))
     snippet = snippets()[0]
     adapted = make(tied)
     with torch.no_grad():
@@ -125,21 +110,20 @@ def test_a_row_that_reproduces_the_teacher_has_no_distance() -> None:
     initial["wte"][30] = base["wte"][5]
     same = list(cut_snippets([[1, 30, 2, 30]], {30: [5]}, eos_id=EOS, length=24))
     plain, both = (
-        RowObjective(model, base, initial, [30], hidden_weight=weight)(same).item() for weight in (0.0, 1000.0)
+        RowObjective(model, base, initial, [30], DistillationOptions(hidden_weight=weight))(same).item()
+        for weight in (0.0, 1000.0)
     )
     assert both == pytest.approx(plain, abs=1e-6)
 
 
-def fit(**options: Any) -> token_distillation.FittedRows:
+def fit(
+    *, checkpoint: DistillationCheckpoint | None = None, progress: Any = None, **options: Any
+) -> token_distillation.FittedRows:
     model = gpt2(tied=True)
     base = extract_embeddings(model)
+    changed = DistillationOptions(**{"epochs": 3, "learning_rate": 0.02} | options)
     return fit_new_rows(
-        model,
-        base,
-        initial_of(base),
-        STRINGS,
-        snippets(),
-        **{"epochs": 3, "batch": 4, "learning_rate": 0.02, **options},
+        model, base, initial_of(base), STRINGS, snippets(), changed, checkpoint=checkpoint, progress=progress
     )
 
 
@@ -162,7 +146,7 @@ def test_new_rows_are_at_most_as_long_as_the_longest_kept_row() -> None:
 
 def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(token_distillation, "CHECKPOINT_STEPS", 3)
-    checkpoint = tmp_path / "fit.safetensors"
+    checkpoint = DistillationCheckpoint(tmp_path / "fit.safetensors", "a")
 
     class Stopped(Exception):
         pass
@@ -172,22 +156,22 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path, monkeypatch: pyte
             raise Stopped
 
     with pytest.raises(Stopped):
-        fit(checkpoint=checkpoint, run="a", progress=stop)
-    resumed, uninterrupted = fit(checkpoint=checkpoint, run="a"), fit()
+        fit(checkpoint=checkpoint, progress=stop)
+    resumed, uninterrupted = fit(checkpoint=checkpoint), fit()
     assert resumed.resumed_from == 6
     assert torch.equal(resumed.tensors["wte"], uninterrupted.tensors["wte"])
     assert resumed.losses == uninterrupted.losses
-    assert fit(checkpoint=checkpoint, run="another").resumed_from is None
+    assert fit(checkpoint=replace(checkpoint, run="another")).resumed_from is None
 
 
 def test_a_damaged_checkpoint_is_ignored(tmp_path: Path) -> None:
-    checkpoint = tmp_path / "fit.safetensors"
-    checkpoint.write_bytes(b"half a file")
-    assert fit(checkpoint=checkpoint, run="a", epochs=1).resumed_from is None
+    checkpoint = DistillationCheckpoint(tmp_path / "fit.safetensors", "a")
+    checkpoint.file.write_bytes(b"half a file")
+    assert fit(checkpoint=checkpoint, epochs=1).resumed_from is None
 
 
 def test_empty_text_is_rejected() -> None:
     model = gpt2(tied=True)
     base = extract_embeddings(model)
     with pytest.raises(InputError, match="no text to train new rows on"):
-        fit_new_rows(model, base, initial_of(base), STRINGS, [])
+        fit_new_rows(model, base, initial_of(base), STRINGS, [], DistillationOptions())

@@ -2,8 +2,6 @@
 
 import json
 import math
-import subprocess
-import sys
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -138,12 +136,6 @@ def test_summary_compares_the_fine_tuned_model(sft: float, base: float, vanilla:
     assert ("may be due to chance" in text) == ("may be due to chance" in expected)
 
 
-def test_summary_mentions_more_tokens_and_inexact_decoding() -> None:
-    text = " ".join(summary(replace(FULL, token_saving=-0.1, round_trip=0.99)))
-    assert "**10.0 % more tokens**" in text
-    assert "1.0 % of the held-out documents differ" in text
-
-
 def test_summary_has_intervals_significance_new_tokens_speed_and_forgetting() -> None:
     paragraphs = summary(RICH)
     assert "1.350 BPB against 1.500 (difference -0.150, 95 % interval -0.170 to -0.130)." in paragraphs[1]
@@ -181,22 +173,6 @@ def test_samples_cannot_break_the_table() -> None:
     for text, expected in (("a|b\n`c` ``d``\u2028\x00", "``` a¦b⏎`c` ``d``   ```"), ("", "(empty)"), ("  ", "(white")):
         markdown = as_markdown(replace(FULL, variants={"sft": replace(FULL.variants["sft"], continuations=(text,))}))
         assert f"| `sft` | {expected}" in markdown
-
-
-def test_few_documents_are_reported_as_rough_intervals() -> None:
-    few = replace(RICH, heldout_documents=9)
-    assert any("The intervals are rough:** 9 held-out documents" in each for each in summary(few))
-    assert "With 9 documents they are rough." in as_markdown(few)
-    assert "rough" not in as_markdown(RICH)
-    assert RICH.retention is not None
-    other = replace(RICH, retention=replace(RICH.retention, documents=3))
-    assert "3 documents, 5,000 bytes (few documents: the intervals are rough)" in as_markdown(other)
-
-
-def test_skipped_retention_says_why() -> None:
-    text = as_markdown(replace(RICH, retention=Retention("x", skipped="there is no other text.")))
-    assert "Not measured: there is no other text." in text
-    assert "## Forgetting" not in as_markdown(FULL)
 
 
 def test_all_variants_are_compared_with_the_base_and_the_fine_tuned_model_with_baselines() -> None:
@@ -251,12 +227,3 @@ def test_a_figure_that_is_not_finite_is_rejected_by_name(tmp_path: Path) -> None
     with pytest.raises(InputError, match=r"variants\.sft\.bpb: expected a finite figure, found nan"):
         write_report(report(base=1.0, sft=math.nan), tmp_path / "evaluation")
     assert not (tmp_path / "evaluation").exists()
-
-
-def test_importing_the_evaluation_imports_no_heavy_library() -> None:
-    script = (
-        "import sys, ivr_dagster.core.evaluation.report, ivr_dagster.core.evaluation.evaluate;"
-        "print({'torch', 'transformers', 'matplotlib'} & set(sys.modules))"
-    )
-    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
-    assert done.stdout == "set()\n"

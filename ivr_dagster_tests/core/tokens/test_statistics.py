@@ -29,15 +29,15 @@ def raw(tmp_path: Path, topics: list[str]) -> Path:
     folder = tmp_path / "raw"
     folder.mkdir()
     for n in range(6):
-        texts = [f"{n} {text} <|endoftext|>" for text in topics[n * 6 : n * 6 + 12]]
+        texts = [f"{n} {text} <|endoftext|>" for text in topics[n * 3 : n * 3 + 6]]
         (folder / f"{n}.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
     return folder
 
 
 @pytest.fixture
 def corpus(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CleanedCorpus:
-    monkeypatch.setattr(parts, "_ROW_GROUP_BYTES", 60_000)
-    monkeypatch.setattr(parts, "_PART_BYTES", 150_000)
+    monkeypatch.setattr(parts, "_ROW_GROUP_BYTES", 20_000)
+    monkeypatch.setattr(parts, "_PART_BYTES", 30_000)
     return clean(raw, tmp_path)
 
 

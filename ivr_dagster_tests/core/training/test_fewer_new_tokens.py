@@ -1,5 +1,6 @@
 """A model and a tokenizer with some of the rules: other ids have the base's strings and rows."""
 
+from collections import Counter
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -24,8 +25,8 @@ def test_tokenizer_has_the_new_tokens_of_its_rules_and_base_tokens_elsewhere(
 
     bpe = read_bpe(tiny_bpe)
     rules = [
-        RemapRule(554, bpe.strings[554], "Ġaz", ("Ġa", "z")),
-        RemapRule(555, bpe.strings[555], "Ġaa", ("Ġa", "a")),
+        RemapRule(554, bpe.strings[554], "Ġaz", ("Ġa", "z"), halves=("Ġa", "z")),
+        RemapRule(555, bpe.strings[555], "Ġaa", ("Ġa", "a"), halves=("Ġa", "a")),
     ]
     check_rules(RemapRules(tuple(rules)), bpe)
     PreTrainedTokenizerFast(tokenizer_object=tiny_bpe, eos_token="<|endoftext|>").save_pretrained(tmp_path / "base")
@@ -36,7 +37,7 @@ def test_tokenizer_has_the_new_tokens_of_its_rules_and_base_tokens_elsewhere(
     expected[rules[0].id] = rules[0].new_token
     assert strings_by_id(fewer.backend()) == expected
     assert fewer.end_of_text_id() == bpe.ids["<|endoftext|>"]
-    both = remap_tokenizer(tiny_bpe, bpe, RemapRules(tuple(rules))).tokenizer
+    both = remap_tokenizer(tiny_bpe, bpe, RemapRules(tuple(rules)))
     assert strings_by_id(both)[rules[1].id] == rules[1].new_token
 
 
@@ -62,9 +63,37 @@ def test_model_has_base_rows_at_the_given_ids_and_its_own_elsewhere(tiny: Path, 
 
 def test_best_rules_save_the_most_tokens_in_the_texts(tiny_bpe: Tokenizer, tmp_path: Path) -> None:
     bpe = read_bpe(tiny_bpe)
-    tokens = {551: ("Ġ", "q", "z"), 552: ("Ġ", "q"), 553: ("x", "q"), 554: ()}
-    rules = RemapRules(tuple(RemapRule(i, bpe.strings[i], "".join(parts) or "é", parts) for i, parts in tokens.items()))
-    remap_tokenizer(tiny_bpe, bpe, RemapRules(rules.rules[:3])).tokenizer.save(str(tmp_path / "tokenizer.json"))
-    # 2 x 2 tokens, 3 x 1 tokens and none; the byte without a base token comes first
+    parts = {552: ("Ġ", "q"), 551: ("Ġq", "z"), 553: ("x", "q"), 554: ()}
+    rules = RemapRules(
+        tuple(
+            RemapRule(i, bpe.strings[i], "".join(halves) or "é", tuple("".join(halves)), halves=halves)
+            for i, halves in parts.items()
+        )
+    )
+    tokenizer = saved(tmp_path, remap_tokenizer(tiny_bpe, bpe, RemapRules(rules.rules[:3])), tiny_bpe)
+    # `Ġq` is merged five times, two of them inside `Ġqz`; the byte without a base token comes first
     texts = [" qz qz q q q"]
-    assert [rule.id for rule in best_rules(rules, TokenizerFolder(tmp_path), texts)] == [554, 551, 552, 553]
+    kept = [[rule.id for rule in best_rules(rules, tokenizer, texts, number)] for number in (1, 2, 3, 4)]
+    assert kept == [[554], [552, 554], [552, 551, 554], [552, 551, 553, 554]]
+
+
+def test_best_rules_include_the_rule_of_a_token_that_is_made_of_their_sacrificed_one(
+    tiny_bpe: Tokenizer, tmp_path: Path
+) -> None:
+    bpe = read_bpe(tiny_bpe)
+    used_once = Counter(half for left, right, _ in bpe.merges for half in {left, right})
+    inner, _, outer = next(
+        merge for merge in reversed(bpe.merges) if merge[0] in bpe.merge_of and used_once[merge[0]] == 1
+    )
+    unused = RemapRule(outer, bpe.strings[outer], "xq", ("x", "q"), halves=("x", "q"))
+    best = RemapRule(inner, bpe.strings[inner], "zq", ("z", "q"), halves=("z", "q"))
+    rules = RemapRules((unused, best))
+    tokenizer = saved(tmp_path, remap_tokenizer(tiny_bpe, bpe, rules), tiny_bpe)
+    assert best_rules(rules, tokenizer, ["zq zq"], 1) == rules
+    assert best_rules(rules, tokenizer, ["xq xq"], 1) == RemapRules((unused,))
+
+
+def saved(folder: Path, tokenizer: Tokenizer, base: Tokenizer) -> TokenizerFolder:
+    tokenizer.save(str(folder / "tokenizer.json"))
+    base.save(str(folder / "base_tokenizer.json"))
+    return TokenizerFolder(folder)

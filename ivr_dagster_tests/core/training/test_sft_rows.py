@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM
 
 from ivr_dagster.core.tokens.byte_level import string_of
 from ivr_dagster.core.training.blocks import read_blocks, write_blocks
-from ivr_dagster.core.training.sft import SftResult, Training, Validation, fine_tune, read_sft_config
+from ivr_dagster.core.training.sft import SftResult, Training, Validation, fine_tune
+from ivr_dagster.core.training.sft_config import read_sft_config
 
 BLOCK, END = 16, 256
 NEW = {7: string_of("abc"), 11: string_of("bc"), 200: string_of("가나"), 201: string_of("나")}

@@ -13,19 +13,22 @@ from ivr_dagster.core.training.study import (
     PRUNED,
     Objective,
     Report,
+    Space,
+    Study,
     Trial,
     best_of,
-    search,
-    study_plots,
 )
 from ivr_dagster.errors import InputError
 
-SPACE: Any = {
-    "rate": FloatDistribution(1e-4, 1e-2, log=True),
-    "phase": FloatDistribution(0.0, 0.3),
-    "batch": CategoricalDistribution((2, 4, 8)),
-}
 DEFAULT = {"rate": 1.2345678e-3, "phase": 0.0, "batch": 4}
+SPACE = Space(
+    {
+        "rate": FloatDistribution(1e-4, 1e-2, log=True),
+        "phase": FloatDistribution(0.0, 0.3),
+        "batch": CategoricalDistribution((2, 4, 8)),
+    },
+    DEFAULT,
+)
 
 
 def bowl(parameters: dict[str, Any], report: Report) -> tuple[float, dict[str, Any]]:
@@ -37,7 +40,7 @@ def bowl(parameters: dict[str, Any], report: Report) -> tuple[float, dict[str, A
 
 
 def found(folder: Path, objective: Objective = bowl, name: str = "one", **options: Any) -> list[Trial]:
-    return search(folder / "study.db", name, SPACE, DEFAULT, objective, **({"trials": 6, "seed": 3} | options))
+    return Study(folder / "study.db", name).search(SPACE, objective, **({"trials": 6, "seed": 3} | options))
 
 
 def tried(trials: list[Trial]) -> list[dict[str, Any]]:
@@ -55,14 +58,15 @@ def test_first_trial_has_the_default_settings(tmp_path: Path) -> None:
 
 
 def test_seed_determines_the_settings(tmp_path: Path) -> None:
-    first, again, other = (found(tmp_path, name=name, seed=seed) for name, seed in (("a", 3), ("b", 3), ("c", 4)))
+    seeds = {"a": 3, "b": 3, "c": 4}
+    first, again, other = (found(tmp_path, name=name, seed=seed, trials=3) for name, seed in seeds.items())
     assert tried(first) == tried(again)
     assert tried(first)[0] == tried(other)[0] == DEFAULT
     assert tried(first)[1:] != tried(other)[1:]
 
 
 def test_drawn_settings_are_within_bounds_and_have_few_digits(tmp_path: Path) -> None:
-    for parameters in tried(found(tmp_path, trials=12))[1:]:
+    for parameters in tried(found(tmp_path, trials=8))[1:]:
         assert 1e-4 <= parameters["rate"] <= 1e-2
         assert 0 <= parameters["phase"] <= 0.3
         assert parameters["batch"] in (2, 4, 8)
@@ -162,6 +166,6 @@ def test_plots_are_png_and_leave_the_style_of_matplotlib_alone(tmp_path: Path) -
 
     found(tmp_path, trials=3)
     before = matplotlib.rcParams.copy()
-    plots = study_plots(tmp_path / "study.db", "one")
+    plots = Study(tmp_path / "study.db", "one").plots()
     assert all(png.startswith(b"\x89PNG") for png in plots.values()) and len(plots) == 2
     assert matplotlib.rcParams["axes.facecolor"] == before["axes.facecolor"]

@@ -15,16 +15,18 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 
 from ivr_dagster.core.training.sft import Validation
 from ivr_dagster.core.training.sft_config import DEFAULTS, read_sft_config
-from ivr_dagster.core.training.study import KILLED, PRUNED
+from ivr_dagster.core.training.study import KILLED
 from ivr_dagster.core.training.tune import (
     NEW_TOKENS,
     TrialInput,
+    TuneOptions,
     Tuning,
     search_space,
     tune,
     write_result,
 )
 from ivr_dagster.errors import InputError
+from ivr_dagster.settings.groups import TuningSettings
 
 NEW = {3: "Ġthe", 7: "Ġthat"}
 SETTINGS = (
@@ -42,9 +44,18 @@ def source_in(folder: Path, text: str = SETTINGS) -> Path:
     return folder / "mine.yaml"
 
 
-def tuned(tiny: Path, folder: Path, source: Path | None = None, **options: Any) -> Tuning:
-    options = {"fingerprint": "one", "trials": 3, "seed": 1} | options
-    return tune(folder / "tuning", source or source_in(folder), lambda number: given(tiny), [len(NEW)], **options)
+def tuned(
+    tiny: Path, folder: Path, source: Path | None = None, *, fingerprint: str = "one", trials: int = 3, **options: Any
+) -> Tuning:
+    return tune(
+        folder / "tuning",
+        source or source_in(folder),
+        lambda number: given(tiny),
+        [len(NEW)],
+        TuningSettings(tune_trials=trials),
+        fingerprint,
+        TuneOptions(1, **options),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -105,13 +116,6 @@ def test_study_file_has_every_trial(finished: tuple[Path, Tuning]) -> None:
     assert told["new_tokens"] == len(NEW)
 
 
-def test_same_seed_gives_the_same_trials(tiny: Path, finished: tuple[Path, Tuning], tmp_path: Path) -> None:
-    again = tuned(tiny, tmp_path)
-    assert [(trial.parameters, trial.value) for trial in again.trials] == [
-        (trial.parameters, trial.value) for trial in finished[1].trials
-    ]
-
-
 @pytest.mark.slow
 def test_search_killed_with_sigkill_keeps_its_trials_and_repeats_the_killed_one(
     tiny: Path, finished: tuple[Path, Tuning], tmp_path: Path
@@ -156,17 +160,6 @@ def test_diverged_trials_are_pruned(tiny: Path, tmp_path: Path) -> None:
     assert not list((tmp_path / "tuning").glob(".trial*"))
 
 
-@pytest.mark.slow
-def test_hopeless_trial_is_pruned_before_its_end(tiny: Path, tmp_path: Path) -> None:
-    source = source_in(tmp_path, "learning_rate: 2.0e-2\nper_device_train_batch_size: 4\n")
-    seen: list[int] = []
-    tuning = tuned(tiny, tmp_path, source, trials=8, on_step=lambda done, steps: seen.append(done))
-    given_up = [trial for trial in tuning.trials if trial.state == PRUNED]
-    assert given_up
-    assert all("median" in trial.note and len(trial.validations) >= 2 for trial in given_up)
-    assert tuning.finished == 8
-
-
 def test_text_for_too_few_steps_is_rejected(tiny: Path, tmp_path: Path) -> None:
     source = source_in(tmp_path, "per_device_train_batch_size: 20\n")
     with pytest.raises(InputError, match=r"50 blocks, 3 steps.*--tune-bytes"):
@@ -177,7 +170,8 @@ class TestTheSpace:
     """`search_space`."""
 
     def test_surrounds_the_current_settings(self) -> None:
-        space, default = search_space(read_sft_config(), 1_000, [4000, 2000])
+        found = search_space(read_sft_config(), 1_000, [4000, 2000])
+        space, default = found.distributions, found.default
         assert space["learning_rate"] == FloatDistribution(1e-5, 2.5e-4, log=True)
         assert space["new_row_rate"] == FloatDistribution(1.0, 25.0, log=True)
         assert space["embedding_phase"] == FloatDistribution(0.0, 0.3)
@@ -187,25 +181,21 @@ class TestTheSpace:
         assert space.keys() == default.keys()
 
     def test_has_no_batch_with_too_few_steps(self) -> None:
-        space, _ = search_space(read_sft_config(), 40, [10])
+        space = search_space(read_sft_config(), 40, [10]).distributions
         assert space["per_device_train_batch_size"] == CategoricalDistribution((4, 8))
         accumulating = read_sft_config(gradient_accumulation_steps=4)
-        assert search_space(accumulating, 120, [10])[0]["per_device_train_batch_size"] == CategoricalDistribution(
-            (4, 8)
-        )
+        space = search_space(accumulating, 120, [10]).distributions
+        assert space["per_device_train_batch_size"] == CategoricalDistribution((4, 8))
 
     def test_omits_rates_that_are_off_and_settings_without_a_choice(self) -> None:
-        space, _ = search_space(read_sft_config(shared_row_rate=0.0), 1_000, [10])
+        space = search_space(read_sft_config(shared_row_rate=0.0), 1_000, [10]).distributions
         assert not {"shared_row_rate", NEW_TOKENS} & space.keys()
-        assert search_space(read_sft_config(), 1_000, [0])[0].keys() == {
-            "learning_rate",
-            "per_device_train_batch_size",
-        }
+        space = search_space(read_sft_config(), 1_000, [0]).distributions
+        assert space.keys() == {"learning_rate", "per_device_train_batch_size"}
 
     def test_includes_a_long_current_phase(self) -> None:
-        assert search_space(read_sft_config(embedding_phase=0.5), 1_000, [9])[0][
-            "embedding_phase"
-        ] == FloatDistribution(0.0, 0.5)
+        space = search_space(read_sft_config(embedding_phase=0.5), 1_000, [9]).distributions
+        assert space["embedding_phase"] == FloatDistribution(0.0, 0.5)
 
 
 @pytest.mark.slow
@@ -217,7 +207,7 @@ def test_best_number_of_new_tokens_is_written_beside_the_settings(tiny: Path, tm
         return given(tiny)
 
     source = source_in(tmp_path)
-    tuning = tune(tmp_path, source, inputs, [2, 1], fingerprint="n", trials=6, seed=1)
+    tuning = tune(tmp_path, source, inputs, [2, 1], TuningSettings(tune_trials=6), "n", TuneOptions(1))
     assert asked[0] == 2 and sorted(asked) == [1, 2]
     tuning.best.parameters[NEW_TOKENS] = 1
     write_result(tmp_path, source, tuning, 2)

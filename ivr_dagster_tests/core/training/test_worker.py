@@ -26,15 +26,9 @@ from transformers import GPT2LMHeadModel
 from ivr_dagster.core.tokens.byte_level import string_of
 from ivr_dagster.core.training.blocks import write_blocks
 from ivr_dagster.core.training.launch_settings import Launch
-from ivr_dagster.core.training.sft import (
-    SftResult,
-    Training,
-    TrainingDivergedError,
-    TrainingOutOfMemoryError,
-    Validation,
-    fine_tune,
-    read_sft_config,
-)
+from ivr_dagster.core.training.memory import TrainingOutOfMemoryError
+from ivr_dagster.core.training.sft import SftResult, Training, TrainingDivergedError, Validation, fine_tune
+from ivr_dagster.core.training.sft_config import read_sft_config
 from ivr_dagster.errors import InputError
 from ivr_dagster.resources.torchrun import WORKER, WorkersFailedError, train_with_torchrun
 from ivr_dagster.resources.training_worker import TrainingRequest, main, read_failure, write_request
