@@ -130,6 +130,7 @@ def write_copy(tokenizer: TokenizerFolder, target: Path) -> None:
     files |= {TOKENIZER: tokenizer.file, BASE_TOKENIZER: tokenizer.base_file, REMAP_RULES: tokenizer.rules_file}
     if tokenizer.has_bpe_form():
         files[BPE_TOKENIZER] = tokenizer.bpe_file
+    target.mkdir(parents=True, exist_ok=True)
     for name, file in files.items():
         if file.is_file():
             shutil.copyfile(file, target / name)
