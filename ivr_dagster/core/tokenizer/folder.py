@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer
 
-from ivr_dagster.core.tokenizer.bpe import ByteLevelBPE, read_bpe
+from ivr_dagster.core.tokenizer.bpe import ByteLevelBPE, check_byte_level, read_bpe
 from ivr_dagster.core.tokens.tokenizer_file import read_tokenizer
 from ivr_dagster.errors import InputError, short_message
 from ivr_dagster.storage.file_identity import FileIdentity
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 TOKENIZER = "tokenizer.json"
 # the context of a distilled or remapped tokenizer; model folders contain it too
 BASE_TOKENIZER, REMAP_RULES = "base_tokenizer.json", "remap_rules.yaml"
+# the BPE form of a remapped tokenizer, beside whichever form is TOKENIZER
+BPE_TOKENIZER = "bpe_tokenizer.json"
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,23 @@ class TokenizerFolder:
             InputError: the folder has no readable tokenizer, or its model is not a byte-level BPE.
         """
         return _bpe_of(self.path / TOKENIZER)
+
+    def bpe_form(self) -> Tokenizer:
+        """The BPE form of the tokenizer: `bpe_tokenizer.json`, else `tokenizer.json`. Callers must not modify it.
+
+        Raises:
+            InputError: the folder has neither, or only a tokenizer that is not a byte-level BPE.
+        """
+        file = self.path / BPE_TOKENIZER
+        if not file.is_file():
+            file = self.path / TOKENIZER
+        tokenizer = read_tokenizer(file)
+        try:
+            check_byte_level(tokenizer)
+        except InputError as error:
+            remedy = f"Fine-tune again, so that the model's folder contains {BPE_TOKENIZER}: `ivr train`."
+            raise InputError(error.message, where=file, remedy=remedy) from error
+        return tokenizer
 
     def base_backend(self) -> Tokenizer:
         """The base tokenizer that this one was made from.
