@@ -1,9 +1,9 @@
 // Token ids and greedy continuations of a GGUF file by llama.cpp.
-// usage: node llama.mjs FILE < {"lines": [text], "prompts": [[id]], "tokens": number}
-import { readFileSync } from "node:fs";
+// usage: node llama.mjs FILE REQUEST RESULT; the request is {"lines": [text], "prompts": [[id]], "tokens": number}
+import { readFileSync, writeFileSync } from "node:fs";
 import { getLlama, LlamaLogLevel } from "node-llama-cpp";
 
-const { lines, prompts, tokens } = JSON.parse(readFileSync(0, "utf8"));
+const { lines, prompts, tokens } = JSON.parse(readFileSync(process.argv[3], "utf8"));
 const llama = await getLlama({ build: "never", gpu: false, maxThreads: 1, logLevel: LlamaLogLevel.error });
 const model = await llama.loadModel({ modelPath: process.argv[2] });
 const ids = lines.map((line) => model.tokenize(line, false));
@@ -19,5 +19,5 @@ for (const prompt of prompts) {
   await context.dispose();
 }
 const { metadata } = model.fileInfo;
-process.stdout.write(JSON.stringify({ ids, continuations, name: metadata.general.name }));
+writeFileSync(process.argv[4], JSON.stringify({ ids, continuations, name: metadata.general.name }));
 process.exit(0);

@@ -3,11 +3,13 @@
 The folder is a model repository: weights, configuration, tokenizer, chat template and model card.
 """
 
+import json
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
 import yaml
+from tokenizers import Tokenizer
 
 from ivr_dagster.core.export.gguf import ExportError
 from ivr_dagster.core.export.probes import probe_texts
@@ -36,7 +38,7 @@ def write_huggingface(model: ModelFolder, card: str, folder: Path, texts: Iterab
     """
     tokenizer = TokenizerFolder(model.path).bpe_form()
     copy_model(model, folder)
-    write_tokenizer(tokenizer, model.path, folder)
+    write_tokenizer(with_unicode_digits(tokenizer), model.path, folder)
     (folder / CARD).write_text(card, encoding="utf-8")
     for file in weight_files(model.path):
         if hash_file(file) != hash_file(folder / file.name):
@@ -50,6 +52,21 @@ def copy_model(model: ModelFolder, folder: Path) -> None:
     for file in (*weight_files(model.path), *(model.path / name for name in (CONFIG, INDEX, GENERATION_CONFIG))):
         if file.is_file():
             shutil.copyfile(file, folder / file.name)
+
+
+def with_unicode_digits(tokenizer: Tokenizer) -> Tokenizer:
+    r"""The tokenizer with `Split(\p{N})` for `Digits`, which means the same in Rust.
+
+    @huggingface/tokenizers reads `Digits` as the ASCII digits, and would split other numbers (½, Ⅷ, ٣) differently.
+    """
+    specification = json.loads(tokenizer.to_str())
+    outer = specification["pre_tokenizer"]
+    parts = outer["pretokenizers"] if outer["type"] == "Sequence" else [outer]
+    for part in parts:
+        if part["type"] == "Digits" and part["individual_digits"]:
+            part.clear()
+            part |= {"type": "Split", "pattern": {"Regex": r"\p{N}"}, "behavior": "Isolated", "invert": False}
+    return Tokenizer.from_str(json.dumps(specification))
 
 
 def _compare_tokenizers(model: Path, folder: Path, texts: list[str]) -> int:
