@@ -34,8 +34,9 @@ def push(invocation: Invocation, /, repository: str, formats: str, public: bool,
     """
     from ivr_dagster.core.export.hub import hub_files, upload
 
+    names = _names(formats)
     project = invocation.open_project(observe=False)
-    files = hub_files({name: _exported(project, name) for name in _names(formats)})
+    files = hub_files({name: _exported(project, name) for name in names})
     total = sum(each.bytes for each in files)
     address = "" if dry_run else upload(repository, files, private=not public)
     if invocation.as_json:

@@ -21,12 +21,12 @@ from ivr_dagster.errors import InputError, short_repr
 RANKS, ENCODING, README = "ranks.tiktoken", "encoding.json", "README.md"
 # the loader that the README shows; the check below runs it
 LOADER = '''\
+import base64
 import json
 import unicodedata
 from pathlib import Path
 
 import tiktoken
-from tiktoken.load import load_tiktoken_bpe
 
 
 class Tokenizer:
@@ -34,7 +34,9 @@ class Tokenizer:
 
     def __init__(self, folder):
         about = json.loads((Path(folder) / "encoding.json").read_text(encoding="utf-8"))
-        ranks = load_tiktoken_bpe(str(Path(folder) / "ranks.tiktoken"))
+        # not tiktoken.load, which caches the content of a path forever
+        lines = (Path(folder) / "ranks.tiktoken").read_text(encoding="ascii").splitlines()
+        ranks = {base64.b64decode(token): int(rank) for token, rank in map(str.split, lines)}
         special = {text: len(ranks) + n for n, text in enumerate(about["special_tokens"])}
         self.encoding = tiktoken.Encoding(
             about["name"], pat_str=about["pattern"], mergeable_ranks=ranks, special_tokens=special
