@@ -20,6 +20,7 @@ _ASSET_OF = {asset.format: name for name, asset in ASSETS.items() if asset.forma
 @click.argument("repository", metavar="ID")
 @click.option(
     "--formats",
+    "wanted",  # not the setting of this name
     default="huggingface",
     show_default=True,
     help=f"Formats to upload, separated by commas: {', '.join(_ASSET_OF)}.",
@@ -27,14 +28,14 @@ _ASSET_OF = {asset.format: name for name, asset in ASSETS.items() if asset.forma
 @click.option("--public", is_flag=True, help="Make a new repository public. By default it is private.")
 @click.option("--dry-run", is_flag=True, help="Only list the files that would be uploaded, with their sizes.")
 @click.pass_obj
-def push(invocation: Invocation, /, repository: str, formats: str, public: bool, dry_run: bool) -> None:
+def push(invocation: Invocation, /, repository: str, wanted: str, public: bool, dry_run: bool) -> None:
     """Upload the exported model to the Hugging Face Hub as the repository ID (owner/name).
 
     Needs a token with write access in HF_TOKEN. Build the files with `ivr export` first.
     """
     from ivr_dagster.core.export.hub import hub_files, upload
 
-    names = _names(formats)
+    names = _names(wanted)
     project = invocation.open_project(observe=False)
     files = hub_files({name: _exported(project, name) for name in names})
     total = sum(each.bytes for each in files)

@@ -206,7 +206,7 @@ def _patterns(tokenizer: Tokenizer) -> tuple[str, ...]:
         isolated = part.get("behavior") == "Isolated" and not part.get("invert")
         matched = part.get("behavior") == "Removed" and part.get("invert")
         if kind == "Split" and pattern and (isolated or matched):
-            patterns.append(str(pattern))
+            patterns.append(str(pattern).replace("\r", r"\r").replace("\n", r"\n"))  # DeepSeek has the characters
         elif kind == "Digits" and part.get("individual_digits"):
             patterns.append(r"\p{N}")
         elif kind == "ByteLevel" and part.get("use_regex", True):
