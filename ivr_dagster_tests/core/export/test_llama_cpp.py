@@ -64,6 +64,12 @@ def test_pre_tokenizer_is_recognized_by_its_patterns(
     assert pre_tokenizer_name(in_folder(tokenizer, tmp_path, ignore_merges=ignore_merges)) == name
 
 
+def test_patterns_with_line_breaks_as_characters_are_recognized(tiny_bpe: Tokenizer, tmp_path: Path) -> None:
+    tokenizer = Tokenizer.from_str(tiny_bpe.to_str())
+    tokenizer.pre_tokenizer = split(QWEN2_PATTERN.replace(r"\r", "\r").replace(r"\n", "\n"))
+    assert pre_tokenizer_name(in_folder(tokenizer, tmp_path)) == "qwen2"
+
+
 def test_unknown_pre_tokenizer_is_refused_with_its_pattern(tiny_bpe: Tokenizer, tmp_path: Path) -> None:
     tokenizer = Tokenizer.from_str(tiny_bpe.to_str())
     tokenizer.pre_tokenizer = split(r"\w+|\W")
