@@ -121,11 +121,7 @@ _ASSETS = (
         output="cleaned_corpora_dir",
     ),
     _asset(
-        "original_tokenizer",
-        "init",
-        "tokenizers/original",
-        "vocabulary_size merges",
-        external="original_tokenizer_dir",
+        "original_tokenizer", "init", "tokenizers/original", "vocabulary_size merges", external="original_tokenizer_dir"
     ),
     _asset("pretoken_counts", "analyze", "analysis/pretoken_counts.parquet", "pretoken_types pretokens"),
     _asset("token_stats", "analyze", "analysis/reports/token_frequency.parquet", "tokens bytes_per_token unused_ids"),
@@ -192,10 +188,7 @@ _ASSETS = (
         variant="vanilla_compute_sft",
     ),
     _asset(
-        "evaluation_report",
-        "evaluate",
-        "evaluation",
-        "bpb_base bpb_initialized bpb_sft bpb_vanilla_sft token_saving",
+        "evaluation_report", "evaluate", "evaluation", "bpb_base bpb_initialized bpb_sft bpb_vanilla_sft token_saving"
     ),
     _asset("exported_model", "export", "export/huggingface", "parameters texts_compared", format="huggingface"),
     _asset("exported_gguf", "export", "export/gguf", "files tensors pre_tokenizer bytes_f16 bytes_q8_0", format="gguf"),
