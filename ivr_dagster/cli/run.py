@@ -142,8 +142,12 @@ def _check_later_stages(project: "Project", stages: Sequence[str]) -> None:
     """Check what a user provides for stages that start long after this command."""
     if "remap" in stages:
         project.check_remap_rules()
-    if "train" in stages and any(state.stale for state in project.states() if state.stage == "train"):
+    if "train" not in stages:
+        return
+    if any(state.stale for state in project.states() if state.stage == "train"):
         project.check_training_settings()
+    elif "export" in stages:
+        project.check_export()
 
 
 def _refuse_own_sources(invocation: Invocation) -> None:
