@@ -58,10 +58,10 @@ def _names(formats: str) -> list[str]:
 
 
 def _exported(project: "Project", name: str) -> "ExportFolder":
-    """The exported folder of a format, undamaged.
+    """The exported folder of a format, with a note on standard error if it is stale.
 
     Raises:
-        InputError: it does not exist, is damaged or is stale.
+        InputError: it does not exist or is damaged.
     """
     asset = _ASSET_OF[name]
     path = project.paths[asset]
@@ -73,8 +73,6 @@ def _exported(project: "Project", name: str) -> "ExportFolder":
             remedy=f"Run `ivr export --formats {name}` first.",
         )
     if state.stale:
-        raise InputError(
-            f"{name} was to be uploaded, but is stale ({state.stale})", where=path, remedy="Run `ivr export` again."
-        )
+        click.echo(f"ivr: {asset} is stale ({state.stale}); `ivr export` writes it again", err=True)
     folder: ExportFolder = project.load(asset)
     return folder

@@ -8,6 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from ivr_dagster.cli.app import cli
+from ivr_dagster.cli.rendering import _key_figures
 from ivr_dagster.core.tokenizer.folder import BASE_TOKENIZER, BPE_TOKENIZER
 from ivr_dagster_tests.cli.conftest import Ivr
 
@@ -43,3 +44,7 @@ def test_push_refuses_unknown_formats(tmp_path: Path) -> None:
     arguments = ["--artifacts-dir", str(tmp_path), "push", "me/model", "--formats", "onnx", "--dry-run"]
     error = CliRunner().invoke(cli, arguments).exception
     assert "'onnx', expected one or more of huggingface, gguf, tiktoken" in str(error)
+
+
+def test_figures_that_are_names_are_shown() -> None:
+    assert _key_figures("exported_gguf", {"files": 2, "pre_tokenizer": "gpt-2"}) == "files 2, pre tokenizer gpt-2"
