@@ -2,6 +2,7 @@
 # make ui          serve the Dagster UI
 # make test        run the tests: at most five minutes on two cores
 # make test-all    also run whole pipelines, launched processes and fault injection
+# make node        install the node packages that read exported files in the slow tests
 # make test-ui     run the tests that drive a real browser
 # make test-faults inject faults for about an hour: hundreds of kills, thousands of damaged files
 # make lint        check style, types, imports and known vulnerabilities
@@ -14,7 +15,7 @@ BIN := $(VENV)/bin
 PORT ?= 3000
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all test-faults test-ui browser postgres lint format bench ui docs clean
+.PHONY: help run test test-all test-faults test-ui node browser postgres lint format bench ui docs clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -39,7 +40,16 @@ PYTEST := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 test: $(VENV)/.installed-dev
 	$(PYTEST) -m "not browser and not slow" -n 2 --dist loadfile --no-loadscope-reorder
 
-test-all: test
+NODE := ivr_dagster_tests/node
+
+# a prebuilt llama.cpp and the tokenizers of transformers.js; without node and npm, their tests are skipped
+$(NODE)/node_modules/.package-lock.json: $(NODE)/package.json $(NODE)/package-lock.json
+	@if command -v npm >/dev/null; then cd $(NODE) && npm ci --ignore-scripts --no-audit --no-fund && touch node_modules/.package-lock.json; \
+	else echo "npm is not installed: tests that read exported files in node are skipped"; fi
+
+node: $(NODE)/node_modules/.package-lock.json
+
+test-all: node test
 	$(PYTEST) -m "slow and not browser" -n 2 --dist loadfile --no-loadscope-reorder
 
 test-faults: $(VENV)/.installed-dev

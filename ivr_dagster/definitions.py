@@ -20,6 +20,7 @@ from ivr_dagster.assets import (
     corpus,
     embedding,
     evaluation,
+    export,
     tokenizer,
     tokens,
     training,
@@ -38,7 +39,7 @@ from ivr_dagster.resources.base_model import base_model_resource
 from ivr_dagster.resources.settings import ProjectSettings, settings_resource
 from ivr_dagster.settings import Settings, load_settings
 
-ASSET_MODULES = (corpus, tokenizer, tokens, vocabulary, embedding, training, tuning)
+ASSET_MODULES = (corpus, tokenizer, tokens, vocabulary, embedding, training, tuning, export)
 CHECK_MODULES = (
     corpus_checks,
     tokenizer_checks,

@@ -31,11 +31,13 @@ class Stage:
         help: its help text.
         side: `tokenizer` stages take seconds to minutes and are built in one Dagster run; `training` stages are
             expensive.
+        on_request: whether `ivr run` and the jobs build it only if a user asks for it by name.
     """
 
     name: str
     help: str
     side: Side
+    on_request: bool = False
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class Asset:
         output: the setting that overrides the path to which it is written.
         requires: settings that must be enabled.
         variant: for a baseline, its name in the evaluation.
+        format: for an exported format, its name in the setting `formats`.
     """
 
     name: str
@@ -61,6 +64,7 @@ class Asset:
     output: str = ""
     requires: tuple[str, ...] = ()
     variant: str = ""
+    format: str = ""
 
 
 @dataclass(frozen=True)
@@ -95,8 +99,11 @@ STAGES: dict[str, Stage] = {
         Stage("align", "Reorder embeddings, initialize new rows, and write the initialized model.", "training"),
         Stage("train", "Fine-tune the adapted model and the vanilla baselines.", "training"),
         Stage("evaluate", "Compare all variants in bits per byte and write the report.", "training"),
+        Stage("export", "Write the fine-tuned model in the formats of inference engines.", "training", on_request=True),
     )
 }
+# the last stage that `ivr run` builds by default
+LAST_STAGE = [stage.name for stage in STAGES.values() if not stage.on_request][-1]
 
 
 def _asset(name: str, stage: str, path: str, figures: str = "", **options: Any) -> Asset:
@@ -114,11 +121,7 @@ _ASSETS = (
         output="cleaned_corpora_dir",
     ),
     _asset(
-        "original_tokenizer",
-        "init",
-        "tokenizers/original",
-        "vocabulary_size merges",
-        external="original_tokenizer_dir",
+        "original_tokenizer", "init", "tokenizers/original", "vocabulary_size merges", external="original_tokenizer_dir"
     ),
     _asset("pretoken_counts", "analyze", "analysis/pretoken_counts.parquet", "pretoken_types pretokens"),
     _asset("token_stats", "analyze", "analysis/reports/token_frequency.parquet", "tokens bytes_per_token unused_ids"),
@@ -191,11 +194,11 @@ _ASSETS = (
         variant="vanilla_compute_sft",
     ),
     _asset(
-        "evaluation_report",
-        "evaluate",
-        "evaluation",
-        "bpb_base bpb_initialized bpb_sft bpb_vanilla_sft token_saving",
+        "evaluation_report", "evaluate", "evaluation", "bpb_base bpb_initialized bpb_sft bpb_vanilla_sft token_saving"
     ),
+    _asset("exported_model", "export", "export/huggingface", "parameters texts_compared", format="huggingface"),
+    _asset("exported_gguf", "export", "export/gguf", "files tensors pre_tokenizer bytes_f16 bytes_q8_0", format="gguf"),
+    _asset("exported_tiktoken", "export", "export/tiktoken", "ranks agreement", format="tiktoken"),
     _asset("tuning_study", "tune", "training/tuning", "best_bits_per_byte default_bits_per_byte trials given_up"),
 )
 # in build order
@@ -237,6 +240,12 @@ def stages_of_side(side: Side) -> tuple[str, ...]:
     return tuple(stage.name for stage in STAGES.values() if stage.side == side)
 
 
+def requested_stages(until: str | None = None) -> list[str]:
+    """The stages up to and including one, by default up to `LAST_STAGE`, in order."""
+    names = list(STAGES)
+    return names[: names.index(until or LAST_STAGE) + 1]
+
+
 def stage_assets(stages: Iterable[str], settings: Settings) -> list[str]:
     """Names of the assets that stages build under these settings, in order."""
     wanted = set(stages)
@@ -244,8 +253,9 @@ def stage_assets(stages: Iterable[str], settings: Settings) -> list[str]:
 
 
 def is_enabled(asset: str, settings: Settings) -> bool:
-    """Whether all settings that an asset requires are enabled."""
-    return all(settings.get(name) for name in ASSETS[asset].requires)
+    """Whether all settings that an asset requires are enabled, and its format is one of `formats`."""
+    wanted, name = ASSETS[asset].requires, ASSETS[asset].format
+    return all(settings.get(each) for each in wanted) and (not name or name in settings.export.formats.split(","))
 
 
 def baselines(settings: Settings) -> dict[str, str]:

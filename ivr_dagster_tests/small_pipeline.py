@@ -11,7 +11,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from ivr_dagster.cli.project import Project
-from ivr_dagster.pipeline import ASSETS, STAGES
+from ivr_dagster.pipeline import ASSETS, STAGES, requested_stages
 from ivr_dagster.resources.settings import ProjectSettings
 from ivr_dagster.settings import Settings, load_settings
 
@@ -153,10 +153,10 @@ def open_tiny_project(root: Path, **changed: Any) -> Project:
 
 
 def build(root: Path, **changed: Any) -> Figures:
-    """Run every stage once, in order; returns the figures by asset."""
+    """Run the stages of `ivr run` once, in order; returns the figures by asset."""
     project = open_project(root, **changed)
     figures: Figures = {}
-    for stage in STAGES:
+    for stage in requested_stages():
         result = project.run(stale_in(project, stage))
         figures |= result.figures
         assert all(check["passed"] for check in result.checks if check["severity"] == "ERROR"), result.checks

@@ -75,8 +75,8 @@ def evaluation_report_asset(baselines: Mapping[str, str], *, has_retention_corpu
         with its own and with the distilled tokenizer, the initialized and the fine-tuned model, and the vanilla
         baselines. Every model sees the same bytes of context, and differences have confidence intervals. Also
         measured: losses of new tokens, generation speed, and forgetting of out-of-domain text. `report.md` has tables,
-        plots and samples, `report.json` the figures. `model_card.md` is a model card for the fine-tuned model: copy it
-        into `final_model/` as `README.md` when you publish the model.
+        plots and samples, `report.json` the figures. `model_card.md` is a model card for the fine-tuned model;
+        `exported_model` contains it as `README.md`.
         """
         trained = {"sft": sft_checkpoint, **vanilla}
         models = EvaluatedModels(base.model(), distilled_tokenizer, initialized_model, trained)

@@ -16,6 +16,7 @@ import click
 
 from ivr_dagster.cli.experiments import experiment, experiments
 from ivr_dagster.cli.options import Invocation, experiment_folder, settings_options
+from ivr_dagster.cli.push import push
 from ivr_dagster.cli.run import run, stage_command, tune
 from ivr_dagster.cli.status import status
 from ivr_dagster.errors import InputError, describe_shortage, is_out_of_memory
@@ -25,7 +26,13 @@ from ivr_dagster.settings.loading import load_settings, save_settings
 SUCCESS, FAILURE, INVALID = 0, 1, 2
 INTERRUPTED = "interrupted; run the same command again to resume"
 # errors whose message is sufficient without the class name
-SELF_EXPLANATORY = ("StageFailedError", "TrainingDivergedError", "TrainingOutOfMemoryError", "WorkerLostError")
+SELF_EXPLANATORY = (
+    "StageFailedError",
+    "TrainingDivergedError",
+    "TrainingOutOfMemoryError",
+    "WorkerLostError",
+    "UploadError",
+)
 
 
 class _OrderedGroup(click.Group):
@@ -116,7 +123,7 @@ def ui(invocation: Invocation, /, port: int, settings: dict[str, object]) -> Non
     raise SystemExit(serve(invocation.artifacts_dir, invocation.config, port))
 
 
-for command in (*map(stage_command, STAGES), tune, run, experiment, experiments, status, join, ui):
+for command in (*map(stage_command, STAGES), tune, run, push, experiment, experiments, status, join, ui):
     cli.add_command(command)
 
 

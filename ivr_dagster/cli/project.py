@@ -18,6 +18,7 @@ from ivr_dagster.assets.vocabulary import plan_from_settings
 from ivr_dagster.cli.instance import open_instance
 from ivr_dagster.cli.terminal_log import terminal_logger
 from ivr_dagster.core.tokenizer.folder import TokenizerFolder
+from ivr_dagster.core.training.folders import TrainedModel
 from ivr_dagster.core.vocabulary.rules import check_rules, edited_rules, read_rules
 from ivr_dagster.core.vocabulary.selection import Plan
 from ivr_dagster.definitions import build_definitions
@@ -152,14 +153,22 @@ class Project:
             if observed_version(self.instance, dg.AssetKey(name)) != version:
                 self.instance.report_runless_asset_event(dg.AssetObservation(name, tags={DATA_VERSION_TAG: version}))
 
-    def states(self) -> list[AssetState]:
-        """The state of every asset, in pipeline order."""
+    def states(self, stages: Iterable[str] = ()) -> list[AssetState]:
+        """The state of every asset, in pipeline order.
+
+        Args:
+            stages: stages whose assets are included whether or not they exist. Assets of other stages that are built on
+                request only are included once they were built.
+        """
         staleness = self._staleness(check_damage=True)
+        wanted = {name for name, stage in STAGES.items() if not stage.on_request} | set(stages)
         states = []
         for stage in STAGES:
             for name in self.stage_assets(stage):
                 key = dg.AssetKey(name)
                 event = staleness.last_materialization(key)
+                if event is None and stage not in wanted:
+                    continue
                 built = event.asset_materialization if event else None
                 time = datetime.fromtimestamp(event.timestamp, UTC).astimezone() if event else None
                 figures = scalars(built.metadata) if built else {}
@@ -193,6 +202,23 @@ class Project:
 
         read_sft_config(self.settings.sft_config_file())
         self.settings.launch()
+
+    def check_export(self) -> None:
+        """Check that the fine-tuned model can be exported, before anything is written; there may be none yet.
+
+        Raises:
+            InputError: a format cannot express it.
+        """
+        from ivr_dagster.core.export.converter import check_converter
+        from ivr_dagster.core.export.gguf import read_gguf_source
+
+        model = TrainedModel(self.paths["sft_checkpoint"]).final_model
+        if not model.path.is_dir() or "exported_gguf" not in self.stage_assets("export"):
+            return
+        if converter := self.settings.export.gguf_converter:
+            check_converter(Path(converter).expanduser(), model)
+        else:
+            read_gguf_source(model)
 
     def check_remap_rules(self) -> None:
         """Check external or edited remap rules against the base vocabulary before anything is built.

@@ -265,6 +265,8 @@ def _key_figures(asset: str, figures: Mapping[str, Any]) -> str:
 
 
 def _number(figure: str, value: Any) -> str:
+    if isinstance(value, str):
+        return value
     if isinstance(value, bool):
         return "yes" if value else "no"
     if figure in SHARES:

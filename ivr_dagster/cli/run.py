@@ -9,7 +9,7 @@ import click
 from ivr_dagster.cli.options import ALL_OPTIONS, Invocation, settings_options
 from ivr_dagster.cli.status import print_json, show_states
 from ivr_dagster.errors import InputError
-from ivr_dagster.pipeline import ASSETS, STAGES, stage_options, stages_of_side
+from ivr_dagster.pipeline import ASSETS, LAST_STAGE, STAGES, requested_stages, stage_options, stages_of_side
 from ivr_dagster.settings.loading import read_settings_file
 
 if TYPE_CHECKING:
@@ -29,9 +29,7 @@ def stage_command(stage: str) -> click.Command:
         if dry_run:
             _show_plan(invocation, invocation.open_project(settings, observe=False))
             return
-        project = invocation.open_project(
-            settings, task=stage, check=lambda project: project.check_training_settings() if stage == "train" else None
-        )
+        project = invocation.open_project(settings, task=stage, check=lambda project: _check_stage(project, stage))
         _require_passed_checks(project, stage)
         _show_stage(invocation, stage, _build(invocation, project, stage, project.stage_assets(stage)))
 
@@ -60,7 +58,7 @@ def tune(invocation: Invocation, /, settings: dict[str, Any]) -> None:
 
 @click.command()
 @click.option("--sample", is_flag=True, help="Packaged model and the standard library's docstrings. Offline, minutes.")
-@click.option("--until", type=click.Choice(list(STAGES)), help="The last stage to build.  [default: evaluate]")
+@click.option("--until", type=click.Choice(list(STAGES)), help=f"The last stage to build.  [default: {LAST_STAGE}]")
 @click.option("--dry-run", is_flag=True, help="Only show what would be built, and why.")
 @settings_options(*ALL_OPTIONS)
 @click.pass_obj
@@ -69,12 +67,11 @@ def run(invocation: Invocation, /, sample: bool, until: str | None, dry_run: boo
     if sample:
         _refuse_own_sources(invocation)
         settings["preset"] = "sample"
+    stages = requested_stages(until)
     if dry_run:
-        states = invocation.open_project(settings).states()
-        show_states(invocation, [state for state in states if state.stale])
+        states = invocation.open_project(settings).states(stages)
+        show_states(invocation, [state for state in states if state.stale and state.stage in stages])
         return
-    stages = list(STAGES)
-    stages = stages[: stages.index(until) + 1 if until else None]
     project = invocation.open_project(settings, task="run", check=lambda project: _check_later_stages(project, stages))
     results: dict[str, StageResult] = {}
     # a Dagster run costs about half a second, so the fast stages share one
@@ -133,12 +130,24 @@ def _require_passed_checks(project: "Project", stage: str, command: str = "") ->
         raise InputError(f"{command or stage} was requested, but a blocking check before it failed: {failed}")
 
 
+def _check_stage(project: "Project", stage: str) -> None:
+    """Check what a user provides for a stage before it starts."""
+    if stage == "train":
+        project.check_training_settings()
+    if stage == "export":
+        project.check_export()
+
+
 def _check_later_stages(project: "Project", stages: Sequence[str]) -> None:
     """Check what a user provides for stages that start long after this command."""
     if "remap" in stages:
         project.check_remap_rules()
-    if "train" in stages and any(state.stale for state in project.states() if state.stage == "train"):
+    if "train" not in stages:
+        return
+    if any(state.stale for state in project.states() if state.stage == "train"):
         project.check_training_settings()
+    elif "export" in stages:
+        project.check_export()
 
 
 def _refuse_own_sources(invocation: Invocation) -> None:

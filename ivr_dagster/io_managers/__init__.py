@@ -3,7 +3,13 @@
 import dagster as dg
 
 from ivr_dagster.io_managers.artifacts import ArtifactIOManager
-from ivr_dagster.io_managers.documents import BlocksIOManager, DocumentsIOManager, ReportIOManager, SequencesIOManager
+from ivr_dagster.io_managers.documents import (
+    BlocksIOManager,
+    DocumentsIOManager,
+    ExportIOManager,
+    ReportIOManager,
+    SequencesIOManager,
+)
 from ivr_dagster.io_managers.models import ModelIOManager, TrainedModelIOManager, TuningIOManager
 from ivr_dagster.io_managers.tables import CsvIOManager, ParquetIOManager
 from ivr_dagster.io_managers.tensors import FittedEmbeddingsIOManager, TensorsIOManager
@@ -26,6 +32,7 @@ _MANAGERS: dict[str, type[ArtifactIOManager]] = {  # type: ignore[type-arg]
     "trained_model_io": TrainedModelIOManager,
     "tuning_io": TuningIOManager,
     "report_io": ReportIOManager,
+    "export_io": ExportIOManager,
 }
 
 

@@ -2,6 +2,7 @@
 
 from ivr_dagster.core.corpus.cleaned import CleanedCorpus
 from ivr_dagster.core.evaluation.folder import ReportFolder
+from ivr_dagster.core.export.folder import ExportFolder
 from ivr_dagster.core.tokens.sequences import TokenSequences
 from ivr_dagster.core.training.folders import TrainingBlocks
 from ivr_dagster.io_managers.artifacts import FolderIOManager
@@ -29,3 +30,9 @@ class ReportIOManager(FolderIOManager[ReportFolder]):
     """`evaluation_report`: report.json, report.md and plots."""
 
     handle = ReportFolder
+
+
+class ExportIOManager(FolderIOManager[ExportFolder]):
+    """`exported_model`, `exported_gguf` and `exported_tiktoken`."""
+
+    handle = ExportFolder

@@ -20,7 +20,7 @@ import dagster as dg
 from ivr_dagster.orchestration.dead_runs import fail_dead_runs
 from ivr_dagster.orchestration.sources import request_observation, source_names
 from ivr_dagster.orchestration.staleness import OBSERVATION_JOB, Staleness
-from ivr_dagster.pipeline import ASSETS, STAGES, stage_assets, stages_of_side
+from ivr_dagster.pipeline import ASSETS, STAGES, requested_stages, stage_assets, stages_of_side
 from ivr_dagster.resources.base_model import BaseModelResource
 from ivr_dagster.resources.settings import ProjectSettings, SettingsResource
 
@@ -33,9 +33,12 @@ REBUILT_STAGES: dict[str, tuple[str, ...]] = {
 }
 # stages and description of the jobs that materialize assets
 JOBS: dict[str, tuple[Collection[str], str]] = {
-    "everything": (STAGES, "From the raw corpus to the evaluation report."),
+    "everything": (requested_stages(), "From the raw corpus to the evaluation report."),
     "tokenizer_side": (TOKENIZER_SIDE, "From the raw corpus to the remapped tokenizer (minutes)."),
-    "training_side": (TRAINING_SIDE, "From the remapped tokenizer to the evaluation report (costly)."),
+    "training_side": (
+        [stage for stage in requested_stages() if stage in TRAINING_SIDE],
+        "From the remapped tokenizer to the evaluation report (costly).",
+    ),
 }
 WATCH_SECONDS = 10
 TICK_SECONDS = 5
@@ -226,6 +229,10 @@ def automation(settings: ProjectSettings) -> dict[str, list[Any]]:
         "sensors": [
             watch_sources,
             rebuild_sensor("rebuild_tokenizer_side", TOKENIZER_SIDE, "up to the remapped tokenizer (minutes)"),
-            rebuild_sensor("rebuild_training_side", TRAINING_SIDE, "from the embeddings to the report (costly)"),
+            rebuild_sensor(
+                "rebuild_training_side",
+                TRAINING_SIDE,
+                "from the embeddings to the report and the exported files (costly)",
+            ),
         ],
     }

@@ -528,6 +528,46 @@ class EvaluationSettings(SettingsGroup):
     continuations: int = setting(3, "Number of sample continuations in the report.", affects="evaluation_report", ge=0)
 
 
+# formats of `ivr export`, and types of weights in GGUF files
+EXPORT_FORMATS, GGUF_TYPES = ("huggingface", "gguf", "tiktoken"), ("f16", "q8_0")
+
+
+class ExportSettings(SettingsGroup):
+    """The formats in which the fine-tuned model is written."""
+
+    formats: str = setting(
+        ",".join(EXPORT_FORMATS),
+        f"Formats to write, separated by commas: {', '.join(EXPORT_FORMATS)}.",
+        stages="export",
+        one_run=False,
+    )
+    gguf_types: str = setting(
+        ",".join(GGUF_TYPES),
+        f"Types of weights to write a GGUF file for, separated by commas: {', '.join(GGUF_TYPES)}.",
+        affects="exported_gguf",
+    )
+    gguf_converter: str = setting(
+        "",
+        "llama.cpp's convert_hf_to_gguf.py, to convert architectures that ivr_dagster does not write itself. Empty: "
+        "not used.",
+        affects="exported_gguf",
+        kind="path",
+        one_run=False,
+    )
+
+    @field_validator("formats", "gguf_types", mode="before")
+    @classmethod
+    def _check_choices(cls, value: Any, info: ValidationInfo) -> Any:
+        choices = EXPORT_FORMATS if info.field_name == "formats" else GGUF_TYPES
+        given = value.split(",") if isinstance(value, str) else value
+        if not isinstance(given, (list, tuple)) or not all(isinstance(each, str) for each in given):
+            return value
+        names = [each.strip() for each in given if each.strip()]
+        if not names or not set(names) <= set(choices):
+            raise ValueError(f"expected one or more of {', '.join(choices)}")
+        return ",".join(choice for choice in choices if choice in names)
+
+
 class ComputeSettings(SettingsGroup):
     """Where and how the work is done."""
 

@@ -20,6 +20,7 @@ from ivr_dagster.settings.groups import (
     CorpusSettings,
     EmbeddingSettings,
     EvaluationSettings,
+    ExportSettings,
     SelectionSettings,
     SettingInfo,
     SettingsGroup,
@@ -59,6 +60,7 @@ class Settings(BaseSettings):
     training: TrainingSettings = Field(default_factory=TrainingSettings)
     tuning: TuningSettings = Field(default_factory=TuningSettings)
     evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings)
+    export: ExportSettings = Field(default_factory=ExportSettings)
     compute: ComputeSettings = Field(default_factory=ComputeSettings)
     automation: AutomationSettings = Field(default_factory=AutomationSettings)
 

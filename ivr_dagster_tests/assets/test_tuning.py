@@ -57,7 +57,8 @@ RULES = RemapRules(tuple(RemapRule(i, f"old{i}", f"new{i}", ("ne", f"w{i}")) for
 
 def rules_by_number(monkeypatch: pytest.MonkeyPatch, **given: Any) -> dict[int, RemapRules]:
     monkeypatch.setattr(
-        "ivr_dagster.core.training.fewer_new_tokens.best_rules", lambda rules, *_: sorted(rules, key=lambda r: -r.id)
+        "ivr_dagster.core.training.fewer_new_tokens.best_rules",
+        lambda rules, _, __, number: RemapRules(rules.rules[-number:]),
     )
     context: Any = SimpleNamespace(log=logging.getLogger("tuning"))
     tokenizer: Any = None

@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from ivr_dagster.pipeline import ASSETS, STAGES
+from ivr_dagster.pipeline import ASSETS, requested_stages
 from ivr_dagster_tests import small_pipeline
 from ivr_dagster_tests.faults.artifact_hashes import (
     Hashes,
@@ -31,7 +31,7 @@ from ivr_dagster_tests.faults.commands import STAGE_OF, START_UP, Command, fork_
 KILLS = int(os.environ.get("FAULTS_KILLS", "6"))
 SEED = int(os.environ.get("FAULTS_SEED", "20261128"))
 
-PHASES = (START_UP, *STAGES)
+PHASES = (START_UP, *requested_stages())
 SETTINGS = small_pipeline.TINY | {"token_distillation_bytes": 3_000}
 TRAINING = f"{small_pipeline.TRAINING}save_total_limit: 2\n"
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ivr_dagster.pipeline import STAGES
+from ivr_dagster.pipeline import requested_stages
 from ivr_dagster_tests.faults.artifact_hashes import compare, hash_artifacts
 from ivr_dagster_tests.faults.commands import Command
 from ivr_dagster_tests.faults.harness import Pipeline, Reference, assert_no_problems, find_inconsistencies
@@ -114,7 +114,7 @@ def test_full_disk_is_reported_and_loses_nothing(pipeline: Pipeline, first: Refe
 
 @pytest.mark.slow
 @pytest.mark.parametrize("free", [0, 50_000, 300_000])
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", requested_stages())
 def test_full_disk_at_any_stage_loses_nothing(
     pipeline: Pipeline, first: Reference, later: Reference, stage: str, free: int
 ) -> None:
@@ -136,12 +136,12 @@ def permissions(mode: int, *paths: Path) -> Iterator[None]:
 
 def run_earlier_stages(pipeline: Pipeline, artifacts: Path, stage: str) -> None:
     """Run all stages before this one."""
-    if (index := list(STAGES).index(stage)) > 0:
-        assert pipeline.run(artifacts, "run", "--until", list(STAGES)[index - 1]).exit_code == 0
+    if (index := requested_stages().index(stage)) > 0:
+        assert pipeline.run(artifacts, "run", "--until", requested_stages()[index - 1]).exit_code == 0
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", requested_stages())
 def test_read_only_folder_is_named(
     pipeline: Pipeline, first: Reference, later: Reference, artifacts: Path, stage: str
 ) -> None:
@@ -164,7 +164,7 @@ def test_read_only_artifacts_folder_is_named_and_unchanged(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", requested_stages())
 def test_unreadable_input_is_named(
     pipeline: Pipeline, first: Reference, later: Reference, artifacts: Path, stage: str
 ) -> None:
@@ -185,7 +185,7 @@ def test_unreadable_input_is_named(
 @pytest.mark.slow
 # with less memory than a thread's stack, starting a thread waits forever (CPython's Thread.start)
 @pytest.mark.parametrize("megabytes", [16, 64])
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", requested_stages())
 def test_lack_of_memory_at_any_stage_loses_nothing(
     pipeline: Pipeline, first: Reference, later: Reference, artifacts: Path, stage: str, megabytes: int
 ) -> None:

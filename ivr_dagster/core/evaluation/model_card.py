@@ -1,8 +1,7 @@
 """The model card of the adapted model, for readers who receive only the model folder.
 
 YAML front matter, then Markdown, as on the Hugging Face Hub (https://huggingface.co/docs/hub/model-cards). The
-evaluation writes it to its own folder as `model_card.md`. To publish the model, copy the card into the model folder:
-`cp evaluation/model_card.md training/sft_checkpoint/final_model/README.md`.
+evaluation writes it to its own folder as `model_card.md`; `ivr export` copies it into the exported model folder.
 """
 
 from dataclasses import dataclass

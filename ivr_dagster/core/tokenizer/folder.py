@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tokenizers import Tokenizer
 
-from ivr_dagster.core.tokenizer.bpe import ByteLevelBPE, read_bpe
+from ivr_dagster.core.tokenizer.bpe import ByteLevelBPE, check_byte_level, read_bpe
 from ivr_dagster.core.tokens.tokenizer_file import read_tokenizer
 from ivr_dagster.errors import InputError, short_message
 from ivr_dagster.storage.file_identity import FileIdentity
@@ -88,12 +88,11 @@ class TokenizerFolder:
             InputError: the folder has none.
         """
         tokenizer = read_tokenizer(self.bpe_file)
-        if type(tokenizer.model).__name__ != "BPE":
-            raise InputError(
-                "the remapped tokenizer has no BPE form",
-                where=self.path / BPE_TOKENIZER,
-                remedy="Run `ivr remap`, or choose a folder that it wrote.",
-            )
+        try:
+            check_byte_level(tokenizer)
+        except InputError as error:
+            remedy = f"Choose a folder with {BPE_TOKENIZER}: `ivr remap` writes it, and later stages copy it."
+            raise InputError(error.message, where=self.bpe_file, remedy=remedy) from error
         return tokenizer
 
     def in_form(self, model: Literal["unigram", "bpe"]) -> "TokenizerFolder":
