@@ -164,7 +164,7 @@ def read_pretokenization(tokenizer: Tokenizer) -> PreTokenization:
             f"a byte-level tokenizer is required, found the pre-tokenizer {' + '.join(kinds) or 'none'}",
             remedy="Use a base model with a byte-level BPE tokenizer (GPT-2, Llama 3, Qwen, SmolLM2, …).",
         )
-    if normalizer not in (None, {"type": "NFC"}):
+    if normalizer not in (None, {"type": "NFC"}, {"type": "Sequence", "normalizers": []}):
         raise InputError(
             f"a tokenizer without a normalizer (or with NFC) is required, found {normalizer['type']}",
             remedy="Use a base model whose tokenizer does not change the text.",
