@@ -153,7 +153,8 @@ class _Search:
         def is_allowed(text: str) -> bool:
             string = string_of(text)
             return (
-                lookahead_after(text, pattern) is not None
+                len(self._split(text)) > 1  # "\n\n" is two pre-tokens before a word, but one alone
+                and lookahead_after(text, pattern) is not None
                 and string not in bpe.ids
                 and self._filter.accepts(string)
                 and not (cut and cut.search(string))
