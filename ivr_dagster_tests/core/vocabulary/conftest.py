@@ -14,8 +14,10 @@ from ivr_dagster.core.vocabulary.candidate import Selection
 from ivr_dagster.core.vocabulary.candidates import choose_candidates
 from ivr_dagster.core.vocabulary.remap import remap_tokenizer
 from ivr_dagster.core.vocabulary.rules import RemapRules
+from ivr_dagster.core.vocabulary.selection import _reachable
 from ivr_dagster.core.vocabulary.table import candidates_table, rules_from_table
 from ivr_dagster.settings import SelectionSettings
+from ivr_dagster_tests.core.tokenizer.conftest import bpe_of as bpe_of
 
 BUDGET = 300
 LLAMA3_PATTERN = (
@@ -40,9 +42,15 @@ def selection(
 
 
 @pytest.fixture(scope="session")
-def table(selection: Selection, gpt2: Tokenizer, gpt2_bpe: ByteLevelBPE, topics_counts: PretokenCounts) -> pl.DataFrame:
+def reachable(selection: Selection, gpt2: Tokenizer, gpt2_bpe: ByteLevelBPE) -> Selection:
+    """The candidates without a few that one of the forms would cut."""
+    return _reachable(gpt2, gpt2_bpe, selection)
+
+
+@pytest.fixture(scope="session")
+def table(reachable: Selection, gpt2: Tokenizer, gpt2_bpe: ByteLevelBPE, topics_counts: PretokenCounts) -> pl.DataFrame:
     """The candidates with the ids that they receive."""
-    return candidates_table(selection, gpt2_bpe, token_frequencies(topics_counts, gpt2))
+    return candidates_table(reachable, gpt2_bpe, token_frequencies(topics_counts, gpt2))
 
 
 @pytest.fixture(scope="session")

@@ -119,11 +119,11 @@ def test_too_many_new_tokens_are_refused(small: ByteLevelBPE) -> None:
 
 
 def test_real_sacrifices_are_unused_leaves_and_no_constituents(
-    selection: Selection, table: pl.DataFrame, gpt2_bpe: ByteLevelBPE
+    reachable: Selection, table: pl.DataFrame, gpt2_bpe: ByteLevelBPE
 ) -> None:
     chosen = set(table["sacrificed_id"])
-    assert len(chosen) == len(selection.candidates)
-    parts = {i for candidate in selection.candidates for i in candidate.constituents}
+    assert len(chosen) == len(reachable.candidates)
+    parts = {i for candidate in reachable.candidates for i in candidate.constituents}
     assert not chosen & (parts | protected_ids(gpt2_bpe))
     assert not any(chosen & {left, right} for left, right, made in gpt2_bpe.merges if made not in chosen)
     assert table["sacrificed_frequency"].sum() == 0
