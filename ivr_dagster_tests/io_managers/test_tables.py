@@ -66,6 +66,8 @@ def candidates(strings: list[str]) -> pl.DataFrame:
         "rank": numbers + 1,
         "new_token": strings,
         "new_text": strings[::-1],
+        "halves": strings,
+        "merge_rank": numbers,
         "constituents": strings,
         "saving": numbers * 7,
         "frequency": numbers,

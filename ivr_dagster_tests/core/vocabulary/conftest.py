@@ -2,6 +2,8 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 
 import polars as pl
 import pytest
@@ -32,55 +34,91 @@ def merge_scope(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+@dataclass(frozen=True, eq=False)
+class Adaptation:
+    """GPT-2 with 300 candidates of a merge scope; each step is computed once."""
+
+    merge_scope: str
+    gpt2: Tokenizer
+    gpt2_bpe: ByteLevelBPE
+    topics: list[str]
+    counts: PretokenCounts
+
+    @cached_property
+    def selection(self) -> Selection:
+        settings = SelectionSettings.model_validate({"merge_scope": self.merge_scope})
+        return choose_candidates(self.gpt2, self.gpt2_bpe, self.counts, self.topics, settings, budget=BUDGET)
+
+    @cached_property
+    def reachable(self) -> Selection:
+        return _reachable(self.gpt2, self.gpt2_bpe, self.selection)
+
+    @cached_property
+    def table(self) -> pl.DataFrame:
+        return candidates_table(self.reachable, self.gpt2_bpe, token_frequencies(self.counts, self.gpt2))
+
+    @cached_property
+    def rules(self) -> RemapRules:
+        return rules_from_table(self.table)
+
+    @cached_property
+    def bpe(self) -> Tokenizer:
+        return remap_tokenizer(self.gpt2, self.gpt2_bpe, self.rules)
+
+    @cached_property
+    def distillation(self) -> Distillation:
+        return distill(self.bpe, read_bpe(self.bpe), self.counts, exceptions=10_000)
+
+
 @pytest.fixture(scope="session")
-def selection(
-    merge_scope: str, gpt2: Tokenizer, gpt2_bpe: ByteLevelBPE, topics: list[str], topics_counts: PretokenCounts
-) -> Selection:
+def adaptations(
+    gpt2: Tokenizer, gpt2_bpe: ByteLevelBPE, topics: list[str], topics_counts: PretokenCounts
+) -> dict[str, Adaptation]:
+    """Both adaptations, not computed yet: pytest builds a fixture with parameters again whenever they change."""
+    return {scope: Adaptation(scope, gpt2, gpt2_bpe, topics, topics_counts) for scope in ("within", "across")}
+
+
+@pytest.fixture
+def selection(adaptations: dict[str, Adaptation], merge_scope: str) -> Selection:
     """300 candidates."""
-    settings = SelectionSettings.model_validate({"merge_scope": merge_scope})
-    return choose_candidates(gpt2, gpt2_bpe, topics_counts, topics, settings, budget=BUDGET)
+    return adaptations[merge_scope].selection
 
 
-@pytest.fixture(scope="session")
-def reachable(selection: Selection, gpt2: Tokenizer, gpt2_bpe: ByteLevelBPE) -> Selection:
+@pytest.fixture
+def reachable(adaptations: dict[str, Adaptation], merge_scope: str) -> Selection:
     """The candidates without a few that one of the forms would cut."""
-    return _reachable(gpt2, gpt2_bpe, selection)
+    return adaptations[merge_scope].reachable
 
 
-@pytest.fixture(scope="session")
-def table(reachable: Selection, gpt2: Tokenizer, gpt2_bpe: ByteLevelBPE, topics_counts: PretokenCounts) -> pl.DataFrame:
+@pytest.fixture
+def table(adaptations: dict[str, Adaptation], merge_scope: str) -> pl.DataFrame:
     """The candidates with the ids that they receive."""
-    return candidates_table(reachable, gpt2_bpe, token_frequencies(topics_counts, gpt2))
+    return adaptations[merge_scope].table
 
 
-@pytest.fixture(scope="session")
-def rules(table: pl.DataFrame) -> RemapRules:
+@pytest.fixture
+def rules(adaptations: dict[str, Adaptation], merge_scope: str) -> RemapRules:
     """The rules in the table."""
-    return rules_from_table(table)
+    return adaptations[merge_scope].rules
 
 
-@pytest.fixture(scope="session")
-def remapped_bpe(gpt2: Tokenizer, gpt2_bpe: ByteLevelBPE, rules: RemapRules) -> Tokenizer:
+@pytest.fixture
+def remapped_bpe(adaptations: dict[str, Adaptation], merge_scope: str) -> Tokenizer:
     """The rules applied to the BPE."""
-    return remap_tokenizer(gpt2, gpt2_bpe, rules)
+    return adaptations[merge_scope].bpe
 
 
-@pytest.fixture(scope="session")
-def distillation(remapped_bpe: Tokenizer, topics_counts: PretokenCounts) -> Distillation:
+@pytest.fixture
+def distillation(adaptations: dict[str, Adaptation], merge_scope: str) -> Distillation:
     """The remapped BPE distilled, with exceptions for the topics."""
-    return distill(remapped_bpe, read_bpe(remapped_bpe), topics_counts, exceptions=10_000)
+    return adaptations[merge_scope].distillation
 
 
-@pytest.fixture(scope="session", params=["bpe", "unigram"])
-def form(request: pytest.FixtureRequest) -> str:
-    """Both forms of a remapped tokenizer."""
-    return str(request.param)
-
-
-@pytest.fixture(scope="session")
-def remapped(form: str, remapped_bpe: Tokenizer, distillation: Distillation) -> Tokenizer:
-    """The remapped tokenizer in one of its forms."""
-    return remapped_bpe if form == "bpe" else distillation.tokenizer
+@pytest.fixture(params=["bpe", "unigram"])
+def remapped(request: pytest.FixtureRequest, adaptations: dict[str, Adaptation], merge_scope: str) -> Tokenizer:
+    """The remapped tokenizer in each of its forms."""
+    adaptation = adaptations[merge_scope]
+    return adaptation.bpe if request.param == "bpe" else adaptation.distillation.tokenizer
 
 
 @pytest.fixture(scope="session")

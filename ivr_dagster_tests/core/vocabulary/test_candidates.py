@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import regex
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from ivr_dagster.core.tokenizer.agreement import count_tokens
 from ivr_dagster.core.tokenizer.bpe import ByteLevelBPE, read_bpe
@@ -26,7 +26,6 @@ from ivr_dagster.core.vocabulary.candidates import (
 from ivr_dagster.core.vocabulary.phrases import pattern_with
 from ivr_dagster.core.vocabulary.remap import bpe_with
 from ivr_dagster.core.vocabulary.rules import RemapRule
-from ivr_dagster.errors import InputError
 from ivr_dagster.settings import SelectionSettings
 
 

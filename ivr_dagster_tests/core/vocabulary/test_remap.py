@@ -67,7 +67,9 @@ def free_leaves(bpe: ByteLevelBPE) -> list[int]:
 
 def rules_for(bpe: ByteLevelBPE, *new_tokens: str) -> RemapRules:
     """Rules without halves that assign the last leaves to these tokens."""
-    rules = [RemapRule(i, bpe.strings[i], new, tuple(new)) for i, new in zip(free_leaves(bpe), new_tokens, strict=False)]
+    rules = [
+        RemapRule(i, bpe.strings[i], new, tuple(new)) for i, new in zip(free_leaves(bpe), new_tokens, strict=False)
+    ]
     return RemapRules(tuple(rules))
 
 

@@ -294,7 +294,10 @@ def test_check_accepts_valid_rules(bpe: ByteLevelBPE) -> None:
     last, one = free_leaves(bpe)[:2]
     the = ("Ġthe", "q")
     check_rules(RemapRules((rule_for(bpe, "qxz", token_id=last), rule_for(bpe, "Ġtheq", *the, token_id=one))), bpe)
-    merged = rule_for(bpe, "qx", token_id=last, halves=("q", "x")), rule_for(bpe, "Ġtheq", *the, token_id=one, halves=the)
+    merged = (
+        rule_for(bpe, "qx", token_id=last, halves=("q", "x")),
+        rule_for(bpe, "Ġtheq", *the, token_id=one, halves=the),
+    )
     check_rules(RemapRules(merged), bpe)
     more = rule_for(bpe, "qxĠtheq", "q", "x", *the, token_id=free_leaves(bpe)[2], halves=("qx", "Ġtheq"))
     check_rules(RemapRules((*merged, more)), bpe)
@@ -304,7 +307,9 @@ def test_check_accepts_valid_rules(bpe: ByteLevelBPE) -> None:
 def free_leaves(bpe: ByteLevelBPE) -> list[int]:
     """Ids that may be reassigned alone, the last merges first."""
     used = {half for left, right, _ in bpe.merges for half in (left, right)}
-    return [i for i in reversed(range(300, bpe.size - 1)) if i not in used and not bpe.strings[i].strip("Ġ").isnumeric()]
+    return [
+        i for i in reversed(range(300, bpe.size - 1)) if i not in used and not bpe.strings[i].strip("Ġ").isnumeric()
+    ]
 
 
 def test_check_refuses_the_id_that_a_kept_token_is_made_of(small_base: Tokenizer) -> None:
@@ -315,9 +320,11 @@ def test_check_refuses_the_id_that_a_kept_token_is_made_of(small_base: Tokenizer
     found = faults_of(bpe, rule)
     assert len(found) == 1
     assert found[0].startswith(f"id {left} ({bpe.strings[left]!r}) is needed by the kept token ")
-    named = next(token for token in dependents if found[0].endswith(
-        f"{bpe.strings[token]!r}: reassign id {token} as well, or choose another id"
-    ))
+    named = next(
+        token
+        for token in dependents
+        if found[0].endswith(f"{bpe.strings[token]!r}: reassign id {token} as well, or choose another id")
+    )
     assert named in dependents
     # with all tokens made of it, in any merge, the id is free
     chosen = {left}
@@ -350,6 +357,14 @@ def test_check_names_wrong_halves_with_their_lines(bpe: ByteLevelBPE) -> None:
     ):
         assert message in str(error.value)
     assert "edited.yaml:3" not in str(error.value)
+
+
+def test_check_refuses_an_added_token_as_a_half(bpe: ByteLevelBPE) -> None:
+    halves = ("<|endoftext|>", "q")
+    rule = rule_for(bpe, "<|endoftext|>q", *halves, halves=halves)
+    assert faults_of(bpe, rule) == [
+        "new token '<|endoftext|>q': its half '<|endoftext|>' is an added token, which is never merged"
+    ]
 
 
 # (id or the token that has it, new token, its constituents) of the rules, and the fault of the last one

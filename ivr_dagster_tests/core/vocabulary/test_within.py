@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models
+from tokenizers import models
 
 from ivr_dagster.core.tokens.byte_level import text_of
 from ivr_dagster.core.vocabulary import within
