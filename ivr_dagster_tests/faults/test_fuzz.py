@@ -27,6 +27,7 @@ from ivr_dagster.core.corpus.files import corpus_files
 from ivr_dagster.core.tokenizer.bpe import ByteLevelBPE, read_bpe
 from ivr_dagster.core.training.launch_settings import read_accelerate_config
 from ivr_dagster.core.training.sft_config import DEFAULTS, read_sft_config
+from ivr_dagster.core.vocabulary.remap import complete_rules, remap_tokenizer
 from ivr_dagster.core.vocabulary.rules import RemapRule, RemapRules, check_rules, read_rules, rules_as_yaml
 from ivr_dagster.errors import InputError
 from ivr_dagster.pipeline import ArtifactPaths
@@ -275,13 +276,14 @@ RULE = st.builds(
     new_token=STRINGS,
     constituents=st.lists(STRINGS, max_size=3).map(tuple),
     frequencies=st.just({}) | st.just({"new": 7}),
+    halves=st.just(()) | st.tuples(STRINGS, STRINGS),
 )
 # YAML cannot contain lone surrogates
 VALID_RULES = st.lists(RULE, max_size=4).filter(
     lambda rules: all(
         string.encode("utf-8", "ignore").decode() == string
         for rule in rules
-        for string in (rule.sacrificed_token, rule.new_token, *rule.constituents)
+        for string in (rule.sacrificed_token, rule.new_token, *rule.constituents, *rule.halves)
     )
 )
 HANDWRITTEN_RULES = st.lists(
@@ -315,7 +317,7 @@ RULE_PIECES += [b"<<: "]
         RULE_PIECES,
     )
 )
-def test_any_rules_are_read_or_rejected(content: bytes, bpe: ByteLevelBPE) -> None:
+def test_any_rules_are_applied_or_rejected(content: bytes, tiny_bpe: Tokenizer, bpe: ByteLevelBPE) -> None:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "remap_rules.yaml"
         file.write_bytes(content)
@@ -323,6 +325,7 @@ def test_any_rules_are_read_or_rejected(content: bytes, bpe: ByteLevelBPE) -> No
             rules = read_rules(file)
             rules.digest()
             check_rules(rules, bpe, file)
+            remap_tokenizer(tiny_bpe, bpe, complete_rules(rules, tiny_bpe, bpe, file)[0])
 
 
 def test_number_of_cases_matches_the_setting() -> None:

@@ -12,7 +12,7 @@ from ivr_dagster.pipeline import ArtifactPaths
 RULES = RemapRules(
     (
         RemapRule(700, "Ġzoo", "Ġofthe", ("Ġof", "the"), {"sacrificed": 0, "new": 9, "saving": 9}),
-        RemapRule(701, "null", "íķľ", ("íķ", "ľ"), {"sacrificed": 1, "new": 2, "saving": 3}),
+        RemapRule(701, "null", "íķľ", ("íķ", "ľ"), {"sacrificed": 1, "new": 2, "saving": 3}, ("íķ", "ľ")),
     )
 )
 Materialize = Callable[..., None]

@@ -139,11 +139,12 @@ def scores_from_merges(bpe: ByteLevelBPE) -> tuple[np.ndarray, tuple[int, ...]]:
     # shorter ones first, as splits may contain them
     whole = set(np.flatnonzero(scores == UNREACHABLE).tolist()) - bpe.added_ids - unreachable
     score_of = {s: score for s, score in zip(bpe.strings, scores.tolist(), strict=True) if score > UNREACHABLE}
-    longest = max(map(len, score_of), default=0)
     for token_id in sorted(whole, key=lambda token_id: (len(bpe.strings[token_id]), token_id)):
         string = bpe.strings[token_id]
-        scores[token_id] = score_of[string] = storable(best_split(string, score_of, longest)[0] + WHOLE_GAIN)
-        by_rank.append(token_id)
+        rival, parts = best_split(string, score_of, len(string))
+        if parts:  # none with a byte that has no token, which is dropped before the model
+            scores[token_id] = score_of[string] = storable(rival + WHOLE_GAIN)
+            by_rank.append(token_id)
     repaired, raised = repair_scores(bpe.strings, scores, by_rank)
     repaired.setflags(write=False)  # cached
     return repaired, tuple(raised)

@@ -1,6 +1,7 @@
 """A candidate for a new token, the requirements that it must meet, and a selection of candidates."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import regex
@@ -40,6 +41,7 @@ def best_candidates(
     kept: Collection[str] = (),
     factor: float = 1.0,
     *,
+    accepts: Callable[[str], bool] = lambda string: True,
     in_order: bool = False,
 ) -> list[Candidate]:
     """The candidates that save most, each with its halves, by falling saving.
@@ -48,17 +50,33 @@ def best_candidates(
         candidates: halves before the tokens made of them.
         budget: how many to return.
         kept: strings whose saving counts `factor` times in the choice.
+        accepts: whether a string may be a new token for its own sake; any other one is only chosen as a half.
         in_order: return them in the order of `candidates` instead.
     """
     preferred = set(kept)
-    worth = {c.string: c.saving * (factor if c.string in preferred else 1.0) for c in candidates}
-    chosen = set(_by_worth(candidates, worth)[:budget])
-    ordered = [candidate for candidate in candidates if candidate in chosen]
-    return ordered if in_order else _by_worth(ordered, {c.string: float(c.saving) for c in ordered})
+    saving = {c.string: c.saving if accepts(c.string) else 0.0 for c in candidates}
+    worth = {string: saved * (factor if string in preferred else 1.0) for string, saved in saving.items()}
+    chosen = {candidate.string for candidate in _by_worth(candidates, worth)[:budget]}
+    needed: set[str] = set()
+    for candidate in reversed(candidates):
+        if candidate.string in chosen and (saving[candidate.string] or candidate.string in needed):
+            needed.update((candidate.string, *candidate.halves))
+    ordered = _with_frequencies([candidate for candidate in candidates if candidate.string in needed])
+    return ordered if in_order else _by_worth(ordered, saving)
 
 
-def _by_worth(candidates: Sequence[Candidate], worth: dict[str, float]) -> list[Candidate]:
+def _with_frequencies(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """The candidates with their occurrences if no others are in use."""
+    inside: Counter[str] = Counter()
+    for candidate in candidates:
+        for half in candidate.halves:
+            inside[half] += candidate.saving
+    return [replace(c, frequency=c.saving - inside[c.string]) if c.halves else c for c in candidates]
+
+
+def _by_worth(candidates: Sequence[Candidate], worth: Mapping[str, float]) -> list[Candidate]:
     """Candidates by falling worth; a half is worth at least as much as what is made of it, so it comes first."""
+    worth = dict(worth)
     for candidate in reversed(candidates):
         for half in candidate.halves:
             if half in worth:
@@ -80,7 +98,7 @@ class Selection:
 
     def first(self, number: int) -> "Selection":
         """The `number` most valuable candidates."""
-        return replace(self, candidates=self.candidates[:number])
+        return replace(self, candidates=_with_frequencies(self.candidates[:number]))
 
     def in_merge_order(self) -> list[Candidate]:
         """The candidates in the order of their merges."""

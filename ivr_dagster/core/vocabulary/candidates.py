@@ -105,12 +105,13 @@ class _Search:
             unmerged=frozenset(range(self._base_bpe.size, self._bpe.size)),
             progress=progress,
         )
-        words = best_candidates(words, budget, self._kept, REPLACEMENT_FACTOR, in_order=True)
+        accepts = self._filter.accepts
+        words = best_candidates(words, budget, self._kept, REPLACEMENT_FACTOR, accepts=accepts, in_order=True)
         phrases: list[Candidate] = []
         if across:
             phrases = self._select_phrases(texts, words, budget)
             phrases = best_candidates(phrases, self._settings.max_phrases or budget, self._kept, REPLACEMENT_FACTOR)
-        best = best_candidates([*words, *phrases], budget, self._kept, REPLACEMENT_FACTOR)
+        best = best_candidates([*words, *phrases], budget, self._kept, REPLACEMENT_FACTOR, accepts=accepts)
         order = [*missing, *words, *phrases]
         return Selection([*missing, *best], {candidate.string: n for n, candidate in enumerate(order)})
 
@@ -152,7 +153,8 @@ class _Search:
         def is_allowed(text: str) -> bool:
             string = string_of(text)
             return (
-                lookahead_after(text, pattern) is not None
+                len(self._split(text)) > 1  # "\n\n" is two pre-tokens before a word, but one alone
+                and lookahead_after(text, pattern) is not None
                 and string not in bpe.ids
                 and self._filter.accepts(string)
                 and not (cut and cut.search(string))

@@ -5,7 +5,7 @@ new tokens is therefore segmented exactly as before.
 """
 
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -125,24 +125,32 @@ def complete_rules(
     open_rules = [rule for rule in rules if not rule.halves and is_merged(rule)]
     if not open_rules:
         return rules, []
-    completion = _Completion(rules, bpe)
+    completion = _Completion(rules, open_rules, bpe)
+    needed = {half for rule in rules for half in rule.halves}
+    last = {rule.new_token for rule in open_rules} - needed
+    for rule in rules:
+        if rule.halves or not is_merged(rule):
+            completion.append(rule)
+        elif rule.new_token in needed:  # at its place, since later rules are made of it
+            completion.add(rule, where)
     for rule in sorted(open_rules, key=lambda rule: len(rule.new_token)):
-        completion.add(rule, where)
-    known = [rule for rule in rules if rule.halves or rule not in open_rules]
-    return replace(rules, rules=(*known, *completion.found)), completion.added
+        if rule.new_token in last:
+            completion.add(rule, where)
+    return replace(rules, rules=tuple(completion.found)), completion.added
 
 
 class _Completion:
     """BPE with the rules' merges so far, and the ids that are free for missing tokens."""
 
-    def __init__(self, rules: RemapRules, bpe: ByteLevelBPE) -> None:
+    def __init__(self, rules: RemapRules, open_rules: Sequence[RemapRule], bpe: ByteLevelBPE) -> None:
         self._bpe = bpe
         sacrificed, wanted = {rule.id for rule in rules}, {rule.new_token for rule in rules}
         merges = [(bpe.strings[a], bpe.strings[b]) for a, b, token in bpe.merges if token not in sacrificed]
-        merges += [(rule.halves[0], rule.halves[1]) for rule in rules if rule.halves]
         self._ranks = {merge: rank for rank, merge in reversed([*enumerate(merges)])}
         self._taken = {*bpe.ids, *wanted}
-        used = {half for merge in merges for half in merge} | {part for rule in rules for part in rule.constituents}
+        used = {half for merge in merges for half in merge}
+        used |= {part for rule in rules for part in (*rule.halves, *rule.constituents)}
+        used |= {part for rule in open_rules for part in self._segment(rule.new_token)}
         always = always_protected(bpe)
         leaves = (i for i, s in enumerate(bpe.strings) if i not in sacrificed and i not in always and s not in used)
         self._free = sorted(leaves, key=lambda i: (bpe.ranks[i], i))
@@ -155,26 +163,26 @@ class _Completion:
         while len(parts := self._segment(rule.new_token)) > 2:
             pairs = (pair for pair in pairwise(parts) if "".join(pair) not in self._taken)
             pair = next(pairs, None)
-            free = next((i for i in reversed(self._free) if self._bpe.strings[i] not in parts), None)
-            if pair is None or free is None:
+            if pair is None or not self._free:
                 raise InputError(
                     f"new token {rule.new_token!r} is not the concatenation of two tokens, but of {' + '.join(parts)}"
                     + ("" if pair is None else f", and no id is left for {''.join(pair)!r}"),
                     where=f"{where}:{rule.line}" if rule.line else where,
                     remedy=f"Delete this rule, or add one before it whose halves are {parts[0]!r} and {parts[1]!r}.",
                 )
-            self._free.remove(free)
+            free = self._free.pop()
             constituents = tuple(part for half in pair for part in self._constituents.get(half, (half,)))
-            self._append(RemapRule(free, self._bpe.strings[free], "".join(pair), constituents, halves=pair))
+            self.append(RemapRule(free, self._bpe.strings[free], "".join(pair), constituents, halves=pair))
             self.added.append(self.found[-1])
-        self._append(replace(rule, halves=tuple(parts)))
+        self.append(replace(rule, halves=tuple(parts)))
 
-    def _append(self, rule: RemapRule) -> None:
+    def append(self, rule: RemapRule) -> None:
+        """Take over a rule, which is merged after all others."""
         self.found.append(rule)
         self._taken.add(rule.new_token)
         self._constituents[rule.new_token] = rule.constituents
-        self._ranks[rule.halves[0], rule.halves[1]] = len(self._ranks) + len(self._bpe.merges)
-        self._free = [i for i in self._free if self._bpe.strings[i] not in rule.halves]
+        if rule.halves:
+            self._ranks[rule.halves[0], rule.halves[1]] = len(self._bpe.merges) + len(self.found)
 
     def _segment(self, string: str) -> list[str]:
         parts = list(string)

@@ -276,7 +276,7 @@ def check_rules(rules: RemapRules, bpe: ByteLevelBPE, where: Path | str = "remap
         InputError: a duplicate, unknown or protected id; a sacrificed token that is not the id's, or that a kept token
             is made of; a new token that exists already, is duplicate or not in the byte-level alphabet; constituents
             that are not base tokens; constituents or halves that do not make up the new token; halves that are not in
-            the vocabulary when the token is merged.
+            the vocabulary when the token is merged, or added tokens.
     """
     protected = always_protected(bpe)
     missing = CHARACTER_TO_BYTE.keys() - bpe.ids.keys()  # bytes without a token have no constituents
@@ -318,6 +318,8 @@ def check_rules(rules: RemapRules, bpe: ByteLevelBPE, where: Path | str = "remap
         for half in rule.halves:
             if half in sacrificed:
                 messages.append(f"new token {new}: its half {half!r} loses its id {sacrificed[half]}")
+            elif bpe.ids.get(half) in bpe.added_ids:
+                messages.append(f"new token {new}: its half {half!r} is an added token, which is never merged")
             elif half not in bpe.ids and half not in strings:
                 where_to = (
                     "move its rule before this one" if half in new_tokens else "add a rule for it before this one"

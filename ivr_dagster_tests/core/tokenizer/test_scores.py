@@ -13,19 +13,18 @@ from tokenizers import Tokenizer, models
 from ivr_dagster.core.tokenizer.bpe import ByteLevelBPE, read_bpe
 from ivr_dagster.core.tokenizer.scores import (
     LEAST_GAIN,
-    NEW_TOKEN_GAIN,
     UNREACHABLE,
+    WHOLE_GAIN,
     best_split,
     gains_from_ranks,
     lift_gains,
     repair_scores,
     scores_from_gains,
     scores_from_merges,
-    scores_with_new,
     storable,
     unreachable_ids,
 )
-from ivr_dagster.core.tokenizer.unigram import distill, extended_tokenizer
+from ivr_dagster.core.tokenizer.unigram import distill
 
 STRING = st.text("abc", min_size=1, max_size=7)
 
@@ -267,58 +266,24 @@ def test_tokens_made_of_unreachable_ones_are_never_produced(
         assert tokenizer.encode(text).ids == base.encode(text).ids == [base.token_to_id(letter) for letter in text]
 
 
-def test_new_token_scores_above_its_best_split_by_the_tokens_it_saves(
-    bpe_of: Callable[..., Tokenizer],
-) -> None:
-    base = bpe_of(["ab", "abc"], [("a", "b"), ("ab", "c")])
+def test_token_without_a_merge_scores_barely_above_its_best_split(bpe_of: Callable[..., Tokenizer]) -> None:
+    base = bpe_of(["ab", "abc", "abxab", "abxabxab"], [("a", "b"), ("ab", "c")], ignore_merges=True)
     bpe = read_bpe(base)
-    scores = scores_with_new(bpe, [*bpe.strings, "abcab", "xy", "wxyz", "klmn"])
-    assert scores[:-4].tolist() == scores_from_merges(bpe)[0].tolist()
-    abcab, xy, wxyz, klmn = scores[-4:]
-    assert abcab - (scores[bpe.ids["abc"]] + scores[bpe.ids["ab"]]) == pytest.approx(NEW_TOKEN_GAIN)
-    assert xy == pytest.approx(NEW_TOKEN_GAIN)
-    assert wxyz - xy == pytest.approx(2 * NEW_TOKEN_GAIN)  # w, xy, z
-    assert klmn == pytest.approx(3 * NEW_TOKEN_GAIN)
-
-
-def test_cached_scores_with_and_without_repair_are_independent(
-    bpe_of: Callable[..., Tokenizer],
-) -> None:
-    merges = [("k", "l"), ("m", "n"), ("p", "q"), ("a", "b"), ("ab", "c")]
-    bpe = read_bpe(bpe_of([left + right for left, right in merges], merges))
-    strings = [*bpe.strings, "bc"]  # beats the late merges of abc
-    before = scores_with_new(bpe, strings, repair=False).tolist()
-    assert scores_with_new(bpe, strings).tolist() != before
-    assert scores_with_new(bpe, strings, repair=False).tolist() == before
+    scores, _ = scores_from_merges(bpe)
+    ab, longer, longest = (scores[bpe.ids[string]] for string in ("ab", "abxab", "abxabxab"))
+    assert longer - 2 * ab == pytest.approx(WHOLE_GAIN)
+    assert longest - (longer + ab) == pytest.approx(WHOLE_GAIN)  # x scores 0
+    assert scores_from_merges(bpe)[0] is scores
     with pytest.raises(ValueError, match="read-only"):
-        scores_with_new(bpe, strings)[0] = 1.0
+        scores[0] = 1.0
+    tokenizer = distill(base, bpe).tokenizer
+    for text in ("abxab", "abxabxab", "abc", "abcab"):
+        assert tokenizer.encode(text).tokens == base.encode(text).tokens
 
 
-def test_overlapping_new_token_that_saves_more_wins(bpe_of: Callable[..., Tokenizer]) -> None:
-    base = bpe_of(["ab"], [("a", "b")])
-    tokenizer = extended_tokenizer(base, read_bpe(base), ["klm", "mn", "pq", "qrs"])
-    assert tokenizer.encode("klmn").tokens == ["klm", "n"]
-    assert tokenizer.encode("pqrs").tokens == ["p", "qrs"]
-    assert tokenizer.encode("klmpqxmnab").tokens == ["klm", "pq", "x", "mn", "ab"]
-
-
-def test_new_token_may_contain_a_sacrificed_token(
-    bpe_of: Callable[..., Tokenizer],
-) -> None:
-    base = bpe_of(["ab", "abc"], [("a", "b"), ("ab", "c")])
+def test_token_with_a_byte_that_has_no_token_is_unreachable(bpe_of: Callable[..., Tokenizer]) -> None:
+    base = bpe_of(["dab", "ab"], [("a", "b")], lacking="d", ignore_merges=True)
     bpe = read_bpe(base)
-    strings = [string if string != "ab" else "abcd" for string in bpe.strings]
-    scores = scores_with_new(bpe, strings)
-    assert scores[bpe.ids["ab"]] - scores[bpe.ids["abc"]] == pytest.approx(NEW_TOKEN_GAIN)  # at the id of ab: abc, d
-    assert scores[bpe.ids["abc"]] == scores_from_merges(bpe)[0][bpe.ids["abc"]]
-
-
-def test_byte_without_a_base_token_scores_zero(bpe_of: Callable[..., Tokenizer]) -> None:
-    base = bpe_of(["ab"], [("a", "b")], lacking="d")
-    bpe = read_bpe(base)
-    scores = scores_with_new(bpe, [*bpe.strings, "d", "dab"])
-    assert scores[-2] == 0.0
-    assert scores[-1] - scores[bpe.ids["ab"]] == pytest.approx(NEW_TOKEN_GAIN)
-    tokenizer = extended_tokenizer(base, bpe, ["d", "dab"])
-    assert base.encode("dxdab").tokens == ["x", "ab"]
-    assert tokenizer.encode("dxdab").tokens == ["d", "x", "dab"]
+    assert scores_from_merges(bpe)[0][bpe.ids["dab"]] == UNREACHABLE
+    stored = Tokenizer.from_str(distill(base, bpe).tokenizer.to_str())
+    assert stored.encode("xdab").tokens == base.encode("xdab").tokens == ["x", "ab"]

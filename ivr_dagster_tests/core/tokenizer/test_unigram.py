@@ -16,7 +16,7 @@ from ivr_dagster.core.tokenizer.bpe import ByteLevelBPE, read_bpe
 from ivr_dagster.core.tokenizer.cuts import run_cuts
 from ivr_dagster.core.tokenizer.scores import repair_scores, scores_from_merges
 from ivr_dagster.core.tokenizer.trie import trie_pattern
-from ivr_dagster.core.tokenizer.unigram import Distillation, distill, extended_tokenizer
+from ivr_dagster.core.tokenizer.unigram import Distillation, distill
 from ivr_dagster.core.tokens.byte_level import CHARACTER_TO_BYTE, string_of
 from ivr_dagster.core.tokens.counts import PretokenCounts, count_pretokens
 
@@ -80,21 +80,6 @@ def test_exceptions_change_only_the_pre_tokenizer(
     exact, plain = json.loads(gpt2_exact.tokenizer.to_str()), json.loads(gpt2_distilled.to_str())
     differing = {key for key in exact if exact[key] != plain[key]}
     assert differing == {"pre_tokenizer"}
-
-
-def test_new_tokens_are_produced_and_others_unchanged(
-    gpt2: Tokenizer, gpt2_bpe: ByteLevelBPE, topics_counts: PretokenCounts
-) -> None:
-    new = ["Ġawaitable", "Ġcoroutine", string_of("한국어"), string_of("한국")]
-    assert not set(new) & gpt2_bpe.ids.keys()
-    tokenizer = extended_tokenizer(gpt2, gpt2_bpe, new)
-    size = gpt2_bpe.size
-    assert [tokenizer.token_to_id(string) for string in new] == [size, size + 1, size + 2, size + 3]
-    assert tokenizer.encode(" awaitable coroutine한국어한국").ids == [size, size + 1, size + 2, size + 3]
-    for string in gpt2_bpe.strings[:50_256:50]:
-        assert [token.value for token in tokenizer.model.tokenize(string)] == [string]
-    rest = only(topics_counts, lambda piece: not any(string in string_of(piece) for string in new))
-    assert measure_agreement(gpt2, tokenizer, rest).share >= 0.998
 
 
 @given(TEXT)

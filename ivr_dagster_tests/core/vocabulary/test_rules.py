@@ -1,5 +1,6 @@
 """Remap rules: their YAML file, edits, and validation."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -8,8 +9,9 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
 
-from ivr_dagster.core.tokenizer.bpe import ByteLevelBPE
+from ivr_dagster.core.tokenizer.bpe import ByteLevelBPE, read_bpe
 from ivr_dagster.core.tokenizer.folder import TokenizerFolder
 from ivr_dagster.core.tokens.byte_level import CHARACTER_TO_BYTE
 from ivr_dagster.core.vocabulary.rules import (
@@ -23,9 +25,10 @@ from ivr_dagster.core.vocabulary.rules import (
     read_rules,
     rules_as_yaml,
     rules_from_yaml,
-    write_applied_rules,
+    write_remapped_bpe,
 )
 from ivr_dagster.errors import InputError
+from ivr_dagster.storage.content_hash import content_hash
 
 RULE = RemapRule(700, "Ġzoo", "Ġofthe", ("Ġof", "the"), {"sacrificed": 0, "new": 9, "saving": 9})
 TEXT = rules_as_yaml(RemapRules((RULE,)))
@@ -40,6 +43,7 @@ RULES = st.lists(
         new_token=STRING,
         constituents=st.lists(STRING, max_size=4).map(tuple),
         frequencies=st.just({}) | st.just({"sacrificed": 0, "new": 7, "saving": 12}),
+        halves=st.just(()) | st.tuples(STRING, STRING),
     ),
     max_size=5,
 ).map(lambda rules: RemapRules(tuple(rules)))
@@ -115,17 +119,65 @@ def test_rules_written_by_hand_count_as_edited() -> None:
 def test_digest_covers_ids_and_strings_only() -> None:
     rules = RemapRules((RULE,))
     assert RemapRules((replace(RULE, frequencies={}),), edited=True).digest() == rules.digest()
-    changes = ({"id": 1}, {"sacrificed_token": "x"}, {"new_token": "x"}, {"constituents": ("Ġofthe",)})
-    assert len({RemapRules((replace(RULE, **change),)).digest() for change in changes} | {rules.digest()}) == 5
+    changes = (
+        {"id": 1},
+        {"sacrificed_token": "x"},
+        {"new_token": "x"},
+        {"constituents": ("Ġofthe",)},
+        {"halves": ("Ġof", "the")},
+        {"halves": ("Ġo", "fthe")},
+    )
+    assert len({RemapRules((replace(RULE, **change),)).digest() for change in changes} | {rules.digest()}) == 7
 
 
-def test_applied_rules_do_not_depend_on_frequencies(tmp_path: Path) -> None:
+# as written by earlier versions, which had no halves
+EARLIER = """\
+# Remap rules: each id below changes its string from sacrificed_token to new_token.
+computed: DIGEST
+written: 0
+rules:
+- id: 700
+  sacrificed_token: "Ġzoo"
+  new_token: "Ġofthe"
+  constituents:
+  - "Ġof"
+  - the
+  frequencies:
+    sacrificed: 0
+    new: 9
+    saving: 9
+"""
+
+
+def test_file_of_an_earlier_version_has_the_same_digest_and_is_unedited() -> None:
+    content = json.dumps([[700, "Ġzoo", "Ġofthe", ["Ġof", "the"]]])
+    assert RemapRules((RULE,)).digest() == content_hash(content)
+    text = EARLIER.replace("DIGEST", content_hash(content))
+    assert rules_from_yaml(text) == RemapRules((RULE,))
+    assert "halves:" not in rules_as_yaml(RemapRules((RULE,)))
+    assert rules_from_yaml(text.replace("id: 700", "id: 701")).edited
+
+
+def test_rules_keep_the_order_of_merges() -> None:
+    rules = tuple(replace(RULE, id=i, halves=("Ġof", "the")) for i in (9, 3, 7))
+    text = rules_as_yaml(RemapRules(rules))
+    assert [rule.id for rule in rules_from_yaml(text)] == [9, 3, 7]
+    assert rules_from_yaml(text).digest() != RemapRules(rules[::-1]).digest()
+
+
+def test_applied_rules_do_not_depend_on_frequencies(tiny_bpe: Tokenizer, tmp_path: Path) -> None:
+    base = TokenizerFolder(tmp_path / "base")
+    base.path.mkdir()
+    tiny_bpe.save(str(base.file))
+    (base.path / "tokenizer_config.json").write_text("{}")
     written = []
     for rule in (RULE, replace(RULE, frequencies={"new": 1})):
-        write_applied_rules(RemapRules((rule,)), tmp_path)
-        written.append((tmp_path / "remap_rules.yaml").read_bytes())
+        write_remapped_bpe(tiny_bpe, RemapRules((rule,)), base, tmp_path / "remapped")
+        written.append((tmp_path / "remapped" / "remap_rules.yaml").read_bytes())
     assert written[0] == written[1]
-    assert applied_rules(TokenizerFolder(tmp_path)) == RemapRules((replace(RULE, frequencies={}),))
+    remapped = TokenizerFolder(tmp_path / "remapped")
+    assert applied_rules(remapped) == RemapRules((replace(RULE, frequencies={}),))
+    assert remapped.base_backend().to_str() == remapped.bpe_form().to_str() == tiny_bpe.to_str()
     with pytest.raises(InputError, match="has no remap rules") as error:
         applied_rules(TokenizerFolder(tmp_path / "nowhere"))
     assert error.value.where == tmp_path / "nowhere" / "remap_rules.yaml"
@@ -179,6 +231,12 @@ GOOD = "- {id: 1, sacrificed_token: a, new_token: bc, constituents: [b, c]}\n"
             "- {id: 7, sacrificed_token: a, new_token: bc, constituents: [b, c], frequencies: 3}\n",
             "`frequencies` must be whole numbers, found 3",
         ),
+        (
+            "- {id: 7, sacrificed_token: a, new_token: bcd, constituents: [b, c, d], halves: [b, c, d]}\n",
+            "rule for id 7: `halves` must be a list of two strings, found ['b', 'c', 'd']",
+        ),
+        ("- {id: 7, sacrificed_token: a, new_token: b1, constituents: [b], halves: [b, 1]}\n", "found ['b', 1]"),
+        ("- {id: 7, sacrificed_token: a, new_token: bc, constituents: [b], halves: bc}\n", "found 'bc'"),
         ("- {id: 2024-99-99}\n", "the rule has an invalid value (month must be"),
         ("- {id: !!python/object/apply:os.abort []}\n", "the rule has an invalid value"),
         ("- {id: 0x" + "f" * 9000 + "}\n", "`id` must be from 0 to 2,147,483,647, found an integer of"),
@@ -219,8 +277,10 @@ def test_check_reports_lines_of_the_file(bpe: ByteLevelBPE) -> None:
     assert expected in str(error.value)
 
 
-def rule_for(bpe: ByteLevelBPE, new_token: str, *constituents: str, token_id: int = 500) -> RemapRule:
-    return RemapRule(token_id, bpe.strings[token_id], new_token, constituents or tuple(new_token))
+def rule_for(
+    bpe: ByteLevelBPE, new_token: str, *constituents: str, token_id: int = 555, halves: tuple[str, ...] = ()
+) -> RemapRule:
+    return RemapRule(token_id, bpe.strings[token_id], new_token, constituents or tuple(new_token), halves=halves)
 
 
 def faults_of(bpe: ByteLevelBPE, *rules: RemapRule) -> list[str]:
@@ -231,23 +291,95 @@ def faults_of(bpe: ByteLevelBPE, *rules: RemapRule) -> list[str]:
 
 
 def test_check_accepts_valid_rules(bpe: ByteLevelBPE) -> None:
-    check_rules(RemapRules((rule_for(bpe, "qxz"), rule_for(bpe, "Ġtheq", "Ġthe", "q", token_id=501))), bpe)
+    last, one = free_leaves(bpe)[:2]
+    the = ("Ġthe", "q")
+    check_rules(RemapRules((rule_for(bpe, "qxz", token_id=last), rule_for(bpe, "Ġtheq", *the, token_id=one))), bpe)
+    merged = (
+        rule_for(bpe, "qx", token_id=last, halves=("q", "x")),
+        rule_for(bpe, "Ġtheq", *the, token_id=one, halves=the),
+    )
+    check_rules(RemapRules(merged), bpe)
+    more = rule_for(bpe, "qxĠtheq", "q", "x", *the, token_id=free_leaves(bpe)[2], halves=("qx", "Ġtheq"))
+    check_rules(RemapRules((*merged, more)), bpe)
     check_rules(RemapRules(()), bpe)
+
+
+def free_leaves(bpe: ByteLevelBPE) -> list[int]:
+    """Ids that may be reassigned alone, the last merges first."""
+    used = {half for left, right, _ in bpe.merges for half in (left, right)}
+    return [
+        i for i in reversed(range(300, bpe.size - 1)) if i not in used and not bpe.strings[i].strip("Ġ").isnumeric()
+    ]
+
+
+def test_check_refuses_the_id_that_a_kept_token_is_made_of(small_base: Tokenizer) -> None:
+    bpe = read_bpe(small_base)
+    left, right, made = next(m for m in reversed(bpe.merges) if len(bpe.strings[m[0]]) > 1 and m[2] in free_leaves(bpe))
+    rule = rule_for(bpe, "qyz", token_id=left)
+    dependents = [token for a, b, token in bpe.merges if left in (a, b)]
+    found = faults_of(bpe, rule)
+    assert len(found) == 1
+    assert found[0].startswith(f"id {left} ({bpe.strings[left]!r}) is needed by the kept token ")
+    named = next(
+        token
+        for token in dependents
+        if found[0].endswith(f"{bpe.strings[token]!r}: reassign id {token} as well, or choose another id")
+    )
+    assert named in dependents
+    # with all tokens made of it, in any merge, the id is free
+    chosen = {left}
+    while more := {token for a, b, token in bpe.merges if a in chosen or b in chosen} - chosen:
+        chosen |= more
+    assert made in chosen and right not in chosen
+    check_rules(RemapRules(tuple(rule_for(bpe, "qyz" + "z" * n, token_id=i) for n, i in enumerate(chosen))), bpe)
+
+
+def test_check_names_wrong_halves_with_their_lines(bpe: ByteLevelBPE) -> None:
+    first, second, third, fourth = free_leaves(bpe)[:4]
+    lost = bpe.strings[third]
+    rows = [
+        (first, "qxz", ("qx", "z")),  # line 2: of a later rule
+        (second, "qx", ("q", "x")),  # line 3: valid
+        (third, f"q{lost}", ("q", lost)),  # line 4: its half goes
+        (fourth, "qxy", ("q", "xz")),  # line 5: another string, with an unknown half
+    ]
+    lines = ["rules:"]
+    for token_id, new, halves in rows:
+        rule = {"id": token_id, "sacrificed_token": bpe.strings[token_id], "new_token": new, "halves": list(halves)}
+        lines.append(f"- {json.dumps(rule | {'constituents': list(new)}, ensure_ascii=False)}")
+    with pytest.raises(InputError) as error:
+        check_rules(rules_from_yaml("\n".join(lines)), bpe, "edited.yaml")
+    for message in (
+        "edited.yaml:2: new token 'qxz': its half 'qx' does not exist yet, move its rule before this one",
+        f"edited.yaml:4: new token 'q{lost}': its half {lost!r} loses its id {third}",
+        "edited.yaml:5: new token 'qxy': halves make up 'qxz'",
+        "edited.yaml:5: new token 'qxy': its half 'xz' does not exist yet, add a rule for it before this one",
+    ):
+        assert message in str(error.value)
+    assert "edited.yaml:3" not in str(error.value)
+
+
+def test_check_refuses_an_added_token_as_a_half(bpe: ByteLevelBPE) -> None:
+    halves = ("<|endoftext|>", "q")
+    rule = rule_for(bpe, "<|endoftext|>q", *halves, halves=halves)
+    assert faults_of(bpe, rule) == [
+        "new token '<|endoftext|>q': its half '<|endoftext|>' is an added token, which is never merged"
+    ]
 
 
 # (id or the token that has it, new token, its constituents) of the rules, and the fault of the last one
 FAULTS: dict[str, tuple[list[tuple[int | str, str, str]], str]] = {
-    "duplicate id": ([(500, "qxz", "q x z"), (500, "qxq", "q x q")], "id 500 is reassigned twice"),
+    "duplicate id": ([(555, "qxz", "q x z"), (555, "qxq", "q x q")], "id 555 is reassigned twice"),
     "negative id": ([(-1, "qxz", "q x z")], "id -1 is not in the vocabulary of 557"),
     "unknown id": ([(557, "qxz", "q x z")], "id 557 is not in the vocabulary of 557"),
     "byte": ([("a", "qxz", "q x z")], "('a') is protected: bytes, special tokens and digits are kept"),
     "special token": ([("<|endoftext|>", "qxz", "q x z")], "('<|endoftext|>') is protected"),
-    "duplicate new token": ([(500, "qxz", "q x z"), (501, "qxz", "q x z")], "new token 'qxz' occurs twice"),
-    "existing token": ([(500, "Ġthe", "Ġ t h e")], "new token 'Ġthe' already exists with id"),
-    "alphabet": ([(500, "of the", "of Ġthe")], "new token 'of the' is not in the byte-level alphabet (a space is Ġ)"),
-    "unknown constituent": ([(500, "qxz", "q xz")], "new token 'qxz': constituent 'xz' is not a base token"),
-    "other constituents": ([(500, "qxz", "q x")], "new token 'qxz': constituents make up 'qx'"),
-    "no constituents": ([(500, "qxz", "")], "new token 'qxz': constituents make up ''"),
+    "duplicate new token": ([(555, "qxz", "q x z"), (554, "qxz", "q x z")], "new token 'qxz' occurs twice"),
+    "existing token": ([(555, "Ġthe", "Ġ t h e")], "new token 'Ġthe' already exists with id"),
+    "alphabet": ([(555, "of the", "of Ġthe")], "new token 'of the' is not in the byte-level alphabet (a space is Ġ)"),
+    "unknown constituent": ([(555, "qxz", "q xz")], "new token 'qxz': constituent 'xz' is not a base token"),
+    "other constituents": ([(555, "qxz", "q x")], "new token 'qxz': constituents make up 'qx'"),
+    "no constituents": ([(555, "qxz", "")], "new token 'qxz': constituents make up ''"),
 }
 
 
@@ -264,7 +396,7 @@ def test_check_names_each_fault(fault: str, bpe: ByteLevelBPE) -> None:
 
 def test_check_names_a_wrong_sacrificed_token(bpe: ByteLevelBPE) -> None:
     rule = replace(rule_for(bpe, "qxz"), sacrificed_token="Ġzoo")
-    assert faults_of(bpe, rule) == [f"id 500 is {bpe.strings[500]!r}, not 'Ġzoo'"]
+    assert faults_of(bpe, rule) == [f"id 555 is {bpe.strings[555]!r}, not 'Ġzoo'"]
 
 
 def test_check_reports_all_faults_and_counts_many(bpe: ByteLevelBPE) -> None:

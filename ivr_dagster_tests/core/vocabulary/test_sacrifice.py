@@ -1,9 +1,9 @@
-"""Which ids are reassigned, and which never."""
+"""Which ids are reassigned, and which never; against the merges themselves."""
 
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
@@ -25,16 +25,34 @@ def small() -> ByteLevelBPE:
     return ByteLevelBPE(STRINGS, tuple((ids[a], ids[b], ids[a + b]) for a, b in merges), frozenset({ids["<end>"]}))
 
 
-def test_protected_ids_are_bytes_added_tokens_digits_and_constituents(small: ByteLevelBPE) -> None:
+@pytest.fixture(scope="module")
+def small_bpe(small_base: Tokenizer) -> ByteLevelBPE:
+    """The vocabulary of a small base."""
+    return read_bpe(small_base)
+
+
+def test_protected_ids_are_bytes_added_tokens_digits_and_what_tokens_in_use_are_made_of(small: ByteLevelBPE) -> None:
     free = {AB, ABC, BC, A1, ZZ}
     assert set(range(small.size)) - protected_ids(small) == free
     assert set(range(small.size)) - protected_ids(small, [AB, ZZ]) == free - {AB, ZZ}
+    assert set(range(small.size)) - protected_ids(small, [ABC]) == free - {AB, ABC}
 
 
 def test_protected_ids_of_gpt2_include_bytes_digits_and_end_of_text(gpt2_bpe: ByteLevelBPE) -> None:
     protected = {gpt2_bpe.strings[i] for i in protected_ids(gpt2_bpe)}
     assert protected >= CHARACTER_TO_BYTE.keys() | {"<|endoftext|>", "Ġ2017", "000", "Ġ7", string_of("½")}
     assert not protected & {"Ġthe", "th", "2nd", "Ġ1st"}
+
+
+@given(st.data())
+@settings(max_examples=30)
+def test_parts_of_a_protected_token_are_protected_in_every_merge(small_bpe: ByteLevelBPE, data: st.DataObject) -> None:
+    in_use = data.draw(st.sets(st.integers(0, small_bpe.size - 1), max_size=5))
+    always, protected = protected_ids(small_bpe), protected_ids(small_bpe, in_use)
+    expected = always | in_use
+    while more := {half for *halves, made in small_bpe.merges if made in expected for half in halves} - expected:
+        expected |= more
+    assert protected == expected
 
 
 def test_sacrifices_are_ordered_by_frequency_then_merge_rank_then_id(small: ByteLevelBPE) -> None:
@@ -48,22 +66,48 @@ def test_sacrifices_are_ordered_by_frequency_then_merge_rank_then_id(small: Byte
     assert choose_sacrifices(same_rank, nothing, protected_ids(same_rank), 3) == [last, last - 1, ZZ]
 
 
+def test_token_goes_only_after_what_is_made_of_it(small: ByteLevelBPE) -> None:
+    frequencies = np.zeros(small.size, dtype=np.int64)
+    frequencies[[ABC, A1]] = 9, 8
+    assert choose_sacrifices(small, frequencies, protected_ids(small), 5) == [ZZ, BC, A1, ABC, AB]
+    # preferred tokens come first, and for their sake those made of them
+    assert choose_sacrifices(small, frequencies, protected_ids(small), 3, preferred=[AB]) == [ABC, AB, ZZ]
+    assert choose_sacrifices(small, frequencies, protected_ids(small), 2, preferred=[A1, BC]) == [BC, A1]
+    assert choose_sacrifices(small, frequencies, protected_ids(small, [ABC]), 3, preferred=[A1]) == [A1, ZZ, BC]
+
+
 @given(st.data())
-def test_no_kept_id_is_more_expendable_than_a_sacrificed_one(tiny_bpe: Tokenizer, data: st.DataObject) -> None:
-    bpe = read_bpe(tiny_bpe)
+@settings(max_examples=40)
+def test_each_sacrifice_is_the_most_expendable_leaf(small_bpe: ByteLevelBPE, data: st.DataObject) -> None:
+    bpe = small_bpe
     frequencies = np.random.default_rng(data.draw(st.integers(0, 1000))).integers(0, 3, bpe.size)
-    protected = protected_ids(bpe, data.draw(st.sets(st.integers(0, bpe.size - 1))))
-    count = data.draw(st.integers(0, bpe.size - len(protected)))
-    chosen = choose_sacrifices(bpe, frequencies, protected, count)
-    assert len(set(chosen)) == count
+    ids = st.integers(0, bpe.size - 1)
+    protected = protected_ids(bpe, data.draw(st.sets(ids, max_size=20)))
+    preferred = data.draw(st.sets(ids, max_size=5)) - protected
+    count = data.draw(st.integers(0, min(30, bpe.size - len(protected))))
+    chosen = choose_sacrifices(bpe, frequencies, protected, count, preferred=preferred)
+    assert len(set(chosen)) == len(chosen) == count
     assert not protected & set(chosen)
 
-    def expendable(token_id: int) -> tuple[int, int, int]:
-        return -int(frequencies[token_id]), int(bpe.ranks[token_id]), token_id
+    first = set(preferred)
+    while more := {made for *halves, made in bpe.merges if not first.isdisjoint(halves)} - first:
+        first |= more
 
-    left = set(range(bpe.size)) - protected - set(chosen)
-    assert [expendable(i) for i in chosen] == sorted(map(expendable, chosen), reverse=True)
-    assert all(expendable(i) > expendable(j) for i in chosen[-1:] for j in left)
+    def expendable(token_id: int) -> tuple[bool, int, int, int]:
+        return token_id in first, -int(frequencies[token_id]), int(bpe.ranks[token_id]), token_id
+
+    for n, token in enumerate(chosen):
+        gone = set(chosen[:n])
+        used = {half for left, right, made in bpe.merges if made not in gone for half in (left, right)}
+        assert token == max(set(range(bpe.size)) - used - protected - gone, key=expendable)
+
+
+def test_all_free_ids_can_be_chosen(small_bpe: ByteLevelBPE) -> None:
+    protected = protected_ids(small_bpe)
+    frequencies = np.arange(small_bpe.size, dtype=np.int64)
+    chosen = choose_sacrifices(small_bpe, frequencies, protected, small_bpe.size - len(protected))
+    assert set(chosen) == set(range(small_bpe.size)) - protected
+    assert len(chosen) > 200
 
 
 def test_too_many_new_tokens_are_refused(small: ByteLevelBPE) -> None:
@@ -74,13 +118,14 @@ def test_too_many_new_tokens_are_refused(small: ByteLevelBPE) -> None:
     assert error.value.where == "max_candidates"
 
 
-def test_real_sacrifices_are_unused_and_no_constituents(
-    selection: Selection, table: pl.DataFrame, gpt2_bpe: ByteLevelBPE
+def test_real_sacrifices_are_unused_leaves_and_no_constituents(
+    reachable: Selection, table: pl.DataFrame, gpt2_bpe: ByteLevelBPE
 ) -> None:
     chosen = set(table["sacrificed_id"])
-    assert len(chosen) == len(selection.candidates)
-    parts = {i for candidate in selection.candidates for i in candidate.constituents}
+    assert len(chosen) == len(reachable.candidates)
+    parts = {i for candidate in reachable.candidates for i in candidate.constituents}
     assert not chosen & (parts | protected_ids(gpt2_bpe))
+    assert not any(chosen & {left, right} for left, right, made in gpt2_bpe.merges if made not in chosen)
     assert table["sacrificed_frequency"].sum() == 0
     # half a megabyte of English uses a small part of GPT-2's vocabulary: the latest of 50,000 merges go
     assert min(gpt2_bpe.ranks[i] for i in chosen) > 49_000

@@ -1,23 +1,28 @@
-"""Continued BPE against a naive recount of all pairs in every round, with and without kept candidates."""
+"""Continued BPE against a naive recount of all pairs in every round, and against the BPE of `tokenizers`."""
 
 from collections import Counter
 from collections.abc import Sequence
-from itertools import accumulate, groupby, pairwise
+from dataclasses import dataclass, field
+from itertools import groupby, pairwise
 from random import Random
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import models
 
 from ivr_dagster.core.tokens.byte_level import text_of
+from ivr_dagster.core.vocabulary import within
 from ivr_dagster.core.vocabulary.candidate import Candidate, CandidateFilter
-from ivr_dagster.core.vocabulary.within import select_within
+from ivr_dagster.core.vocabulary.within import count_merges, select_within
 from ivr_dagster.settings import SelectionSettings
 
+Merge = tuple[str, str]
 LETTERS = ["a", "b", "c"]
-# "ab" and "ca" are base tokens that it does not use everywhere
+# a base with two merges
 KNOWN = [*LETTERS, "ab", "ca"]
+BASE_MERGES = [("a", "b"), ("c", "a")]
 # some of every kind that requirements distinguish; the last two are the bytes of "é"
 KINDS = ["a", "b", "Ġ", "1", ".", "Ã", "©"]
 Corpus = tuple[list[list[int]], np.ndarray]
@@ -33,13 +38,9 @@ def corpora(draw: st.DrawFn, ids: int = 3) -> Corpus:
     return sequences, np.array(counts, dtype=np.int64)
 
 
-def tokens_of(sequences: Sequence[Sequence[int]], counts: np.ndarray) -> int:
-    return sum(len(ids) * n for ids, n in zip(sequences, counts.tolist(), strict=True))
-
-
-def occurrences(words: list[list[str]], counts: np.ndarray) -> Counter[tuple[str, str]]:
+def occurrences(words: list[list[str]], counts: np.ndarray) -> Counter[Merge]:
     """Merges that each pair of neighbors allows: in a run of n equal strings every second one."""
-    found: Counter[tuple[str, str]] = Counter()
+    found: Counter[Merge] = Counter()
     for word, count in zip(words, counts.tolist(), strict=True):
         runs = [(string, len(list(run))) for string, run in groupby(word)]
         for string, length in runs:
@@ -49,7 +50,7 @@ def occurrences(words: list[list[str]], counts: np.ndarray) -> Counter[tuple[str
     return +found
 
 
-def merged(word: list[str], pair: tuple[str, str]) -> list[str]:
+def merged(word: list[str], pair: Merge) -> list[str]:
     """The word with every occurrence of the pair merged, from the left."""
     if len(word) < 2:
         return word
@@ -58,36 +59,64 @@ def merged(word: list[str], pair: tuple[str, str]) -> list[str]:
     return [word[0], *merged(word[1:], pair)]
 
 
-def select_by_recounting(
-    words: list[list[str]], counts: np.ndarray, known: list[str], budget: int, settings: SelectionSettings
-) -> dict[str, tuple[int, int]]:
-    """Saving and frequency of each candidate, in the order of merging; words are of single characters."""
-    requirements = CandidateFilter(settings)
-    rank = {string: n for n, string in enumerate(known)}
-    while True:
-        current: Counter[str] = Counter()
-        for word, count in zip(words, counts.tolist(), strict=True):
-            for string in word:
-                current[string] += count
-        found = {
-            string: (current[string] * (len(string) - 1), current[string])
-            for string in rank
-            if string not in known
-            and requirements.accepts(string)
-            and current[string] * (len(string) - 1) >= settings.min_frequency
-        }
-        pairs = {
-            pair: count
-            for pair, count in occurrences(words, counts).items()
-            if count >= settings.min_frequency
-            and pair[0] + pair[1] not in known
-            and requirements.accepts_part(pair[0] + pair[1])
-        }
-        if len(found) >= budget or not pairs:
-            return found
-        best = min(pairs, key=lambda pair: (-pairs[pair], rank[pair[0]], rank[pair[1]]))
-        rank.setdefault(best[0] + best[1], len(rank))
-        words = [merged(word, best) for word in words]
+@dataclass
+class NaiveBPE:
+    """BPE that recounts all pairs of all words for every merge.
+
+    Attributes:
+        words: every word as strings.
+        counts: occurrences of each word.
+        known: strings that exist.
+        merges: the pair that each new string was made of, in order.
+        savings: how often it was merged.
+    """
+
+    words: list[list[str]]
+    counts: np.ndarray
+    known: list[str]
+    merges: dict[str, Merge] = field(default_factory=dict)
+    savings: dict[str, int] = field(default_factory=dict)
+
+    def merge(self, pair: Merge) -> None:
+        string = pair[0] + pair[1]
+        self.merges[string], self.savings[string] = pair, occurrences(self.words, self.counts)[pair]
+        self.words = [merged(word, pair) for word in self.words]
+
+    def with_parts(self, strings: set[str]) -> set[str]:
+        """The strings and the new ones that they are made of."""
+        found = strings & self.merges.keys()
+        while more := {half for string in found for half in self.merges[string]} & self.merges.keys() - found:
+            found |= more
+        return found
+
+    def run(self, budget: int, requirements: CandidateFilter) -> "NaiveBPE":
+        rank = {string: n for n, string in enumerate(self.known)}
+        while len(self.with_parts({s for s in self.merges if requirements.accepts(s)})) < budget:
+            pairs = {
+                pair: count
+                for pair, count in occurrences(self.words, self.counts).items()
+                if count >= requirements.settings.min_frequency
+                and pair[0] + pair[1] not in rank
+                and requirements.accepts_part(pair[0] + pair[1])
+            }
+            if not pairs:
+                break
+            best = min(pairs, key=lambda pair: (-pairs[pair], rank[pair[0]], rank[pair[1]]))
+            rank[best[0] + best[1]] = len(rank)
+            self.merge(best)
+        return self
+
+    def frequency(self, string: str) -> int:
+        return sum(word.count(string) * n for word, n in zip(self.words, self.counts.tolist(), strict=True))
+
+    def candidates(self, accepted: set[str]) -> list[tuple[str, Merge, int, int]]:
+        """String, halves, saving and frequency of the accepted strings and of their parts."""
+        kept = self.with_parts(accepted)
+        return [(s, self.merges[s], self.savings[s], self.frequency(s)) for s in self.merges if s in kept]
+
+
+def parts_of(candidates: Sequence[Candidate]) -> list[tuple[str, tuple[str, ...], int, int]]:
+    return [(c.string, c.halves, c.saving, c.frequency) for c in candidates]
 
 
 @pytest.mark.parametrize(
@@ -104,56 +133,102 @@ def test_candidates_equal_those_of_a_naive_recount(
     known: list[str], settings: st.SearchStrategy[SelectionSettings], data: st.DataObject, budget: int
 ) -> None:
     sequences, counts = data.draw(corpora(sum(len(string) == 1 for string in known)))
-    drawn = data.draw(settings)
-    found = select_within(sequences, counts, known, budget=budget, settings=drawn).candidates
-    expected = select_by_recounting([[known[i] for i in ids] for ids in sequences], counts, known, budget, drawn)
-    order = sorted(expected, key=lambda string: -expected[string][0])  # equal savings in the order of merging
-    assert [(c.string, c.saving, c.frequency) for c in found] == [(s, *expected[s]) for s in order]
+    requirements = CandidateFilter(data.draw(settings))
+    found = select_within(sequences, counts, known, budget=budget, settings=requirements.settings)
+    naive = NaiveBPE([[known[i] for i in ids] for ids in sequences], counts, known).run(budget, requirements)
+    assert parts_of(found) == naive.candidates({s for s in naive.merges if requirements.accepts(s)})
+    for candidate in found:
+        assert "".join(candidate.halves) == candidate.string
+        assert "".join(known[i] for i in candidate.constituents) == candidate.string
+
+
+def bpe_of(strings: Sequence[str], merges: Sequence[Merge]) -> models.BPE:
+    return models.BPE({string: n for n, string in enumerate(strings)}, [*merges])
+
+
+def encode_all(model: models.BPE, corpus: Corpus) -> list[list[int]]:
+    texts = ["".join(LETTERS[i] for i in ids) for ids in corpus[0]]
+    return [[token.id for token in model.tokenize(text)] if text else [] for text in texts]
+
+
+def tokens_of(sequences: Sequence[Sequence[int]], counts: np.ndarray) -> int:
+    return sum(len(ids) * n for ids, n in zip(sequences, counts.tolist(), strict=True))
+
+
+@given(corpora(), st.integers(1, 8), st.integers(1, 6))
+def test_savings_add_up_to_those_of_a_bpe_with_the_merges(corpus: Corpus, budget: int, least: int) -> None:
+    before = encode_all(bpe_of(KNOWN, BASE_MERGES), corpus)
+    found = select_within(
+        before, corpus[1], KNOWN, budget=budget, settings=SelectionSettings(min_token_len=2, min_frequency=least)
+    )
+    strings = [*KNOWN, *(candidate.string for candidate in found)]
+    merges = [*BASE_MERGES, *((c.halves[0], c.halves[1]) for c in found)]
+    after = encode_all(bpe_of(strings, merges), corpus)
+    assert tokens_of(before, corpus[1]) - tokens_of(after, corpus[1]) == sum(c.saving for c in found)
+    assert all(candidate.saving >= least for candidate in found)
+    for token, candidate in enumerate(found, start=len(KNOWN)):
+        used = sum(ids.count(token) * n for ids, n in zip(after, corpus[1].tolist(), strict=True))
+        assert candidate.frequency == used
+
+
+@given(st.data())
+def test_merges_are_counted_inside_longer_tokens(data: st.DataObject) -> None:
+    made: list[tuple[int, int]] = []
+    for new in range(3, 3 + data.draw(st.integers(0, 6))):
+        any_earlier = st.integers(0, new - 1)
+        made.append((data.draw(any_earlier), data.draw(any_earlier)))
+    halves = dict(enumerate(made, start=3))
+    frequencies = {token: data.draw(st.integers(0, 9)) for token in halves}
+
+    def merges_in(token: int, merge: int) -> int:
+        return (token == merge) + sum(merges_in(half, merge) for half in halves.get(token, ()))
+
+    expected = {merge: sum(n * merges_in(token, merge) for token, n in frequencies.items()) for merge in halves}
+    assert count_merges(frequencies, halves) == expected
 
 
 def test_runs_are_merged_without_overlap() -> None:
     found = select_within([[0] * 7], np.array([1]), LETTERS, budget=1, settings=ANY)
-    assert [(c.string, c.saving, c.frequency) for c in found.candidates] == [("aa", 3, 3)]
-
-
-@given(corpora(ids=5), st.integers(1, 8), LIMITS)
-def test_candidates_meet_the_limits_and_savings_add_up(
-    corpus: Corpus, budget: int, settings: SelectionSettings
-) -> None:
-    sequences, counts = corpus
-    selection = select_within(sequences, counts, KNOWN, budget=budget, settings=settings)
-    found = selection.candidates
-    assert len(found) <= budget
-    assert len({c.string for c in found}) == len(found)
-    for candidate in found:
-        assert candidate.string not in KNOWN
-        assert len(candidate.string) >= settings.min_token_len
-        assert candidate.saving >= settings.min_frequency
-        assert candidate.frequency > 0
-        assert "".join(KNOWN[i] for i in candidate.constituents) == candidate.string
-    assert [c.saving for c in found] == sorted((c.saving for c in found), reverse=True)
-    assert selection.tokens_before == tokens_of(sequences, counts)
-    assert selection.tokens_before - selection.tokens_after == sum(c.saving for c in found)
+    assert found == [Candidate("aa", ("a", "a"), (0, 0), 3, 3)]
 
 
 def test_letter_of_several_bytes_is_merged_with_letters_only() -> None:
     found = select_within(
         [[5, 6, 0], [5, 6, 4]], np.array([3, 9]), KINDS, budget=9, settings=SelectionSettings(letters_only=True)
     )
-    assert [text_of(c.string) for c in found.candidates] == ["é", "éa"]
+    assert [text_of(c.string) for c in found] == ["é", "éa"]
 
 
-def test_string_that_longer_ones_replace_returns_its_id() -> None:
-    # "ab" is merged first and is always part of "abc"; its id goes to "cc"
-    found = select_within([[0, 1, 2], [2, 2]], np.array([5, 3]), LETTERS, budget=2).candidates
-    assert found == [Candidate("abc", (0, 1, 2), 10, 5), Candidate("cc", (2, 2), 3, 3)]
+def test_string_that_longer_ones_replace_is_kept_as_their_half() -> None:
+    found = select_within([[0, 1, 2], [2, 2]], np.array([5, 3]), LETTERS, budget=3)
+    assert found == [
+        Candidate("ab", ("a", "b"), (0, 1), 5, 0),
+        Candidate("abc", ("ab", "c"), (0, 1, 2), 5, 5),
+        Candidate("cc", ("c", "c"), (2, 2), 3, 3),
+    ]
 
 
-def test_strings_too_short_for_an_id_are_merged_into_longer_ones() -> None:
+def test_half_of_an_accepted_string_need_not_meet_the_requirements() -> None:
     settings = SelectionSettings(min_token_len=3)
-    selection = select_within([[0, 1, 2], [0, 1]], np.array([5, 100]), LETTERS, budget=5, settings=settings)
-    assert [(c.string, c.saving) for c in selection.candidates] == [("abc", 10)]
-    assert (selection.tokens_before, selection.tokens_after) == (215, 205)
+    found = select_within([[0, 1, 2], [0, 1], [2, 2]], np.array([5, 100, 9]), LETTERS, budget=5, settings=settings)
+    assert parts_of(found) == [("ab", ("a", "b"), 105, 100), ("abc", ("ab", "c"), 5, 5)]  # but not "cc"
+
+
+def test_unmerged_ids_are_never_part_of_a_candidate() -> None:
+    sequences, counts = [[0, 1, 2, 0, 1], [2, 2]], np.array([5, 5])
+    found = select_within(sequences, counts, LETTERS, budget=9, unmerged=frozenset({2}))
+    assert parts_of(found) == [("ab", ("a", "b"), 10, 10)]
+
+
+@given(st.integers(1, 9), st.integers(1, 4))
+def test_long_words_are_cut(length: int, longest: int) -> None:
+    word, counts = [n % 3 for n in range(length)], np.array([4])
+    cut = [word[start : start + longest] for start in range(0, length, longest)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(within, "LONGEST_WORD", longest)
+        found = select_within([word], counts, LETTERS, budget=9)
+    assert found == select_within(cut, np.repeat(counts, len(cut)), LETTERS, budget=9)
+    assert all(len(candidate.string) <= longest for candidate in found)
 
 
 @given(corpora(), st.randoms(use_true_random=False))
@@ -176,108 +251,32 @@ def test_progress_reports_the_used_budget() -> None:
     assert heard == [(100, 150)]
 
 
-# constituents by string, as ids of KNOWN
-MADE_OF = {"abc": (3, 2), "bc": (1, 2), "aa": (0, 0), "cab": (4, 1), "bca": (1, 4), "bb": (1, 1)}
-FEW = st.lists(st.sampled_from(sorted(MADE_OF)), unique=True, max_size=3)
-
-
-def kept_candidates(strings: list[str]) -> list[Candidate]:
-    return [Candidate(string, MADE_OF[string], 0, 0) for string in strings]
-
-
-def merge_kept(ids: list[int], kept: list[str]) -> list[int]:
-    """Base tokens merged, from the left, into the longest kept string."""
-    after: list[int] = []
-    while ids:
-        sizes = [n for n in range(len(ids), 1, -1) if "".join(KNOWN[i] for i in ids[:n]) in kept]
-        if sizes:
-            after.append(len(KNOWN) + kept.index("".join(KNOWN[i] for i in ids[: sizes[0]])))
-        else:
-            after.append(ids[0])
-        ids = ids[sizes[0] if sizes else 1 :]
-    return after
-
-
-@given(corpora(ids=5), FEW)
-def test_kept_candidates_save_in_comparison_with_the_base(corpus: Corpus, kept: list[str]) -> None:
-    sequences, counts = corpus
-    started = [merge_kept(ids, kept) for ids in sequences]
-    selection = select_within(
-        sequences, counts, KNOWN, budget=0, settings=ANY, kept=kept_candidates(kept), kept_sequences=started
-    )
-    assert selection.tokens_before == tokens_of(sequences, counts)
-    assert selection.tokens_after == tokens_of(started, counts)
-    current = Counter[int]()
-    for ids, count in zip(started, counts.tolist(), strict=True):
-        for token in ids:
-            current[token] += count
-    for candidate in selection.candidates:
-        assert candidate.constituents == MADE_OF[candidate.string]
-        assert candidate.frequency == current[len(KNOWN) + kept.index(candidate.string)]
-    # only candidates that save nothing are missing
-    assert {c.string for c in selection.candidates} == {s for n, s in enumerate(kept) if current[len(KNOWN) + n]}
-
-
-@given(st.data(), corpora(ids=5), FEW)
-def test_kept_candidate_saves_the_base_tokens_that_end_in_its_span_minus_one(
-    data: st.DataObject, corpus: Corpus, kept: list[str]
+@given(corpora(), corpora(), st.integers(0, 4), st.integers(0, 5), LIMITS)
+@settings(max_examples=150)
+def test_kept_candidates_come_first_with_their_present_saving(
+    earlier: Corpus, corpus: Corpus, number: int, budget: int, limits: SelectionSettings
 ) -> None:
+    requirements = CandidateFilter(limits)
+    kept = select_within(earlier[0], earlier[1], LETTERS, budget=number, settings=ANY)
     sequences, counts = corpus
-    names = [*KNOWN, *kept]
-    started: list[list[int]] = []
-    expected = Counter[str]()
-    for ids, count in zip(sequences, counts.tolist(), strict=True):
-        text, after = "".join(KNOWN[i] for i in ids), list[int]()
-        ends = set(accumulate(len(KNOWN[i]) for i in ids))
-        if len(ids) < 2:
-            started.append(ids)
-            continue
-        position = 0
-        while position < len(text):  # any segmentation, including across the base's
-            fitting = [n for n, name in enumerate(names) if text.startswith(name, position)]
-            token = data.draw(st.sampled_from(fitting))
-            after.append(token)
-            covered = range(position + 1, position + len(names[token]) + 1)
-            expected[names[token]] += (len(ends.intersection(covered)) - 1) * count
-            position = covered[-1]
-        started.append(after)
-    selection = select_within(
-        sequences, counts, KNOWN, budget=0, settings=ANY, kept=kept_candidates(kept), kept_sequences=started
-    )
-    assert {c.string: c.saving for c in selection.candidates} == {s: expected[s] for s in kept if expected[s] > 0}
-    # base tokens that new ones split count for none of them
-    assert sum(expected.values()) == tokens_of(sequences, counts) - tokens_of(started, counts)
+    naive = NaiveBPE([[LETTERS[i] for i in ids] for ids in sequences], counts, LETTERS)
+    for candidate in kept:
+        naive.merge((candidate.halves[0], candidate.halves[1]))
+    names = [*LETTERS, *(candidate.string for candidate in kept)]
+    started = [[names.index(string) for string in word] for word in naive.words]
+    savings, strings = dict(naive.savings), set(naive.merges)
 
-
-@given(corpora(ids=5), FEW, st.integers(0, 5))
-def test_new_candidates_equal_those_for_a_base_with_the_kept_ones(corpus: Corpus, kept: list[str], budget: int) -> None:
-    sequences, counts = corpus
-    started = [merge_kept(ids, kept) for ids in sequences]
-    beside = select_within(
-        sequences, counts, KNOWN, budget=budget, settings=ANY, kept=kept_candidates(kept), kept_sequences=started
-    ).candidates
-    on_top = select_within(started, counts, [*KNOWN, *kept], budget=budget, settings=ANY).candidates
-    alone = select_within(
-        sequences, counts, KNOWN, budget=0, settings=ANY, kept=kept_candidates(kept), kept_sequences=started
-    ).candidates
-    new = {c.string: c for c in beside if c.string not in kept}
-    assert len(new) <= budget
-    assert {s: (c.saving, c.frequency) for s, c in new.items()} == {c.string: (c.saving, c.frequency) for c in on_top}
-    assert {c.string: c for c in beside if c.string in kept} == {c.string: c for c in alone}
-    for candidate in new.values():  # constituents are base tokens
-        assert "".join(KNOWN[i] for i in candidate.constituents) == candidate.string
-
-
-def test_kept_candidate_that_saves_too_little_is_dropped() -> None:
-    kept = [Candidate("abc", (0, 1, 2), 0, 0), Candidate("cc", (2, 2), 0, 0)]
-    found = select_within(
-        [[0, 1, 2], [2, 2]],
-        np.array([2, 3]),
-        LETTERS,
-        budget=0,
-        settings=SelectionSettings(min_frequency=4),
-        kept=kept,
-        kept_sequences=[[3], [4]],
-    )
-    assert found.candidates == [Candidate("abc", (0, 1, 2), 4, 2)]
-    assert (found.tokens_before, found.tokens_after) == (12, 8)
+    found = select_within(started, counts, LETTERS, budget=budget, settings=limits, kept=kept)
+    # new candidates as if the kept ones were in the base
+    on_top = select_within(started, counts, names, budget=budget, settings=limits)
+    new = [c for c in found if c.string not in strings]
+    assert parts_of(new) == parts_of(on_top)
+    # the kept ones that are still worth it, and the ones that others need
+    worth = {s for s in strings if savings[s] >= limits.min_frequency and requirements.accepts(s)}
+    stay = naive.with_parts(worth | {half for c in new for half in c.halves})
+    assert [c.string for c in found] == [*(c.string for c in kept if c.string in stay), *(c.string for c in new)]
+    for candidate, before in zip(found, [c for c in kept if c.string in stay], strict=False):
+        assert candidate.saving == savings[candidate.string]
+        assert (candidate.halves, candidate.constituents) == (before.halves, before.constituents)
+    for candidate in new:  # constituents are base tokens
+        assert "".join(LETTERS[i] for i in candidate.constituents) == candidate.string
