@@ -78,43 +78,43 @@ def adaptations(
     return {scope: Adaptation(scope, gpt2, gpt2_bpe, topics, topics_counts) for scope in ("within", "across")}
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def selection(adaptations: dict[str, Adaptation], merge_scope: str) -> Selection:
     """300 candidates."""
     return adaptations[merge_scope].selection
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def reachable(adaptations: dict[str, Adaptation], merge_scope: str) -> Selection:
     """The candidates without a few that one of the forms would cut."""
     return adaptations[merge_scope].reachable
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def table(adaptations: dict[str, Adaptation], merge_scope: str) -> pl.DataFrame:
     """The candidates with the ids that they receive."""
     return adaptations[merge_scope].table
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def rules(adaptations: dict[str, Adaptation], merge_scope: str) -> RemapRules:
     """The rules in the table."""
     return adaptations[merge_scope].rules
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def remapped_bpe(adaptations: dict[str, Adaptation], merge_scope: str) -> Tokenizer:
     """The rules applied to the BPE."""
     return adaptations[merge_scope].bpe
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def distillation(adaptations: dict[str, Adaptation], merge_scope: str) -> Distillation:
     """The remapped BPE distilled, with exceptions for the topics."""
     return adaptations[merge_scope].distillation
 
 
-@pytest.fixture(params=["bpe", "unigram"])
+@pytest.fixture(scope="session", params=["bpe", "unigram"])
 def remapped(request: pytest.FixtureRequest, adaptations: dict[str, Adaptation], merge_scope: str) -> Tokenizer:
     """The remapped tokenizer in each of its forms."""
     adaptation = adaptations[merge_scope]
