@@ -54,20 +54,6 @@ def test_best_split_equals_the_search_string_by_string(
     assert [each for string, each in zip([*tokens, *strings], figures, strict=True) if string] == expected
 
 
-@given(vocabularies())
-def test_own_scores_equal_those_computed_one_by_one(vocabulary: tuple[list[str], np.ndarray]) -> None:
-    tokens, known = vocabulary
-    new = list(range(len(LETTERS), len(tokens)))
-    found = Lattice(Vocabulary(tokens), [tokens[n] for n in new]).score_own(
-        np.where(np.arange(len(tokens)) < len(LETTERS), known, -np.inf), np.array(new, int), lambda s, n: s + 0.5 * n
-    )
-    score_of = dict(zip(tokens[: len(LETTERS)], known.tolist(), strict=False))
-    for n in sorted(new, key=lambda n: len(tokens[n])):
-        total, parts = best_split(tokens[n], score_of, 6)
-        score_of[tokens[n]] = total + 0.5 * parts
-    assert found.tolist() == list(map(score_of.get, tokens))
-
-
 def test_string_without_a_path_does_not_affect_others() -> None:
     found = Lattice(Vocabulary(["a", "ab"]), ["abc", "aab", "b", ""]).best(np.array([1.0, 1.5]))
     assert found.totals.tolist() == [-math.inf, 2.5, -math.inf, 0.0]

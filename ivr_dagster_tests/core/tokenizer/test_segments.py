@@ -3,12 +3,11 @@
 from itertools import chain
 
 import numpy as np
-import polars as pl
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, normalizers
 
-from ivr_dagster.core.tokenizer.segments import STRINGS_PER_TEXT, Segments, encode_each, indices_containing
+from ivr_dagster.core.tokenizer.segments import STRINGS_PER_TEXT, Segments, encode_each
 
 PARTS = ["a", " ", "\n", "é", "e\u0301", "한", "\ue000", "\x00", "'", "=", "<|endoftext|>"]
 TEXT = st.lists(st.sampled_from(PARTS)).map("".join)
@@ -49,9 +48,3 @@ def test_differing_and_containing_equal_a_comparison_of_lists(
     one, other = segments_of(ones), segments_of(others)
     assert one.differing(other).tolist() == [a != b for a, b in zip(ones, others, strict=True)]
     assert one.containing(np.isin(np.arange(4), list(wanted))).tolist() == [bool(wanted & set(ids)) for ids in ones]
-
-
-@given(st.lists(st.text("ab", max_size=4)), st.lists(st.text("abc", min_size=1, max_size=2)))
-def test_indices_containing_equal_a_naive_search(strings: list[str], parts: list[str]) -> None:
-    found = indices_containing(parts, pl.Series(strings, dtype=pl.String)).tolist()
-    assert found == [n for n, string in enumerate(strings) if any(part in string for part in parts)]

@@ -271,11 +271,11 @@ def test_written_folders_contain_base_and_rules_and_load_in_transformers(
             assert loaded.decode(ids) == text
 
 
-def test_folder_without_a_bpe_form_is_refused(distillation: Distillation, tmp_path: Path) -> None:
-    distillation.tokenizer.save(str(tmp_path / "tokenizer.json"))
-    with pytest.raises(InputError, match="has no BPE form") as error:
+def test_folder_without_a_bpe_form_is_refused(gpt2_distilled: Tokenizer, tmp_path: Path) -> None:
+    gpt2_distilled.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(InputError, match=r"found a Unigram model\. Choose a folder with bpe_tokenizer\.json") as error:
         TokenizerFolder(tmp_path).in_form("bpe")
-    assert error.value.where == tmp_path / "bpe_tokenizer.json"
+    assert error.value.where == tmp_path / "tokenizer.json"
 
 
 @pytest.mark.parametrize(
