@@ -12,9 +12,16 @@ from functools import lru_cache
 from itertools import accumulate, product
 
 import polars as pl
+import regex
 from tokenizers import Regex, Tokenizer, pre_tokenizers
 
-from ivr_dagster.core.tokenizer.trie import alternatives, alternatives_by_first, escaped, trie_pattern
+from ivr_dagster.core.tokenizer.trie import (
+    alternatives,
+    alternatives_by_first,
+    character_class,
+    escaped,
+    trie_pattern,
+)
 from ivr_dagster.core.tokens.byte_level import CHARACTER_TO_BYTE, text_of
 
 SHORTEST_RUN = 4
@@ -24,21 +31,23 @@ WHITE_SPACE = "ĠĊ"
 # a run of one character with a head of at most three other characters
 RUN_TOKEN = re.compile(rf"(?P<head>.{{0,3}}?)(?P<run>(?P<character>.)(?P=character){{{SHORTEST_RUN - 1},}})", re.DOTALL)
 RUN_WITH_TAIL = re.compile(
-    rf".{{0,3}}?(?P<character>.)(?P=character){{{SHORTEST_RUN - 1},}}(?P<tail>(?!(?P=character)).+)", re.DOTALL
+    rf".{{0,3}}?(?P<run>(?P<character>.)(?P=character){{{SHORTEST_RUN - 1},}})(?P<tail>(?!(?P=character)).+)", re.DOTALL
 )
 _RUN = re.compile(rf"(.)\1{{{SHORTEST_RUN - 1},}}", re.DOTALL)
 # character whose runs are cut → strings that precede (or follow) such runs
 Affixes = Mapping[str, set[str]]
+# piece → what may follow it → a pattern that must match after that
+Pieces = defaultdict[str, dict[str, str]]
 
 
 def cut_pattern(runs: str | None, exceptions: Mapping[str, str]) -> str | None:
     """One pattern for both kinds of cuts, for a `Split` after ByteLevel; None if there are none.
 
-    A `Split` takes about as much time per pre-token as the model, so there is only one. Exceptions come first, at the
-    start of a piece. Runs are searched for: a pattern that matches everything before a run would exceed Oniguruma's
-    limit on pre-tokens of several hundred thousand characters.
+    A `Split` takes about as much time per pre-token as the model, so there is only one. Exceptions come first. Runs are
+    searched for: a pattern that matches everything before a run would exceed Oniguruma's limit on pre-tokens of several
+    hundred thousand characters. Every look-ahead is bounded, so that the time is linear in the length.
     """
-    parts = [*([exception_pattern(exceptions)] if exceptions else []), *([runs] if runs else [])]
+    parts = [*([exception_pattern(exceptions, runs)] if exceptions else []), *([runs] if runs else [])]
     return alternatives(parts) if parts else None
 
 
@@ -62,7 +71,8 @@ def run_cuts(base: Tokenizer, strings: Iterable[str]) -> str | None:
             by_first[(head + character)[0]].append(cut)
     if not by_first:
         return None
-    return alternatives_by_first([(first, alternatives(cuts)) for first, cuts in by_first.items()])
+    cuts_by_first = [(first, alternatives(cuts)) for first, cuts in by_first.items()]
+    return f"{_one_of(by_first)}{alternatives_by_first(cuts_by_first)}"
 
 
 @lru_cache(maxsize=4)
@@ -78,6 +88,9 @@ def _longest_runs(strings: Iterable[str], heads: Affixes) -> Counter[str]:
         found = parse_run(string, heads)
         if found:
             longest[found[1]] = max(longest[found[1]], found[2])
+        elif with_tail := RUN_WITH_TAIL.fullmatch(string):
+            character = with_tail["character"]
+            longest[character] = max(longest[character], len(with_tail["run"]))
     return longest
 
 
@@ -127,7 +140,8 @@ def _tails(strings: Iterable[str], characters: Iterable[str]) -> dict[str, set[s
 def _first_cut(base: Tokenizer, head: str, character: str, longest: int, tails: set[str]) -> str:
     """A pattern that matches the base tokenizer's first token of `head` and a run, for runs of any length.
 
-    A look-ahead at the length of the remainder selects the token. Runs before one of `tails` are left to the scores.
+    A look-ahead at the length of the remainder selects the token. Runs before one of `tails` are left to the scores,
+    except for the start of runs longer than `longest`, which no tail influences.
     """
     lengths: defaultdict[str, list[int]] = defaultdict(list)
     for length in range(SHORTEST_RUN, longest + 2):
@@ -141,13 +155,23 @@ def _first_cut(base: Tokenizer, head: str, character: str, longest: int, tails: 
         taken = max(0, len(first) - len(head))
         remainders: list[str] = []
         for low, high in _ranges(lengths[first]):
-            if high > longest:  # the same for all longer runs
-                remainders.append(f"(?>{run}{{{low - taken},}}){end}" if tail else f"{run}{{{low - taken},}}")
-            else:
-                remainders.append(f"{run}{{{low - taken},{high - taken}}}{end}")
+            if high <= longest:
+                remainders.append(f"{_repeated(run, low - taken, high - taken)}{end}")
+                continue
+            if tail and low <= longest:
+                remainders.append(f"{_repeated(run, low - taken, longest - taken)}{end}")
+            # the same for all longer runs
+            remainders.append(_repeated(run, (high if tail else low) - taken))
         cuts.append(f"{escaped(first)}(?={escaped(head[len(first) :])}(?:{'|'.join(remainders)}))")
     # most text has no run; one look-ahead rules it out
     return f"(?={escaped(head)}{run}{{{SHORTEST_RUN}}})(?:{'|'.join(cuts)})"
+
+
+def _repeated(pattern: str, low: int, high: int | None = None) -> str:
+    """A pattern of one character, `low` (to `high`) times."""
+    if high is None or high == low:
+        return f"{pattern}{{{low}}}" if low else ""
+    return f"{pattern}{{{low},{high}}}"
 
 
 def _ranges(numbers: Iterable[int]) -> list[tuple[int, int]]:
@@ -231,14 +255,57 @@ def find_exceptions(
     return exceptions
 
 
-def exception_pattern(exceptions: Mapping[str, str]) -> str:
-    r"""A pattern that matches the first piece of each string if the piece is followed by the rest of the string.
+def exception_pattern(exceptions: Mapping[str, str], runs: str | None = None) -> str:
+    r"""A pattern that matches every piece of each string, if the string is a whole pre-token or continues a run.
 
-    `\G` matches at the start of the pre-token and where the previous match ended, so the rest is again looked up as a
-    whole string. The pieces are factored into a trie, and the remainders of each piece into another.
+    The pieces of a string are its first piece, and the pieces of the rest if the rest has an entry as well. `\G`, the
+    end of the previous match, would find later pieces, but JavaScript lacks it; a look-behind at all that precedes
+    replaces it. Pieces are factored into a trie, and the remainders of each piece into another.
+
+    Args:
+        exceptions: the first piece of each string.
+        runs: the pattern of :func:`run_cuts`. What it leaves of a run is cut as if it were a whole pre-token.
     """
-    rests: defaultdict[str, list[str]] = defaultdict(list)
+    cut = regex.compile(runs) if runs else None
+
+    def continues_runs(string: str) -> bool:
+        # with two or fewer of its characters left, run cuts may have ended before
+        run = string[0]
+        return bool(cut and string.startswith((SHORTEST_RUN - 1) * run) and cut.match(SHORTEST_RUN * run + string))
+
+    at_start: Pieces = defaultdict(dict)
+    after_run: defaultdict[str, Pieces] = defaultdict(lambda: defaultdict(dict))
+    later: defaultdict[str, defaultdict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for string, piece in exceptions.items():
-        rests[piece].append(string[len(piece) :])
-    pieces = {piece: f"(?={trie_pattern(dict.fromkeys(after, ''))}$)" for piece, after in rests.items()}
-    return rf"\G{trie_pattern(pieces)}"
+        rest = string[len(piece) :]
+        at_start[piece][rest] = ""
+        whole = [f"^{escaped(string)}"]
+        if continues_runs(string):
+            after_run[string[0]][piece][rest] = ""
+            whole.append(f"{_repeated(escaped(string[0]), SHORTEST_RUN)}{escaped(string)}")
+        while rest in exceptions:
+            if continues_runs(rest) and string.removesuffix(rest).endswith(SHORTEST_RUN * rest[0]):
+                break
+            piece, rest = exceptions[rest], rest[len(exceptions[rest]) :]
+            later[piece][rest] += whole
+    inside = [
+        f"(?={_repeated(run, SHORTEST_RUN - 1)})(?<={_repeated(run, SHORTEST_RUN)}){_pieces_pattern(pieces)}"
+        for run, pieces in ((escaped(character), pieces) for character, pieces in after_run.items())
+    ]
+    if later:
+        look_behinds = {p: {r: f"(?<={'|'.join(whole)})" for r, whole in rests.items()} for p, rests in later.items()}
+        inside.append(_pieces_pattern(look_behinds))
+    pattern = f"^{_pieces_pattern(at_start)}"
+    if not inside:
+        return pattern
+    return alternatives([pattern, _one_of({*after_run, *(piece[0] for piece in later)}) + alternatives(inside)])
+
+
+def _one_of(characters: Iterable[str]) -> str:
+    """A look-ahead that rules out most positions at once."""
+    return f"(?={character_class(sorted(characters))})"
+
+
+def _pieces_pattern(pieces: Mapping[str, Mapping[str, str]]) -> str:
+    """A pattern that matches a piece if it is followed by one of its rests, the rest's own pattern, and the end."""
+    return trie_pattern({piece: f"(?={trie_pattern(rests)}$)" for piece, rests in pieces.items()})

@@ -1,12 +1,17 @@
-"""Many literal strings as one regular expression, factored into a trie, for Oniguruma (`tokenizers`) and `regex`."""
+"""Many literal strings as one regular expression, factored into a trie.
 
-from collections.abc import Mapping, Sequence
+Oniguruma (`tokenizers`), JavaScript with the flag `u` (`@huggingface/tokenizers`) and `regex` interpret it identically.
+JavaScript has neither atomic groups nor `\\G` and allows a backslash only where one is needed.
+"""
 
-import regex
+import re
+from collections.abc import Iterable, Mapping, Sequence
 
 # Engines try alternatives one by one. Above this number, a look-ahead at the next character selects a group, which
 # halves the cost of 913 exceptions.
 MAX_ALTERNATIVES = 8
+# `====` is as short as `={4}`. JavaScript's packages copy the pattern for every pre-token.
+LONGEST_LITERAL_RUN = 4
 
 
 def trie_pattern(entries: Mapping[str, str]) -> str:
@@ -26,8 +31,18 @@ def trie_pattern(entries: Mapping[str, str]) -> str:
 
 
 def escaped(text: str) -> str:
-    """`text` as a literal that both engines interpret identically."""
-    return regex.escape(text, special_only=True, literal_spaces=True)
+    """`text` as a literal that all engines interpret identically. Runs of a character are counted, to be short."""
+
+    def literal(run: re.Match[str]) -> str:
+        character = re.sub(r"[()\[\]{}?*+|^$\\.]", r"\\\g<0>", run[1])
+        return f"{character}{{{len(run[0])}}}" if len(run[0]) > LONGEST_LITERAL_RUN else character * len(run[0])
+
+    return re.sub(r"(.)\1*", literal, text, flags=re.DOTALL)
+
+
+def character_class(characters: Iterable[str]) -> str:
+    """A pattern for any of these distinct characters."""
+    return "[" + re.sub(r"[\[\]\\^-]", r"\\\g<0>", "".join(characters)) + "]"
 
 
 def _pattern(node: dict[str, object]) -> str:
@@ -53,9 +68,8 @@ def alternatives_by_first(branches: Sequence[tuple[str, str]]) -> str:
         return alternatives([pattern for _, pattern in branches])
     size = -(-len(branches) // MAX_ALTERNATIVES)
     groups = [branches[n : n + size] for n in range(0, len(branches), size)]
-    classes = ["".join(f"\\{c}" if c in r"[]\^-&~|" else c for c, _ in group) for group in groups]
     return alternatives(
-        [f"(?=[{first}]){alternatives_by_first(group)}" for first, group in zip(classes, groups, strict=True)]
+        [f"(?={character_class(first for first, _ in group)}){alternatives_by_first(group)}" for group in groups]
     )
 
 

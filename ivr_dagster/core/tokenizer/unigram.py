@@ -12,6 +12,7 @@ from ivr_dagster.core.tokenizer.bpe import ByteLevelBPE
 from ivr_dagster.core.tokenizer.cuts import cut_pattern, find_exceptions, run_cuts
 from ivr_dagster.core.tokenizer.scores import scores_from_merges
 from ivr_dagster.core.tokenizer.segments import Segments
+from ivr_dagster.core.tokenizer.trie import character_class
 from ivr_dagster.core.tokens.byte_level import CHARACTER_TO_BYTE, string_of
 from ivr_dagster.core.tokens.counts import PretokenCounts
 
@@ -41,7 +42,7 @@ def unigram_tokenizer(
     parts: list[Any] = [base.pre_tokenizer]
     missing = sorted(set(CHARACTER_TO_BYTE) - set(strings))
     if missing:  # the base silently drops these bytes; Unigram would fail on them
-        parts.append(pre_tokenizers.Split(Regex("[" + "".join(f"\\x{{{ord(c):x}}}" for c in missing) + "]"), "removed"))
+        parts.append(pre_tokenizers.Split(Regex(character_class(missing)), "removed"))
     if cuts:
         parts.append(pre_tokenizers.Split(Regex(cuts), "isolated"))
     tokenizer.pre_tokenizer = parts[0] if len(parts) == 1 else pre_tokenizers.Sequence(parts)

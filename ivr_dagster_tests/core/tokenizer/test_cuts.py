@@ -1,7 +1,8 @@
 """Cuts, against the base's BPE, run by run and type by type."""
 
+import re
 from collections.abc import Callable
-from itertools import accumulate
+from itertools import accumulate, product
 
 import pytest
 from hypothesis import example, given
@@ -200,9 +201,42 @@ def test_exceptions_come_before_runs(runs: str) -> None:
     assert cut_pattern(runs, {}) == runs
 
 
-@pytest.mark.parametrize("unit", ["ĊĠ", "ĠĠĠĊ", "-+=", "?????-", "ab", "*="])
-def test_pretoken_of_a_million_characters_is_cut(runs: str, unit: str) -> None:
-    string = unit * 600_000
-    pattern = cut_pattern(runs, {"ab": "a", "-+=": "-"})
+def test_exceptions_also_cut_what_run_cuts_leave(runs: str) -> None:
+    pattern = cut_pattern(runs, {"~~~": "~~", "-" * 13 + "+": "-" * 10, "---+": "--", "???-": "???", "=+": "="})
+    assert pattern is not None
+    assert split(runs, "~" * 43) == ["~" * 16, "~" * 16, "~" * 8, "~~~"]
+    assert split(pattern, "~" * 43) == ["~" * 16, "~" * 16, "~" * 8, "~~", "~"]
+    assert split(pattern, "+" + "-" * 29 + "+") == ["+", "-" * 16, "-" * 10, "--", "-+"]
+    assert split(pattern, "x~~~") == ["x~~~"]
+    assert split(pattern, "-----+") == split(runs, "-----+")
+    # of runs before tails (`?????-` is a token), only the start of very long ones is cut
+    assert split(pattern, "???????-") == ["???????-"]
+    # a run of five may end with a token before its last character
+    assert split(pattern, "=====+") == split(runs, "=====+")
+
+
+def test_start_of_a_long_run_is_cut_whatever_follows(gpt2: Tokenizer, runs: str) -> None:
+    for string in ["?" * length + tail for length in (17, 30, 100) for tail in ("-", "?????-", "-?????-", "x")]:
+        ends = list(accumulate(map(len, split(runs, string))))
+        assert len(ends) > 1
+        assert set(ends) <= set(accumulate(map(len, tokens(gpt2, string))))
+
+
+def test_patterns_use_only_what_javascript_has(runs: str, gpt2_exact_on_odd: Distillation) -> None:
+    exceptions = gpt2_exact_on_odd.exceptions
+    assert any(string.removeprefix(piece) in exceptions for string, piece in exceptions.items())
+    pattern = cut_pattern(runs, exceptions)
+    assert pattern is not None
+    assert set(re.findall(r"\\(.)", pattern)) <= set("^$\\.*+?()[]{}|-")  # the flag `u` allows no others
+    assert set(re.findall(r"(?<!\\)(?:\\\\)*\((\?(?:<[=!]|.))", pattern)) == {"?:", "?=", "?!", "?<="}
+
+
+@pytest.mark.parametrize(
+    ("unit", "end"),
+    [*product(["ĊĠ", "ĠĠĠĊ", "-+=", "?????-", "ab", "*="], [""]), *product("=-?Ġ", ["", "-", "+"])],
+)
+def test_pretoken_of_a_million_characters_is_cut(runs: str, unit: str, end: str) -> None:
+    string = unit * 600_000 + end
+    pattern = cut_pattern(runs, {"ab": "a", "-+=": "-", "---+": "--", "?-": "?"})
     assert pattern is not None
     assert "".join(split(pattern, string)) == string

@@ -1,14 +1,15 @@
-"""Literal strings as one pattern, against a naive search, in both engines."""
+"""Literal strings as one pattern, against a naive search, in Oniguruma and `regex`."""
 
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 
+import pytest
 import regex
 from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import Regex, pre_tokenizers
 
-from ivr_dagster.core.tokenizer.trie import MAX_ALTERNATIVES, alternatives, escaped, trie_pattern
+from ivr_dagster.core.tokenizer.trie import MAX_ALTERNATIVES, alternatives, character_class, escaped, trie_pattern
 from ivr_dagster.core.tokens.byte_level import CHARACTER_TO_BYTE
 
 SPECIAL = r"[]\^-&~|. *+?(){}#"
@@ -87,6 +88,25 @@ def test_escaped_character_matches_only_itself() -> None:
         assert regex.fullmatch(pattern, character)
         assert not regex.search(pattern, others)
         assert split(pattern, f"{others}{character}{others}") == [others, character, others]
+
+
+def test_class_matches_only_its_characters() -> None:
+    for characters in (SPECIAL, "]^-[\\", "^", "-a", "&|~"):
+        others = "".join(sorted({*SPECIAL, *CHARACTER_TO_BYTE} - set(characters)))
+        pattern = character_class(characters)
+        assert all(regex.fullmatch(pattern, character) for character in characters)
+        assert not regex.search(pattern, others)
+        assert split(pattern, others + characters) == [others, *characters]
+
+
+@pytest.mark.parametrize("character", ["-", ".", "\\", "{", "5", "\n"])
+def test_runs_are_counted(character: str) -> None:
+    for length in (1, 3, 4, 5, 6, 7, 40):
+        pattern = escaped(f"a{length * character}a")
+        assert len(pattern) <= 2 + max(2 * 4, 6)
+        assert split(pattern, f"xa{length * character}ax") == ["x", f"a{length * character}a", "x"]
+        assert not regex.search(pattern, f"a{(length + 1) * character}a")
+        assert not regex.search(pattern, f"a{(length - 1) * character}a")
 
 
 def test_empty_string_alone_is_its_look_ahead() -> None:
