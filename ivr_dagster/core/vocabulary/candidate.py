@@ -119,7 +119,7 @@ class CandidateFilter:
         """Whether this string may be part of a new token; the minimum length does not apply to parts."""
         if self.settings.max_token_len and len(string) > self.settings.max_token_len:
             return False
-        if count_runs(string) > 1:  # a Unigram cuts such strings
+        if count_runs(string) > 1:  # the pre-tokenizer of a Unigram cuts strings with two runs (`----+----`)
             return False
         text = text_of(string)
         if self.settings.letters_only and not _LETTERS.fullmatch(text):

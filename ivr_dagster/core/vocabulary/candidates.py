@@ -1,7 +1,7 @@
 """Candidates: strings that would save the most tokens if each had an id.
 
-Within pre-tokens by continued BPE (`within.py`), across them as phrases (`phrases.py`), ordered by saving. Strings that
-already have an id keep it unless another one saves much more.
+Within pre-tokens by continued BPE (`within.py`), across them as phrases (`phrases.py`), ordered by saving. New tokens
+of the previous selection are kept unless another string saves much more.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -24,7 +24,7 @@ from ivr_dagster.core.vocabulary.within import select_within
 from ivr_dagster.errors import InputError
 from ivr_dagster.settings import SelectionSettings
 
-# a string without an id replaces one that has it only if it saves more than this many times as much
+# a string replaces a new token of the previous selection only if it saves more than this many times as much
 REPLACEMENT_FACTOR = 2
 # byte values that never occur in UTF-8
 NEVER_IN_UTF8 = {0xC0, 0xC1, *range(0xF5, 0x100)}
@@ -176,7 +176,7 @@ class _Search:
             Candidate(string_of(phrase.text), (), self._constituents(phrase.pretokens), phrase.saving, phrase.frequency)
             for phrase in phrases
         ]
-        # the base drops bytes that it has no token for; such phrases have no constituents
+        # the base drops bytes that it has no token for: then the constituents do not make up the phrase
         return [c for c in found if "".join(strings[i] for i in c.constituents) == c.string]
 
     def _constituents(self, pretokens: Iterable[str]) -> tuple[int, ...]:

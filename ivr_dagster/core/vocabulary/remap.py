@@ -48,14 +48,14 @@ def remap_tokenizer(base: Tokenizer, bpe: ByteLevelBPE, rules: RemapRules) -> To
         rules: the remap rules, see :func:`complete_rules`.
 
     Raises:
-        InputError: with phrases, tokens that the base never produces would come back.
+        InputError: with phrases, tokens that the base never produces would occur.
     """
     pattern = pattern_with(base, rules.new_tokens().values())
     revived = unreachable_ids(bpe).difference(rules.new_tokens()) if pattern and not bpe.ignores_merges else ()
     if revived:
         raise InputError(
-            f"phrases need a BPE that keeps pre-tokens of its vocabulary whole (ignore_merges), but then "
-            f"{len(revived):,} tokens that the base never produces would occur, such as {bpe.strings[min(revived)]!r}",
+            f"phrases require ignore_merges, but with it the tokenizer would produce {len(revived):,} tokens that the "
+            f"base never produces, such as {bpe.strings[min(revived)]!r}",
             where="merge_scope",
             remedy="Set --merge-scope within.",
         )
@@ -168,7 +168,12 @@ class _Completion:
                     f"new token {rule.new_token!r} is not the concatenation of two tokens, but of {' + '.join(parts)}"
                     + ("" if pair is None else f", and no id is left for {''.join(pair)!r}"),
                     where=f"{where}:{rule.line}" if rule.line else where,
-                    remedy=f"Delete this rule, or add one before it whose halves are {parts[0]!r} and {parts[1]!r}.",
+                    remedy="Delete this rule"
+                    + (
+                        "."
+                        if pair is None
+                        else f", or others, or add one before it with halves: [{pair[0]}, {pair[1]}]."
+                    ),
                 )
             free = self._free.pop()
             constituents = tuple(part for half in pair for part in self._constituents.get(half, (half,)))

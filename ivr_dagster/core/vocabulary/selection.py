@@ -115,7 +115,7 @@ def plan_selection(
     table = candidates_table(selection, bpe, frequencies, heldout=shares, previous_ids=old_ids)
     remapped = remap_tokenizer(base, bpe, rules_from_table(table))
     costs = [len(remapped.model.tokenize(string)) for string in table["sacrificed_token"]]
-    # shares were measured without sacrifices; their cost is distributed evenly
+    # the shares do not include what sacrificed tokens cost: subtract it in equal parts, so that they add up to `saving`
     saving = text.heldout.saving(remapped)
     table = table.with_columns(
         pl.col("heldout_saving") + (saving - float(table["heldout_saving"].sum())) / max(len(table), 1),
@@ -156,9 +156,9 @@ def _choose(
 
 
 def _reachable(base: Tokenizer, bpe: ByteLevelBPE, selection: Selection) -> Selection:
-    """Without the candidates that are not encoded as a single token by the BPE or would be cut in its Unigram form.
+    """Remove candidates that the BPE does not encode as one token or that the pre-tokenizer of its Unigram would cut.
 
-    What is made of them goes as well.
+    Tokens made of them are removed as well.
     """
     strings = [candidate.string for candidate in selection.candidates]
     tokenizer = _extended(base, bpe, selection)

@@ -32,7 +32,7 @@ def select_within(
 ) -> list[Candidate]:
     """Up to `budget` candidates by continued BPE, in addition to the kept ones.
 
-    A string that does not meet the requirements becomes a candidate if a longer one is made of it.
+    A string that does not meet the requirements becomes a candidate if an accepted one is made of it.
 
     Args:
         sequences: ids of each pre-token type, V + n for the n-th kept candidate.
@@ -40,9 +40,9 @@ def select_within(
         strings: the base vocabulary by id, V entries; no candidate equals one of these.
         budget: maximum number of new candidates.
         settings: requirements for a candidate.
-        kept: candidates that exist already, in merge order; the ones that still save enough are returned with their
+        kept: new tokens of the previous selection, in merge order; those that still save enough are returned with their
             current saving.
-        unmerged: ids that never become part of a candidate.
+        unmerged: ids that must not become part of a candidate.
         progress: called with (candidates so far, budget).
 
     Returns:
@@ -54,7 +54,7 @@ def select_within(
 
 
 def count_merges(frequencies: Mapping[int, int], halves: Mapping[int, Pair]) -> Counter[int]:
-    """How often each merge is applied: in its own token and in all tokens made of it.
+    """How often each merge is applied: the occurrences of its token, and those inside longer tokens.
 
     Args:
         frequencies: occurrences of each id.
