@@ -172,7 +172,7 @@ class _Completion:
                     + (
                         "."
                         if pair is None
-                        else f", or others, or add one before it with halves: [{pair[0]}, {pair[1]}]."
+                        else f" or another one; it needs {''.join(pair)!r} = {pair[0]!r} + {pair[1]!r}."
                     ),
                 )
             free = self._free.pop()

@@ -537,7 +537,7 @@ def test_token_without_an_id_for_its_parts_is_refused_with_its_line(bpe_of: Call
     assert error.value.message == (
         "new token 'qxz' is not the concatenation of two tokens, but of q + x + z, and no id is left for 'qx'"
     )
-    assert error.value.remedy == "Delete this rule, or add one before it whose halves are 'q' and 'x'."
+    assert error.value.remedy == "Delete this rule or another one; it needs 'qx' = 'q' + 'x'."
 
 
 def test_token_whose_only_intermediate_is_taken_is_refused_with_its_line(bpe_of: Callable[..., Tokenizer]) -> None:
@@ -547,4 +547,4 @@ def test_token_whose_only_intermediate_is_taken_is_refused_with_its_line(bpe_of:
         complete_rules(rules_from_yaml(text), base, read_bpe(base), "edited.yaml")
     assert error.value.where == "edited.yaml:2"
     assert error.value.message == "new token 'xyz' is not the concatenation of two tokens, but of x + y + z"
-    assert error.value.remedy == "Delete this rule, or add one before it whose halves are 'x' and 'y'."
+    assert error.value.remedy == "Delete this rule."
