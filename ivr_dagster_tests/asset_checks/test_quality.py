@@ -30,7 +30,7 @@ def test_loss_check_warns_if_the_loss_rises_or_is_nan(losses: list[float], passe
     ("check", "asset", "setting", "figure"),
     [
         (heldout_floor, "cleaned_corpus", "heldout_floor", "heldout_documents"),
-        (token_saving_floor, "remapped_tokenizer", "saving_floor", "token_saving"),
+        (token_saving_floor, "remapped_bpe_tokenizer", "saving_floor", "token_saving"),
     ],
 )
 def test_floor_check_warns_below_the_floor_but_not_at_it(

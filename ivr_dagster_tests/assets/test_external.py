@@ -121,8 +121,8 @@ def test_data_version_follows_content_not_time(tiny: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("asset", "reader"),
     [
-        ("original_tokenizer", "distilled_tokenizer"),
-        ("remap_rules", "remapped_tokenizer"),
+        ("original_tokenizer", "token_sequences"),
+        ("remap_rules", "remapped_bpe_tokenizer"),
         ("remapped_tokenizer", "reordered_embeddings"),
     ],
 )

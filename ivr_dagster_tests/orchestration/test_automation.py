@@ -13,7 +13,7 @@ from ivr_dagster.pipeline import ASSETS, stage_assets, stages_of_side
 from ivr_dagster_tests.fake_pipeline import FakePipeline
 
 TRAINING = {asset.name for asset in ASSETS.values() if asset.stage in stages_of_side("training")}
-VOCABULARY = ("remap_rules", "remapped_tokenizer")  # the same after most changes of a corpus
+VOCABULARY = ("remap_rules", "remapped_bpe_tokenizer", "remapped_tokenizer")  # the same after most changes of a corpus
 
 
 @pytest.fixture
