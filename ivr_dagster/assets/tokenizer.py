@@ -69,7 +69,7 @@ def original_tokenizer(settings: SettingsResource, base: BaseModelResource) -> d
     )
 
 
-@dg.asset(group_name=GROUP, kinds={"huggingface"}, owners=OWNERS, io_manager_key="tokenizer_io", code_version="4")
+@dg.asset(group_name=GROUP, kinds={"huggingface"}, owners=OWNERS, io_manager_key="tokenizer_io", code_version="5")
 def distilled_tokenizer(
     settings: SettingsResource,
     original_tokenizer: TokenizerFolder,

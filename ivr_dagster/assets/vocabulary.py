@@ -273,7 +273,7 @@ def remapped_bpe_tokenizer(
     )
 
 
-@dg.asset(group_name=GROUP, kinds={"huggingface"}, owners=OWNERS, io_manager_key="tokenizer_io", code_version="5")
+@dg.asset(group_name=GROUP, kinds={"huggingface"}, owners=OWNERS, io_manager_key="tokenizer_io", code_version="6")
 def remapped_tokenizer(
     settings: SettingsResource,
     remapped_bpe_tokenizer: TokenizerFolder,

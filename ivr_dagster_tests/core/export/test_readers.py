@@ -4,10 +4,8 @@
 to export a pretrained Llama as well.
 """
 
-import json
 import os
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +21,14 @@ from ivr_dagster.core.tokenizer.folder import TokenizerFolder
 from ivr_dagster.sample import SAMPLE_MODEL
 from ivr_dagster_tests.core.export.conftest import ExportedModel
 from ivr_dagster_tests.exported_models import add_bpe_form, reassign_leaves
+from ivr_dagster_tests.node_packages import in_node, needs_node_packages
 
-NODE = Path(__file__).parents[2] / "node"
 PRETRAINED = {"sample": str(SAMPLE_MODEL), "smollm2": os.environ.get("SMOLLM2_DIR", "")}
 PROMPTS, PROMPT_TOKENS, NEW_TOKENS = (3, 250, 450, 700, 900), 12, 16
 # llama.cpp computes products of float16 matrices in float16
 LARGEST_GAP = 0.01
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not (NODE / "node_modules").is_dir(), reason="node packages are missing: make node"),
-]
+pytestmark = [pytest.mark.slow, needs_node_packages]
 
 
 @pytest.fixture(scope="module", params=["sample", "smollm2", "llama", "qwen2", "qwen3"])
@@ -59,17 +54,6 @@ def expected(model: ModelFolder, lines: list[str]) -> list[list[int]]:
     ids = [each.ids for each in folder.bpe_form().encode_batch_fast(lines, add_special_tokens=False)]
     assert ids != [each.ids for each in folder.base_backend().encode_batch_fast(lines, add_special_tokens=False)]
     return ids
-
-
-def in_node(script: str, argument: Path, folder: Path, **request: Any) -> dict[str, Any]:
-    """The result of a script in `node/`."""
-    asked, result = folder / "request.json", folder / "result.json"
-    asked.write_text(json.dumps(request))
-    command = ["node", str(NODE / script), str(argument), str(asked), str(result)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=500)
-    assert done.returncode == 0, done.stderr
-    values: dict[str, Any] = json.loads(result.read_text())
-    return values
 
 
 def test_llama_cpp_has_the_same_ids_and_continuations(
