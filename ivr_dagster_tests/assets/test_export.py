@@ -63,6 +63,7 @@ def test_unknown_format_is_refused_with_the_known_ones(name: str, value: str) ->
         Settings.of(**{name: value})
 
 
+@pytest.mark.slow
 def test_export_is_shown_once_built_and_contains_every_format(root: Path, tiny: Path) -> None:
     project = open_copy(root, tiny)
     assert not stale(project).keys() & set(EXPORTED)
@@ -95,6 +96,7 @@ def test_export_is_shown_once_built_and_contains_every_format(root: Path, tiny: 
     again.instance.dispose()
 
 
+@pytest.mark.slow
 def test_card_of_another_model_is_not_exported(root: Path, tiny: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(root, tmp_path / "copy"))
     note_evaluated(copy, "another")

@@ -151,6 +151,7 @@ def test_invalid_name_is_rejected(tmp_path: Path, name: str) -> None:
         ArtifactPaths(tmp_path).experiment(name)
 
 
+@pytest.mark.slow
 def test_rejected_experiment_leaves_nothing_behind(parent: Project) -> None:
     leftover = parent.paths.experiments / ".dead.999999999-abcd.tmp"  # left behind by a killed process
     leftover.mkdir(parents=True)

@@ -26,6 +26,7 @@ def pipeline(tmp_path: Path) -> FakePipeline:
     return pipeline
 
 
+@pytest.mark.slow
 def test_change_rebuilds_everything_downstream_in_order_and_once(pipeline: FakePipeline) -> None:
     pipeline.observe(raw_corpus="2")
     built = pipeline.settle()

@@ -28,6 +28,7 @@ write_gguf(source, Path(file), kind, name=Path(folder).name, progress=lambda don
 """
 
 
+@pytest.mark.slow
 def test_converted_file_equals_ours_in_tensors_and_tokenizer(random_model: ExportedModel, tmp_path: Path) -> None:
     model = random_model("llama")
     script, file, ours = tmp_path / "convert_hf_to_gguf.py", tmp_path / "a.gguf", tmp_path / "b.gguf"

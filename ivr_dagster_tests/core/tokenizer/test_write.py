@@ -154,6 +154,7 @@ def test_missing_certificate_is_reported(tmp_path: Path) -> None:
     assert "Materialize the tokenizer again" in str(error.value)
 
 
+@pytest.mark.slow
 def test_copy_in_a_model_folder_loads_unchanged(distilled: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
     write_copy(TokenizerFolder(distilled), tmp_path)
