@@ -101,7 +101,7 @@ def training_blocks(
         blocks.write_counts(sizes, tokens, initialized_model.initialization_compute().training_tokens)
     return dg.MaterializeResult(
         value=blocks,
-        data_version=dg.DataVersion(content_hash(folder)),
+        data_version=dg.DataVersion(blocks.digest()),
         metadata={
             **_block_figures(packed),
             "bytes": train_bytes,
@@ -155,7 +155,7 @@ def vanilla_sft_checkpoint(
     return _fine_tune(context, settings, accelerator, training_blocks, variant)
 
 
-@trained_model_asset("base_model")
+@trained_model_asset("base_model", "initialized_model")  # initialization decides the number of extra steps
 def vanilla_compute_checkpoint(
     context: dg.AssetExecutionContext,
     settings: SettingsResource,

@@ -11,6 +11,7 @@ from ivr_dagster.core.tokenizer.folder import TokenizerFolder
 from ivr_dagster.core.tokenizer.write import write_copy, write_tokenizer
 from ivr_dagster.core.training.checkpoints import FINAL_MODEL
 from ivr_dagster.storage.atomic import atomic_write
+from ivr_dagster.storage.content_hash import hash_files
 
 HISTORY = "history.json"
 COUNTS = "counts.json"
@@ -103,6 +104,11 @@ class TrainingBlocks:
         """The tokenizer of a set of blocks."""
         folder = self.path / "tokenizers" / tokenizer
         return TokenizerFolder(folder) if folder.is_dir() else None
+
+    def digest(self) -> str:
+        """A hash of the blocks and the tokenizers; what initialization cost does not change them."""
+        files = (file for file in self.path.rglob("*") if file.is_file() and file.name != COUNTS)
+        return hash_files(self.path, files)
 
     def write_tokenizers(self, tokenizer: TokenizerFolder, *, base: bool) -> None:
         """Write the remapped tokenizer, and with `base` its base tokenizer."""
