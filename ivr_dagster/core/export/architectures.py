@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ivr_dagster.core.export.llama_cpp import OTHER_FORMATS
 from ivr_dagster.core.model.files import CONFIG, read_config
 from ivr_dagster.core.model.folder import ModelFolder
 from ivr_dagster.errors import InputError
@@ -118,7 +119,7 @@ def read_architecture(model: ModelFolder) -> Architecture:
             raise InputError(
                 f"GGUF was requested, but {name} is {found!r}; llama.cpp's {kind} has {expected[0]!r}",
                 where=model.path / CONFIG,
-                remedy="Export the other formats: `ivr export --formats huggingface,tiktoken`.",
+                remedy=f"{OTHER_FORMATS}.",
             )
     return _gpt2(config) if kind == "gpt2" else _llama_like(kind, config)
 

@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 
 from ivr_dagster.core.export.gguf import add_value, check_metadata
 from ivr_dagster.core.export.huggingface import copy_model
-from ivr_dagster.core.export.llama_cpp import LlamaCppTokenizer, check_merge_scope, describe_tokenizer
+from ivr_dagster.core.export.llama_cpp import OTHER_FORMATS, LlamaCppTokenizer, check_merge_scope, describe_tokenizer
 from ivr_dagster.core.model.files import embedding_rows, read_config
 from ivr_dagster.core.model.folder import ModelFolder
 from ivr_dagster.core.tokenizer.folder import TokenizerFolder
@@ -82,7 +82,7 @@ def _replace_tokenizer(converted: Path, model: ModelFolder, file: Path) -> Llama
         raise InputError(
             f"the converter wrote a {kind} tokenizer; expected gpt2, a byte-level BPE",
             where=model.path,
-            remedy="Export the other formats: `ivr export --formats huggingface,tiktoken`.",
+            remedy=f"{OTHER_FORMATS}.",
         )
     rows = embedding_rows(read_config(model.path)) or len(values[_REPLACED[0]].data)
     pre = str(values["tokenizer.ggml.pre"].contents())

@@ -43,7 +43,7 @@ _NAMES: Mapping[tuple[str, ...], Mapping[str, bool]] = {
     (rf"{_CASED[0]}|{_CASED[1]}|\p{{N}}|{_CASED_END}",): {"tekken": True},
     (r"\p{N}{1,3}", "[一-龥\u3040-ゟ゠-ヿ]+", _DEEPSEEK_V3): {"deepseek-v3": False},
 }
-_USE_HUGGINGFACE = "Export the other formats: `ivr export --formats huggingface,tiktoken`"
+OTHER_FORMATS = "Export the other formats: `ivr export --formats huggingface,tiktoken`"
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ def check_merge_scope(folder: TokenizerFolder) -> None:
             "GGUF was requested, but new tokens join whole pre-tokens (merge_scope across), which llama.cpp cannot"
             " express",
             where=folder.path,
-            remedy=f"Select new tokens with --merge-scope within and train again. {_USE_HUGGINGFACE}.",
+            remedy=f"Select new tokens with --merge-scope within and train again. {OTHER_FORMATS}.",
         )
 
 
@@ -180,7 +180,7 @@ def pre_tokenizer_name(folder: TokenizerFolder) -> str:
             f"GGUF was requested, but llama.cpp has no name for the pre-tokenizer {_short(patterns)}; supported are "
             f"those of {known}",
             where=folder.path / TOKENIZER,
-            remedy=f"Name llama.cpp's converter with --gguf-converter. {_USE_HUGGINGFACE}.",
+            remedy=f"Name llama.cpp's converter with --gguf-converter. {OTHER_FORMATS}.",
         )
     ignores_merges = bool(getattr(tokenizer.model, "ignore_merges", False))
     for name, ignored in names.items():
@@ -193,7 +193,7 @@ def pre_tokenizer_name(folder: TokenizerFolder) -> str:
         f"GGUF was requested, but llama.cpp's pre-tokenizer {next(iter(names))} and this tokenizer treat pre-tokens in "
         f"the vocabulary differently (ignore_merges), and the token {token!r} depends on it",
         where=folder.path / TOKENIZER,
-        remedy=f"{_USE_HUGGINGFACE}.",
+        remedy=f"{OTHER_FORMATS}.",
     )
 
 

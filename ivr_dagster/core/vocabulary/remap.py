@@ -16,7 +16,7 @@ from tokenizers import Regex, Tokenizer, pre_tokenizers
 from ivr_dagster.core.tokenizer.agreement import is_reachable
 from ivr_dagster.core.tokenizer.bpe import ByteLevelBPE
 from ivr_dagster.core.tokenizer.scores import unreachable_ids
-from ivr_dagster.core.tokenizer.segments import Segments, encode_each, segments_of_types
+from ivr_dagster.core.tokenizer.segments import encode_each, segments_of_types
 from ivr_dagster.core.tokens.byte_level import whole_text
 from ivr_dagster.core.tokens.counts import PretokenCounts
 from ivr_dagster.core.tokens.pretokens import read_pretokenization
@@ -204,8 +204,6 @@ def unaffected_types(
     remapped: Tokenizer,
     rules: RemapRules,
     counts: PretokenCounts,
-    *,
-    base_ids: Segments | None = None,
 ) -> list[tuple[int, bool]]:
     """Indices in `counts.types` of types without sacrificed or new tokens, and whether both give them the same ids.
 
@@ -213,7 +211,7 @@ def unaffected_types(
     """
     changed = np.zeros(base.get_vocab_size(), dtype=bool)
     changed[list(rules.new_tokens())] = True
-    before, after = base_ids or segments_of_types(base, counts.types), encode_each(remapped, counts.types)
+    before, after = segments_of_types(base, counts.types), encode_each(remapped, counts.types)
     affected = before.containing(changed) | after.containing(changed)
     same = ~before.differing(after)
     return [(n, bool(same[n])) for n in np.flatnonzero(~affected).tolist()]
