@@ -55,8 +55,8 @@ def exported_gguf(
     """The fine-tuned model as GGUF, for llama.cpp, ollama and LM Studio: one file per type of weights.
 
     Each file contains the BPE form of the tokenizer. The `gguf` library read it back, and all keys and tensors agree
-    with the model. llama.cpp does not normalize text, so ids of text that is not in NFC differ if the tokenizer
-    normalizes.
+    with the model; of a file from `gguf_converter`, only the keys of the tokenizer are compared.
+    llama.cpp does not normalize text, so ids of text that is not in NFC differ if the tokenizer normalizes.
     """
     from ivr_dagster.core.export.converter import check_converter, convert_with
     from ivr_dagster.core.export.gguf import read_gguf_source, write_gguf

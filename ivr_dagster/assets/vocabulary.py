@@ -237,7 +237,7 @@ def remapped_bpe_tokenizer(
 ) -> dg.MaterializeResult[TokenizerFolder]:
     """The base tokenizer without the sacrificed tokens and their merges, and with the new ones at their ids.
 
-    It is a byte-level BPE, which all inference engines read. Sacrificed tokens are leaves of the merge tree and new
+    It is a byte-level BPE, which most inference engines read. Sacrificed tokens are leaves of the merge tree and new
     merges come last, so text without sacrificed and new tokens is segmented exactly as by the base. `token_saving` is
     measured on up to 4 MB of held-out documents. Halves that the rules do not name are found, and tokens that are
     missing for them are added to the rules. The folder contains the base tokenizer (`base_tokenizer.json`) and the
