@@ -49,6 +49,7 @@ $(NODE)/node_modules/.package-lock.json: $(NODE)/package.json $(NODE)/package-lo
 
 node: $(NODE)/node_modules/.package-lock.json
 
+test-all: PYTEST += --hypothesis-profile=thorough
 test-all: node test
 	$(PYTEST) -m "slow and not browser" -n 2 --dist loadfile --no-loadscope-reorder
 

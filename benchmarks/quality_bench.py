@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from ivr_dagster.artifact_paths import ArtifactPaths
 from ivr_dagster.core.corpus.cleaned import CleanedCorpus
 from ivr_dagster.core.corpus.other_text import read_other_documents, select_other_texts
 from ivr_dagster.core.corpus.subset import documents_within
@@ -21,7 +22,6 @@ from ivr_dagster.core.tokenizer.bpe import read_bpe, strings_by_id
 from ivr_dagster.core.tokenizer.folder import TokenizerFolder
 from ivr_dagster.core.tokens.sequences import reference_encoder
 from ivr_dagster.core.vocabulary.rules import read_rules
-from ivr_dagster.pipeline import ArtifactPaths
 from ivr_dagster.settings.groups import CorpusSettings
 
 CONTEXT = 512

@@ -10,6 +10,7 @@ from typing import Any
 
 import dagster as dg
 
+from ivr_dagster.artifact_paths import ArtifactPaths
 from ivr_dagster.asset_checks import corpus as corpus_checks
 from ivr_dagster.asset_checks import embedding as embedding_checks
 from ivr_dagster.asset_checks import evaluation as evaluation_checks
@@ -33,7 +34,7 @@ from ivr_dagster.orchestration.alerts import notify_on_failure
 from ivr_dagster.orchestration.automation import automation, automation_conditions
 from ivr_dagster.orchestration.dagster_internals import with_added_deps
 from ivr_dagster.orchestration.executor import executor_of
-from ivr_dagster.pipeline import ASSETS, EXTERNAL, OTHER_CORPORA, ArtifactPaths, baselines, code_version, is_enabled
+from ivr_dagster.pipeline import ASSETS, EXTERNAL, OTHER_CORPORA, baselines, code_version, is_enabled
 from ivr_dagster.resources.accelerator import accelerator_resource
 from ivr_dagster.resources.base_model import base_model_resource
 from ivr_dagster.resources.settings import ProjectSettings, settings_resource

@@ -23,15 +23,10 @@ SLOW_FOLDERS = {Path(__file__).parent / name for name in ("faults", "sample")}
 SLOW_FILES = {"test_worker.py", "test_ray.py", "test_tune.py"}
 
 # the same examples in every run, on however busy a machine
-settings.register_profile(
-    "ivr",
-    derandomize=True,
-    deadline=None,
-    max_examples=100,
-    database=None,
-    suppress_health_check=[HealthCheck.too_slow],
-)
-settings.load_profile("ivr")
+REPEATABLE = settings(derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("quick", REPEATABLE, max_examples=30)  # make test
+settings.register_profile("thorough", REPEATABLE, max_examples=100)  # make test-all
+settings.load_profile("quick")
 
 
 @pytest.hookimpl(tryfirst=True)

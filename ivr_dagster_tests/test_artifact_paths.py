@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from ivr_dagster.pipeline import ASSETS, EXTERNAL, ArtifactPaths
+from ivr_dagster.artifact_paths import ArtifactPaths
+from ivr_dagster.pipeline import ASSETS, EXTERNAL
 from ivr_dagster.settings import Settings
 
 

@@ -5,18 +5,16 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
-import polars as pl
 import pytest
 
 from ivr_dagster.cli import ui
 from ivr_dagster.cli.ui import LOCATION
 from ivr_dagster.definitions import build_definitions
-from ivr_dagster.pipeline import ASSETS, STAGES, ArtifactPaths, stage_options
+from ivr_dagster.pipeline import ASSETS, STAGES, stage_options
 from ivr_dagster.resources.accelerator import Accelerator, AcceleratorResource
 from ivr_dagster.resources.base_model import BaseModel, BaseModelResource
 from ivr_dagster.resources.settings import InvalidLaunchError, ProjectSettings, SettingsResource
@@ -277,18 +275,3 @@ class TestLaunchpad:
     ) -> None:
         with pytest.raises(error, match=message):
             self.launch(tmp_path, given)
-
-
-def test_column_schemas_match_the_tables(tiny: Path, tmp_path: Path) -> None:
-    tables: dict[str, Callable[[Path], pl.DataFrame]] = {
-        "cleaned_corpus": lambda place: pl.read_parquet(place / "train" / "*.parquet"),
-        "pretoken_counts": pl.read_parquet,
-        "token_stats": pl.read_parquet,
-        "token_sequences": lambda place: pl.read_parquet(place / "*.parquet"),
-        "replacement_candidates": pl.read_csv,
-    }
-    specs, paths = asset_specs(Settings(), tmp_path), ArtifactPaths(tiny / "artifacts")
-    for asset, read in tables.items():
-        columns = specs[asset].metadata["dagster/column_schema"].columns
-        assert [column.name for column in columns] == read(paths[asset]).columns
-        assert all(column.description for column in columns)

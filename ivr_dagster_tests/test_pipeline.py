@@ -5,15 +5,20 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 import yaml
 
+from ivr_dagster.artifact_paths import ArtifactPaths
 from ivr_dagster.cli.project import Project, StageFailedError
+from ivr_dagster.definitions import build_definitions
 from ivr_dagster.errors import InputError
 from ivr_dagster.pipeline import ASSETS
+from ivr_dagster.settings import Settings
 from ivr_dagster_tests.small_pipeline import SMALL, TINY, TUNING, Figures, open_project, stale, write_documents
 
 # below the artifacts folder; DESIGN.md promises them to other programs
@@ -95,6 +100,23 @@ def test_pipeline_writes_every_artifact_of_the_contract(folder: Path, figures: F
     exported = {asset.name for asset in ASSETS.values() if asset.stage == "export"}
     assert set(figures) == set(ASSETS) - {*TUNING, *exported, "vanilla_compute_checkpoint"}
     assert [path for path in CONTRACT if not list((folder / "artifacts").glob(path))] == []
+
+
+def test_column_schemas_match_the_tables(tiny: Path) -> None:
+    tables: dict[str, Callable[[Path], pl.DataFrame]] = {
+        "cleaned_corpus": lambda place: pl.read_parquet(place / "train" / "*.parquet"),
+        "pretoken_counts": pl.read_parquet,
+        "token_stats": pl.read_parquet,
+        "token_sequences": lambda place: pl.read_parquet(place / "*.parquet"),
+        "replacement_candidates": pl.read_csv,
+    }
+    paths = ArtifactPaths(tiny / "artifacts")
+    specs = build_definitions(Settings(), artifacts_dir=paths.root).resolve_all_asset_specs()
+    schemas = {spec.key.to_user_string(): spec.metadata.get("dagster/column_schema") for spec in specs}
+    for asset, read in tables.items():
+        columns = schemas[asset].columns
+        assert [column.name for column in columns] == read(paths[asset]).columns
+        assert all(column.description for column in columns)
 
 
 def test_report_covers_every_variant(folder: Path) -> None:

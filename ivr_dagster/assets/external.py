@@ -9,13 +9,14 @@ from pathlib import Path
 
 import dagster as dg
 
+from ivr_dagster.artifact_paths import ArtifactPaths
 from ivr_dagster.assets import kinds
 from ivr_dagster.core.model.files import weight_files
 from ivr_dagster.core.tokenizer.folder import TokenizerFolder
 from ivr_dagster.core.vocabulary.rules import read_rules
 from ivr_dagster.errors import InputError
 from ivr_dagster.io_managers.tokenizers import external_tokenizer
-from ivr_dagster.pipeline import EXTERNAL, ArtifactPaths
+from ivr_dagster.pipeline import EXTERNAL
 from ivr_dagster.resources.base_model import MODEL_FILES, TOKENIZER_FILES
 from ivr_dagster.storage.content_hash import content_hash, hash_files
 

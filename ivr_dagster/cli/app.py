@@ -14,13 +14,14 @@ from typing import NoReturn
 
 import click
 
+from ivr_dagster.artifact_paths import ArtifactPaths
 from ivr_dagster.cli.experiments import experiment, experiments
 from ivr_dagster.cli.options import Invocation, experiment_folder, settings_options
 from ivr_dagster.cli.push import push
 from ivr_dagster.cli.run import run, stage_command, tune
 from ivr_dagster.cli.status import status
 from ivr_dagster.errors import InputError, describe_shortage, is_out_of_memory
-from ivr_dagster.pipeline import STAGES, ArtifactPaths, stage_options
+from ivr_dagster.pipeline import STAGES, stage_options
 from ivr_dagster.settings.loading import load_settings, save_settings
 
 SUCCESS, FAILURE, INVALID = 0, 1, 2

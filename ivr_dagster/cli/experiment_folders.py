@@ -12,6 +12,7 @@ from typing import Any
 
 import dagster as dg
 
+from ivr_dagster.artifact_paths import ArtifactPaths
 from ivr_dagster.cli.instance import instance_at
 from ivr_dagster.cli.project import Project, exclusive_use
 from ivr_dagster.errors import InputError
@@ -25,7 +26,7 @@ from ivr_dagster.orchestration.dagster_internals import (
 )
 from ivr_dagster.orchestration.sources import source_names
 from ivr_dagster.orchestration.staleness import COPIED_FROM_RUN
-from ivr_dagster.pipeline import ASSETS, EXTERNAL, ArtifactPaths
+from ivr_dagster.pipeline import ASSETS, EXTERNAL
 from ivr_dagster.settings.loading import INFO, OUTPUT_PATHS, load_settings, save_settings
 from ivr_dagster.storage.atomic import link, remove, remove_leftovers, staging_path
 from ivr_dagster.storage.yaml_files import read_settings_yaml

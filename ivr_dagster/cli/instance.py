@@ -8,9 +8,9 @@ from pathlib import Path
 
 import dagster as dg
 
+from ivr_dagster.artifact_paths import ArtifactPaths
 from ivr_dagster.errors import InputError
 from ivr_dagster.orchestration.dagster_internals import stores_runs_in_home
-from ivr_dagster.pipeline import ArtifactPaths
 
 # the key under which an instance stores the artifacts folder that it belongs to
 OWNER_KEY = "ivr/artifacts"

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 import click
 
+from ivr_dagster.artifact_paths import ArtifactPaths
 from ivr_dagster.errors import InputError
-from ivr_dagster.pipeline import STAGES, ArtifactPaths, stage_options
+from ivr_dagster.pipeline import STAGES, stage_options
 from ivr_dagster.settings.loading import FIELDS, INFO, load_settings, option_name, save_settings
 from ivr_dagster.storage.atomic import atomic_write
 

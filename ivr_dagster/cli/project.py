@@ -14,6 +14,7 @@ from typing import Any
 
 import dagster as dg
 
+from ivr_dagster.artifact_paths import ArtifactPaths
 from ivr_dagster.assets.vocabulary import plan_from_settings
 from ivr_dagster.cli.instance import open_instance
 from ivr_dagster.cli.terminal_log import terminal_logger
@@ -33,7 +34,7 @@ from ivr_dagster.orchestration.dead_runs import (
 from ivr_dagster.orchestration.executor import hold_artifacts
 from ivr_dagster.orchestration.sources import observe_source, source_names
 from ivr_dagster.orchestration.staleness import Staleness, latest_evaluation, observed_version
-from ivr_dagster.pipeline import ASSETS, STAGES, ArtifactPaths, stage_assets, stage_of
+from ivr_dagster.pipeline import ASSETS, STAGES, stage_assets, stage_of
 from ivr_dagster.resources.base_model import BaseModel
 from ivr_dagster.resources.settings import ProjectSettings
 from ivr_dagster.settings import Settings

@@ -12,7 +12,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from ivr_dagster.pipeline import ASSETS, SHARES, ArtifactPaths
+from ivr_dagster.artifact_paths import ArtifactPaths
+from ivr_dagster.pipeline import ASSETS, SHARES
 
 # lines are not wrapped when output goes to a file or pipe
 OUT = Console() if sys.stdout.isatty() else Console(width=200)

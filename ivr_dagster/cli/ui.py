@@ -17,8 +17,8 @@ from pathlib import Path
 
 import click
 
+from ivr_dagster.artifact_paths import ArtifactPaths
 from ivr_dagster.errors import InputError
-from ivr_dagster.pipeline import ArtifactPaths
 from ivr_dagster.settings.loading import INFO, Settings, load_settings, read_settings_file
 from ivr_dagster.storage.lock import LockedError
 

@@ -2,6 +2,7 @@
 
 import dagster as dg
 
+from ivr_dagster.artifact_paths import ArtifactPaths
 from ivr_dagster.io_managers.artifacts import ArtifactIOManager
 from ivr_dagster.io_managers.documents import (
     BlocksIOManager,
@@ -15,7 +16,6 @@ from ivr_dagster.io_managers.tables import CsvIOManager, ParquetIOManager
 from ivr_dagster.io_managers.tensors import FittedEmbeddingsIOManager, TensorsIOManager
 from ivr_dagster.io_managers.texts import MarkdownIOManager, RulesIOManager
 from ivr_dagster.io_managers.tokenizers import TokenizerIOManager
-from ivr_dagster.pipeline import ArtifactPaths
 
 _MANAGERS: dict[str, type[ArtifactIOManager]] = {  # type: ignore[type-arg]
     "documents_io": DocumentsIOManager,

@@ -12,9 +12,10 @@ from typing import Any, Generic, TypeVar
 import dagster as dg
 from upath import UPath
 
+from ivr_dagster.artifact_paths import ArtifactPaths
 from ivr_dagster.errors import InputError
 from ivr_dagster.io_managers.provenance import code_revision, provenance, reset_peak_memory
-from ivr_dagster.pipeline import ArtifactPaths, settings_hash, stage_of
+from ivr_dagster.pipeline import settings_hash, stage_of
 from ivr_dagster.storage.allocator import release_freed_memory
 from ivr_dagster.storage.atomic import atomic_write, publish
 from ivr_dagster.storage.manifest import (

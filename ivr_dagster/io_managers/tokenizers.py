@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
+from ivr_dagster.artifact_paths import ArtifactPaths
 from ivr_dagster.core.tokenizer.folder import BASE_TOKENIZER, REMAP_RULES, TOKENIZER, TokenizerFolder
 from ivr_dagster.io_managers.artifacts import FolderIOManager
-from ivr_dagster.pipeline import ArtifactPaths
 
 
 class TokenizerIOManager(FolderIOManager[TokenizerFolder]):

@@ -10,7 +10,8 @@ from typing import Any
 
 import dagster as dg
 
-from ivr_dagster.pipeline import ASSETS, ArtifactPaths
+from ivr_dagster.artifact_paths import ArtifactPaths
+from ivr_dagster.pipeline import ASSETS
 from ivr_dagster.storage.atomic import recover, remove_leftovers
 from ivr_dagster.storage.lock import LockedError
 

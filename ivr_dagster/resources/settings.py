@@ -11,12 +11,13 @@ from typing import Any
 import dagster as dg
 from pydantic import create_model
 
+from ivr_dagster.artifact_paths import ArtifactPaths
 from ivr_dagster.core.training.launch_settings import Launch, read_accelerate_config
 from ivr_dagster.core.training.sft_config import DEFAULTS
 from ivr_dagster.engines.local import map_local
 from ivr_dagster.engines.ray import map_on_ray
 from ivr_dagster.errors import InputError
-from ivr_dagster.pipeline import OTHER_CORPORA, ArtifactPaths, settings_of
+from ivr_dagster.pipeline import OTHER_CORPORA, settings_of
 from ivr_dagster.sample import SAMPLE_SFT_CONFIG
 from ivr_dagster.settings.loading import FIELDS, Settings, settings_for_one_run
 from ivr_dagster.storage.atomic import remove, staging_path

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
+from ivr_dagster.artifact_paths import ArtifactPaths
 from ivr_dagster.assets.external import observe_external
 from ivr_dagster.cli.project import Project
 from ivr_dagster.errors import InputError
-from ivr_dagster.pipeline import ASSETS, EXTERNAL, ArtifactPaths
+from ivr_dagster.pipeline import ASSETS, EXTERNAL
 from ivr_dagster.settings import Settings
 from ivr_dagster.storage.manifest import MANIFEST
 from ivr_dagster_tests.fake_pipeline import FakePipeline

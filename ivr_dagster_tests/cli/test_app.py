@@ -9,11 +9,12 @@ import dagster as dg
 import pytest
 from click.testing import CliRunner
 
+from ivr_dagster.artifact_paths import ArtifactPaths
 from ivr_dagster.cli import app
 from ivr_dagster.cli.instance import instance_at
 from ivr_dagster.errors import InputError
 from ivr_dagster.orchestration.dagster_internals import check_target
-from ivr_dagster.pipeline import ASSETS, STAGES, ArtifactPaths, stage_options
+from ivr_dagster.pipeline import ASSETS, STAGES, stage_options
 from ivr_dagster.settings.loading import option_name
 from ivr_dagster_tests.cli.conftest import Ivr
 

@@ -13,11 +13,11 @@ from dagster._core.definitions.data_version import CachingStaleStatusResolver, S
 from dagster._core.loader import LoadingContextForTest
 from filelock import FileLock
 
+from ivr_dagster.artifact_paths import ArtifactPaths
 from ivr_dagster.cli.experiment_folders import compare_experiments, create_experiment
 from ivr_dagster.cli.project import Project
 from ivr_dagster.errors import InputError
 from ivr_dagster.orchestration.staleness import COPIED_FROM_RUN
-from ivr_dagster.pipeline import ArtifactPaths
 from ivr_dagster.settings import load_settings
 from ivr_dagster.settings.presets import PRESETS
 from ivr_dagster_tests.cli.conftest import Ivr

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from ivr_dagster.artifact_paths import ArtifactPaths
 from ivr_dagster.cli.instance import instance_at, open_instance
 from ivr_dagster.errors import InputError
-from ivr_dagster.pipeline import ArtifactPaths
 
 
 @pytest.fixture(autouse=True)

@@ -20,6 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
+from ivr_dagster.artifact_paths import ArtifactPaths
 from ivr_dagster.core.corpus import decoding, documents, json_records, long_lines
 from ivr_dagster.core.corpus.cleaning import clean
 from ivr_dagster.core.corpus.documents import read_documents
@@ -30,7 +31,6 @@ from ivr_dagster.core.training.sft_config import DEFAULTS, read_sft_config
 from ivr_dagster.core.vocabulary.remap import complete_rules, remap_tokenizer
 from ivr_dagster.core.vocabulary.rules import RemapRule, RemapRules, check_rules, read_rules, rules_as_yaml
 from ivr_dagster.errors import InputError
-from ivr_dagster.pipeline import ArtifactPaths
 from ivr_dagster.settings.groups import CorpusSettings
 from ivr_dagster.settings.loading import FIELDS, load_settings, save_settings
 

@@ -7,8 +7,8 @@ from typing import Any
 import dagster as dg
 import pytest
 
+from ivr_dagster.artifact_paths import ArtifactPaths
 from ivr_dagster.io_managers import io_managers
-from ivr_dagster.pipeline import ArtifactPaths
 from ivr_dagster.resources.settings import ProjectSettings
 from ivr_dagster.settings import Settings
 

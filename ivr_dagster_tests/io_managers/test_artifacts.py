@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from ivr_dagster.artifact_paths import ArtifactPaths
 from ivr_dagster.core.corpus.cleaned import CleanedCorpus
 from ivr_dagster.core.evaluation.folder import ReportFolder
 from ivr_dagster.core.model.folder import ModelFolder
@@ -18,7 +19,7 @@ from ivr_dagster.core.vocabulary.rules import RemapRules
 from ivr_dagster.definitions import build_definitions
 from ivr_dagster.errors import InputError
 from ivr_dagster.io_managers import io_managers
-from ivr_dagster.pipeline import ASSETS, ArtifactPaths
+from ivr_dagster.pipeline import ASSETS
 from ivr_dagster.settings import Settings
 from ivr_dagster.storage.atomic import staging_path
 from ivr_dagster.storage.manifest import MANIFEST, manifest_path

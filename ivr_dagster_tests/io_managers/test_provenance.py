@@ -8,9 +8,10 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
+from ivr_dagster.artifact_paths import ArtifactPaths
 from ivr_dagster.io_managers import provenance
 from ivr_dagster.io_managers.provenance import code_revision, size_of
-from ivr_dagster.pipeline import ArtifactPaths, settings_hash
+from ivr_dagster.pipeline import settings_hash
 from ivr_dagster_tests.small_pipeline import Figures, open_tiny_project
 
 

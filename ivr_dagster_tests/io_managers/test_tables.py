@@ -8,8 +8,8 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
+from ivr_dagster.artifact_paths import ArtifactPaths
 from ivr_dagster.core.tokens.counts import PretokenCounts, counts_from_table, counts_table
-from ivr_dagster.pipeline import ArtifactPaths
 
 TRICKY = [
     "a,b", 'q"q', '""', '"', "'", "\n", "\r", "\r\n x", "\t", " lead", "trail ", "\x00", "\ufffd", "\u2028", "", "null",

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
+from ivr_dagster.artifact_paths import ArtifactPaths
 from ivr_dagster.core.vocabulary.rules import RemapRule, RemapRules
 from ivr_dagster.errors import InputError
-from ivr_dagster.pipeline import ArtifactPaths
 
 RULES = RemapRules(
     (

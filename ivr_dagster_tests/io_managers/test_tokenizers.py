@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
+from ivr_dagster.artifact_paths import ArtifactPaths
 from ivr_dagster.core.tokenizer.folder import TokenizerFolder
 from ivr_dagster.io_managers.tokenizers import external_tokenizer
-from ivr_dagster.pipeline import ArtifactPaths
 
 
 def test_context_comes_from_settings_else_from_the_folder_else_from_artifacts(tmp_path: Path) -> None:

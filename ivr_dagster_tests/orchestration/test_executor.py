@@ -13,9 +13,9 @@ import dagster as dg
 import pytest
 from filelock import FileLock
 
+from ivr_dagster.artifact_paths import ArtifactPaths
 from ivr_dagster.orchestration import executor
 from ivr_dagster.orchestration.executor import executor_of, hold_artifacts
-from ivr_dagster.pipeline import ArtifactPaths
 
 ROOT = "IVR_TEST_ARTIFACTS"
 
