@@ -13,8 +13,12 @@ SECONDS_BETWEEN_CHECKS = 0.5
 def end_with(*pids: int) -> None:
     """End this process with SIGTERM as soon as one of these processes has ended, or if it already has.
 
-    Otherwise a process continues after a hard kill of its parent, and works beside the next run.
+    Otherwise a process continues after a hard kill of its parent, and works beside the next run. Call it in the main
+    thread.
     """
+    # shells start background jobs with SIGINT ignored, Dagster handles SIGTERM like SIGINT, and children inherit that
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_IGN:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def watch() -> None:
         while all(map(_is_running, watched)):

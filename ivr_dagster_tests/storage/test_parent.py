@@ -5,6 +5,8 @@ import signal
 import subprocess
 import sys
 
+import pytest
+
 from ivr_dagster.storage.parent import end_with
 
 ENDLESS = (
@@ -12,11 +14,16 @@ ENDLESS = (
 )
 
 
-def test_a_process_whose_parent_was_gone_before_ends_at_once() -> None:
+@pytest.mark.parametrize("inherited", [signal.SIG_DFL, signal.SIG_IGN])
+def test_a_process_whose_parent_was_gone_before_ends_at_once(inherited: signal.Handlers) -> None:
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    ended = subprocess.run([sys.executable, "-c", ENDLESS, str(gone.pid)], check=False, timeout=30)
-    assert ended.returncode == -signal.SIGTERM
+    before = signal.signal(signal.SIGTERM, inherited)
+    try:
+        child = subprocess.Popen([sys.executable, "-c", ENDLESS, str(gone.pid)])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert child.wait(30) == -signal.SIGTERM
 
 
 def test_process_runs_while_its_parent_lives() -> None:
