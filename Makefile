@@ -38,7 +38,7 @@ ui: $(VENV)/.installed
 PYTEST := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 test: $(VENV)/.installed-dev
-	$(PYTEST) -m "not browser and not slow" -n 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -m "not browser and not slow" -n 2 --no-loadscope-reorder
 
 NODE := ivr_dagster_tests/node
 
@@ -51,7 +51,7 @@ node: $(NODE)/node_modules/.package-lock.json
 
 test-all: PYTEST += --hypothesis-profile=thorough
 test-all: node test
-	$(PYTEST) -m "slow and not browser" -n 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -m "slow and not browser" -n 2 --no-loadscope-reorder
 
 test-faults: $(VENV)/.installed-dev
 	FAULTS_FUZZ_CASES=10000 FAULTS_KILLS=200 FAULTS_SEED=$$(date +%s) $(PYTEST) ivr_dagster_tests/faults -s

@@ -6,10 +6,12 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from pydoc_data import topics as pydoc_topics
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
 from tokenizers import Tokenizer
+from xdist.scheduler import LoadScopeScheduling
 
 from ivr_dagster.core.tokenizer.bpe import ByteLevelBPE, read_bpe
 from ivr_dagster.core.tokenizer.unigram import distill
@@ -31,7 +33,7 @@ settings.load_profile("quick")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the long tiers as slow; run whole pipelines first to balance the processes.
+    """Mark the long tiers as slow; order the tests so that no process waits for another.
 
     Slow are pipelines of the sample model, the sample corpus and model themselves, launched processes (torchrun, Ray),
     whole searches for training settings, and fault injection.
@@ -40,7 +42,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         needs_sample = "sample_run" in getattr(item, "fixturenames", ())
         if needs_sample or item.path.name in SLOW_FILES or item.path.parent in SLOW_FOLDERS:
             item.add_marker("slow")
-    items.sort(key=lambda item: item.path.parent != Path(__file__).parent)
+    tests = Path(__file__).parent
+    # whole pipelines first, their other readers last
+    items.sort(key=lambda item: (item.path.parent != tests, not item.path.is_relative_to(tests / "core")))
+
+
+class FolderScheduling(LoadScopeScheduling):  # type: ignore[misc]
+    """Sends the tests of a folder to one process, because they share session fixtures."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return nodeid.partition("::")[0].rpartition("/")[0]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    """pytest-xdist's scheduler by folder."""
+    return FolderScheduling(config, log)
 
 
 @pytest.fixture(scope="session")
