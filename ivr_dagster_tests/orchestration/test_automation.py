@@ -72,11 +72,11 @@ def test_other_text_rebuilds_only_its_readers(pipeline: FakePipeline, tmp_path: 
 @pytest.mark.slow
 def test_failed_blocking_check_stops_downstream_assets_until_it_passes(pipeline: FakePipeline) -> None:
     pipeline.observe(raw_corpus="2")
-    built = pipeline.settle(failing="distilled_tokenizer")
-    assert "replacement_candidates" in built
-    assert not {"remapped_tokenizer", "sft_checkpoint"} & set(built)
-    pipeline.check("distilled_tokenizer", passed=True)
-    assert {"remapped_tokenizer", "sft_checkpoint"} <= set(pipeline.settle())
+    built = pipeline.settle(failing="remapped_tokenizer")
+    assert "remapped_bpe_tokenizer" in built
+    assert not {"training_blocks", "sft_checkpoint"} & set(built)
+    pipeline.check("remapped_tokenizer", passed=True)
+    assert {"training_blocks", "sft_checkpoint"} <= set(pipeline.settle())
 
 
 def test_change_during_a_run_is_handled_after_it(pipeline: FakePipeline) -> None:
