@@ -25,7 +25,7 @@ def protected_ids(bpe: ByteLevelBPE, in_use: Iterable[int] = ()) -> frozenset[in
     that they are made of.
     """
     protected = set(always_protected(bpe)).union(in_use)
-    for left, right, token in reversed(_merges_by_length(bpe)):
+    for left, right, token in reversed(_all_merges_by_length(bpe)):
         if token in protected:
             protected.update((left, right))
     return frozenset(protected)
@@ -42,7 +42,7 @@ def always_protected(bpe: ByteLevelBPE) -> frozenset[int]:
 
 
 @lru_cache(maxsize=4)
-def _merges_by_length(bpe: ByteLevelBPE) -> tuple[tuple[int, int, int], ...]:
+def _all_merges_by_length(bpe: ByteLevelBPE) -> tuple[tuple[int, int, int], ...]:
     """(left id, right id, resulting id) of all merges, so that the merges of both halves precede the token's."""
     return tuple(sorted(bpe.merges, key=lambda merge: len(bpe.strings[merge[2]])))
 
@@ -74,7 +74,7 @@ def choose_sacrifices(
     uses = [0] * bpe.size  # merges of tokens that are still there
     merges_of: defaultdict[int, list[tuple[int, int]]] = defaultdict(list)
     first = set(preferred)
-    for left, right, token in _merges_by_length(bpe):
+    for left, right, token in _all_merges_by_length(bpe):
         merges_of[token].append((left, right))
         for half in {left, right}:
             uses[half] += 1
