@@ -11,6 +11,7 @@ The text is the embedded sample corpus, or `--corpus DIR`. Figures go to benchma
 """
 
 import argparse
+import json
 import sys
 import tempfile
 import time
@@ -80,6 +81,15 @@ def relative_speed(base: Tokenizer, other: Tokenizer, texts: list[str]) -> float
 def count_equal_ids(base: Tokenizer, other: Tokenizer) -> int:
     """How many of the base tokenizer's strings have the same id in `other`."""
     return sum(other.token_to_id(string) == number for string, number in base.get_vocab().items())
+
+
+def without_merges(base: Tokenizer) -> Tokenizer:
+    """The base with one id for every pre-token: no vocabulary with the same pre-tokens is faster."""
+    specification = json.loads(base.to_str())
+    specification["model"] = {"type": "WordLevel", "vocab": {"": 0}, "unk_token": ""}
+    specification |= {"added_tokens": [], "post_processor": None}
+    tokenizer: Tokenizer = Tokenizer.from_str(json.dumps(specification))
+    return tokenizer
 
 
 def train_unigram(base: Tokenizer, texts: list[str]) -> Tokenizer:
@@ -215,6 +225,7 @@ def measure_distillation(corpus: Corpus, unseen: list[Path]) -> dict[str, Any]:
         "round_trip_distilled": measure_round_trip(distilled, corpus.heldout).is_exact,
         "encoding_speed_plain": relative_speed(base, plain.tokenizer, corpus.timed_texts),
         "encoding_speed_distilled": relative_speed(base, distilled, corpus.timed_texts),
+        "encoding_speed_limit": relative_speed(base, without_merges(base), corpus.timed_texts),
         "ids_kept": count_equal_ids(base, distilled),
         "unigram_trainer_seconds": seconds_peer,
         "unigram_trainer_ids_kept": count_equal_ids(base, peer),
@@ -303,6 +314,7 @@ def as_markdown(result: dict[str, Any]) -> str:
         f"round trip of held-out documents | {'exact' if r['round_trip_distilled'] else 'NOT EXACT'} | ",
         "encoding speed of the distilled tokenizer, base = 1 (without exceptions) "
         f"| {r['encoding_speed_distilled']:.2f} × ({r['encoding_speed_plain']:.2f} ×) | ",
+        f"… of a tokenizer that gives every pre-token one id | {r['encoding_speed_limit']:.2f} × | ",
         f"analysis, seconds | {r['analyze_seconds']:.1f} | {r['peers_analyze_seconds']:.1f}",
         f"distillation, seconds | {r['distill_seconds']:.1f} | {r['unigram_trainer_seconds']:.1f}",
         "selection and remapping (last row below), seconds "

@@ -17,11 +17,12 @@ from ivr_dagster.core.corpus.splits import SPLITS
 from ivr_dagster.core.evaluation.evaluate import EvaluatedModels, OutOfDomainText, evaluate, provenance
 from ivr_dagster.core.evaluation.figures import EvaluationReport, as_json, reproducible_part
 from ivr_dagster.core.evaluation.folder import ReportFolder
-from ivr_dagster.core.evaluation.model_card import MODEL_CARD, model_card
+from ivr_dagster.core.evaluation.model_card import MODEL_CARD, license_of, model_card
 from ivr_dagster.core.evaluation.report import write_report
 from ivr_dagster.core.model.folder import ModelFolder
 from ivr_dagster.core.tokenizer.folder import TokenizerFolder
 from ivr_dagster.core.training.folders import TrainedModel
+from ivr_dagster.pipeline import requested_stages, settings_of, stage_assets
 from ivr_dagster.resources.accelerator import POOL, Accelerator, AcceleratorResource
 from ivr_dagster.resources.base_model import BaseModel, BaseModelResource
 from ivr_dagster.resources.progress import track
@@ -56,7 +57,7 @@ def evaluation_report_asset(baselines: Mapping[str, str], *, has_retention_corpu
         owners=OWNERS,
         io_manager_key="report_io",
         pool=POOL,
-        code_version="3",
+        code_version="4",
     )
     def evaluation_report(
         context: dg.AssetExecutionContext,
@@ -102,11 +103,19 @@ def _evaluate(
         seed=settings.compute.seed,
         device=accelerator.resolved_device(),
         progress=partial(track, context.log),
-        run_settings=settings.public(),
+        run_settings=_relevant(settings),
     )
     is_on_hub = base.local_folder() is None
     name = base.model_name if is_on_hub else Path(base.model_name).name
-    source = provenance(models, corpus, base_model=name, is_on_hub=is_on_hub, base_version=base.version())
+    source = provenance(
+        models,
+        corpus,
+        base_model=name,
+        is_on_hub=is_on_hub,
+        base_version=base.version(),
+        languages=tuple(settings.evaluation.language.split()),
+        license=settings.evaluation.license or license_of(models.base.path),
+    )
     with settings.staging("evaluation_report") as folder:
         plots = write_report(report, folder)
         (folder / MODEL_CARD).write_text(model_card(report, source), encoding="utf-8")
@@ -122,6 +131,13 @@ def _evaluate(
             "model card": dg.MetadataValue.path(place / MODEL_CARD),
         },
     )
+
+
+def _relevant(settings: ProjectSettings) -> dict[str, Any]:
+    """The public settings that the content of the evaluated assets depends on."""
+    assets = stage_assets(requested_stages("evaluate"), settings)
+    names = {"preset", *(name for asset in assets for name in settings_of(asset))}
+    return {name: value for name, value in settings.public().items() if name in names}
 
 
 def out_of_domain_text(settings: ProjectSettings, corpus: CleanedCorpus) -> OutOfDomainText | None:

@@ -241,9 +241,14 @@ def _fine_tune(
     )
     bytes_per_token = blocks.bytes_per_token(name)
     result = _run(context, training, settings, variant.asset, bytes_per_token)
-    steps, tokens, losses, text_bytes = result.steps, result.tokens, result.loss_history, blocks.text_bytes()
     trained.write_history(
-        steps, tokens, losses, result.validation, bytes_per_token=bytes_per_token, text_bytes=text_bytes
+        result.steps,
+        result.tokens,
+        result.loss_history,
+        result.validation,
+        bytes_per_token=bytes_per_token,
+        text_bytes=blocks.text_bytes(),
+        hyperparameters=config.public() | {"dtype": dtype},
     )
     return dg.MaterializeResult(
         value=trained,

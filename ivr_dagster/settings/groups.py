@@ -526,6 +526,19 @@ class EvaluationSettings(SettingsGroup):
         ge=0,
     )
     continuations: int = setting(3, "Number of sample continuations in the report.", affects="evaluation_report", ge=0)
+    language: str = setting(
+        "",
+        "Codes of the text's languages for the model card, separated by spaces, such as ko. Empty: not stated.",
+        affects="evaluation_report",
+        pattern=r"^([a-z]{2,3}(-[A-Za-z0-9]+)*( +|$))*$",
+    )
+    license: str = setting(
+        "",
+        "The Hugging Face Hub's identifier of the license for the model card, such as apache-2.0. Empty: the license "
+        "in the base model's card, if its folder contains one.",
+        affects="evaluation_report",
+        pattern=r"^[a-z0-9.-]*$",
+    )
 
 
 # formats of `ivr export`, and types of weights in GGUF files

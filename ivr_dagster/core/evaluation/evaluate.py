@@ -108,7 +108,7 @@ def evaluate(
         seed: seed of the bootstrap.
         device: cpu, cuda or mps.
         progress: creates the progress callback of each variant.
-        run_settings: settings of the run, for the report.
+        run_settings: the settings that the models depend on, for the report.
     """
     wanted, size = documents_within(corpus.documents("heldout"), settings.evaluation_bytes)
     texts = [text for document, text in corpus.documents("heldout") if document in wanted]
@@ -129,7 +129,7 @@ def evaluate(
     losses, validation = training_curves(models.trained)
     return EvaluationReport(
         variants={name: replace(each, interval=intervals[name]) for name, each in measurements.measured.items()},
-        token_saving=compare_lengths(base_tokenizer, remapped, corpus.texts("heldout")).saving,
+        token_saving=compare_lengths(base_tokenizer, remapped, texts).saving,
         agreement=float(read_certificate(models.distilled.path)["heldout"]["agreement"]),
         round_trip=round_trip.exact / max(round_trip.texts, 1),
         new_tokens=len(new_ids),
@@ -145,6 +145,7 @@ def evaluate(
         validation=validation,
         speeds=measurements.speeds,
         bpe_form=measurements.bpe_form,
+        hyperparameters={name: each.history().get("hyperparameters", {}) for name, each in models.trained.items()},
     )
 
 
@@ -263,15 +264,10 @@ def training_curves(
     return losses, validation
 
 
-def provenance(
-    models: EvaluatedModels, corpus: CleanedCorpus, *, base_model: str, is_on_hub: bool, base_version: str
-) -> Provenance:
-    """Provenance of the fine-tuned model, for its model card."""
+def provenance(models: EvaluatedModels, corpus: CleanedCorpus, **source: Any) -> Provenance:
+    """Provenance of the fine-tuned model, for its model card; `source` are the attributes known elsewhere."""
     sft = models.trained["sft"]
     return Provenance(
-        base_model=base_model,
-        is_on_hub=is_on_hub,
-        base_version=base_version,
         architecture=str(read_config(sft.final_model.path)["model_type"]),
         corpus_digest=corpus.digest(),
         train_documents=corpus.count("train"),
@@ -279,4 +275,5 @@ def provenance(
         heldout_documents=corpus.count("heldout"),
         rules=len(applied_rules(models.remapped)),
         vocabulary=models.remapped.backend().get_vocab_size(),
+        **source,
     )

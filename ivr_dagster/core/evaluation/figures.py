@@ -129,7 +129,7 @@ class EvaluationReport:
 
     Attributes:
         variants: name → variant; any may be missing.
-        token_saving: 1 − tokens(new tokenizer) / tokens(base tokenizer) on the held-out text.
+        token_saving: 1 − tokens(new tokenizer) / tokens(base tokenizer) on the text that the variants are measured on.
         agreement: share of pre-token occurrences with the same ids under the distilled and the base tokenizer.
         round_trip: share of held-out documents that the new tokenizer decodes exactly.
         new_tokens: number of new tokens.
@@ -143,6 +143,7 @@ class EvaluationReport:
         training_loss, validation: variant → curve during training.
         speeds: variant → generation speed. Not reproducible.
         bpe_form: the fine-tuned model with the BPE form of its tokenizer; None if it was trained with that one.
+        hyperparameters: trained variant → its training settings, as JSON values.
     """
 
     variants: Mapping[str, Variant]
@@ -162,6 +163,7 @@ class EvaluationReport:
     validation: Mapping[str, TrainingCurve] = field(default_factory=dict)
     speeds: Mapping[str, Speed] = field(default_factory=dict)
     bpe_form: BpeForm | None = None
+    hyperparameters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def bytes_per_second(self) -> dict[str, float]:
@@ -212,6 +214,7 @@ def as_json(report: EvaluationReport) -> dict[str, Any]:
         "heldout": {"documents": report.heldout_documents, "bytes": report.heldout_bytes},
         "prompts": list(report.prompts),
         "settings": dict(report.settings),
+        "hyperparameters": {name: dict(values) for name, values in report.hyperparameters.items()},
         "retention": _retention_json(report.retention) if report.retention else None,
         "validation": {name: {k: list(v) for k, v in asdict(each).items()} for name, each in report.validation.items()},
         "timings": {

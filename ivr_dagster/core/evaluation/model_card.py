@@ -5,11 +5,13 @@ evaluation writes it to its own folder as `model_card.md`; `ivr export` copies i
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
-import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from yaml import YAMLError
 
-from ivr_dagster.core.evaluation.figures import EvaluationReport
-from ivr_dagster.core.evaluation.report import quality_table, settings_table, summary, table
+from ivr_dagster.core.evaluation.figures import VARIANTS, EvaluationReport
+from ivr_dagster.core.evaluation.report import hyperparameters, quality_table, settings_table, summary, table, verdict
 
 MODEL_CARD = "model_card.md"
 
@@ -29,6 +31,8 @@ class Provenance:
         heldout_documents: number of held-out documents.
         rules: number of reassigned ids.
         vocabulary: number of ids in total.
+        languages: codes of the text's languages, such as `ko`; empty if unknown.
+        license: the Hub's identifier of the license, such as `apache-2.0`; empty if unknown.
     """
 
     base_model: str
@@ -41,16 +45,12 @@ class Provenance:
     heldout_documents: int
     rules: int
     vocabulary: int
+    languages: tuple[str, ...] = ()
+    license: str = ""
 
 
 def model_card(report: EvaluationReport, source: Provenance) -> str:
-    """The card. It does not name the language of the text, which is unknown."""
-    head = {
-        "library_name": "transformers",
-        "pipeline_tag": "text-generation",
-        **({"base_model": source.base_model, "base_model_relation": "finetune"} if source.is_on_hub else {}),
-        "tags": [source.architecture, "vocabulary-adaptation", "domain-adaptation", "ivr-dagster"],
-    }
+    """The card as Markdown."""
     origin, kind = f"`{source.base_model}` (a local folder)", "content hash"
     if source.is_on_hub:
         origin, kind = f"[{source.base_model}](https://huggingface.co/{source.base_model})", "commit"
@@ -63,12 +63,13 @@ def model_card(report: EvaluationReport, source: Provenance) -> str:
     if source.train_bytes is not None:
         rows += [("training text", f"{source.train_bytes:,} bytes")]
     parts = [
-        f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
-        f"# {source.base_model.rpartition('/')[2]}, adapted",
+        f"---\n{_metadata(report, source).to_yaml()}\n---",
+        f"# {_name(source)}",
         f"{origin} with a vocabulary of the same size adapted to a domain: {source.rules:,} ids of tokens that the"
         " domain hardly uses were reassigned to strings that it uses often (in-place vocabulary reassignment), and the"
         " model was fine-tuned on text from the domain. Architecture and number of parameters are unchanged.",
         "## Results",
+        *([f"**{verdict(report)}**"] if verdict(report) else []),
         *summary(report),
         quality_table(report),
         "BPB: bits per byte of held-out text; lower is better, comparable between tokenizers.",
@@ -85,8 +86,49 @@ def model_card(report: EvaluationReport, source: Provenance) -> str:
         "## Provenance",
         table(("", ""), rows),
         *(["## Settings", settings_table(report)] if report.settings else []),
+        *hyperparameters(report),
         "## License",
         "The base model's license applies to the weights, and the training text has its own license. Check both before"
         " you share the model.",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def license_of(folder: Path) -> str:
+    """The license that the model card in a folder states; empty without a valid card."""
+    card = folder / "README.md"
+    try:
+        stated = ModelCard(card.read_text(encoding="utf-8"), ignore_metadata_errors=True).data.get("license")
+    except (OSError, ValueError, YAMLError):
+        return ""
+    return stated if isinstance(stated, str) else ""
+
+
+def _name(source: Provenance) -> str:
+    return f"{source.base_model.rpartition('/')[2]}, adapted"
+
+
+def _metadata(report: EvaluationReport, source: Provenance) -> ModelCardData:
+    """The front matter, with the figures of the fine-tuned model as the Hub's `model-index`."""
+    results = []
+    if "sft" in report.variants:
+        text = f"held-out documents of corpus {source.corpus_digest[:12]}"
+        figures = (
+            ("bits_per_byte", f"Bits per byte, {VARIANTS['sft']}", report.variants["sft"].bpb),
+            ("token_saving", "Share of tokens saved compared with the base tokenizer", report.token_saving),
+        )
+        results = [
+            EvalResult("text-generation", "text", text, kind, round(value, 4), metric_name=name)
+            for kind, name, value in figures
+        ]
+    return ModelCardData(
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        language=list(source.languages) or None,
+        license=source.license or None,
+        base_model=source.base_model if source.is_on_hub else None,
+        base_model_relation="finetune" if source.is_on_hub else None,
+        tags=[source.architecture, "vocabulary-adaptation", "domain-adaptation", "ivr-dagster"],
+        model_name=_name(source) if results else None,
+        eval_results=results or None,
+    )

@@ -22,8 +22,8 @@ _BASELINES = {
         " on less text. The difference is the effect of the new vocabulary when compute is limited.",
     ),
 }
-# BPB of a fine-tuned model varies by about this much between seeds
-_SEED_NOISE = 0.05
+# BPB of a model that gives all byte values the same probability
+_BPB_OF_CHANCE = 8.0
 _UNITS = (
     "BPB (bits per byte) is the negative log-likelihood of the whole held-out text in bits, divided by its UTF-8 bytes."
     " Lower is better, and values are comparable between tokenizers. More bytes per token mean fewer tokens for the"
@@ -62,6 +62,7 @@ def as_markdown(report: EvaluationReport, plot_paths: Mapping[str, str] | None =
     """
     parts = [
         "# Evaluation",
+        *([f"**{verdict(report)}**"] if verdict(report) else []),
         *summary(report),
         "## Quality",
         quality_table(report),
@@ -83,14 +84,38 @@ def as_markdown(report: EvaluationReport, plot_paths: Mapping[str, str] | None =
     parts += _samples(report)
     if report.settings:
         parts += ["## Settings", settings_table(report)]
+    parts += hyperparameters(report)
     return "\n\n".join(parts) + "\n"
+
+
+def verdict(report: EvaluationReport) -> str:
+    """The result in one sentence: the fine-tuned model against plain fine-tuning, or against the base without that.
+
+    Empty without a fine-tuned model or a model to compare it with.
+    """
+    names = {"vanilla_sft": "plain fine-tuning on the same text", "base": "the base model"}
+    reference = next((name for name in names if name in report.variants), None)
+    if reference is None or "sft" not in report.variants:
+        return ""
+    value, other = report.variants["sft"].bpb, report.variants[reference].bpb
+    difference = report.differences.get(("sft", reference))
+    share = _percent(abs(value / other - 1))
+    if value == other or (difference and not difference.is_significant):
+        result = f"As good as {names[reference]} within the accuracy of this text ({value:.3f} against {other:.3f} BPB)"
+    else:
+        quality, amount = ("Better", "fewer") if value < other else ("Worse", "more")
+        result = f"{quality} than {names[reference]}: {share} {amount} bits per byte"
+    return f"{result}, with {_saving(report)}."
+
+
+def _saving(report: EvaluationReport) -> str:
+    return f"{_percent(abs(report.token_saving))} {'fewer' if report.token_saving >= 0 else 'more'} tokens"
 
 
 def summary(report: EvaluationReport) -> list[str]:
     """The result in words, one entry per paragraph."""
-    saving = f"{_percent(abs(report.token_saving))} {'fewer' if report.token_saving >= 0 else 'more'} tokens"
     text = f"{report.heldout_documents:,} documents, {report.heldout_bytes:,} bytes"
-    first = f"The new vocabulary encodes the held-out text in **{saving}** than the base tokenizer ({text})."
+    first = f"The new vocabulary encodes the held-out text in **{_saving(report)}** than the base tokenizer ({text})."
     if 0 < report.token_saving < 1:
         first += f" A context of the same length holds {1 / (1 - report.token_saving):.1f} times as much text."
     paragraphs = [first, *_comparisons(report), _new_tokens_sentence(report), _speed_sentence(report)]
@@ -99,6 +124,12 @@ def summary(report: EvaluationReport) -> list[str]:
         paragraphs.append(
             f"**The intervals are rough:** {report.heldout_documents} held-out documents are too few to estimate how"
             " much the figures vary. Hold out more documents, or shorter ones."
+        )
+    poor = [f"`{name}` {each.bpb:.2f}" for name, each in report.ordered() if each.bpb > _BPB_OF_CHANCE]
+    if poor:
+        paragraphs.append(
+            f"**Worse than chance:** {', '.join(poor)}. A model that knows nothing, and gives each of the 256 byte"
+            f" values the same probability, has {_BPB_OF_CHANCE:.0f} BPB. Check the model and the fine-tuning."
         )
     if report.round_trip < 1:
         paragraphs.append(
@@ -132,8 +163,6 @@ def _comparison(value: float, other: float, name: str, difference: Interval | No
     text += "."
     if difference and not difference.is_significant:
         text += " The difference is not significant at 95 %."
-    if abs(value - other) < _SEED_NOISE:
-        text += f" With one seed, a difference below {_SEED_NOISE} may be due to chance."
     return text
 
 
@@ -210,7 +239,8 @@ def _differences(report: EvaluationReport) -> list[str]:
         "### Differences",
         table(("variant", "minus", "BPB", "95 % interval", "significant at 95 %"), rows, right_from=2),
         "Intervals estimate how much the figures depend on the choice of held-out documents (paired bootstrap over"
-        f" documents). They do not include variation between training seeds, about {_SEED_NOISE} BPB.{rough}",
+        f" documents). They do not include variation between training seeds: repeat the training with another `--seed`"
+        f" to see it.{rough}",
     ]
 
 
@@ -312,6 +342,15 @@ def _samples(report: EvaluationReport) -> list[str]:
 def settings_table(report: EvaluationReport) -> str:
     """The settings of the run."""
     return table(("setting", "value"), [(key, code(str(value))) for key, value in report.settings.items()])
+
+
+def hyperparameters(report: EvaluationReport) -> list[str]:
+    """The training settings of every trained variant, with those at the top in which they differ."""
+    trained = report.hyperparameters
+    names = sorted({key for values in trained.values() for key in values})
+    texts = {key: ["–" if key not in values else str(values[key]) for values in trained.values()] for key in names}
+    rows = [(key, *map(code, texts[key])) for key in sorted(names, key=lambda key: (len(set(texts[key])) == 1, key))]
+    return ["## Training settings", table(("setting", *(f"`{name}`" for name in trained)), rows)] if rows else []
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], right_from: int | None = None) -> str:

@@ -38,6 +38,7 @@ class TrainedModel:
         *,
         bytes_per_token: float | None = None,
         text_bytes: int | None = None,
+        hyperparameters: Mapping[str, Any] | None = None,
     ) -> None:
         """Record a run for the evaluation.
 
@@ -48,6 +49,7 @@ class TrainedModel:
             validation: (step, validation in bits per byte).
             bytes_per_token: UTF-8 bytes per token of the training text; None if unknown.
             text_bytes: UTF-8 bytes of the training text, without repetitions; None if unknown.
+            hyperparameters: training settings by name, as JSON values.
         """
         content = {
             "steps": steps,
@@ -56,6 +58,7 @@ class TrainedModel:
             "validation": [list(entry) for entry in validation],
             "bytes_per_token": bytes_per_token,
             "text_bytes": text_bytes,
+            "hyperparameters": dict(hyperparameters or {}),
         }
         with atomic_write(self.path / HISTORY) as staged:
             staged.write_text(json.dumps(content) + "\n", encoding="utf-8")

@@ -149,6 +149,10 @@ class SftConfig:
         content = {name: value for name, value in self.arguments.items() if name != "logging_dir"}
         return content_hash(json.dumps(content, sort_keys=True))
 
+    def public(self) -> dict[str, Any]:
+        """The arguments without paths of this machine, for reports."""
+        return {name: v for name, v in self.arguments.items() if not (isinstance(v, str) and Path(v).is_absolute())}
+
     def with_arguments(self, **changed: Any) -> "SftConfig":
         """The same settings with some arguments changed."""
         return replace(self, arguments={**self.arguments, **changed})

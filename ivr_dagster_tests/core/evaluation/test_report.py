@@ -22,7 +22,7 @@ from ivr_dagster.core.evaluation.figures import (
 )
 from ivr_dagster.core.evaluation.intervals import Interval
 from ivr_dagster.core.evaluation.plots import plots
-from ivr_dagster.core.evaluation.report import as_markdown, summary, write_report
+from ivr_dagster.core.evaluation.report import as_markdown, summary, verdict, write_report
 from ivr_dagster.core.evaluation.token_groups import TokenGroup
 from ivr_dagster.core.training.folders import TrainedModel
 from ivr_dagster.errors import InputError
@@ -127,13 +127,42 @@ def test_any_variant_may_be_missing() -> None:
         (1.2, 1.5, 1.6, ["**20.0 % better** than the base model: 1.200 BPB against 1.500.",
                          "**25.0 % better** than the vanilla baseline"]),
         (1.5, 1.2, 1.25, ["**25.0 % worse** than the base model", "**20.0 % worse** than the vanilla baseline"]),
-        (1.2, 1.2, 1.22, ["exactly as good as the base model", "may be due to chance"]),
+        (1.2, 1.2, 9.5, ["exactly as good as the base model", "**Worse than chance:** `vanilla_sft` 9.50."]),
     ],
 )  # fmt: skip
 def test_summary_compares_the_fine_tuned_model(sft: float, base: float, vanilla: float, expected: list[str]) -> None:
     text = " ".join(summary(report(base=base, sft=sft, vanilla_sft=vanilla)))
     assert all(each in text for each in expected)
-    assert ("may be due to chance" in text) == ("may be due to chance" in expected)
+    assert ("Worse than chance" in text) == (vanilla > 8)
+
+
+@pytest.mark.parametrize(
+    ("bpb", "difference", "expected"),
+    [
+        ({"base": 1.5, "sft": 1.2, "vanilla_sft": 1.25}, (-0.05, 0.02),
+         "Better than plain fine-tuning on the same text: 4.0 % fewer bits per byte, with 25.0 % fewer tokens."),
+        ({"base": 1.5, "sft": 1.3, "vanilla_sft": 1.25}, (0.05, 0.02),
+         "Worse than plain fine-tuning on the same text: 4.0 % more bits per byte, with 25.0 % fewer tokens."),
+        ({"base": 1.5, "sft": 1.3, "vanilla_sft": 1.25}, (0.05, 0.06),
+         "As good as plain fine-tuning on the same text within the accuracy of this text (1.300 against 1.250 BPB), "
+         "with 25.0 % fewer tokens."),
+        ({"base": 1.5, "sft": 1.2}, None, "Better than the base model: 20.0 % fewer bits per byte, with 25.0 % fewer"
+         " tokens."),
+        ({"base": 1.5, "initialized": 1.2}, None, ""),
+    ],
+)  # fmt: skip
+def test_verdict(bpb: dict[str, float], difference: tuple[float, float] | None, expected: str) -> None:
+    known = {("sft", "vanilla_sft"): interval(*difference)} if difference else {}
+    assert verdict(replace(report(**bpb), differences=known)) == expected
+
+
+def test_training_settings_that_differ_come_first() -> None:
+    trained = {"sft": {"epochs": 3, "learning_rate": 2e-4, "new_row_rate": 5}, "vanilla_sft": {"epochs": 3, "lr": 1}}
+    text = as_markdown(replace(FULL, hyperparameters=trained))
+    section = text[text.index("## Training settings") :].splitlines()[2:]
+    assert section[0] == "| setting | `sft` | `vanilla_sft` |"
+    assert section[3] == "| lr | ` – ` | ` 1 ` |"
+    assert section[-1] == "| epochs | ` 3 ` | ` 3 ` |"
 
 
 def test_summary_has_intervals_significance_new_tokens_speed_and_forgetting() -> None:
