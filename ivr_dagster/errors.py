@@ -9,6 +9,7 @@ import os
 import reprlib
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 _RESUME = "run the same command again to resume"
@@ -121,6 +122,20 @@ def is_out_of_memory(error: BaseException) -> bool:
         or getattr(each, "errno", None) == errno.ENOMEM
         for each in _with_causes(error)
     )
+
+
+@contextmanager
+def panics_as_errors() -> Iterator[None]:
+    """Raise a panic of a library in Rust as a RuntimeError, or as a MemoryError if it could not start its threads.
+
+    A panic is no `Exception`, so nobody expects it.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise (MemoryError if "ThreadPoolBuildError" in str(error) else RuntimeError)(str(error)) from error
 
 
 def _check_folder(number: int, folder: Path) -> int:

@@ -6,7 +6,7 @@ import sqlite3
 
 import pytest
 
-from ivr_dagster.errors import InputError, describe_shortage
+from ivr_dagster.errors import InputError, describe_shortage, panics_as_errors
 
 
 @pytest.mark.parametrize(
@@ -37,3 +37,22 @@ def test_shortage_is_described_in_one_line(error: BaseException, message: str) -
 )
 def test_other_errors_are_not_shortages(error: BaseException) -> None:
     assert describe_shortage(error) is None
+
+
+class PanicException(BaseException):
+    """Named as the class of pyo3, which cannot be imported."""
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ("The global thread pool has not been initialized.: ThreadPoolBuildError { kind: IOError }", MemoryError),
+        ("index out of bounds", RuntimeError),
+    ],
+)
+def test_panic_is_raised_as_an_error(message: str, expected: type[Exception]) -> None:
+    with pytest.raises(expected, match=message[:20]) as caught, panics_as_errors():
+        raise PanicException(message)
+    assert ("there is not enough memory" in str(describe_shortage(caught.value))) == (expected is MemoryError)
+    with pytest.raises(KeyboardInterrupt), panics_as_errors():
+        raise KeyboardInterrupt

@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 
 from ivr_dagster.core.tokens.byte_level import texts_of
 from ivr_dagster.core.tokens.pretokens import GPT2_PATTERN, iter_batches, read_pretokenization
+from ivr_dagster.errors import panics_as_errors
 
 # A sample of the first texts is also split by `tokenizers`: this many texts, and of their characters one in
 # VERIFIED_SHARE, within the bounds.
@@ -114,7 +115,7 @@ class PretokenCounter:
     def _count_with_gigatoken(self, texts: list[str]) -> pl.DataFrame:
         special = [_SEPARATOR in text or self._pretokenization.has_added_token(text) for text in texts]
         joined = _SEPARATOR.join(text for text, is_special in zip(texts, special, strict=True) if not is_special)
-        with _silent_stderr():
+        with _silent_stderr(), panics_as_errors():
             found = pretokenized_counts(joined.encode("utf-8"), _SEPARATOR.encode())
         pieces, counts = [piece for piece, _ in found], [count for _, count in found]
         plain = pl.DataFrame(

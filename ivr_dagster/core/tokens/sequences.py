@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 
 from ivr_dagster.core.tokens.counts import encode_types, flat_ids_of_types
 from ivr_dagster.core.tokens.pretokens import read_pretokenization
+from ivr_dagster.errors import panics_as_errors
 from ivr_dagster.storage.content_hash import content_hash, new_digest
 
 Encoder = Callable[[list[str]], list[np.ndarray]]
@@ -58,6 +59,7 @@ def gigatoken_encoder(tokenizer: Tokenizer) -> Encoder | None:
     reference, pretokenization = reference_encoder(tokenizer), read_pretokenization(tokenizer)
     characters = 0
 
+    @panics_as_errors()
     def encode(texts: list[str]) -> list[np.ndarray]:
         nonlocal fast, characters
         characters += sum(map(len, texts))
@@ -80,6 +82,7 @@ def _load_gigatoken(tokenizer: Tokenizer) -> gigatoken.Tokenizer | None:
         return None
 
 
+@panics_as_errors()
 def ids_of_types(tokenizer: Tokenizer, types: list[str]) -> tuple[np.ndarray, np.ndarray] | None:
     """:func:`counts.flat_ids_of_types` by `gigatoken`, which encodes all types as one text separated by an added token.
 
