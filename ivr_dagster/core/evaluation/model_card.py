@@ -11,7 +11,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from yaml import YAMLError
 
 from ivr_dagster.core.evaluation.figures import VARIANTS, EvaluationReport
-from ivr_dagster.core.evaluation.report import hyperparameters, quality_table, settings_table, summary, table, verdict
+from ivr_dagster.core.evaluation.report import headline, hyperparameters, quality_table, settings_table, summary, table
 
 MODEL_CARD = "model_card.md"
 
@@ -69,7 +69,7 @@ def model_card(report: EvaluationReport, source: Provenance) -> str:
         " domain hardly uses were reassigned to strings that it uses often (in-place vocabulary reassignment), and the"
         " model was fine-tuned on text from the domain. Architecture and number of parameters are unchanged.",
         "## Results",
-        *([f"**{verdict(report)}**"] if verdict(report) else []),
+        *headline(report),
         *summary(report),
         quality_table(report),
         "BPB: bits per byte of held-out text; lower is better, comparable between tokenizers.",

@@ -62,7 +62,7 @@ def as_markdown(report: EvaluationReport, plot_paths: Mapping[str, str] | None =
     """
     parts = [
         "# Evaluation",
-        *([f"**{verdict(report)}**"] if verdict(report) else []),
+        *headline(report),
         *summary(report),
         "## Quality",
         quality_table(report),
@@ -106,6 +106,12 @@ def verdict(report: EvaluationReport) -> str:
         quality, amount = ("Better", "fewer") if value < other else ("Worse", "more")
         result = f"{quality} than {names[reference]}: {share} {amount} bits per byte"
     return f"{result}, with {_saving(report)}."
+
+
+def headline(report: EvaluationReport) -> list[str]:
+    """The verdict as a bold paragraph, if there is one."""
+    text = verdict(report)
+    return [f"**{text}**"] if text else []
 
 
 def _saving(report: EvaluationReport) -> str:
