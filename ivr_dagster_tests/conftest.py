@@ -48,10 +48,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 class FolderScheduling(LoadScopeScheduling):  # type: ignore[misc]
-    """Sends the tests of a folder to one process, because they share session fixtures."""
+    """Sends the tests of a folder to one process, because they share session fixtures; of slow folders, those of a file
+    (processes share the fixtures of `faults`)."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return nodeid.partition("::")[0].rpartition("/")[0]
+        file = nodeid.partition("::")[0]
+        folder = file.rpartition("/")[0]
+        return file if folder.rpartition("/")[2] in {slow.name for slow in SLOW_FOLDERS} else folder
 
 
 @pytest.hookimpl(optionalhook=True)

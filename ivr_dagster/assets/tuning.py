@@ -1,7 +1,7 @@
 """A search for better training settings, built only on request."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -31,7 +31,7 @@ from ivr_dagster.storage.content_hash import content_hash
 
 if TYPE_CHECKING:
     from ivr_dagster.core.training.study import Trial
-    from ivr_dagster.core.training.tune import TrialInput, Tuning
+    from ivr_dagster.core.training.tune import TrialInput, TuneOptions, Tuning
 
 GROUP = "training"
 # shares of the new tokens that are tried besides all of them
@@ -46,7 +46,7 @@ HOW_TO_USE = "`ivr train --config-path FILE`, or copy it to `sft_config.yaml` in
     owners=OWNERS,
     io_manager_key="tuning_io",
     pool=POOL,
-    code_version="3",
+    code_version="4",
 )
 def tuning_study(
     context: dg.AssetExecutionContext,
@@ -63,30 +63,27 @@ def tuning_study(
     hopeless ones are pruned. No job or schedule builds this asset: materialize it, or run `ivr tune`. A stopped or
     killed search resumes; other settings, text or models start a new study in the same `study.db`. The best settings
     are written to `sft_config.yaml` beside it; with `tune_new_tokens`, `settings.yaml` says if fewer new tokens did
-    better.
+    better. With `tune_vanilla`, a second study of as many trials searches for settings of the vanilla baseline.
     """
-    from ivr_dagster.core.training.sft_config import read_sft_config
-    from ivr_dagster.core.training.tune import ENOUGH_STEPS, TuneOptions, tune, write_result
+    from ivr_dagster.core.training.tune import TuneOptions, write_result
 
     started = time.monotonic()
     place, source = settings.paths["tuning_study"], settings.sft_config_file()
     mark_folder(place, "tuning_study", context.run.run_id)
     inputs = _trial_inputs(context, settings, base, cleaned_corpus, initialized_model)
     device, dtype = accelerator.resolved_device(), accelerator.resolved_dtype()
-    seed, trials = settings.compute.seed, settings.tuning.tune_trials
-    options = TuneOptions(seed, device, dtype, _report_steps(context), _report_trials(context, trials))
-    fingerprint = inputs.fingerprint(read_sft_config(source).digest(), seed, dtype)
+    report_trials = _report_trials(context, settings.tuning.tune_trials)
+    options = TuneOptions(settings.compute.seed, device, dtype, _report_steps(context), report_trials)
     remove(inputs.work)
     try:
-        tuning = tune(place, source, inputs.write, list(inputs.rules), settings.tuning, fingerprint, options)
+        tuning = _search(context, settings, inputs, options)
+        vanilla = _search(context, settings, inputs, options, vanilla=True) if settings.tuning.tune_vanilla else None
     finally:
         remove(inputs.work)
-    if tuning.steps < ENOUGH_STEPS:
-        context.log.warning(
-            f"a trial has only {tuning.steps} steps with the current batch; increase tune_bytes for clearer results"
-        )
-    write_result(place, source, tuning, len(inputs.all_rules))
+    write_result(place, source, tuning, len(inputs.all_rules), vanilla)
     plots = tuning.study.plots()
+    if vanilla is not None:
+        plots |= {f"vanilla_{name}": png for name, png in vanilla.study.plots().items()}
     for name, png in plots.items():
         with atomic_write(place / name) as staged:
             staged.write_bytes(png)
@@ -95,6 +92,7 @@ def tuning_study(
         value=folder,
         data_version=dg.DataVersion(content_hash(folder.sft_config.read_text(encoding="utf-8"))),
         metadata=_figures(tuning)
+        | ({} if vanilla is None else _vanilla_figures(vanilla))
         | {
             "seconds": round(time.monotonic() - started, 2),
             "trials in order": inline_png(plots["history.png"], "bits per byte by trial"),
@@ -140,18 +138,22 @@ class _TrialInputs:
             content_hash(self.model.path),
             content_hash(self.tokenizer.path),
             *(rules.digest() for rules in self.rules.values()),
-            *map(content_hash, [*self.train, "", *self.validation]),
-            config,
-            *map(str, (self.block_size, self.exceptions, seed, dtype)),
+            *self._texts_and_settings(config, seed, dtype),
         ]
         return content_hash(" ".join(ingredients))
 
+    def vanilla_fingerprint(self, config: str, seed: int, dtype: str) -> str:
+        """The same for trials of the vanilla baseline."""
+        ingredients = ["vanilla", self.base.version(), *self._texts_and_settings(config, seed, dtype)]
+        return content_hash(" ".join(ingredients))
+
+    def _texts_and_settings(self, config: str, seed: int, dtype: str) -> list[str]:
+        texts = map(content_hash, [*self.train, "", *self.validation])
+        return [*texts, config, *map(str, (self.block_size, self.exceptions, seed, dtype))]
+
     def write(self, number: int) -> "TrialInput":
         """Write model, tokenizer and blocks with a number of new tokens."""
-        from ivr_dagster.core.training.blocks import write_blocks, write_validation_blocks
         from ivr_dagster.core.training.fewer_new_tokens import write_model_with_base_rows, write_tokenizer_with_rules
-        from ivr_dagster.core.training.sft import Validation
-        from ivr_dagster.core.training.tune import TrialInput
 
         self.log.info(f"preparing trials with {number:,} new tokens")
         model, tokenizer, rules = self.model, self.tokenizer, self.rules[number]
@@ -162,17 +164,67 @@ class _TrialInputs:
             write_model_with_base_rows(dropped, self.base.model(), model, folder)
             write_tokenizer_with_rules(rules, tokenizer, folder, self.train, exceptions=self.exceptions)
             model, tokenizer = ModelFolder(folder), TokenizerFolder(folder)
+        return self._packed(str(number), model, tokenizer, rules.new_tokens())
+
+    def write_vanilla(self, _: int) -> "TrialInput":
+        """Write blocks with the base tokenizer; trials start from the base model."""
+        return self._packed("vanilla", self.base.model(), self.base.tokenizer(), {})
+
+    def _packed(
+        self, name: str, model: ModelFolder, tokenizer: TokenizerFolder, new_tokens: Mapping[int, str]
+    ) -> "TrialInput":
+        """Pack the texts of a trial with a tokenizer."""
+        from ivr_dagster.core.training.blocks import write_blocks, write_validation_blocks
+        from ivr_dagster.core.training.sft import Validation
+        from ivr_dagster.core.training.tune import TrialInput
+
         encode = reference_encoder(tokenizer.backend())
         packing = {
             "block_size": self.block_size,
             "eos_id": tokenizer.end_of_text_id(),
             "vocab_size": len(tokenizer.load()),
         }
-        blocks, validation = (self.work / f"blocks-{number}" / name for name in ("train", "validation"))
+        blocks, validation = (self.work / f"blocks-{name}" / part for part in ("train", "validation"))
         write_blocks(encode(self.train), blocks, **packing)
         tokens = write_validation_blocks(encode(self.validation), validation, **packing)
         size = sum(len(text.encode("utf-8")) for text in self.validation)
-        return TrialInput(model.path, tokenizer.path, blocks, Validation(validation, size / tokens), rules.new_tokens())
+        return TrialInput(model.path, tokenizer.path, blocks, Validation(validation, size / tokens), new_tokens)
+
+
+def _search(
+    context: dg.AssetExecutionContext,
+    settings: ProjectSettings,
+    inputs: _TrialInputs,
+    options: "TuneOptions",
+    *,
+    vanilla: bool = False,
+) -> "Tuning":
+    """Search for settings of the adapted model or of the vanilla baseline."""
+    from ivr_dagster.core.training.sft_config import read_sft_config
+    from ivr_dagster.core.training.tune import ENOUGH_STEPS, tune
+
+    source = settings.sft_config_file()
+    config = read_sft_config(source, vanilla=vanilla).digest()
+    if vanilla:
+        context.log.info("tuning the vanilla baseline")
+    identify, write = (
+        (inputs.vanilla_fingerprint, inputs.write_vanilla) if vanilla else (inputs.fingerprint, inputs.write)
+    )
+    tuning = tune(
+        settings.paths["tuning_study"],
+        source,
+        write,
+        [0] if vanilla else list(inputs.rules),
+        settings.tuning,
+        identify(config, options.seed, options.dtype),
+        options,
+        vanilla=vanilla,
+    )
+    if tuning.steps < ENOUGH_STEPS:
+        context.log.warning(
+            f"a trial has only {tuning.steps} steps with the current batch; increase tune_bytes for clearer results"
+        )
+    return tuning
 
 
 def _trial_inputs(
@@ -216,6 +268,15 @@ def _figures(tuning: "Tuning") -> dict[str, Any]:
         "steps_of_a_trial": tuning.steps,
         "best settings": dg.MetadataValue.md(_settings_table(tuning)),
         "trials by bits per byte": dg.MetadataValue.md(_trials_table(tuning)),
+    }
+
+
+def _vanilla_figures(vanilla: "Tuning") -> dict[str, Any]:
+    figures = _figures(vanilla)
+    named = ("best_bits_per_byte", "default_bits_per_byte", "best_trial", "trials")
+    return {f"vanilla_{name}": figures[name] for name in named if name in figures} | {
+        "vanilla baseline, best settings": figures["best settings"],
+        "vanilla baseline, trials by bits per byte": figures["trials by bits per byte"],
     }
 
 

@@ -488,6 +488,12 @@ class TuningSettings(SettingsGroup):
         "learned.",
         affects="tuning_study",
     )
+    tune_vanilla: bool = setting(
+        False,
+        "Also tune the vanilla baseline, with as many trials and the same limit of seconds. Recommended before you "
+        "compare the two.",
+        affects="tuning_study",
+    )
 
 
 class EvaluationSettings(SettingsGroup):

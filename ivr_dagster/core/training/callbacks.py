@@ -31,16 +31,20 @@ class EmbeddingPhaseCallback(TrainerCallback):
 
     share: float
 
-    def on_step_begin(
+    def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         model = kwargs["model"]
         model = getattr(model, "module", model)
         embeddings = {id(each) for each in embedding_parameters(model)}
+        self._body = [each for each in model.parameters() if each.requires_grad and id(each) not in embeddings]
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         trains = state.global_step >= self.share * state.max_steps
-        for parameter in model.parameters():
-            if id(parameter) not in embeddings:
-                parameter.requires_grad_(trains)
+        for parameter in self._body:
+            parameter.requires_grad_(trains)
 
 
 @dataclass(eq=False)

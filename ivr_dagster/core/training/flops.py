@@ -37,19 +37,20 @@ class Compute:
         return {"flops_per_second": achieved, **({"mfu": achieved / self.peak} if self.peak else {})}
 
 
-def flops_per_token(parameters: int, layers: int, width: int, block_size: int) -> int:
-    """FLOPs of training per token, forward and backward: 6N + 12LCT.
+def flops_per_token(parameters: int, trained: int, layers: int, width: int, block_size: int) -> int:
+    """FLOPs of training per token, forward and backward: 4N + 2M + 12LCT, which is 6N + 12LCT if all are trained.
 
-    Recomputation to save memory does not count, parameters that are frozen for a while do. Source: PaLM
-    (arXiv:2204.02311), appendix B.
+    Recomputation to save memory does not count, parameters that are frozen for a while count as trained. Source: PaLM
+    (arXiv:2204.02311), appendix B; a frozen parameter needs no gradient of itself.
 
     Args:
-        parameters: number of parameters, tied ones counted once.
+        parameters: number N of parameters, tied ones counted once.
+        trained: number M of those that are trained.
         layers: number of attention layers.
         width: width of the residual stream, and of all heads together.
         block_size: tokens per sequence.
     """
-    return 6 * parameters + 12 * layers * width * block_size
+    return 4 * parameters + 2 * trained + 12 * layers * width * block_size
 
 
 def peak_flops(device: str, arithmetic: str) -> float | None:
@@ -70,9 +71,9 @@ def compute_of(model: "PreTrainedModel", block_size: int, arguments: "TrainingAr
     import torch
 
     config = model.config.get_text_config()
-    per_token = flops_per_token(
-        sum(each.numel() for each in model.parameters()), config.num_hidden_layers, config.hidden_size, block_size
-    )
+    parameters = list(model.parameters())
+    numbers = (sum(each.numel() for each in some) for some in (parameters, [p for p in parameters if p.requires_grad]))
+    per_token = flops_per_token(*numbers, config.num_hidden_layers, config.hidden_size, block_size)
     if arguments.device.type != "cuda":
         return Compute(per_token, None)
     half = "bfloat16" if arguments.bf16 else "float16" if arguments.fp16 else ""

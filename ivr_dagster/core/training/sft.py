@@ -26,6 +26,7 @@ from ivr_dagster.core.training.memory import (
     with_smaller_batches,
 )
 from ivr_dagster.core.training.sft_config import SftConfig
+from ivr_dagster.core.training.trainable import ALL, LORA, load_lora, merge_lora, select_trainable
 from ivr_dagster.errors import InputError, short_message
 from ivr_dagster.storage.atomic import atomic_write
 
@@ -190,6 +191,7 @@ def _run(training: Training, on_log: OnLog | None, final_dir: Path, keep_model: 
         set_seed(arguments.seed)
         model, stored_dtype = load_model(training.model_dir)
         check_fit(model, tokenizer.load(), dataset, training.model_dir, training.blocks)
+        select_trainable(model, arguments)
         use_cache = model.config.use_cache
         compute = compute_of(model, len(dataset[0][COLUMN]), arguments)
 
@@ -198,11 +200,12 @@ def _run(training: Training, on_log: OnLog | None, final_dir: Path, keep_model: 
         training_began = time.monotonic()
         patience = arguments.early_stopping_patience
         if state is not None and (state.global_step >= state.max_steps or is_out_of_patience(state, patience)):
-            model = _finished_model(training, arguments, checkpoint, state)
+            model = _finished_model(training, arguments, checkpoint, state, model)
         else:
             state = _train(training, arguments, model, checkpoint, compute, on_log, smaller)
         training_seconds = time.monotonic() - training_began
 
+        merge_lora(model)
         if arguments.should_save and keep_model:
             model.config.use_cache = use_cache  # Trainer disables it for training
             with atomic_write(final_dir) as folder:
@@ -246,7 +249,7 @@ def _find_checkpoint(training: Training, arguments: "SftArguments") -> "tuple[Pa
 
 
 def _finished_model(
-    training: Training, arguments: "SftArguments", checkpoint: Path | None, state: "TrainerState"
+    training: Training, arguments: "SftArguments", checkpoint: Path | None, state: "TrainerState", initial: Any
 ) -> Any:
     """The final model of a finished run, from its checkpoints; Trainer would train one step more inside an epoch."""
     from transformers.trainer_utils import rotate_checkpoints
@@ -254,8 +257,11 @@ def _finished_model(
     best = state.best_model_checkpoint if arguments.load_best_model_at_end else None
     if arguments.should_save:  # the run may have been killed before it removed older checkpoints
         rotate_checkpoints(str(training.output_dir), arguments.save_total_limit, state.best_model_checkpoint)
-    model, _ = load_model(Path(best or str(checkpoint)))
-    return model
+    folder = Path(best or str(checkpoint))
+    if arguments.trainable == LORA:
+        load_lora(initial, folder)
+        return initial
+    return load_model(folder)[0]
 
 
 def _train(
@@ -346,7 +352,7 @@ def _training_arguments(training: Training) -> "SftArguments":
         "metric_for_best_model": BITS_PER_BYTE,
         "greater_is_better": False,
     }
-    if config.arguments["embedding_phase"]:
+    if config.arguments["embedding_phase"] or config.arguments["trainable"] != ALL:
         required |= {"ddp_find_unused_parameters": True}
     if training.validation is None:
         required |= {"eval_strategy": "no", "load_best_model_at_end": False}

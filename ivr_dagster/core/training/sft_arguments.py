@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 
+from ivr_dagster.core.training.trainable import TRAINABLE
+
 
 @dataclass
 class SftArguments(TrainingArguments):
@@ -25,6 +27,15 @@ class SftArguments(TrainingArguments):
     second_moment_floor: bool = field(
         default=False, metadata={"help": "Raise Adam's second moments of embedding rows to at least their mean."}
     )
+    trainable: str = field(
+        default="all",
+        metadata={
+            "help": "What is trained: all parameters, or the embeddings and nothing else, the first and last layer, or "
+            "low-rank updates of the linear layers.",
+            "choices": TRAINABLE,
+        },
+    )
+    lora_rank: int = field(default=16, metadata={"help": "Rank of low-rank updates."})
     embedding_phase: float = field(
         default=0.0, metadata={"help": "Share of all steps, at the beginning, that train the embeddings only."}
     )

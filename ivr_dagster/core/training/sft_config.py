@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from ivr_dagster.core.embedding.new_rows import RowRates
+from ivr_dagster.core.training.trainable import LORA, lora_obstacle
 from ivr_dagster.errors import InputError, short_repr
 from ivr_dagster.storage.content_hash import content_hash
 from ivr_dagster.storage.yaml_files import MAX_INTEGER, MAX_SEED, read_settings_yaml
@@ -86,7 +87,7 @@ _MULTI_PROCESS: dict[str, tuple[Any, ...]] = {
 _POSITIVE = ("num_train_epochs", "learning_rate", "logging_steps", "save_steps", "eval_steps")
 _MINIMUM = {
     **dict.fromkeys(("per_device_train_batch_size", "gradient_accumulation_steps", "per_device_eval_batch_size"), 1),
-    **dict.fromkeys(("save_total_limit", "torch_empty_cache_steps"), 1),
+    **dict.fromkeys(("save_total_limit", "torch_empty_cache_steps", "lora_rank"), 1),
     **dict.fromkeys(("warmup_steps", "weight_decay", "max_grad_norm", "adam_epsilon", "dataloader_num_workers"), 0),
     **dict.fromkeys(("seed", "data_seed", "new_row_rate", "shared_row_rate", "early_stopping_patience"), 0),
     "kept_row_rate": 1e-6,
@@ -222,27 +223,37 @@ def read_sft_config(path: Path | None = None, *, vanilla: bool = False, **overri
     return SftConfig(arguments | (_NO_NEW_ROWS if vanilla else {}), tuple(reader.notes), source)
 
 
-def sft_config_with(path: Path, changed: Mapping[str, Any]) -> str:
+def sft_config_with(path: Path, changed: Mapping[str, Any], vanilla: Mapping[str, Any] | None = None) -> str:
     """The text of a settings file with some settings changed and all defaults added; it keeps the comments.
 
     Args:
         path: a file that :func:`read_sft_config` reads.
         changed: settings by the names in `sft_config.yaml`; the file may use other names for them and keeps these.
+        vanilla: settings to change for the vanilla baseline, by the same names.
     """
     from ruamel.yaml import YAML
 
     editor = YAML()
     editor.width = 1_000
     content = editor.load(path.read_text(encoding="utf-8")) or editor.map()
-    names = {RENAMED.get(key, key): key for key in content}
-    for key, value in _read_yaml(DEFAULTS)[0].items():
-        if RENAMED.get(key, key) not in names:
-            content[key] = value
-    for key, value in changed.items():
-        content[names.get(RENAMED.get(key, key), key)] = value
+    _change(content, _read_yaml(DEFAULTS)[0], overwrite=False)
+    _change(content, changed)
+    if vanilla:
+        content.setdefault(VANILLA, editor.map())
+        content[VANILLA] = content[VANILLA] or editor.map()
+        _change(content[VANILLA], vanilla)
     stream = StringIO()
     editor.dump(content, stream)
     return stream.getvalue()
+
+
+def _change(content: Any, values: Mapping[str, Any], *, overwrite: bool = True) -> None:
+    """Set values in a YAML mapping, by the names that it uses."""
+    names = {RENAMED.get(key, key): key for key in content}
+    for key, value in values.items():
+        name = names.get(RENAMED.get(key, key), key)
+        if overwrite or name not in content:
+            content[name] = value
 
 
 @dataclass
@@ -320,6 +331,8 @@ def _find_fault(key: str, name: str, value: Any, kind: Any) -> str | None:
     choices = _choices(name, kind)
     if choices and value is not None and value not in choices:
         return f"expected one of {', '.join(difflib.get_close_matches(str(value), choices, 1) or choices)}"
+    if name == "trainable" and value == LORA and (obstacle := lora_obstacle()):
+        return obstacle
     if value in _UNSUPPORTED.get(name, ()):
         return f"which is not supported: {_RESUMING}"
     if isinstance(value, bool) or not isinstance(value, int | float):

@@ -17,7 +17,7 @@ from ivr_dagster.core.training.blocks import read_blocks
 from ivr_dagster.core.training.folders import STUDY, TuningFolder
 from ivr_dagster.core.training.memory import TrainingOutOfMemoryError, free_memory
 from ivr_dagster.core.training.sft import Training, TrainingDivergedError, Validation, fine_tune
-from ivr_dagster.core.training.sft_config import SftConfig, read_sft_config, sft_config_with
+from ivr_dagster.core.training.sft_config import VANILLA, SftConfig, read_sft_config, sft_config_with
 from ivr_dagster.core.training.study import COMPLETE, KILLED, Report, Space, Study, Trial, best_of
 from ivr_dagster.errors import InputError
 from ivr_dagster.settings.groups import TuningSettings
@@ -37,6 +37,7 @@ MIN_STEPS, ENOUGH_STEPS = VALIDATIONS, 20
 
 NEW_TOKENS = "new_tokens"
 _RATES = ("learning_rate", "new_row_rate", "shared_row_rate")
+_BATCH = "per_device_train_batch_size"
 # settings that differ between a trial and a training
 _TRIAL: dict[str, Any] = {
     "num_train_epochs": 1,
@@ -125,6 +126,8 @@ def tune(
     settings: TuningSettings,
     fingerprint: str,
     options: TuneOptions,
+    *,
+    vanilla: bool = False,
 ) -> Tuning:
     """Search for training settings with a lower validation BPB than those of `source`.
 
@@ -139,12 +142,13 @@ def tune(
         settings: number of trials and time limit.
         fingerprint: a string that identifies models, text and settings.
         options: everything else.
+        vanilla: search for settings of the vanilla baseline, with `new_tokens` [0].
 
     Raises:
         InputError: invalid settings, models or blocks; an unreadable study; a trial with the current settings has fewer
             steps than validations; no trial completed.
     """
-    current = read_sft_config(source)
+    current = read_sft_config(source, vanilla=vanilla)
     known: dict[int, TrialInput] = {}
     started: list[int] = []
 
@@ -156,7 +160,7 @@ def tune(
     def run(parameters: dict[str, Any], report: Report) -> tuple[float, dict[str, Any]]:
         number = parameters.pop(NEW_TOKENS, new_tokens[0])
         started.append(number)
-        config = read_sft_config(source, **_TRIAL, **parameters)
+        config = read_sft_config(source, vanilla=vanilla, **_TRIAL, **parameters)
         return _run_trial(folder / ".trial", input_of(number), config, report, options)
 
     blocks = len(read_blocks(input_of(new_tokens[0]).blocks))
@@ -216,13 +220,13 @@ def search_space(config: SftConfig, blocks: int, new_tokens: Sequence[int]) -> S
     default: dict[str, Any] = {
         **{name: float(config.arguments[name]) for name in _RATES},
         "embedding_phase": phase,
-        "per_device_train_batch_size": batch,
+        _BATCH: batch,
         NEW_TOKENS: new_tokens[0],
     }
     others = [
         each
         for each in (batch // 2, 2 * batch)
-        if each and config.with_arguments(per_device_train_batch_size=each).steps_per_epoch(blocks) >= MIN_STEPS
+        if each and config.with_arguments(**{_BATCH: each}).steps_per_epoch(blocks) >= MIN_STEPS
     ]
     space: dict[str, BaseDistribution] = {
         name: FloatDistribution(default[name] / FACTOR, default[name] * FACTOR, log=True)
@@ -231,13 +235,13 @@ def search_space(config: SftConfig, blocks: int, new_tokens: Sequence[int]) -> S
     }
     space["embedding_phase"] = FloatDistribution(0.0, max(MAX_EMBEDDING_PHASE, phase))
     for name, values in {
-        "per_device_train_batch_size": sorted([batch, *others]),
+        _BATCH: sorted([batch, *others]),
         NEW_TOKENS: sorted(set(new_tokens), reverse=True),
     }.items():
         if len(values) > 1:
             space[name] = CategoricalDistribution(values)
     if not new_tokens[0]:
-        space = {name: each for name, each in space.items() if name in ("learning_rate", "per_device_train_batch_size")}
+        space = {name: each for name, each in space.items() if name in ("learning_rate", _BATCH)}
     return Space(space, {name: default[name] for name in space})
 
 
@@ -287,7 +291,7 @@ def _run_trial(
     return result.validation[-1][1], figures
 
 
-def write_result(folder: Path, source: Path, tuning: Tuning, new_tokens: int) -> None:
+def write_result(folder: Path, source: Path, tuning: Tuning, new_tokens: int, vanilla: Tuning | None = None) -> None:
     """Write the best settings to `sft_config.yaml`, with all defaults, and all trials to `study.json`.
 
     If the best trial had fewer new tokens, `settings.yaml` says how many to select.
@@ -297,34 +301,60 @@ def write_result(folder: Path, source: Path, tuning: Tuning, new_tokens: int) ->
         source: the current settings file; its comments are kept.
         tuning: the result.
         new_tokens: current number of new tokens.
+        vanilla: the result for the vanilla baseline, None if it was not tuned.
     """
     best, default = tuning.best, tuning.default
-    before = f"reached {default.value:.4f}" if default.state == COMPLETE else "did not complete"
-    header = (
-        f"# Trial {best.number} of study.db, the best of {tuning.finished}: {best.value:.4f} bits per byte on "
-        f"validation text.\n# The current settings, {source}, {before}.\n"
-    )
+    header = f"{_describe(tuning)}# The current settings, {source}, {_reached(default)}.\n"
     chosen = best.parameters.get(NEW_TOKENS, new_tokens)
     if chosen != new_tokens:
         header += f"# It had {chosen:,} new tokens instead of {new_tokens:,}; use it together with {SETTINGS}.\n"
+    if vanilla is not None:
+        header += f"# Vanilla baseline: {_describe(vanilla)[2:]}# Its current settings {_reached(vanilla.default)}.\n"
     settings = {key: value for key, value in best.parameters.items() if key != NEW_TOKENS}
+    baseline = None if vanilla is None else vanilla_settings(source, vanilla)
     with atomic_write(TuningFolder(folder).sft_config) as staged:
-        staged.write_text(header + sft_config_with(source, settings), encoding="utf-8")
+        staged.write_text(header + sft_config_with(source, settings, baseline), encoding="utf-8")
     if chosen != new_tokens:
         with atomic_write(folder / SETTINGS) as staged:
             staged.write_text(f"{header}max_candidates: {chosen}\n", encoding="utf-8")
     else:
         remove(folder / SETTINGS)
     content = {
+        **_study_content(tuning),
+        "settings": settings,
+        "new_tokens": chosen,
+        VANILLA: None if vanilla is None else _study_content(vanilla) | {"settings": baseline},
+    }
+    with atomic_write(folder / STUDY) as staged:
+        staged.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def vanilla_settings(source: Path, tuning: Tuning) -> dict[str, Any]:
+    """The best settings of the vanilla baseline, including those that it would inherit from the adapted model's."""
+    current = read_sft_config(source, vanilla=True).arguments
+    return {name: current[name] for name in ("learning_rate", _BATCH)} | tuning.best.parameters
+
+
+def _describe(tuning: Tuning) -> str:
+    best = tuning.best
+    return (
+        f"# Trial {best.number} of study.db, the best of {tuning.finished}: {best.value:.4f} bits per byte on "
+        "validation text.\n"
+    )
+
+
+def _reached(default: Trial) -> str:
+    return f"reached {default.value:.4f}" if default.state == COMPLETE else "did not complete"
+
+
+def _study_content(tuning: Tuning) -> dict[str, Any]:
+    best, default = tuning.best, tuning.default
+    return {
         "best": best.number,
         "default": default.number,
         "best_bits_per_byte": best.value,
         "default_bits_per_byte": default.value,
-        "settings": settings,
-        "new_tokens": chosen,
         "done_before": tuning.done_before,
         "other_studies": tuning.other_studies,
         "trials": [asdict(trial) for trial in tuning.trials],
     }
-    with atomic_write(folder / STUDY) as staged:
-        staged.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")

@@ -46,7 +46,7 @@ class OnGpu:
 
 def test_sample_model_takes_30_million_flops_per_token(model: Any, tmp_path: Path) -> None:
     assert PARAMETERS == 4_528_720 == model.num_parameters()
-    assert flops_per_token(PARAMETERS, 6, 80, 512) == PER_TOKEN == 30_121_440
+    assert flops_per_token(PARAMETERS, PARAMETERS, 6, 80, 512) == PER_TOKEN == 30_121_440
     assert compute_of(model, 512, arguments(tmp_path)) == Compute(PER_TOKEN, None)
 
 

@@ -116,6 +116,32 @@ def test_study_file_has_every_trial(finished: tuple[Path, Tuning]) -> None:
     assert told["new_tokens"] == len(NEW)
 
 
+def test_vanilla_baseline_is_tuned_by_its_own_settings(
+    tiny: Path, finished: tuple[Path, Tuning], tmp_path: Path
+) -> None:
+    _, adapted = finished
+    source = source_in(tmp_path)
+    vanilla = tune(
+        tmp_path / "tuning",
+        source,
+        lambda _: replace(given(tiny), new_tokens={}),
+        [0],
+        TuningSettings(tune_trials=3),
+        "vanilla",
+        TuneOptions(1),
+        vanilla=True,
+    )
+    assert vanilla.default.parameters == {"learning_rate": 1e-4, "per_device_train_batch_size": 4}
+    write_result(tmp_path, source, adapted, len(NEW), vanilla)
+    written = tmp_path / "sft_config.yaml"
+    alone = read_sft_config(source, vanilla=True, **adapted.best.parameters | vanilla.best.parameters)
+    assert read_sft_config(written, vanilla=True) == replace(alone, source=written)
+    assert read_sft_config(written) == replace(read_sft_config(source, **adapted.best.parameters), source=written)
+    told = json.loads((tmp_path / "study.json").read_text())["vanilla"]
+    assert told["settings"] == vanilla.best.parameters
+    assert [trial["value"] for trial in told["trials"]] == [trial.value for trial in vanilla.trials]
+
+
 @pytest.mark.slow
 def test_search_killed_with_sigkill_keeps_its_trials_and_repeats_the_killed_one(
     tiny: Path, finished: tuple[Path, Tuning], tmp_path: Path
