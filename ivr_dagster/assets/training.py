@@ -10,8 +10,9 @@ import dagster as dg
 import numpy as np
 
 from ivr_dagster.assets import OWNERS
-from ivr_dagster.assets.display import curves, inline_png
+from ivr_dagster.assets.training_figures import figures, speed
 from ivr_dagster.core.corpus.cleaned import CleanedCorpus
+from ivr_dagster.core.corpus.other_text import read_other_documents
 from ivr_dagster.core.model.folder import ModelFolder
 from ivr_dagster.core.tokenizer.folder import TokenizerFolder
 from ivr_dagster.core.tokens.sequences import TokenSequences, reference_encoder
@@ -25,6 +26,7 @@ from ivr_dagster.resources.accelerator import POOL, Accelerator, AcceleratorReso
 from ivr_dagster.resources.base_model import BaseModelResource
 from ivr_dagster.resources.progress import track
 from ivr_dagster.resources.settings import ProjectSettings, SettingsResource
+from ivr_dagster.sample.other_text import general_code
 from ivr_dagster.storage.content_hash import content_hash
 
 if TYPE_CHECKING:
@@ -62,7 +64,7 @@ def training_blocks(
 
     `remapped/` contains it encoded with the remapped tokenizer, `base/` the same documents encoded with the base
     tokenizer, for the vanilla baselines. Both exclude the validation documents, which are in `validation_remapped/` and
-    `validation_base/`. General text, if configured, follows the corpus; training shuffles the blocks. `tokenizers/`
+    `validation_base/`. General text, if there is any, follows the corpus; training shuffles the blocks. `tokenizers/`
     contains both tokenizers.
     """
     started = time.monotonic()
@@ -115,8 +117,8 @@ def training_blocks(
 def _block_figures(packed: "Mapping[str, BlockCounts]") -> dict[str, int]:
     """Key figures of packed blocks by tokenizer, `remapped` and maybe `base`."""
     counts, base = packed["remapped"], packed.get("base")
-    figures = {"documents": counts.documents, "blocks": counts.blocks, "tokens": counts.tokens}
-    return figures | ({} if base is None else {"blocks_base": base.blocks, "tokens_base": base.tokens})
+    counted = {"documents": counts.documents, "blocks": counts.blocks, "tokens": counts.tokens}
+    return counted | ({} if base is None else {"blocks_base": base.blocks, "tokens_base": base.tokens})
 
 
 @trained_model_asset()
@@ -253,8 +255,8 @@ def _fine_tune(
     return dg.MaterializeResult(
         value=trained,
         data_version=dg.DataVersion(content_hash(result.final_model)),
-        metadata=_figures(result)
-        | _speed(result, bytes_per_token)
+        metadata=figures(result)
+        | speed(result, bytes_per_token)
         | {
             "started from": "the initial model" if start == variant.model else "the previously fine-tuned model",
             "device": device,
@@ -360,42 +362,16 @@ def _with_progress(
 
 
 def _general_texts(settings: ProjectSettings, corpus: CleanedCorpus, train_bytes: int) -> list[str]:
-    """General texts to mix in; empty if none are configured."""
-    folder = settings.other_corpora.get("general_corpus")
-    if folder is None:
+    """General texts to mix in; empty if there are none."""
+    folder, share = settings.other_corpora.get("general_corpus"), settings.training.general_share
+    reserved = 0
+    if folder is not None:
+        documents = list(read_other_documents(folder, settings.corpus, "general_corpora_dir"))
+        if settings.other_corpora.get("retention_corpus") == folder:
+            reserved = settings.evaluation.retention_bytes
+    elif settings.uses_sample_code():
+        documents = list(general_code())
+    else:
         return []
-    shared = settings.other_corpora.get("retention_corpus") == folder
-    reserved = settings.evaluation.retention_bytes if shared else 0
-    share = settings.training.general_share
-    return select_general_texts(corpus, folder, share, train_bytes, settings.corpus, reserved=reserved)
-
-
-def _speed(result: "SftResult", bytes_per_token: float | None) -> dict[str, float]:
-    """Tokens, bytes and FLOPs per second, and MFU (model FLOPs utilization) if known; empty if no step was left."""
-    tokens = result.tokens_per_second
-    if not tokens:
-        return {}
-    return {
-        "tokens_per_second": round(tokens, 1),
-        **({"bytes_per_second": round(tokens * bytes_per_token)} if bytes_per_token else {}),
-        "flops_per_second": round(result.flops_per_second),
-        **({} if result.mfu is None else {"mfu": round(result.mfu, 4)}),
-    }
-
-
-def _figures(result: "SftResult") -> dict[str, dg.MetadataValue | float | int | str]:
-    steps, losses = zip(*result.loss_history, strict=True) if result.loss_history else ((), ())
-    validation = dict(result.validation)
-    plot = curves(steps, {"loss": losses}, x="step", y="loss, nats per token")
-    return {
-        **({"validation_bits_per_byte": validation[result.best_step]} if result.best_step in validation else {}),
-        "train_loss": result.train_loss,
-        "steps": result.steps,
-        "tokens": result.tokens,
-        "seconds": round(result.seconds, 2),
-        "resumed_from_step": result.resumed_from or 0,
-        "best_step": result.best_step,
-        "micro_batch": result.micro_batch,
-        "gradient_accumulation_steps": result.accumulated,
-        "training loss": inline_png(plot, "training loss"),
-    }
+    normalization = settings.corpus.normalization
+    return select_general_texts(corpus, documents, share, train_bytes, normalization=normalization, reserved=reserved)

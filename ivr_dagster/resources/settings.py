@@ -78,12 +78,16 @@ class ProjectSettings(Settings):
         folders = {source: self.get(setting) for source, setting in OTHER_CORPORA.items() if used[source]}
         return {source: Path(folder).expanduser().resolve() for source, folder in folders.items() if folder}
 
+    def uses_sample_code(self) -> bool:
+        """Whether code of the standard library is mixed into training: under the sample preset, without other text."""
+        return self.preset == "sample" and self.training.general_share > 0 and not self.training.general_corpora_dir
+
     def values_for(self, asset: str) -> dict[str, Any]:
         """The values of the settings that an asset depends on, by name.
 
         The content of the training settings file stands for its path (`sft_config`). Of the launch settings only the
         dtype matters (`arithmetic`), since the number of processes changes results in rounding only. Without a folder
-        for it, the evaluation's out-of-domain text depends on the version of Python.
+        for it, out-of-domain text depends on the version of Python.
         """
         values: dict[str, Any] = {}
         for name in sorted(settings_of(asset)):
@@ -98,6 +102,8 @@ class ProjectSettings(Settings):
                 values[name] = self.get(name)
         if asset == "evaluation_report" and self.evaluation.retention_bytes and not values["retention_corpora_dir"]:
             values["retention_corpora_dir"] = f"documentation of Python {platform.python_version()}"
+        if "general_corpora_dir" in values and self.uses_sample_code():
+            values["general_corpora_dir"] = f"code of Python {platform.python_version()}"
         return values
 
     def _launch_arithmetic(self) -> str:

@@ -23,6 +23,8 @@ _NOT_DOCUMENTATION = frozenset({"test", "tests", "idlelib"})
 
 # Share of the files that the sample model was not trained on.
 HELDOUT_SHARE = 0.02
+# Share of the files that are general text for training on the sample corpus.
+GENERAL_SHARE = 0.02
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,11 @@ def is_heldout(path: str) -> bool:
     The path decides, so a file stays in its split across Python versions even if its text changes.
     """
     return path_position(path) < HELDOUT_SHARE
+
+
+def is_general(path: str) -> bool:
+    """Whether the file of this path is general text of the sample, which the sample model was trained on."""
+    return HELDOUT_SHARE <= path_position(path) < HELDOUT_SHARE + GENERAL_SHARE
 
 
 def path_position(path: str) -> float:

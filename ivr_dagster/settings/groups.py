@@ -429,7 +429,8 @@ class TrainingSettings(SettingsGroup):
     )
     general_corpora_dir: str = setting(
         "",
-        "Folder of general text to mix into training against forgetting. Empty: none.",
+        "Folder of general text to mix into training against forgetting. Empty: none; with the preset sample, code of "
+        "the standard library.",
         affects="training_blocks",
         stages="train",
         kind="path",

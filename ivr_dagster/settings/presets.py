@@ -9,6 +9,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "model_name": "sample",
         "max_candidates": 1000,
         "train_bytes": 150_000,
+        "general_share": 0.2,
         "block_size": 256,
         "tune_bytes": 150_000,
         "evaluation_bytes": 60_000,

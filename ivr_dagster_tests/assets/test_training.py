@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 
-from ivr_dagster.assets.training import _general_texts, _speed
+from ivr_dagster.assets.training import _general_texts
+from ivr_dagster.assets.training_figures import speed
 from ivr_dagster.core.corpus.cleaned import CleanedCorpus, write_cleaned_corpus
 from ivr_dagster.core.training.documents import DocumentSplit, split_train_documents
 from ivr_dagster.core.training.progress import describe_progress
 from ivr_dagster.resources.settings import ProjectSettings
+from ivr_dagster.sample.other_text import heldout_code
 from ivr_dagster.settings.groups import TrainingSettings
 from ivr_dagster_tests.small_pipeline import project_settings
 
@@ -71,6 +73,14 @@ def test_general_text_has_its_share_and_excludes_the_corpus(corpus: CleanedCorpu
     assert _general_texts(settings(tmp_path), corpus, 8_000) == []
 
 
+def test_code_that_is_not_measured_is_mixed_into_the_sample(corpus: CleanedCorpus, tmp_path: Path) -> None:
+    code = _general_texts(settings(tmp_path, preset="sample", general_share=0.2), corpus, 80_000)
+    assert 15_000 < sum(len(text.encode()) for text in code) <= 20_000
+    measured = "\n".join(heldout_code())
+    assert not any(text in measured for text in code)
+    assert _general_texts(settings(tmp_path, preset="sample", general_share=0), corpus, 80_000) == []
+
+
 def test_text_that_measures_forgetting_is_not_trained_on(corpus: CleanedCorpus, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     lines = (json.dumps({"text": f"general {number} " * 20}) + "\n" for number in range(30))
@@ -86,10 +96,10 @@ def test_speed_is_in_log_and_metadata_and_mfu_only_if_known() -> None:
     entry = {"step": 3, "max_steps": 9, "loss": 2.5, "seconds_left": 60}
     entry |= {"tokens_per_second": 1_234.56, "flops_per_second": 3.7e13}
     figures = {"tokens_per_second": 1_234.6, "flops_per_second": 37_000_000_000_000}
-    assert _speed(result, None) == figures
+    assert speed(result, None) == figures
     assert "1,235 tokens/s, 37,000.0 GFLOP/s, 60 s left" in describe_progress(entry, None)
     result.mfu = entry["mfu"] = 0.41234
-    assert _speed(result, 4.0) == figures | {"bytes_per_second": 4_938, "mfu": 0.4123}
+    assert speed(result, 4.0) == figures | {"bytes_per_second": 4_938, "mfu": 0.4123}
     assert "1,235 tokens/s, 4,938 bytes/s, 37,000.0 GFLOP/s, MFU 41.2%" in describe_progress(entry, 4.0)
     result.tokens_per_second = 0.0
-    assert _speed(result, 4.0) == {}
+    assert speed(result, 4.0) == {}

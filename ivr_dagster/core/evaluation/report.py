@@ -13,8 +13,8 @@ from ivr_dagster.core.evaluation.plots import PLOT_TITLES, plots
 _BASELINES = {
     "vanilla_sft": (
         "the vanilla baseline on the same text",
-        "That baseline is the base model fine-tuned on the same text with its own tokenizer. It needs more"
-        " tokens, so it used more compute. The difference is the effect of the new vocabulary when text is limited.",
+        "That baseline is the base model fine-tuned on the same text with its own tokenizer. The difference is the"
+        " effect of the new vocabulary when text is limited.",
     ),
     "vanilla_compute_sft": (
         "the vanilla baseline with the same compute",
@@ -153,8 +153,21 @@ def _comparisons(report: EvaluationReport) -> list[str]:
             subject = "It is" if paragraphs else "The fine-tuned model is"
             difference = report.differences.get(("sft", other))
             result = _comparison(variants["sft"].bpb, variants[other].bpb, name, difference)
-            paragraphs.append(f"{subject} {result} {meaning}".rstrip())
+            paragraphs.append(" ".join(part for part in (subject, result, meaning, _compute(report, other)) if part))
     return paragraphs
+
+
+def _compute(report: EvaluationReport, baseline: str) -> str:
+    """The compute of the fine-tuned model and of a baseline; empty if it is unknown."""
+    sft, other = (report.training_loss.get(name) for name in ("sft", baseline))
+    if not sft or not other or not sft.tokens_seen or not other.tokens_seen:
+        return ""
+    trained, compared = sft.tokens_seen[-1], other.tokens_seen[-1]
+    return (
+        f"The fine-tuned model was trained on {trained:,.0f} tokens ({sft.bytes_seen[-1]:,.0f} bytes with repetitions),"
+        f" the baseline on {compared:,.0f} ({other.bytes_seen[-1]:,.0f} bytes): {_percent(trained / compared)} of the"
+        " baseline's compute."
+    )
 
 
 def _comparison(value: float, other: float, name: str, difference: Interval | None) -> str:

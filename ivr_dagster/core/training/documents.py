@@ -1,14 +1,14 @@
 """Which documents training reads: a part of the train split, others to validate on, and general text to mix in."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from ivr_dagster.core.corpus.cleaned import CleanedCorpus
-from ivr_dagster.core.corpus.other_text import read_other_documents, select_other_texts
+from ivr_dagster.core.corpus.cleaning import Normalization
+from ivr_dagster.core.corpus.other_text import select_other_texts
 from ivr_dagster.core.corpus.splits import SPLITS
 from ivr_dagster.core.corpus.subset import document_sizes, ids_within, split_validation
-from ivr_dagster.settings.groups import CorpusSettings, TrainingSettings
+from ivr_dagster.settings.groups import TrainingSettings
 
 
 @dataclass(frozen=True)
@@ -41,21 +41,25 @@ def split_train_documents(
 
 
 def select_general_texts(
-    corpus: CleanedCorpus, folder: Path, general_share: float, size: int, settings: CorpusSettings, *, reserved: int = 0
+    corpus: CleanedCorpus,
+    documents: Sequence[str],
+    general_share: float,
+    size: int,
+    *,
+    normalization: Normalization = "NFC",
+    reserved: int = 0,
 ) -> list[str]:
     """General text that makes up `general_share` of all bytes next to `size` bytes of the corpus.
 
     Args:
         corpus: none of its documents is selected.
-        folder: the files of general text.
+        documents: general text.
         general_share: share of the bytes, below 1.
         size: UTF-8 bytes of the corpus.
-        settings: how to read the files.
-        reserved: bytes that the evaluation measures forgetting on, from the same folder.
+        normalization: the corpus's normalization.
+        reserved: bytes that the evaluation measures forgetting on, from the same documents.
     """
-    documents = list(read_other_documents(folder, settings, "general_corpora_dir"))
     known = {document_id for split in SPLITS for document_id in corpus.ids(split)}
-    normalization = settings.normalization
     measured: set[str] = set()
     if reserved:
         selected = select_other_texts(documents, known, reserved, normalization=normalization, from_the_end=True)

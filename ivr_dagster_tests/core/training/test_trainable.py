@@ -38,7 +38,16 @@ def train(tiny: Path, output_dir: Path, model: Path | None = None, stop_at: int 
     config = read_sft_config(None, **{**SETTINGS, "logging_steps": 1, **given})
     validation = Validation(tiny / "blocks", 1.0)
     training = Training(
-        model or tiny / "model", tiny / "blocks", output_dir, config, tiny / "tokenizer", "a", "cpu", "float32", NEW, validation
+        model or tiny / "model",
+        tiny / "blocks",
+        output_dir,
+        config,
+        tiny / "tokenizer",
+        "a",
+        "cpu",
+        "float32",
+        NEW,
+        validation,
     )
     return fine_tune(training, on_log=stop)
 
@@ -61,7 +70,7 @@ def deep(tmp_path: Path) -> Path:
     [
         ("embeddings", lambda name: "wte" in name),
         ("edges", lambda name: "wte" in name or ".h.0." in name or ".h.2." in name),
-        ("lora", lambda name: "wte" in name or ".h." in name and "ln_" not in name and not name.endswith("bias")),
+        ("lora", lambda name: "wte" in name or (".h." in name and "ln_" not in name and not name.endswith("bias"))),
         ("all", lambda name: True),
     ],
 )
@@ -84,9 +93,7 @@ def test_low_rank_updates_have_their_rank(tiny: Path, deep: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize("trainable", ["edges", "lora"])
-def test_interrupted_run_ends_with_the_bits_of_an_uninterrupted_one(
-    tiny: Path, tmp_path: Path, trainable: str
-) -> None:
+def test_interrupted_run_ends_with_the_bits_of_an_uninterrupted_one(tiny: Path, tmp_path: Path, trainable: str) -> None:
     undisturbed = train(tiny, tmp_path / "a", trainable=trainable, embedding_phase=0.2)
     with pytest.raises(Stopped):
         train(tiny, tmp_path / "b", stop_at=6, trainable=trainable, embedding_phase=0.2)
