@@ -71,9 +71,9 @@ def compute_of(model: "PreTrainedModel", block_size: int, arguments: "TrainingAr
     import torch
 
     config = model.config.get_text_config()
-    parameters = list(model.parameters())
-    numbers = (sum(each.numel() for each in some) for some in (parameters, [p for p in parameters if p.requires_grad]))
-    per_token = flops_per_token(*numbers, config.num_hidden_layers, config.hidden_size, block_size)
+    sizes = [(each.numel(), each.requires_grad) for each in model.parameters()]
+    parameters, trained = sum(size for size, _ in sizes), sum(size for size, trains in sizes if trains)
+    per_token = flops_per_token(parameters, trained, config.num_hidden_layers, config.hidden_size, block_size)
     if arguments.device.type != "cuda":
         return Compute(per_token, None)
     half = "bfloat16" if arguments.bf16 else "float16" if arguments.fp16 else ""
