@@ -48,13 +48,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 class FolderScheduling(LoadScopeScheduling):  # type: ignore[misc]
-    """Sends the tests of a folder to one process, because they share session fixtures; of slow folders, those of a file
-    (processes share the fixtures of `faults`)."""
+    """Sends the tests of a folder to one process, because they share session fixtures.
+
+    Processes share the fixtures of `faults`, so there it sends the cases of one test to one process.
+    """
 
     def _split_scope(self, nodeid: str) -> str:
-        file = nodeid.partition("::")[0]
-        folder = file.rpartition("/")[0]
-        return file if folder.rpartition("/")[2] in {slow.name for slow in SLOW_FOLDERS} else folder
+        folder = nodeid.partition("::")[0].rpartition("/")[0]
+        return nodeid.partition("[")[0] if folder.endswith("/faults") else folder
 
 
 @pytest.hookimpl(optionalhook=True)
