@@ -127,6 +127,10 @@ def test_report_covers_every_variant(folder: Path) -> None:
         assert 1 < variant["bytes_per_token"] < 20
         assert variant["shortened_tokens"] <= 0.01 * variant["tokens"]
     assert len({variant["bytes"] for variant in report["variants"].values()}) == 1
+    parts = report["diagnosis"].values()
+    for name in set(report["variants"]) - {"distilled"}:
+        bits, size = sum(part["bits"][name] for part in parts), sum(part["bytes"] for part in parts)
+        assert bits / size == pytest.approx(report["variants"][name]["bpb"])
     assert 0 < report["token_saving"] < 1
     assert report["agreement"] > 0.99
     assert report["round_trip"] == 1.0

@@ -57,7 +57,7 @@ def evaluation_report_asset(baselines: Mapping[str, str], *, has_retention_corpu
         owners=OWNERS,
         io_manager_key="report_io",
         pool=POOL,
-        code_version="4",
+        code_version="5",
     )
     def evaluation_report(
         context: dg.AssetExecutionContext,
@@ -75,8 +75,9 @@ def evaluation_report_asset(baselines: Mapping[str, str], *, has_retention_corpu
         Bits per byte (BPB) are comparable between tokenizers, perplexity per token is not. Compared are the base model
         with its own and with the distilled tokenizer, the initialized and the fine-tuned model, and the vanilla
         baselines. Every model sees the same bytes of context, and differences have confidence intervals. Also
-        measured: losses of new tokens, generation speed, and forgetting of out-of-domain text. `report.md` has tables,
-        plots and samples, `report.json` the figures. `model_card.md` is a model card for the fine-tuned model;
+        measured: where bits are lost, by kind of token and on the input and the output side; generation speed; and
+        forgetting of out-of-domain text. `report.md` has tables, plots and samples, `report.json` the figures.
+        `model_card.md` is a model card for the fine-tuned model;
         `exported_model` contains it as `README.md`.
         """
         trained = {"sft": sft_checkpoint, **vanilla}

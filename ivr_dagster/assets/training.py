@@ -1,9 +1,10 @@
 """Fine-tuning on the corpus: the adapted model, and the vanilla baselines on the same text."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -251,6 +252,7 @@ def _fine_tune(
         bytes_per_token=bytes_per_token,
         text_bytes=blocks.text_bytes(),
         hyperparameters=config.public() | {"dtype": dtype},
+        unseen_new_tokens=_unseen(blocks.train(name), variant.new_tokens or ()),
     )
     return dg.MaterializeResult(
         value=trained,
@@ -266,6 +268,13 @@ def _fine_tune(
             "TensorBoard logs": dg.MetadataValue.path(trained.path / "logs"),
         },
     )
+
+
+def _unseen(blocks: Path, new_ids: Collection[int]) -> list[int]:
+    """New ids that training blocks do not contain."""
+    from ivr_dagster.core.training.blocks import read_blocks, used_ids
+
+    return sorted(set(new_ids).difference(used_ids(read_blocks(blocks)).tolist())) if new_ids else []
 
 
 def _validation(blocks: TrainingBlocks, name: str) -> "Validation | None":

@@ -11,7 +11,8 @@ each token.
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,6 +35,8 @@ _MAX_LOGITS = 100_000_000
 # positions per log-softmax call, which needs one or two float32 copies of their logits
 _POSITIONS = 256
 _TEXTS_PER_CALL = 256
+# a target that is not scored
+IGNORED = -100
 
 
 def byte_lengths(strings: Sequence[str]) -> NDArray[np.int64]:
@@ -75,23 +78,41 @@ class ScoringTokenizer:
 
 @dataclass(frozen=True, eq=False)
 class BitsPerByte:
-    """Scores per document, in the order of the texts, and per token id.
+    """The score of every token, by document in the order of the texts.
 
     Attributes:
-        document_bits: float64 `[D]`, negative log-likelihood of a document in bits.
-        document_bytes: int64 `[D]`, UTF-8 bytes of its text.
-        document_tokens: int64 `[D]`.
-        token_nats: float64 `[V]`, summed negative log-likelihood by token id, in nats.
-        token_counts: int64 `[V]`, occurrences by token id.
-        shortened: tokens with a shortened context, see `windows`.
+        document_bytes: int64 `[D]`, UTF-8 bytes of a document's text.
+        ids: int64 `[n]` per document, the scored ids.
+        losses: float64 `[n]` per document, their negative log-likelihoods in nats.
+        document_shortened: int64 `[D]`, tokens with a shortened context, see `windows`.
+        vocabulary: V, the model's embedding rows.
     """
 
-    document_bits: NDArray[np.float64]
     document_bytes: NDArray[np.int64]
-    document_tokens: NDArray[np.int64]
-    token_nats: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
-    token_counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
-    shortened: int = 0
+    ids: Sequence[NDArray[np.int64]]
+    losses: Sequence[NDArray[np.float64]]
+    document_shortened: NDArray[np.int64]
+    vocabulary: int
+
+    @cached_property
+    def document_bits(self) -> NDArray[np.float64]:
+        """Negative log-likelihood of each document in bits, float64 `[D]`."""
+        return np.array([each.sum() for each in self.losses]) / math.log(2)
+
+    @property
+    def document_tokens(self) -> NDArray[np.int64]:
+        """Tokens of each document, int64 `[D]`."""
+        return np.array([len(each) for each in self.ids], dtype=np.int64)
+
+    @property
+    def token_nats(self) -> NDArray[np.float64]:
+        """Summed negative log-likelihood by id, in nats, float64 `[V]`."""
+        return np.bincount(np.concatenate(self.ids), np.concatenate(self.losses), self.vocabulary)
+
+    @property
+    def token_counts(self) -> NDArray[np.int64]:
+        """Occurrences by id, int64 `[V]`."""
+        return np.bincount(np.concatenate(self.ids), minlength=self.vocabulary)
 
     @property
     def bits(self) -> float:
@@ -104,6 +125,10 @@ class BitsPerByte:
     @property
     def tokens(self) -> int:
         return int(self.document_tokens.sum())
+
+    @property
+    def shortened(self) -> int:
+        return int(self.document_shortened.sum())
 
     @property
     def bpb(self) -> float:
@@ -135,6 +160,7 @@ def bits_per_byte(
     stride_bytes: int | None = None,
     batch_tokens: int = 8192,
     device: str = "cpu",
+    targets: Sequence[NDArray[np.int64]] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> BitsPerByte:
     """Score documents with a causal language model.
@@ -153,6 +179,8 @@ def bits_per_byte(
             stride is slower, but contexts are closer to full length.
         batch_tokens: tokens per batch, including padding.
         device: cpu, cuda or mps.
+        targets: int64 `[n]` per document, ids to score in place of its tokens, which remain the context; `IGNORED` has
+            the loss 0.
         progress: called after every batch with tokens scored so far and in total.
 
     Raises:
@@ -172,17 +200,15 @@ def bits_per_byte(
     lengths = [tokenizer.token_bytes[ids[1:]] for ids in documents]
     windows, shortened = _windows(lengths, context_bytes, stride_bytes, context, max_scored)
     batches = _batches(windows, batch_tokens, max_scored)
-    nats, token_nats = np.zeros(len(documents)), np.zeros(vocabulary)
+    wanted = [ids[1:] for ids in documents] if targets is None else list(targets)
+    losses = [np.zeros(len(ids)) for ids in wanted]
     done, total = 0, sum(window.scored for window in windows)
-    for batch, targets, losses in _iter_losses(model, documents, batches, tokenizer.eos_id, device):
-        np.add.at(nats, np.repeat([each.document for each in batch], [each.scored for each in batch]), losses)
-        np.add.at(token_nats, targets, losses)
-        done += len(targets)
+    for window, scored in _iter_losses(model, documents, wanted, batches, tokenizer.eos_id, device):
+        losses[window.document][window.end - window.scored : window.end] = scored
+        done += len(scored)
         if progress is not None:
             progress(done, total)
-    counts = sum((np.bincount(ids[1:], minlength=vocabulary) for ids in documents), np.zeros(vocabulary, np.int64))
-    tokens = np.array([len(ids) - 1 for ids in documents], dtype=np.int64)
-    return BitsPerByte(nats / math.log(2), document_bytes, tokens, token_nats, counts, shortened)
+    return BitsPerByte(document_bytes, wanted, losses, shortened, vocabulary)
 
 
 def _check_windows(model: Any, context: int, context_bytes: int, stride_bytes: int) -> None:
@@ -222,13 +248,13 @@ def _encode(tokenizer: ScoringTokenizer, texts: Sequence[str]) -> list[NDArray[n
 
 def _windows(
     lengths: Sequence[NDArray[np.int64]], context_bytes: int, stride_bytes: int, context: int, max_scored: int
-) -> tuple[list[_Window], int]:
-    """Windows of all documents, and the number of tokens with a shortened context."""
-    windows, shortened = [], 0
+) -> tuple[list[_Window], NDArray[np.int64]]:
+    """Windows of all documents, and each document's number of tokens with a shortened context."""
+    windows, shortened = [], np.zeros(len(lengths), dtype=np.int64)
     for document, each in enumerate(lengths):
         starts, count = window_starts(each, context_bytes, stride_bytes, context)
         windows += [_Window(document, *window) for window in iter_windows(starts, max_scored)]
-        shortened += count
+        shortened[document] = count
     # longest first, so that running out of memory happens immediately
     windows.sort(key=lambda window: (window.start - window.end, window.document, window.start))
     return windows, shortened
@@ -249,21 +275,24 @@ def _batches(windows: list[_Window], batch_tokens: int, max_scored: int) -> Iter
 
 
 def _iter_losses(
-    model: Any, documents: list[NDArray[np.int64]], batches: Iterable[list[_Window]], eos_id: int, device: str
-) -> Iterator[tuple[list[_Window], NDArray[np.int64], NDArray[np.float64]]]:
-    """Yield each batch with its scored ids and their losses in nats, window by window."""
+    model: Any,
+    documents: list[NDArray[np.int64]],
+    targets: list[NDArray[np.int64]],
+    batches: Iterable[list[_Window]],
+    eos_id: int,
+    device: str,
+) -> Iterator[tuple[_Window, NDArray[np.float64]]]:
+    """Yield each window with the losses of its scored ids, in nats."""
     import torch
 
     was_training = model.training
     model.to(device).eval()
     try:
         for batch in batches:
-            targets = np.concatenate(
-                [documents[each.document][each.end + 1 - each.scored : each.end + 1] for each in batch]
-            )
+            wanted = np.concatenate([targets[each.document][each.end - each.scored : each.end] for each in batch])
             with torch.inference_mode():
-                losses = _score(model, documents, batch, targets, eos_id, device).numpy()
-            yield batch, targets, losses
+                losses = _score(model, documents, batch, wanted, eos_id, device).numpy()
+            yield from zip(batch, np.split(losses, np.cumsum([each.scored for each in batch[:-1]])), strict=True)
     finally:
         model.train(was_training)
 
@@ -295,7 +324,7 @@ def _score(
         use_cache=False,
     ).logits
     losses = [
-        torch.nn.functional.cross_entropy(part.float(), target, reduction="none")
+        torch.nn.functional.cross_entropy(part.float(), target, ignore_index=IGNORED, reduction="none")
         for part, target in zip(logits.split(_POSITIONS), wanted.split(_POSITIONS), strict=True)
     ]
     return torch.cat(losses).cpu().double()

@@ -9,8 +9,10 @@ from tokenizers import Tokenizer
 
 from ivr_dagster.core.corpus.cleaned import CleanedCorpus
 from ivr_dagster.core.corpus.subset import documents_within
-from ivr_dagster.core.evaluation.bits_per_byte import BitsPerByte, ScoringTokenizer, bits_per_byte
+from ivr_dagster.core.embedding.extract import read_embeddings
+from ivr_dagster.core.evaluation.bits_per_byte import BitsPerByte, ScoringTokenizer, bits_per_byte, byte_lengths
 from ivr_dagster.core.evaluation.continuations import Speed, continue_texts, generation_speed
+from ivr_dagster.core.evaluation.diagnosis import DiagnosedText, Diagnosis, output_rows
 from ivr_dagster.core.evaluation.figures import (
     BpeForm,
     EvaluationReport,
@@ -26,6 +28,7 @@ from ivr_dagster.core.evaluation.token_groups import new_token_share, token_grou
 from ivr_dagster.core.model.files import read_config
 from ivr_dagster.core.model.folder import ModelFolder
 from ivr_dagster.core.tokenizer.agreement import compare_lengths, measure_agreement, measure_round_trip
+from ivr_dagster.core.tokenizer.bpe import strings_by_id
 from ivr_dagster.core.tokenizer.folder import TokenizerFolder
 from ivr_dagster.core.tokenizer.write import read_certificate
 from ivr_dagster.core.tokens.counts import count_pretokens
@@ -39,6 +42,8 @@ CONTINUATION_BYTES = 160
 SPEED_PROMPTS, SPEED_BYTES = 3, 160
 ADAPTED = ("initialized", "sft")
 TIMED = ("base", "sft")
+# variant → the variant with the same model
+SAME_MODEL = {"distilled": "base"}
 
 # (label, unit) → progress callback (done, total)
 Progress = Callable[[str, str], Callable[[float, float], None]]
@@ -127,6 +132,7 @@ def evaluate(
     base_tokenizer, remapped = models.distilled.base_backend(), models.remapped.backend()
     round_trip = measure_round_trip(remapped, texts)
     losses, validation = training_curves(models.trained)
+    unseen_ids = new_ids.intersection(models.trained["sft"].history().get("unseen_new_tokens", ()))
     return EvaluationReport(
         variants={name: replace(each, interval=intervals[name]) for name, each in measurements.measured.items()},
         token_saving=compare_lengths(base_tokenizer, remapped, texts).saving,
@@ -145,6 +151,7 @@ def evaluate(
         validation=validation,
         speeds=measurements.speeds,
         bpe_form=measurements.bpe_form,
+        diagnosis=measurements.diagnosis(new_ids, unseen_ids),
         hyperparameters={name: each.history().get("hyperparameters", {}) for name, each in models.trained.items()},
     )
 
@@ -180,7 +187,7 @@ class _Measurements:
         """Measure one variant."""
         folder, backend, eos_id = self.variants[name]
         model, tokenizer = folder.load("float32"), ScoringTokenizer.of(backend, eos_id)
-        score = self._score(model, tokenizer, self._texts, self.context_bytes, f"evaluating {name}")
+        score, _ = self._score_again(self.scores.get(SAME_MODEL.get(name, "")), model, tokenizer, f"evaluating {name}")
         if self._out_of_domain_context_bytes and self._out_of_domain and name in self._out_of_domain_variants:
             label = f"evaluating {name} on out-of-domain text"
             self._out_of_domain_scores[name] = self._score(
@@ -209,17 +216,57 @@ class _Measurements:
         """The model with the BPE form of its Unigram tokenizer; only documents with other ids are scored again."""
         if not folder.has_bpe_form():
             return None
-        unigram, bpe = folder.backend(), folder.bpe_form()
-        encoded = (each.encode_batch_fast(self._texts, add_special_tokens=False) for each in (unigram, bpe))
-        differing = [n for n, (a, b) in enumerate(zip(*encoded, strict=True)) if a.ids != b.ids]
-        agreement, bits = 1.0, score.document_bits.copy()
+        bpe, agreement = folder.bpe_form(), 1.0
+        tokenizer, label = ScoringTokenizer.of(bpe, eos_id), "evaluating sft with the BPE form"
+        result, differing = self._score_again(score, model, tokenizer, label)
         if differing:
-            base = folder.base_backend()
-            agreement = measure_agreement(bpe, unigram, count_pretokens(self._texts, base)).share
-            texts, label = [self._texts[n] for n in differing], "evaluating sft with the BPE form"
-            tokenizer = ScoringTokenizer.of(bpe, eos_id)
-            bits[differing] = self._score(model, tokenizer, texts, self.context_bytes, label).document_bits
-        return BpeForm(agreement, len(differing), float(bits.sum() / score.document_bytes.sum()))
+            counts = count_pretokens(self._texts, folder.base_backend())
+            agreement = measure_agreement(bpe, folder.backend(), counts).share
+        return BpeForm(agreement, len(differing), result.bpb)
+
+    def _score_again(
+        self, score: BitsPerByte | None, model: Any, tokenizer: ScoringTokenizer, label: str
+    ) -> tuple[BitsPerByte, list[int]]:
+        """The held-out text's score with another tokenizer, and the documents with other ids than in `score`.
+
+        Only these are scored again; without a score of the same model, all are.
+        """
+        if score is None:
+            return self._score(model, tokenizer, self._texts, self.context_bytes, label), [*range(len(self._texts))]
+        encoded = enumerate(tokenizer.encode(self._texts))
+        differing = [n for n, ids in encoded if not np.array_equal(ids, score.ids[n])]
+        if not differing:
+            return score, []
+        texts = [self._texts[n] for n in differing]
+        again = self._score(model, tokenizer, texts, self.context_bytes, label)
+        ids, losses, shortened = [*score.ids], [*score.losses], score.document_shortened.copy()
+        for n, its_ids, its_losses, count in zip(
+            differing, again.ids, again.losses, again.document_shortened, strict=True
+        ):
+            ids[n], losses[n], shortened[n] = its_ids, its_losses, count
+        return replace(score, ids=ids, losses=losses, document_shortened=shortened), differing
+
+    def diagnosis(self, new_ids: set[int], unseen_ids: set[int]) -> dict[str, DiagnosedText]:
+        """Where the adapted model loses bits; call this after measuring all variants."""
+        folder, backend, eos_id = self.variants["base"]
+        _, remapped, _ = self.variants["initialized"]
+        tokenizer = ScoringTokenizer.of(backend, eos_id)
+        base, initialized = self.scores["base"], self.scores["initialized"]
+        own_bytes = byte_lengths(strings_by_id(remapped))
+        diagnosis = Diagnosis(base, initialized, tokenizer.token_bytes, own_bytes, new_ids, unseen_ids)
+        model = folder.load("float32")
+        with output_rows(model, read_embeddings(self.variants["initialized"][0].path)):
+            output_side = bits_per_byte(
+                model,
+                tokenizer,
+                self._texts,
+                context=self._context,
+                context_bytes=self.context_bytes,
+                device=self._device,
+                targets=diagnosis.targets(),
+                progress=self._progress("evaluating base with the initialized output rows", "tokens"),
+            )
+        return diagnosis.result(self.scores, output_side)
 
     def retention(self, seed: int) -> Retention | None:
         """Bits per byte on out-of-domain text; call this after measuring all variants."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from ivr_dagster.core.evaluation.bits_per_byte import BitsPerByte
 from ivr_dagster.core.evaluation.continuations import Speed
+from ivr_dagster.core.evaluation.diagnosis import DiagnosedText
 from ivr_dagster.core.evaluation.intervals import Interval
 from ivr_dagster.core.evaluation.token_groups import TokenGroup
 from ivr_dagster.errors import InputError
@@ -21,6 +22,8 @@ VARIANTS = {
     "vanilla_compute_sft": "vanilla baseline, same compute: base model fine-tuned with its own tokenizer on as many"
     " tokens as the adapted model",
 }
+# those of them whose model differs from the base
+OTHER_MODELS = tuple(name for name in VARIANTS if name not in ("base", "distilled"))
 
 
 @dataclass(frozen=True)
@@ -144,6 +147,7 @@ class EvaluationReport:
         speeds: variant → generation speed. Not reproducible.
         bpe_form: the fine-tuned model with the BPE form of its tokenizer; None if it was trained with that one.
         hyperparameters: trained variant → its training settings, as JSON values.
+        diagnosis: kind of held-out text → what every variant needs for it, see `diagnosis`.
     """
 
     variants: Mapping[str, Variant]
@@ -164,6 +168,7 @@ class EvaluationReport:
     speeds: Mapping[str, Speed] = field(default_factory=dict)
     bpe_form: BpeForm | None = None
     hyperparameters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    diagnosis: Mapping[str, DiagnosedText] = field(default_factory=dict)
 
     @property
     def bytes_per_second(self) -> dict[str, float]:
@@ -212,6 +217,7 @@ def as_json(report: EvaluationReport) -> dict[str, Any]:
         "new_tokens_used": report.new_tokens_used,
         "new_tokens_used_share": report.new_tokens_used_share,
         "heldout": {"documents": report.heldout_documents, "bytes": report.heldout_bytes},
+        "diagnosis": {kind: asdict(text) for kind, text in report.diagnosis.items()},
         "prompts": list(report.prompts),
         "settings": dict(report.settings),
         "hyperparameters": {name: dict(values) for name, values in report.hyperparameters.items()},

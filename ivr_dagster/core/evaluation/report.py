@@ -5,7 +5,8 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ivr_dagster.core.evaluation.figures import VARIANTS, EvaluationReport, as_json
+from ivr_dagster.core.evaluation.diagnosis import KINDS, OUTPUT_SIDE
+from ivr_dagster.core.evaluation.figures import OTHER_MODELS, VARIANTS, EvaluationReport, as_json
 from ivr_dagster.core.evaluation.intervals import FEW_DOCUMENTS, Interval
 from ivr_dagster.core.evaluation.plots import PLOT_TITLES, plots
 
@@ -70,6 +71,7 @@ def as_markdown(report: EvaluationReport, plot_paths: Mapping[str, str] | None =
         *_contexts(report),
         *_differences(report),
         *_token_groups(report),
+        *_diagnosis(report),
         *_retention(report),
         *_speed(report),
         "## Tokenizer",
@@ -282,6 +284,45 @@ def _token_groups(report: EvaluationReport) -> list[str]:
     if written:
         text += f" Share of new tokens in the models' continuations: {', '.join(written)}."
     return ["## New and kept tokens", table(header, rows, right_from=2), text]
+
+
+def _diagnosis(report: EvaluationReport) -> list[str]:
+    if not report.diagnosis:
+        return []
+    texts = report.diagnosis
+    bits = {name: {kind: text.bits[name] for kind, text in texts.items()} for name in next(iter(texts.values())).bits}
+    names = [name for name in ("base", OUTPUT_SIDE, *OTHER_MODELS) if name in bits]
+    size = sum(text.bytes for text in texts.values())
+    rows = [
+        (KINDS[kind], _percent(text.bytes / size), *(f"{text.bits[name] / text.bytes:.3f}" for name in names))
+        for kind, text in texts.items()
+    ]
+    total = {name: sum(bits[name].values()) / size for name in names}
+    rows.append(("all", _percent(1), *(f"{total[name]:.3f}" for name in names)))
+    cost = {
+        side: total[after] - total[before]
+        for side, before, after in (("output", "base", OUTPUT_SIDE), ("input", OUTPUT_SIDE, "initialized"))
+    }
+    return [
+        "## Where the bits are",
+        table(("held-out text encoded as", "share of bytes", *(f"`{name}`" for name in names)), rows, right_from=1),
+        f"Bits per byte of each part of the held-out text, cut where tokens of both tokenizers end. `{OUTPUT_SIDE}` is"
+        " the base model, reading its own tokens, with the output rows of the initialized model. Before training, the"
+        f" new vocabulary changes bits per byte by {cost['output']:+.3f} on the output side (predicting the new tokens)"
+        f" and by {cost['input']:+.3f} on the input side (reading them)." + _unseen_sentence(report),
+    ]
+
+
+def _unseen_sentence(report: EvaluationReport) -> str:
+    unseen = report.diagnosis.get("unseen")
+    if unseen is None or not {"sft", "vanilla_sft"} <= unseen.bits.keys():
+        return ""
+    size = sum(text.bytes for text in report.diagnosis.values())
+    difference = (unseen.bits["sft"] - unseen.bits["vanilla_sft"]) / size
+    return (
+        f" New tokens that the training text does not contain add {difference:+.3f} to the difference between the"
+        " fine-tuned model and the vanilla baseline; fewer new tokens (`--max-candidates`) or more text reduce that."
+    )
 
 
 def _retention(report: EvaluationReport) -> list[str]:

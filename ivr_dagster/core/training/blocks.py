@@ -210,11 +210,12 @@ def read_blocks(path: Path) -> "Dataset":
     return dataset.with_format("numpy")
 
 
-def largest_id(dataset: "Dataset") -> int:
-    """The largest id in blocks that :func:`read_blocks` opened."""
+def used_ids(dataset: "Dataset") -> NDArray[np.int32]:
+    """The ids that occur in blocks that :func:`read_blocks` opened, int32, sorted."""
     import pyarrow.compute as pc
 
-    return max(int(pc.max(chunk.flatten()).as_py()) for chunk in dataset.data.column(COLUMN).chunks if len(chunk))
+    found = [pc.unique(chunk.flatten()).to_numpy() for chunk in dataset.data.column(COLUMN).chunks]
+    return np.unique(np.concatenate(found))
 
 
 def _batches(blocks: Iterator[NDArray[np.int32]]) -> Iterator[NDArray[np.int32]]:

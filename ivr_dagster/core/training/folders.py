@@ -39,6 +39,7 @@ class TrainedModel:
         bytes_per_token: float | None = None,
         text_bytes: int | None = None,
         hyperparameters: Mapping[str, Any] | None = None,
+        unseen_new_tokens: Sequence[int] = (),
     ) -> None:
         """Record a run for the evaluation.
 
@@ -50,6 +51,7 @@ class TrainedModel:
             bytes_per_token: UTF-8 bytes per token of the training text; None if unknown.
             text_bytes: UTF-8 bytes of the training text, without repetitions; None if unknown.
             hyperparameters: training settings by name, as JSON values.
+            unseen_new_tokens: ids of new tokens that the training blocks do not contain.
         """
         content = {
             "steps": steps,
@@ -59,6 +61,7 @@ class TrainedModel:
             "bytes_per_token": bytes_per_token,
             "text_bytes": text_bytes,
             "hyperparameters": dict(hyperparameters or {}),
+            "unseen_new_tokens": list(unseen_new_tokens),
         }
         with atomic_write(self.path / HISTORY) as staged:
             staged.write_text(json.dumps(content) + "\n", encoding="utf-8")

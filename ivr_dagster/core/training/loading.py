@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ivr_dagster.core.model.folder import ModelFolder
-from ivr_dagster.core.training.blocks import COLUMN, largest_id
+from ivr_dagster.core.training.blocks import COLUMN, used_ids
 from ivr_dagster.errors import InputError
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def check_fit(model: Any, tokenizer: Any, dataset: "Dataset", model_dir: Path, b
             where=model_dir,
             remedy="Use the model and the tokenizer of the same run",
         )
-    largest = largest_id(dataset)
+    largest = int(used_ids(dataset)[-1])
     if largest >= rows:
         raise InputError(
             f"the blocks contain the id {largest:,}, the model has {rows:,} embedding rows",

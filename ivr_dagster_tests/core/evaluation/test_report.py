@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from ivr_dagster.core.evaluation.continuations import Speed
+from ivr_dagster.core.evaluation.diagnosis import DiagnosedText
 from ivr_dagster.core.evaluation.evaluate import training_curves
 from ivr_dagster.core.evaluation.figures import (
     EvaluationReport,
@@ -196,6 +197,22 @@ def test_markdown_tables_have_the_figures_in_order() -> None:
     titles = ("The new vocabulary", "## Quality", "## New and", "## Forgetting", "## Speed", "## Plots", "## Samples")
     order = [text.index(each) for each in titles]
     assert order == sorted(order)
+
+
+def test_the_diagnosis_adds_up_over_kinds_and_sides() -> None:
+    bits = dict.fromkeys(("base", "distilled", "output_side", "initialized", "sft", "vanilla_sft"), 90.0)
+    kept = DiagnosedText(60, bits | {"output_side": 96.0})
+    unseen = DiagnosedText(40, bits | {"output_side": 110.0, "initialized": 120.0, "sft": 70.0, "vanilla_sft": 50.0})
+    text = as_markdown(replace(FULL, diagnosis={"kept": kept, "unseen": unseen}))
+    for expected in (
+        "| kept tokens | 60.0 % | 1.500 | 1.600 | 1.500 | 1.500 | 1.500 |",
+        "| new tokens that the training text does not contain | 40.0 % | 2.250 | 2.750 | 3.000 | 1.750 | 1.250 |",
+        "| all | 100.0 % | 1.800 | 2.060 | 2.100 | 1.600 | 1.400 |",
+        "by +0.260 on the output side (predicting the new tokens) and by +0.040 on the input side",
+        "does not contain add +0.200 to the difference",
+    ):
+        assert expected in text, expected
+    assert "the training text does not contain" not in as_markdown(replace(FULL, diagnosis={"kept": kept}))
 
 
 def test_samples_cannot_break_the_table() -> None:

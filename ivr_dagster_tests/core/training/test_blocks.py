@@ -10,6 +10,7 @@ from ivr_dagster.core.training.blocks import (
     BlockCounts,
     pack_blocks,
     read_blocks,
+    used_ids,
     write_blocks,
     write_validation_blocks,
 )
@@ -49,6 +50,7 @@ def test_written_blocks_are_read_by_datasets(tmp_path: Path) -> None:
     dataset = read_blocks(tmp_path / "blocks")
     assert dataset["input_ids"][:].tolist() == [[1, 2, 3, 99, 4], [5, 99, 6, 7, 8]]
     assert str(dataset.features["input_ids"]) == "List(Value('int32'), length=5)"
+    assert used_ids(dataset).tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 99]
     assert [path.name for path in tmp_path.iterdir()] == ["blocks"]
 
 

@@ -1,0 +1,176 @@
+"""Where the adapted model loses bits: by kind of token, and on the input or the output side.
+
+Each document is cut at the token boundaries that both tokenizers share, so every model has the same pieces of text. A
+piece is *kept* or *new* if the remapped tokenizer encodes it as one such token, *unseen* if that token is new and does
+not occur in the training text, and *resegmented* if it is several tokens, because a sacrificed token is missing.
+
+Before training, the loss over the base model has two parts. The output side is measured by the base model's states at
+the beginning of each piece under the output rows of the initialized model; what is left is the input side: states that
+change because new tokens are read in place of their constituents.
+"""
+
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ivr_dagster.core.embedding.extract import Embeddings
+from ivr_dagster.core.evaluation.bits_per_byte import IGNORED, BitsPerByte
+
+# kind of text → what it is, in the order of tables
+KINDS = {
+    "kept": "kept tokens",
+    "new": "new tokens",
+    "unseen": "new tokens that the training text does not contain",
+    "resegmented": "several tokens, because one was sacrificed",
+}
+
+
+# the base model with the output rows of the initialized model, next to the variants
+OUTPUT_SIDE = "output_side"
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """The pieces of one document between boundaries that two token sequences share.
+
+    Attributes:
+        base, own: int64 `[P]`, index of each piece's first token in the two sequences.
+        sizes: int64 `[P]`, UTF-8 bytes.
+        is_single: bool `[P]`, whether the second sequence has one token.
+    """
+
+    base: NDArray[np.int64]
+    own: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+    is_single: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class DiagnosedText:
+    """Held-out text of one kind.
+
+    Attributes:
+        bytes: UTF-8 bytes.
+        bits: variant, or `OUTPUT_SIDE` → negative log-likelihood in bits.
+    """
+
+    bytes: int
+    bits: Mapping[str, float]
+
+
+def split_at_shared_boundaries(base_bytes: NDArray[np.int64], own_bytes: NDArray[np.int64]) -> Pieces:
+    """Cut a document where a token ends in both sequences.
+
+    Args:
+        base_bytes, own_bytes: int64 `[n]` and `[m]`, UTF-8 bytes of the tokens, n and m > 0.
+    """
+    base_ends, own_ends = np.cumsum(base_bytes), np.cumsum(own_bytes)
+    shared = np.intersect1d(base_ends[:-1], own_ends[:-1])
+    base = np.concatenate([[0], np.searchsorted(base_ends, shared) + 1])
+    own = np.concatenate([[0], np.searchsorted(own_ends, shared) + 1])
+    sizes = np.diff(np.concatenate([[0], shared, [own_ends[-1]]]))
+    return Pieces(base, own, sizes, np.diff(np.append(own, len(own_bytes))) == 1)
+
+
+@contextmanager
+def output_rows(model: Any, embeddings: Embeddings) -> Iterator[None]:
+    """Give `model` the output rows of another model, whose embeddings these are; its input rows stay."""
+    import torch
+
+    head = model.get_output_embeddings()
+    given = {"weight": embeddings.get("lm_head", embeddings["wte"]), "bias": embeddings.get("lm_head_bias")}
+    before = {name: getattr(head, name, None) for name in given}
+    for name, own in before.items():
+        if own is not None:
+            rows = given[name].to(device=own.device, dtype=own.dtype)
+            setattr(head, name, torch.nn.Parameter(rows, requires_grad=False))
+    try:
+        yield
+    finally:
+        for name, own in before.items():
+            if own is not None:
+                setattr(head, name, own)
+
+
+class Diagnosis:
+    """The pieces of the held-out text, to which the losses of all variants are assigned.
+
+    Args:
+        base, initialized: the scores of the base model and of the initialized one.
+        base_bytes, own_bytes: int64 `[≥ V]`, UTF-8 bytes of the tokens of both tokenizers.
+        new_ids: ids of new tokens.
+        unseen_ids: those of them that the training text does not contain.
+    """
+
+    def __init__(
+        self,
+        base: BitsPerByte,
+        initialized: BitsPerByte,
+        base_bytes: NDArray[np.int64],
+        own_bytes: NDArray[np.int64],
+        new_ids: Collection[int],
+        unseen_ids: Collection[int],
+    ) -> None:
+        self._documents = [n for n, ids in enumerate(initialized.ids) if len(ids)]
+        self._pieces = {
+            n: split_at_shared_boundaries(base_bytes[base.ids[n]], own_bytes[initialized.ids[n]])
+            for n in self._documents
+        }
+        self._base, self._initialized = base, initialized
+        kind_of = np.zeros(initialized.vocabulary, dtype=np.int64)
+        kind_of[list(new_ids)] = 1
+        kind_of[list(unseen_ids)] = 2
+        self._kinds = np.concatenate(
+            [
+                np.where(pieces.is_single, kind_of[initialized.ids[n][pieces.own]], 3)
+                for n, pieces in self._pieces.items()
+            ]
+        )
+
+    def targets(self) -> list[NDArray[np.int64]]:
+        """For each token of the base tokenizer, the remapped one's token that begins there, or `IGNORED`."""
+        targets = [np.full(len(ids), IGNORED) for ids in self._base.ids]
+        for n, pieces in self._pieces.items():
+            targets[n][pieces.base] = self._initialized.ids[n][pieces.own]
+        return targets
+
+    def result(self, scores: Mapping[str, BitsPerByte], output_side: BitsPerByte) -> dict[str, DiagnosedText]:
+        """The bits of every kind of text.
+
+        Args:
+            scores: variant → its score; those with other ids than the base and the initialized model are left out.
+            output_side: the base model's score for :meth:`targets` under the output rows of the initialized model.
+        """
+        own = (self._base, self._initialized)
+        columns = {
+            name: self._by_piece(score.ids, score.losses)
+            for name, score in scores.items()
+            if any(all(map(np.array_equal, score.ids, each.ids)) for each in own)
+        }
+        # later tokens of a piece begin inside a token of the base, where the base has no state
+        inner = [losses.copy() for losses in self._initialized.losses]
+        for n, pieces in self._pieces.items():
+            inner[n][pieces.own] = output_side.losses[n][pieces.base]
+        columns[OUTPUT_SIDE] = self._by_piece(self._initialized.ids, inner)
+        sizes = np.concatenate([pieces.sizes for pieces in self._pieces.values()])
+        return {
+            name: DiagnosedText(
+                int(sizes[chosen].sum()),
+                {variant: float(nats[chosen].sum() / math.log(2)) for variant, nats in columns.items()},
+            )
+            for kind, name in enumerate(KINDS)
+            if (chosen := self._kinds == kind).any()
+        }
+
+    def _by_piece(self, ids: Sequence[NDArray[np.int64]], losses: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+        """Nats of every piece, float64 `[P]` over all documents."""
+        parts = []
+        for n, pieces in self._pieces.items():
+            is_base = np.array_equal(ids[n], self._base.ids[n])
+            parts.append(np.add.reduceat(losses[n], pieces.base if is_base else pieces.own))
+        return np.concatenate(parts)
