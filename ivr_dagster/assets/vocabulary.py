@@ -53,7 +53,7 @@ GROUP = "vocabulary"
     kinds={"csv", "polars"},
     owners=OWNERS,
     io_manager_key="csv_io",
-    code_version="4",
+    code_version="5",
     metadata=columns(**{name: (dtype.__name__.lower(), text) for name, (dtype, text) in COLUMNS.items()}),
 )
 def replacement_candidates(
@@ -149,6 +149,7 @@ def plan_from_settings(
         corpus.texts("train", max_texts=settings.corpus.max_texts or None),
         heldout_sample(corpus, LENGTHS_BYTES),
         settings.selection,
+        train_bytes=settings.training.train_bytes,
         previous=previous,
         same_settings=same_settings,
         progress=progress,

@@ -227,7 +227,8 @@ class SelectionSettings(SettingsGroup):
 
     max_candidates: int = setting(
         4000,
-        "Maximum number of ids to reassign. 0 or auto: continue while the next hundred new tokens save least_saving.",
+        "Maximum number of ids to reassign. 0 or auto: continue while the next hundred new tokens save least_saving "
+        "and occur often enough in the text that is trained on (least_occurrences).",
         affects="replacement_candidates",
         words={"auto": 0},
         ge=0,
@@ -238,6 +239,13 @@ class SelectionSettings(SettingsGroup):
         affects="replacement_candidates",
         gt=0,
         lt=1,
+    )
+    least_occurrences: int = setting(
+        20,
+        "With max_candidates auto: how often the next hundred new tokens must occur in the text that is trained on "
+        "(train_bytes), in the median. Rows of rarer tokens are hardly learned. 0: no minimum.",
+        affects="replacement_candidates",
+        ge=0,
     )
     min_token_len: int = setting(
         2, "Minimum length of a new token in UTF-8 bytes.", affects="replacement_candidates", ge=2
@@ -418,7 +426,7 @@ class TrainingSettings(SettingsGroup):
     train_bytes: int = setting(
         0,
         "Train on about this many bytes of the train split. 0: all of it.",
-        affects="fitted_embeddings training_blocks",
+        affects="replacement_candidates fitted_embeddings training_blocks",
         ge=0,
     )
     validation_bytes: int = setting(

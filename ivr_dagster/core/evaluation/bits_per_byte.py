@@ -107,7 +107,9 @@ class BitsPerByte:
     @property
     def token_nats(self) -> NDArray[np.float64]:
         """Summed negative log-likelihood by id, in nats, float64 `[V]`."""
-        return np.bincount(np.concatenate(self.ids), np.concatenate(self.losses), self.vocabulary)
+        nats = np.zeros(self.vocabulary)
+        np.add.at(nats, np.concatenate(self.ids), np.concatenate(self.losses))
+        return nats
 
     @property
     def token_counts(self) -> NDArray[np.int64]:

@@ -83,18 +83,18 @@ def output_rows(model: Any, embeddings: Embeddings) -> Iterator[None]:
     import torch
 
     head = model.get_output_embeddings()
-    given = {"weight": embeddings.get("lm_head", embeddings["wte"]), "bias": embeddings.get("lm_head_bias")}
-    before = {name: getattr(head, name, None) for name in given}
-    for name, own in before.items():
-        if own is not None:
-            rows = given[name].to(device=own.device, dtype=own.dtype)
-            setattr(head, name, torch.nn.Parameter(rows, requires_grad=False))
+    given = {"weight": embeddings.get("lm_head", embeddings["wte"])}
+    if "lm_head_bias" in embeddings:
+        given["bias"] = embeddings["lm_head_bias"]
+    before = {name: getattr(head, name) for name in given}
+    for name, rows in given.items():
+        parameter = rows.to(device=before[name].device, dtype=before[name].dtype)
+        setattr(head, name, torch.nn.Parameter(parameter, requires_grad=False))
     try:
         yield
     finally:
-        for name, own in before.items():
-            if own is not None:
-                setattr(head, name, own)
+        for name, parameter in before.items():
+            setattr(head, name, parameter)
 
 
 class Diagnosis:

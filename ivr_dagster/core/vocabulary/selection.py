@@ -15,7 +15,7 @@ from ivr_dagster.core.tokenizer.segments import encode_each
 from ivr_dagster.core.tokens.byte_level import bytes_of, strings_of
 from ivr_dagster.core.tokens.counts import PretokenCounts
 from ivr_dagster.core.tokens.pretokens import read_pretokenization
-from ivr_dagster.core.vocabulary.candidate import Selection
+from ivr_dagster.core.vocabulary.candidate import Candidate, Selection
 from ivr_dagster.core.vocabulary.candidates import choose_candidates
 from ivr_dagster.core.vocabulary.phrases import pattern_with
 from ivr_dagster.core.vocabulary.remap import bpe_with, remap_tokenizer
@@ -67,11 +67,12 @@ class Plan:
 
 @dataclass(frozen=True)
 class _Text:
-    """The text that a selection is made and measured on."""
+    """The text that a selection is made and measured on, and the share of the train split that is trained on."""
 
     counts: PretokenCounts
     train: Iterable[str]
     heldout: PretokenizedTexts
+    trained_share: float
 
 
 def plan_selection(
@@ -83,6 +84,7 @@ def plan_selection(
     heldout: Sequence[str],
     settings: SelectionSettings,
     *,
+    train_bytes: int = 0,
     previous: pl.DataFrame | None = None,
     same_settings: bool = False,
     progress: Callable[[int, int], None] | None = None,
@@ -100,6 +102,7 @@ def plan_selection(
         texts: the train split; read for phrases only.
         heldout: the held-out split.
         settings: what to select.
+        train_bytes: bytes of the train split that are trained on; 0 for all.
         previous: the table of the previous selection; rules for another base are ignored.
         same_settings: whether it was made with the current settings and code; otherwise it cannot stay whole.
         progress: called with (candidates so far, maximum).
@@ -107,7 +110,7 @@ def plan_selection(
     Raises:
         InputError: more new tokens are requested than ids can be reassigned.
     """
-    text = _Text(counts, texts, pretokenize_texts(heldout, base))
+    text = _Text(counts, texts, pretokenize_texts(heldout, base), _trained_share(counts, train_bytes))
     old_rules = rules_from_table(previous).rules if previous is not None and settings.sticky else ()
     old_rules = tuple(r for r in old_rules if 0 <= r.id < bpe.size and bpe.strings[r.id] == r.sacrificed_token)
     selection, shares = _choose(base, bpe, text, settings, old_rules, progress)
@@ -130,6 +133,12 @@ def plan_selection(
     return Plan(table, train_tokens, kept, moved, len(old_rules) - kept - moved)
 
 
+def _trained_share(counts: PretokenCounts, train_bytes: int) -> float:
+    sizes = pl.Series(counts.types, dtype=pl.String).str.len_bytes().to_numpy()
+    everything = int(sizes @ counts.counts)
+    return min(1.0, train_bytes / everything) if train_bytes and everything else 1.0
+
+
 def _choose(
     base: Tokenizer,
     bpe: ByteLevelBPE,
@@ -149,7 +158,10 @@ def _choose(
     shares = heldout_shares(base, bpe, selection, text.heldout)
     if not settings.max_candidates:
         bytes_alone = sum(not candidate.constituents for candidate in selection.candidates)  # they come first
-        selection = selection.first(bytes_alone + count_worthwhile(shares[bytes_alone:], settings.least_saving))
+        rest = selection.candidates[bytes_alone:]
+        worthwhile = count_worthwhile(shares[bytes_alone:], settings.least_saving)
+        learnable = count_learnable(rest, settings.least_occurrences / text.trained_share)
+        selection = selection.first(bytes_alone + min(worthwhile, learnable))
         in_use = {i for candidate in selection.candidates for i in candidate.constituents}
         selection = selection.first(bpe.size - len(protected_ids(bpe, in_use)))
     return selection, shares
@@ -238,3 +250,19 @@ def count_worthwhile(shares: np.ndarray, least_saving: float) -> int:
         if hundred.sum() < least_saving * len(hundred) / STEP:
             return start
     return len(shares)
+
+
+def count_learnable(candidates: Sequence[Candidate], least_occurrences: float) -> int:
+    """How many candidates to take: up to the hundred whose median occurs less than `least_occurrences` times.
+
+    A merge occurs where it is applied, also inside longer tokens: training on those teaches the model about it.
+
+    Args:
+        candidates: in the order of their worth.
+        least_occurrences: in the text that the candidates were counted on.
+    """
+    occurrences = np.array([c.saving if c.halves else c.frequency for c in candidates])
+    for start in range(0, len(occurrences), STEP):
+        if np.median(occurrences[start : start + STEP]) < least_occurrences:
+            return start
+    return len(occurrences)

@@ -150,6 +150,7 @@ def make_plan(base: Tokenizer, topics: list[str]) -> Callable[..., Plan]:
         previous: pl.DataFrame | None = None,
         same_settings: bool = False,
         max_candidates: int = 150,
+        train_bytes: int = 0,
         **settings: Any,
     ) -> Plan:
         counts = count_pretokens(texts, base)
@@ -161,6 +162,7 @@ def make_plan(base: Tokenizer, topics: list[str]) -> Callable[..., Plan]:
             texts,
             topics[40:60],
             SelectionSettings(max_candidates=max_candidates, **settings),
+            train_bytes=train_bytes,
             previous=previous,
             same_settings=same_settings,
         )
@@ -280,17 +282,35 @@ def test_curve_has_round_numbers_and_ends_at_the_total(plan: Plan) -> None:
 
 
 def test_auto_selects_while_it_pays(make_plan: Callable[..., Plan], base: Tokenizer) -> None:
-    every = make_plan(max_candidates=0, least_saving=1e-9, merge_scope="across")
+    auto: dict[str, Any] = {"max_candidates": 0, "merge_scope": "across"}
+    every = make_plan(**auto, least_saving=1e-9, least_occurrences=0)
     free = read_bpe(base).size - len(protected_ids(read_bpe(base)))
     assert free // 2 - 3 <= len(every.table) <= free // 2  # a few would be cut
     counts = []
     for least in (0.5, 0.08, 0.045):
-        some = make_plan(max_candidates=0, least_saving=least, merge_scope="across")
+        some = make_plan(**auto, least_saving=least, least_occurrences=0)
         counts.append(len(some.table))
         assert some.table["new_token"].to_list() == every.table["new_token"][: counts[-1]].to_list()
     assert 0 == counts[0] < counts[1] < counts[2] < len(every.table)
     assert all(count % 100 == 0 for count in counts)
     check_rules(rules_from_table(every.table), read_bpe(base))
+
+
+def test_auto_selects_what_occurs_often_enough_in_the_text_that_is_trained_on(
+    make_plan: Callable[..., Plan], topics: list[str]
+) -> None:
+    auto: dict[str, Any] = {"max_candidates": 0, "least_saving": 1e-9}
+    savings = make_plan(**auto, least_occurrences=0).table["saving"].to_numpy()
+    medians = [float(np.median(savings[n : n + STEP])) for n in range(0, len(savings), STEP)]
+    assert len(medians) > 2
+    assert medians == sorted(medians, reverse=True)
+    size = len("".join(topics[10:40]).encode())
+    for hundreds, median in enumerate(medians[:-1], start=1):
+        least = int(median)
+        assert len(make_plan(**auto, least_occurrences=least).table) == hundreds * STEP
+        assert len(make_plan(**auto, least_occurrences=least // 2, train_bytes=size // 2).table) == hundreds * STEP
+        assert len(make_plan(**auto, least_occurrences=least, train_bytes=2 * size).table) == hundreds * STEP
+        assert len(make_plan(**auto, least_occurrences=least + 1).table) == (hundreds - 1) * STEP
 
 
 def ids_of(plan: Plan) -> dict[str, int]:
