@@ -13,8 +13,6 @@ from ivr_dagster.storage.regular_files import open_regular
 
 # settings files are about 5 KB long; parsing 256 KB takes one to two seconds
 MAX_BYTES = 1 << 18
-# databases, arrays and columns hold 64-bit integers; numpy's random generators take 32-bit seeds
-MAX_INTEGER, MAX_SEED = 2**63 - 1, 2**32 - 1
 # raised inside YAML constructors by int(), float(), date() and deep nesting
 CONSTRUCTION_ERRORS: tuple[type[Exception], ...] = (
     ValueError,

@@ -311,10 +311,22 @@ def training_curves(
     return losses, validation
 
 
-def provenance(models: EvaluatedModels, corpus: CleanedCorpus, **source: Any) -> Provenance:
-    """Provenance of the fine-tuned model, for its model card; `source` are the attributes known elsewhere."""
+def provenance(
+    models: EvaluatedModels,
+    corpus: CleanedCorpus,
+    *,
+    base_model: str,
+    is_on_hub: bool,
+    base_version: str,
+    languages: tuple[str, ...],
+    license: str,
+) -> Provenance:
+    """Provenance of the fine-tuned model, for its model card; see its attributes."""
     sft = models.trained["sft"]
     return Provenance(
+        base_model=base_model,
+        is_on_hub=is_on_hub,
+        base_version=base_version,
         architecture=str(read_config(sft.final_model.path)["model_type"]),
         corpus_digest=corpus.digest(),
         train_documents=corpus.count("train"),
@@ -322,5 +334,6 @@ def provenance(models: EvaluatedModels, corpus: CleanedCorpus, **source: Any) ->
         heldout_documents=corpus.count("heldout"),
         rules=len(applied_rules(models.remapped)),
         vocabulary=models.remapped.backend().get_vocab_size(),
-        **source,
+        languages=languages,
+        license=license,
     )

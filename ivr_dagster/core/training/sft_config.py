@@ -18,8 +18,9 @@ from typing import Any, get_args, get_type_hints
 from ivr_dagster.core.embedding.new_rows import RowRates
 from ivr_dagster.core.training.trainable import LORA, lora_obstacle
 from ivr_dagster.errors import InputError, short_repr
+from ivr_dagster.settings.groups import MAX_INTEGER, MAX_SEED
 from ivr_dagster.storage.content_hash import content_hash
-from ivr_dagster.storage.yaml_files import MAX_INTEGER, MAX_SEED, read_settings_yaml
+from ivr_dagster.storage.yaml_files import read_settings_yaml
 
 DEFAULTS = Path(__file__).with_name("sft_config.yaml")
 

@@ -34,6 +34,11 @@ class Candidate:
     saving: int
     frequency: int
 
+    @property
+    def is_phrase(self) -> bool:
+        """Whether the pre-tokenizer produces it."""
+        return bool(self.constituents and not self.halves)
+
 
 def best_candidates(
     candidates: Sequence[Candidate],

@@ -11,7 +11,7 @@ from ivr_dagster.core.tokenizer.agreement import is_reachable
 from ivr_dagster.core.tokenizer.bpe import ByteLevelBPE
 from ivr_dagster.core.tokenizer.cuts import run_cuts
 from ivr_dagster.core.tokenizer.lengths import PretokenizedTexts, pretokenize_texts
-from ivr_dagster.core.tokenizer.segments import encode_each
+from ivr_dagster.core.tokenizer.segments import encode_each, segments_of_types
 from ivr_dagster.core.tokens.byte_level import bytes_of, strings_of
 from ivr_dagster.core.tokens.counts import PretokenCounts
 from ivr_dagster.core.tokens.pretokens import read_pretokenization
@@ -36,7 +36,8 @@ class Plan:
 
     Attributes:
         table: see :data:`~ivr_dagster.core.vocabulary.table.COLUMNS`.
-        train_tokens: tokens of the train split under the base tokenizer.
+        saving_train: share of the train split's tokens saved, net of what sacrificed tokens cost; None if the previous
+            selection stays.
         kept, moved, dropped: rules of the previous selection that are unchanged, get another id, are gone.
         rejected_gain: if the previous selection stays, the additional share of held-out tokens that the best new one
             would save; None for a new selection.
@@ -45,19 +46,12 @@ class Plan:
     """
 
     table: pl.DataFrame
-    train_tokens: int
+    saving_train: float | None
     kept: int = 0
     moved: int = 0
     dropped: int = 0
     rejected_gain: float | None = None
     heldout_now: float | None = None
-
-    @property
-    def saving_train(self) -> float | None:
-        """Share of the train split's tokens saved; None if the previous selection stays."""
-        if self.rejected_gain is not None:
-            return None
-        return float(self.table["saving"].sum()) / max(self.train_tokens, 1)
 
     @property
     def saving_heldout(self) -> float:
@@ -124,13 +118,19 @@ def plan_selection(
         pl.col("heldout_saving") + (saving - float(table["heldout_saving"].sum())) / max(len(table), 1),
         sacrificed_cost=pl.Series(costs, dtype=pl.Int64),
     )
-    train_tokens = int(frequencies.sum())
     if settings.sticky and previous is not None and same_settings and fits_base(previous, bpe):
         old_saving = text.heldout.saving(remap_tokenizer(base, bpe, rules_from_table(previous)))
         if (gain := saving - old_saving) < settings.least_gain:
-            return Plan(previous, train_tokens, kept=len(previous), rejected_gain=gain, heldout_now=old_saving)
+            return Plan(previous, None, kept=len(previous), rejected_gain=gain, heldout_now=old_saving)
     kept, moved = (int((table["status"] == status).sum()) for status in ("kept", "moved"))
-    return Plan(table, train_tokens, kept, moved, len(old_rules) - kept - moved)
+    saved = _saved_tokens(base, remapped, counts) + sum(c.saving for c in selection.candidates if c.is_phrase)
+    return Plan(table, saved / max(int(frequencies.sum()), 1), kept, moved, len(old_rules) - kept - moved)
+
+
+def _saved_tokens(base: Tokenizer, remapped: Tokenizer, counts: PretokenCounts) -> int:
+    """Tokens that a remapped tokenizer saves of the train split, without phrases."""
+    before, after = segments_of_types(base, counts.types).lengths, encode_each(remapped, counts.types).lengths
+    return int((before - after) @ counts.counts)
 
 
 def _trained_share(counts: PretokenCounts, train_bytes: int) -> float:
@@ -210,7 +210,7 @@ def heldout_shares(base: Tokenizer, bpe: ByteLevelBPE, selection: Selection, hel
     halves = {ids[word.string]: (ids[word.halves[0]], ids[word.halves[1]]) for word in words}
     applied = count_merges(dict(enumerate(frequencies.tolist())), halves)
     saved = {word.string: applied[ids[word.string]] for word in words}
-    phrases = [c.string for c in selection.candidates if c.constituents and not c.halves]
+    phrases = [c.string for c in selection.candidates if c.is_phrase]
     if phrases:
         split = read_pretokenization(base).splitter(base)
         pieces = [split(bytes_of(phrase).decode()) for phrase in phrases]
