@@ -15,10 +15,10 @@ Several commands with the same output may run at the same time with different `-
 
 import argparse
 import json
+import shutil
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -29,7 +29,7 @@ from benchmarks.record import save
 from ivr_dagster.artifact_paths import ArtifactPaths
 from ivr_dagster.core.corpus.cleaned import CleanedCorpus
 from ivr_dagster.core.corpus.subset import documents_within
-from ivr_dagster.core.embedding.calibrate import POSITIONS, calibrate_new_rows
+from ivr_dagster.core.embedding.calibrate import Calibration, calibrate_new_rows
 from ivr_dagster.core.embedding.extract import read_embeddings, write_model
 from ivr_dagster.core.embedding.initialize import initialize_embeddings
 from ivr_dagster.core.embedding.reorder import reorder_embeddings, row_sources
@@ -103,15 +103,17 @@ class Frontier:
     def measure(self, new_tokens: int, folder: Path) -> Point:
         """Select, initialize, fine-tune and score."""
         options = self.options
-        folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
         tokenizer, rules, start = self.base, None, self.model.path
         spent = 0.0
         if new_tokens:
             rules = self._select(new_tokens)
             tokenizer, start = remap_tokenizer(self.base, self.bpe, rules), folder / "initialized"
-            start.mkdir(exist_ok=True)
-            write_model(self.model.path, self._initialize(tokenizer, rules), start)
-            spent = POSITIONS / 3
+            start.mkdir()
+            initial = self._initialize(tokenizer, rules)
+            write_model(self.model.path, initial.tensors, start)
+            spent = initial.tokens / 3  # forward passes only
         start_score = self._score(ModelFolder(start), tokenizer)
         encode, sizes = reference_encoder(tokenizer), {"eos_id": self.eos_id, "vocab_size": self.bpe.size}
         block_size = options.block_size
@@ -154,7 +156,7 @@ class Frontier:
         seen = used_ids(read_blocks(blocks))
         tokens = _count(tokenizer, self.train)
         return Point(
-            new_tokens=new_tokens,
+            new_tokens=len(rules) if rules else 0,
             tokens=tokens,
             heldout_tokens=score.tokens,
             unseen=float((~np.isin(np.concatenate(score.ids), seen)).mean()),
@@ -172,7 +174,7 @@ class Frontier:
         selection = choose_candidates(self.base, self.bpe, counts, self.train, settings, budget=number)
         return rules_from_table(candidates_table(selection, self.bpe, token_frequencies(counts, self.base)))
 
-    def _initialize(self, tokenizer: Tokenizer, rules: RemapRules) -> dict[str, Any]:
+    def _initialize(self, tokenizer: Tokenizer, rules: RemapRules) -> Calibration:
         base = read_embeddings(self.model.path)
         reordered = reorder_embeddings(base, row_sources(self.bpe.ids, strings_by_id(tokenizer)))
         constituents = {rule.id: [self.bpe.ids[part] for part in rule.constituents] for rule in rules}
@@ -187,7 +189,7 @@ class Frontier:
             eos_id=self.eos_id,
             length=min(SNIPPET, self.context),
             dtype="float32",
-        ).tensors
+        )
 
     def _score(self, model: ModelFolder, tokenizer: Tokenizer) -> BitsPerByte:
         scoring = ScoringTokenizer.of(tokenizer, self.eos_id)
@@ -251,6 +253,7 @@ def main() -> None:
 
     options = parse_options()
     torch.set_num_threads(options.threads)
+    shared = {key: str(value) for key, value in vars(options).items() if key not in ("new_tokens", "output", "name")}
     frontier = Frontier(options)
     for number in options.new_tokens:
         folder = options.output / str(number)
@@ -258,13 +261,18 @@ def main() -> None:
         if not file.is_file():
             started = time.monotonic()
             point = frontier.measure(number, folder)
-            file.write_text(json.dumps(asdict(point)) + "\n", encoding="utf-8")
+            file.write_text(json.dumps({"options": shared, "point": asdict(point)}) + "\n", encoding="utf-8")
             log(f"{number} new tokens: {point.bpb:.4f} after {time.monotonic() - started:.0f} s")
-    found = [Point(**json.loads(file.read_text(encoding="utf-8"))) for file in options.output.glob("*/point.json")]
-    points = sorted(found, key=lambda point: point.new_tokens)
+    points = []
+    for file in options.output.glob("*/point.json"):
+        found = json.loads(file.read_text(encoding="utf-8"))
+        if found["options"] != shared:
+            raise SystemExit(f"{file} was measured with other options, {found['options']}: name another --output")
+        points.append(Point(**found["point"]))
+    points.sort(key=lambda point: point.new_tokens)
     document_bytes = [len(text.encode()) for text in frontier.heldout]
     result = {
-        "options": {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()},
+        "options": shared,
         "train_bytes": size_of(frontier.train),
         "document_bytes": document_bytes,
         "points": [asdict(point) for point in points],

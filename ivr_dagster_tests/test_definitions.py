@@ -157,6 +157,12 @@ def test_new_python_makes_only_the_evaluation_of_its_documentation_stale(
     assert [name for name in ASSETS if project.values_for(name) != before[name]] == ["evaluation_report"]
 
 
+def test_training_less_text_changes_the_selection_only_if_it_chooses_the_number(tmp_path: Path) -> None:
+    for number, expected in ((4000, set()), (0, {"replacement_candidates"})):
+        before, after = (setting_values(tmp_path, max_candidates=number, train_bytes=size) for size in (0, 10**6))
+        assert changed_assets(before, after) - {"fitted_embeddings", "training_blocks"} == expected
+
+
 def test_every_setting_has_an_option_and_a_launchpad_field(tmp_path: Path) -> None:
     resources = build_definitions(Settings(), artifacts_dir=tmp_path).resources or {}
     launchpad = resources["settings"].config_field.config_type.fields

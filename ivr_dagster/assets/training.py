@@ -49,7 +49,7 @@ def trained_model_asset(*deps: str) -> Callable[[Callable[..., Any]], dg.AssetsD
         owners=OWNERS,
         io_manager_key="trained_model_io",
         pool=POOL,
-        code_version="4",
+        code_version="5",
     )
 
 

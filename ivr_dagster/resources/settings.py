@@ -24,6 +24,9 @@ from ivr_dagster.storage.atomic import remove, staging_path
 from ivr_dagster.storage.content_hash import content_hash
 from ivr_dagster.storage.shard_cache import Map
 
+# what the selection depends on only if `max_candidates` is `auto`
+AUTO_SETTINGS = ("least_saving", "least_occurrences", "train_bytes")
+
 
 class InvalidLaunchError(dg.DagsterError):
     """Invalid settings in the launchpad. A Dagster error, so that the UI shows the message as it is."""
@@ -86,8 +89,9 @@ class ProjectSettings(Settings):
         """The values of the settings that an asset depends on, by name.
 
         The content of the training settings file stands for its path (`sft_config`). Of the launch settings only the
-        dtype matters (`arithmetic`), since the number of processes changes results in rounding only. Without a folder
-        for it, out-of-domain text depends on the version of Python.
+        dtype matters (`arithmetic`), since the number of processes changes results in rounding only. `AUTO_SETTINGS`
+        matter only if they decide the number of new tokens. Without a folder for it, out-of-domain text depends on the
+        version of Python.
         """
         values: dict[str, Any] = {}
         for name in sorted(settings_of(asset)):
@@ -100,6 +104,9 @@ class ProjectSettings(Settings):
                     values["arithmetic"] = arithmetic
             else:
                 values[name] = self.get(name)
+        if asset == "replacement_candidates" and self.selection.max_candidates:
+            for name in AUTO_SETTINGS:
+                del values[name]
         if asset == "evaluation_report" and self.evaluation.retention_bytes and not values["retention_corpora_dir"]:
             values["retention_corpora_dir"] = f"documentation of Python {platform.python_version()}"
         if "general_corpora_dir" in values and self.uses_sample_code():

@@ -2,11 +2,12 @@
 
 Each document is cut at the token boundaries that both tokenizers share, so every model has the same pieces of text. A
 piece is *kept* or *new* if the remapped tokenizer encodes it as one such token, *unseen* if that token is new and does
-not occur in the training text, and *resegmented* if it is several tokens, because a sacrificed token is missing.
+not occur in the training text, and *resegmented* if it is several tokens, mostly because one was sacrificed.
 
 Before training, the loss over the base model has two parts. The output side is measured by the base model's states at
 the beginning of each piece under the output rows of the initialized model; what is left is the input side: states that
-change because new tokens are read in place of their constituents.
+change because new tokens are read in place of their constituents. The base has no state inside its own tokens, so later
+tokens of a resegmented piece count on the output side, with the loss of the initialized model.
 """
 
 import math
@@ -26,7 +27,7 @@ KINDS = {
     "kept": "kept tokens",
     "new": "new tokens",
     "unseen": "new tokens that the training text does not contain",
-    "resegmented": "several tokens, because one was sacrificed",
+    "resegmented": "several tokens, mostly because one was sacrificed",
 }
 
 
@@ -87,18 +88,22 @@ def output_rows(model: Any, embeddings: Embeddings) -> Iterator[None]:
     if "lm_head_bias" in embeddings:
         given["bias"] = embeddings["lm_head_bias"]
     before = {name: getattr(head, name) for name in given}
-    for name, rows in given.items():
-        parameter = rows.to(device=before[name].device, dtype=before[name].dtype)
-        setattr(head, name, torch.nn.Parameter(parameter, requires_grad=False))
     try:
+        for name, rows in given.items():
+            parameter = rows.to(device=before[name].device, dtype=before[name].dtype)
+            setattr(head, name, torch.nn.Parameter(parameter, requires_grad=False))
         yield
     finally:
         for name, parameter in before.items():
+            parameter.data = parameter.data.to(getattr(head, name).device)  # the model may have been moved
             setattr(head, name, parameter)
 
 
 class Diagnosis:
     """The pieces of the held-out text, to which the losses of all variants are assigned.
+
+    Documents are left out if the tokens of both tokenizers do not stand for equally many bytes: a base tokenizer drops
+    bytes that it has no token for.
 
     Args:
         base, initialized: the scores of the base model and of the initialized one.
@@ -116,21 +121,23 @@ class Diagnosis:
         new_ids: Collection[int],
         unseen_ids: Collection[int],
     ) -> None:
-        self._documents = [n for n, ids in enumerate(initialized.ids) if len(ids)]
+        sizes = [
+            (int(base_bytes[one].sum()), int(own_bytes[two].sum()))
+            for one, two in zip(base.ids, initialized.ids, strict=True)
+        ]
         self._pieces = {
             n: split_at_shared_boundaries(base_bytes[base.ids[n]], own_bytes[initialized.ids[n]])
-            for n in self._documents
+            for n, (size, own_size) in enumerate(sizes)
+            if size == own_size > 0
         }
         self._base, self._initialized = base, initialized
         kind_of = np.zeros(initialized.vocabulary, dtype=np.int64)
         kind_of[list(new_ids)] = 1
         kind_of[list(unseen_ids)] = 2
-        self._kinds = np.concatenate(
-            [
-                np.where(pieces.is_single, kind_of[initialized.ids[n][pieces.own]], 3)
-                for n, pieces in self._pieces.items()
-            ]
-        )
+        kinds = [
+            np.where(pieces.is_single, kind_of[initialized.ids[n][pieces.own]], 3) for n, pieces in self._pieces.items()
+        ]
+        self._kinds = np.concatenate(kinds) if kinds else np.zeros(0, dtype=np.int64)
 
     def targets(self) -> list[NDArray[np.int64]]:
         """For each token of the base tokenizer, the remapped one's token that begins there, or `IGNORED`."""
@@ -146,6 +153,8 @@ class Diagnosis:
             scores: variant → its score; those with other ids than the base and the initialized model are left out.
             output_side: the base model's score for :meth:`targets` under the output rows of the initialized model.
         """
+        if not self._pieces:
+            return {}
         own = (self._base, self._initialized)
         columns = {
             name: self._by_piece(score.ids, score.losses)

@@ -266,7 +266,8 @@ class _Measurements:
                 targets=diagnosis.targets(),
                 progress=self._progress("evaluating base with the initialized output rows", "tokens"),
             )
-        return diagnosis.result(self.scores, output_side)
+        compared = {name: score for name, score in self.scores.items() if name not in SAME_MODEL}
+        return diagnosis.result(compared, output_side)
 
     def retention(self, seed: int) -> Retention | None:
         """Bits per byte on out-of-domain text; call this after measuring all variants."""

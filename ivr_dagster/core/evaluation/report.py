@@ -308,8 +308,10 @@ def _diagnosis(report: EvaluationReport) -> list[str]:
         table(("held-out text encoded as", "share of bytes", *(f"`{name}`" for name in names)), rows, right_from=1),
         f"Bits per byte of each part of the held-out text, cut where tokens of both tokenizers end. `{OUTPUT_SIDE}` is"
         " the base model, reading its own tokens, with the output rows of the initialized model. Before training, the"
-        f" new vocabulary changes bits per byte by {cost['output']:+.3f} on the output side (predicting the new tokens)"
-        f" and by {cost['input']:+.3f} on the input side (reading them)." + _unseen_sentence(report),
+        f" new vocabulary changes bits per byte by {cost['output']:+.3f} on the output side (predicting text with the"
+        f" new rows) and by {cost['input']:+.3f} on the input side (reading new tokens)."
+        + _unseen_sentence(report)
+        + _left_out_sentence(report, names, size),
     ]
 
 
@@ -319,10 +321,24 @@ def _unseen_sentence(report: EvaluationReport) -> str:
         return ""
     size = sum(text.bytes for text in report.diagnosis.values())
     difference = (unseen.bits["sft"] - unseen.bits["vanilla_sft"]) / size
+    if difference < 0.0005:
+        return ""
     return (
-        f" New tokens that the training text does not contain add {difference:+.3f} to the difference between the"
-        " fine-tuned model and the vanilla baseline; fewer new tokens (`--max-candidates`) or more text reduce that."
+        f" New tokens that the training text does not contain account for {difference:+.3f} of the difference between"
+        " the fine-tuned model and the vanilla baseline. Fewer new tokens (`--max-candidates`) or more text reduce it."
     )
+
+
+def _left_out_sentence(report: EvaluationReport, names: Sequence[str], size: int) -> str:
+    """What the diagnosis does not cover."""
+    missing = [f"`{name}`" for name in OTHER_MODELS if name in report.variants and name not in names]
+    text = f" Not comparable piece by piece: {', '.join(missing)} (another tokenizer)." if missing else ""
+    if size != report.heldout_bytes:
+        text += (
+            f" Documents that the base tokenizer does not encode exactly are left out; {size:,} of"
+            f" {report.heldout_bytes:,} bytes remain."
+        )
+    return text
 
 
 def _retention(report: EvaluationReport) -> list[str]:

@@ -104,7 +104,8 @@ def plan_selection(
     Raises:
         InputError: more new tokens are requested than ids can be reassigned.
     """
-    text = _Text(counts, texts, pretokenize_texts(heldout, base), _trained_share(counts, train_bytes))
+    trained_share = min(1.0, train_bytes / counts.bytes) if train_bytes and counts.bytes else 1.0
+    text = _Text(counts, texts, pretokenize_texts(heldout, base), trained_share)
     old_rules = rules_from_table(previous).rules if previous is not None and settings.sticky else ()
     old_rules = tuple(r for r in old_rules if 0 <= r.id < bpe.size and bpe.strings[r.id] == r.sacrificed_token)
     selection, shares = _choose(base, bpe, text, settings, old_rules, progress)
@@ -131,12 +132,6 @@ def _saved_tokens(base: Tokenizer, remapped: Tokenizer, counts: PretokenCounts) 
     """Tokens that a remapped tokenizer saves of the train split, without phrases."""
     before, after = segments_of_types(base, counts.types).lengths, encode_each(remapped, counts.types).lengths
     return int((before - after) @ counts.counts)
-
-
-def _trained_share(counts: PretokenCounts, train_bytes: int) -> float:
-    sizes = pl.Series(counts.types, dtype=pl.String).str.len_bytes().to_numpy()
-    everything = int(sizes @ counts.counts)
-    return min(1.0, train_bytes / everything) if train_bytes and everything else 1.0
 
 
 def _choose(
@@ -255,7 +250,7 @@ def count_worthwhile(shares: np.ndarray, least_saving: float) -> int:
 def count_learnable(candidates: Sequence[Candidate], least_occurrences: float) -> int:
     """How many candidates to take: up to the hundred whose median occurs less than `least_occurrences` times.
 
-    A merge occurs where it is applied, also inside longer tokens: training on those teaches the model about it.
+    A merge counts where it is applied, also inside longer tokens, since a shorter selection has fewer of these.
 
     Args:
         candidates: in the order of their worth.

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ivr_dagster.core.evaluation.bits_per_byte import BitsPerByte, ScoringTokenizer, bits_per_byte
+from ivr_dagster.core.evaluation.bits_per_byte import IGNORED, BitsPerByte, ScoringTokenizer, bits_per_byte
 from ivr_dagster.core.evaluation.diagnosis import OUTPUT_SIDE, Diagnosis, output_rows, split_at_shared_boundaries
 
 END = 256
@@ -99,6 +99,30 @@ def test_bits_by_kind_of_token_and_by_side(model: Any) -> None:
             assert text.bits[variant] == pytest.approx(value / math.log(2), rel=1e-4), (kind, variant)
     for variant in ("base", "initialized"):
         assert sum(text.bits[variant] for text in result.values()) == pytest.approx(scores[variant].bits)
+
+
+def test_documents_that_the_base_does_not_encode_exactly_are_left_out(model: Any) -> None:
+    base, own = encoder(BASE), encoder(OWN)
+    dropping = ScoringTokenizer(
+        lambda texts: [[i for i in ids if i != ord("w")] for ids in base.encode(texts)], base.token_bytes, END
+    )
+    scores = {"base": score(model, dropping), "initialized": score(model, own)}
+    diagnosis = Diagnosis(scores["base"], scores["initialized"], base.token_bytes, own.token_bytes, NEW, UNSEEN)
+    targets = diagnosis.targets()
+    assert [(each != IGNORED).any() for each in targets] == [True, False, True, False]
+    result = diagnosis.result(scores, score(model, dropping, targets=targets))
+    assert sum(text.bytes for text in result.values()) == len(TEXTS[0]) + len(TEXTS[2])
+    assert "unseen" not in result
+    lossy = ScoringTokenizer(lambda texts: [[] for _ in texts], base.token_bytes, END)
+    nothing = BitsPerByte(
+        scores["base"].document_bytes,
+        [np.array(ids, dtype=np.int64) for ids in lossy.encode(TEXTS)],
+        [np.zeros(0)] * 4,
+        np.zeros(4, dtype=np.int64),
+        300,
+    )
+    diagnosis = Diagnosis(nothing, scores["initialized"], base.token_bytes, own.token_bytes, NEW, UNSEEN)
+    assert diagnosis.result({"base": nothing}, nothing) == {}
 
 
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=12), st.data())
