@@ -102,8 +102,8 @@ def output_rows(model: Any, embeddings: Embeddings) -> Iterator[None]:
 class Diagnosis:
     """The pieces of the held-out text, to which the losses of all variants are assigned.
 
-    Documents are left out if the tokens of both tokenizers do not stand for equally many bytes: a base tokenizer drops
-    bytes that it has no token for.
+    It leaves out documents that the base tokenizer does not encode exactly, since it drops bytes that it has no token
+    for.
 
     Args:
         base, initialized: the scores of the base model and of the initialized one.
@@ -155,17 +155,17 @@ class Diagnosis:
         """
         if not self._pieces:
             return {}
-        own = (self._base, self._initialized)
-        columns = {
-            name: self._by_piece(score.ids, score.losses)
-            for name, score in scores.items()
-            if any(all(map(np.array_equal, score.ids, each.ids)) for each in own)
-        }
+        columns: dict[str, NDArray[np.float64]] = {}
+        for name, score in scores.items():
+            if _have_same_ids(score, self._base):
+                columns[name] = self._by_piece(score.losses, is_base=True)
+            elif _have_same_ids(score, self._initialized):
+                columns[name] = self._by_piece(score.losses)
         # later tokens of a piece begin inside a token of the base, where the base has no state
         inner = [losses.copy() for losses in self._initialized.losses]
         for n, pieces in self._pieces.items():
             inner[n][pieces.own] = output_side.losses[n][pieces.base]
-        columns[OUTPUT_SIDE] = self._by_piece(self._initialized.ids, inner)
+        columns[OUTPUT_SIDE] = self._by_piece(inner)
         sizes = np.concatenate([pieces.sizes for pieces in self._pieces.values()])
         return {
             name: DiagnosedText(
@@ -176,10 +176,12 @@ class Diagnosis:
             if (chosen := self._kinds == kind).any()
         }
 
-    def _by_piece(self, ids: Sequence[NDArray[np.int64]], losses: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+    def _by_piece(self, losses: Sequence[NDArray[np.float64]], *, is_base: bool = False) -> NDArray[np.float64]:
         """Nats of every piece, float64 `[P]` over all documents."""
-        parts = []
-        for n, pieces in self._pieces.items():
-            is_base = np.array_equal(ids[n], self._base.ids[n])
-            parts.append(np.add.reduceat(losses[n], pieces.base if is_base else pieces.own))
-        return np.concatenate(parts)
+        return np.concatenate(
+            [np.add.reduceat(losses[n], pieces.base if is_base else pieces.own) for n, pieces in self._pieces.items()]
+        )
+
+
+def _have_same_ids(score: BitsPerByte, other: BitsPerByte) -> bool:
+    return all(map(np.array_equal, score.ids, other.ids))

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from ivr_dagster.core.corpus.cleaned import CleanedCorpus
@@ -256,15 +257,9 @@ class _Measurements:
         diagnosis = Diagnosis(base, initialized, tokenizer.token_bytes, own_bytes, new_ids, unseen_ids)
         model = folder.load("float32")
         with output_rows(model, read_embeddings(self.variants["initialized"][0].path)):
-            output_side = bits_per_byte(
-                model,
-                tokenizer,
-                self._texts,
-                context=self._context,
-                context_bytes=self.context_bytes,
-                device=self._device,
-                targets=diagnosis.targets(),
-                progress=self._progress("evaluating base with the initialized output rows", "tokens"),
+            label = "evaluating base with the initialized output rows"
+            output_side = self._score(
+                model, tokenizer, self._texts, self.context_bytes, label, targets=diagnosis.targets()
             )
         compared = {name: score for name, score in self.scores.items() if name not in SAME_MODEL}
         return diagnosis.result(compared, output_side)
@@ -280,7 +275,14 @@ class _Measurements:
         return Retention(text.source, len(sizes), int(sizes.sum()), intervals)
 
     def _score(
-        self, model: Any, tokenizer: ScoringTokenizer, texts: list[str], context_bytes: int, label: str
+        self,
+        model: Any,
+        tokenizer: ScoringTokenizer,
+        texts: list[str],
+        context_bytes: int,
+        label: str,
+        *,
+        targets: list[NDArray[np.int64]] | None = None,
     ) -> BitsPerByte:
         return bits_per_byte(
             model,
@@ -289,6 +291,7 @@ class _Measurements:
             context=self._context,
             context_bytes=context_bytes,
             device=self._device,
+            targets=targets,
             progress=self._progress(label, "tokens"),
         )
 
