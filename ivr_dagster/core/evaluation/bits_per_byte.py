@@ -4,9 +4,8 @@ Loss and perplexity are averaged over tokens, and longer tokens are fewer and ha
 tokenizers are therefore comparable only per byte of text: the negative log-likelihood of all tokens is summed and
 divided by the number of UTF-8 bytes.
 
-Each document is scored separately. Its sequence starts with the end-of-text token, which is context and not scored;
-each of the following tokens is scored once. No end-of-text token is scored at the end. `windows` defines the context of
-each token.
+Each document is scored separately, each of its tokens once. The model reads it in windows, each after an end-of-text
+token, which is context and not scored; `windows` defines them. No end-of-text token is scored at the end.
 """
 
 import math
@@ -144,12 +143,17 @@ class BitsPerByte:
 
 @dataclass(frozen=True)
 class _Window:
-    """Entries `start … end − 1` of a document's sequence, predicting its tokens `end − scored … end − 1`."""
+    """A window that predicts the tokens `end − scored … end − 1` of a document."""
 
     document: int
     start: int
     end: int
     scored: int
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that the model reads: the end-of-text token and tokens `start … end − 2`."""
+        return self.end - self.start
 
 
 def bits_per_byte(
@@ -197,12 +201,12 @@ def bits_per_byte(
     if not document_bytes.sum():
         raise InputError(f"the {len(texts)} documents to score are empty", remedy="Hold out some text.")
     documents = _encode(tokenizer, texts)
-    _check_ids(documents, vocabulary, len(tokenizer.token_bytes))
+    _check_ids([*documents, np.array([tokenizer.eos_id])], vocabulary, len(tokenizer.token_bytes))
     max_scored = max(1, _MAX_LOGITS // vocabulary)
-    lengths = [tokenizer.token_bytes[ids[1:]] for ids in documents]
+    lengths = [tokenizer.token_bytes[ids] for ids in documents]
     windows, shortened = _windows(lengths, context_bytes, stride_bytes, context, max_scored)
     batches = _batches(windows, batch_tokens, max_scored)
-    wanted = [ids[1:] for ids in documents] if targets is None else list(targets)
+    wanted = documents if targets is None else list(targets)
     losses = [np.zeros(len(ids)) for ids in wanted]
     done, total = 0, sum(window.scored for window in windows)
     for window, scored in _iter_losses(model, documents, wanted, batches, tokenizer.eos_id, device):
@@ -230,7 +234,7 @@ def _check_windows(model: Any, context: int, context_bytes: int, stride_bytes: i
 
 
 def _check_ids(documents: list[NDArray[np.int64]], vocabulary: int, tokens: int) -> None:
-    largest = max(int(ids.max()) for ids in documents)
+    largest = max(int(ids.max(initial=0)) for ids in documents)
     if largest >= min(vocabulary, tokens):
         raise InputError(
             f"the text contains token id {largest}, but the model has {vocabulary} embedding rows and the tokenizer"
@@ -240,9 +244,9 @@ def _check_ids(documents: list[NDArray[np.int64]], vocabulary: int, tokens: int)
 
 
 def _encode(tokenizer: ScoringTokenizer, texts: Sequence[str]) -> list[NDArray[np.int64]]:
-    """Each document's sequence: the end-of-text id, then its ids; int64 `[1 + n]`."""
+    """Each document's ids, int64 `[n]`."""
     return [
-        np.concatenate([[tokenizer.eos_id], np.asarray(ids, dtype=np.int64)])
+        np.asarray(ids, dtype=np.int64)
         for start in range(0, len(texts), _TEXTS_PER_CALL)
         for ids in tokenizer.encode(list(texts[start : start + _TEXTS_PER_CALL]))
     ]
@@ -258,16 +262,15 @@ def _windows(
         windows += [_Window(document, *window) for window in iter_windows(starts, max_scored)]
         shortened[document] = count
     # longest first, so that running out of memory happens immediately
-    windows.sort(key=lambda window: (window.start - window.end, window.document, window.start))
+    windows.sort(key=lambda window: (-window.tokens, window.document, window.start))
     return windows, shortened
 
 
 def _batches(windows: list[_Window], batch_tokens: int, max_scored: int) -> Iterator[list[_Window]]:
-    """Batch consecutive windows: at most `batch_tokens` entries, padding included, and `max_scored` scored tokens."""
+    """Batch consecutive windows: at most `batch_tokens` tokens, padding included, and `max_scored` scored tokens."""
     batch: list[_Window] = []
     for window in windows:
-        longest = (batch or [window])[0]
-        is_full = (len(batch) + 1) * (longest.end - longest.start) > batch_tokens
+        is_full = (len(batch) + 1) * (batch or [window])[0].tokens > batch_tokens
         if batch and (is_full or sum(each.scored for each in batch) + window.scored > max_scored):
             yield batch
             batch = []
@@ -310,14 +313,12 @@ def _score(
     """Negative log-likelihoods of the target ids in nats, float64 `[Σ scored]`, window by window."""
     import torch
 
-    longest = max(window.end - window.start for window in batch)
-    ids = torch.full((len(batch), longest), eos_id)
+    ids = torch.full((len(batch), max(window.tokens for window in batch)), eos_id)
     is_token, is_scored = torch.zeros(ids.shape, dtype=torch.bool), torch.zeros(ids.shape, dtype=torch.bool)
     for row, window in enumerate(batch):
-        length = window.end - window.start
-        ids[row, :length] = torch.from_numpy(documents[window.document][window.start : window.end])
-        is_token[row, :length] = True
-        is_scored[row, length - window.scored : length] = True
+        ids[row, 1 : window.tokens] = torch.from_numpy(documents[window.document][window.start : window.end - 1])
+        is_token[row, : window.tokens] = True
+        is_scored[row, window.tokens - window.scored : window.tokens] = True
     wanted: Any = torch.from_numpy(targets).to(device)
     logits = model(
         input_ids=ids.to(device),

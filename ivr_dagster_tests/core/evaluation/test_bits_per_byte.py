@@ -51,10 +51,7 @@ def score(model: Any, texts: list[str] = TEXTS, **options: Any) -> BitsPerByte:
 def window_start(begins: list[int], number: int, context_bytes: int, stride_bytes: int, context: int) -> int:
     """The definition in `windows` for one token."""
     window = max(0, math.ceil((begins[number] - context_bytes) / stride_bytes))
-    start = 0
-    if window:
-        first = next((n for n, at in enumerate(begins) if at >= window * stride_bytes), len(begins))
-        start = min(first + 1, number)
+    start = min(number, next((n for n, at in enumerate(begins) if at >= window * stride_bytes), len(begins)))
     while number + 1 - start > context:
         start += max(1, context // 2)
     return start
@@ -67,14 +64,14 @@ def nats_by_single_calls(
     import torch
 
     ids = encode([text])[0]
-    sequence, begins = [END, *ids], [int(LENGTHS[ids[:n]].sum()) for n in range(len(ids))]
+    begins = [int(LENGTHS[ids[:n]].sum()) for n in range(len(ids))]
     nats, shortened = [], 0
     model.eval()
     for number, token in enumerate(ids):
         start = window_start(begins, number, context_bytes, stride_bytes, context)
         shortened += start != window_start(begins, number, context_bytes, stride_bytes, 10_000)
         with torch.no_grad():
-            logits = model(torch.tensor([sequence[start : number + 1]])).logits[0, -1]
+            logits = model(torch.tensor([[END, *ids[start:number]]])).logits[0, -1]
         nats.append(-float(logits.double().log_softmax(-1)[token]))
     return nats, shortened
 
@@ -162,9 +159,7 @@ def test_windows_score_every_token_once_with_the_defined_context(
         assert wide <= start <= number
         assert number + 1 - start <= context
         assert start == wide or number + 1 - start > context - max(1, context // 2)
-        before = begins[number] - (begins[wide - 1] if wide else 0)
-        if wide == number:  # the token before is always read
-            continue
+        before = begins[number] - begins[wide]
         assert before <= context_bytes
         assert wide == 0 or before > context_bytes - stride - 9
     scored: list[int] = []
@@ -186,8 +181,7 @@ def test_fitting_context_is_the_longest_that_shortens_few_contexts(
     lengths = [np.array(each, dtype=np.int64) for each in documents]
     fitting = fitting_context_bytes(lengths, context, shortened=shortened)
     short = sum(window_starts(each, fitting, max(1, fitting // 2), context)[1] for each in lengths)
-    # the token before is always read, even if it has more bytes than the context
-    assert short <= shortened * sum(map(len, documents)) or fitting < 9
+    assert short <= shortened * sum(map(len, documents)) or fitting == 1
     # two more bytes would shorten too many contexts, unless no document is longer
     longer = fitting + 2
     spill = sum(int(each[n - context : n].sum()) < longer for each in lengths for n in range(context, len(each)))
