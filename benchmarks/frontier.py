@@ -38,11 +38,13 @@ from ivr_dagster.core.evaluation.intervals import bpb_intervals
 from ivr_dagster.core.model.folder import ModelFolder
 from ivr_dagster.core.tokenizer.bpe import read_bpe, strings_by_id
 from ivr_dagster.core.tokenizer.folder import TokenizerFolder
+from ivr_dagster.core.tokenizer.write import write_tokenizer
 from ivr_dagster.core.tokens.counts import count_pretokens, token_frequencies
 from ivr_dagster.core.tokens.sequences import reference_encoder
-from ivr_dagster.core.training.blocks import read_blocks, used_ids, write_blocks, write_validation_blocks
-from ivr_dagster.core.training.sft import Training, Validation, fine_tune
+from ivr_dagster.core.training.blocks import read_blocks, used_ids, write_blocks
+from ivr_dagster.core.training.sft import Training, fine_tune
 from ivr_dagster.core.training.sft_config import read_sft_config
+from ivr_dagster.core.training.validation import Validation
 from ivr_dagster.core.vocabulary.candidates import choose_candidates
 from ivr_dagster.core.vocabulary.remap import remap_tokenizer
 from ivr_dagster.core.vocabulary.rules import RemapRules
@@ -117,9 +119,10 @@ class Frontier:
         start_score = self._score(ModelFolder(start), tokenizer)
         encode, sizes = reference_encoder(tokenizer), {"eos_id": self.eos_id, "vocab_size": self.bpe.size}
         block_size = options.block_size
-        blocks, validation = folder / "blocks", folder / "validation"
+        blocks, tokenizer_folder = folder / "blocks", folder / "tokenizer"
         write_blocks(iter(encode(self.train)), blocks, block_size=block_size, **sizes)
-        valid = write_validation_blocks(encode(self.validation), validation, block_size=block_size, **sizes)
+        write_tokenizer(tokenizer, self.folder.path, tokenizer_folder)
+        validation = Validation.of(self.validation, ScoringTokenizer.of(self.base, self.eos_id), block_size)
         batch = options.batch if new_tokens else options.vanilla_batch
         steps = round((options.epochs * self.base_tokens - spent) / (batch * block_size))
         clock = Clock(f"{new_tokens} new tokens")
@@ -144,11 +147,11 @@ class Frontier:
                 blocks,
                 folder / "training",
                 config,
-                self.folder.path,
+                tokenizer_folder,
                 fingerprint="",
                 dtype="float32",
                 new_tokens=rules.new_tokens() if rules else None,
-                validation=Validation(validation, size_of(self.validation) / valid),
+                validation=validation,
             ),
             on_log=clock,
         )

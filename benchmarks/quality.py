@@ -30,9 +30,10 @@ from ivr_dagster.core.embedding.calibrate import POSITIONS
 from ivr_dagster.core.embedding.extract import replace_embeddings, write_model
 from ivr_dagster.core.embedding.initialize import STRATEGIES
 from ivr_dagster.core.model.folder import ModelFolder
-from ivr_dagster.core.training.blocks import write_blocks, write_validation_blocks
-from ivr_dagster.core.training.sft import Training, Validation, fine_tune
+from ivr_dagster.core.training.blocks import write_blocks
+from ivr_dagster.core.training.sft import Training, fine_tune
 from ivr_dagster.core.training.sft_config import read_sft_config
+from ivr_dagster.core.training.validation import Validation
 
 
 class Clock:
@@ -88,7 +89,7 @@ class TrainingInput:
         block_size: tokens per block.
         block_count: number of blocks.
         bytes_per_token: of the training text.
-        validation: validation blocks.
+        validation: text to validate on.
         earlier_tokens: forward and backward passes before training, in tokens trained.
     """
 
@@ -122,11 +123,10 @@ def training_input(
     # a vanilla block holds less text, so it gets more tokens
     block_size = options.block_size if is_adapted else 2 * options.block_size
     sizes = {"block_size": block_size, "eos_id": bench.eos_id, "vocab_size": bench.bpe.size}
-    blocks, validation = folder / f"{variant}-blocks", folder / f"{variant}-validation"
+    blocks = folder / f"{variant}-blocks"
     general = bench.general[: round(len(bench.general) * size_of(texts) / size_of(bench.train))]
     encode = bench.encoders[tokenizer]
     counts = write_blocks(iter(encode([*texts, *general])), blocks, **sizes)
-    valid = write_validation_blocks(encode(bench.validation), validation, **sizes)
     return TrainingInput(
         variant,
         model,
@@ -135,7 +135,7 @@ def training_input(
         block_size,
         counts.blocks,
         size_of([*texts, *general]) / counts.tokens,
-        Validation(validation, size_of(bench.validation) / valid),
+        Validation.of(bench.validation, bench.scoring["base"], options.block_size),
         earlier_tokens,
     )
 

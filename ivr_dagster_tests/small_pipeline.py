@@ -11,6 +11,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from ivr_dagster.cli.project import Project
+from ivr_dagster.core.training.validation import Validation
 from ivr_dagster.pipeline import ASSETS, STAGES, requested_stages
 from ivr_dagster.resources.settings import ProjectSettings
 from ivr_dagster.settings import Settings, load_settings
@@ -129,6 +130,14 @@ def write_training_inputs(folder: Path, *, layers: int, dropout: float) -> None:
     ids = np.random.default_rng(2)
     texts = (ids.integers(0, 256, 39) for _ in range(20))
     write_blocks(texts, folder / "blocks", block_size=16, eos_id=256, vocab_size=257)
+
+
+def tiny_validation(documents: int) -> Validation:
+    """Documents of three windows of 16 tokens each, for the model of :func:`write_training_inputs`."""
+    import numpy as np
+
+    letters = np.random.default_rng(5).integers(97, 123, (documents, 46), dtype=np.uint8)
+    return Validation(tuple(each.tobytes().decode() for each in letters), context_bytes=15)
 
 
 def write_inputs(root: Path, count: int = 220) -> None:

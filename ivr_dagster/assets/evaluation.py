@@ -57,7 +57,7 @@ def evaluation_report_asset(baselines: Mapping[str, str], *, has_retention_corpu
         owners=OWNERS,
         io_manager_key="report_io",
         pool=POOL,
-        code_version="5",
+        code_version="6",
     )
     def evaluation_report(
         context: dg.AssetExecutionContext,

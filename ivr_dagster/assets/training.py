@@ -32,7 +32,7 @@ from ivr_dagster.storage.content_hash import content_hash
 
 if TYPE_CHECKING:
     from ivr_dagster.core.training.blocks import BlockCounts
-    from ivr_dagster.core.training.sft import SftResult, Validation
+    from ivr_dagster.core.training.sft import SftResult
     from ivr_dagster.core.training.sft_config import SftConfig
 
 GROUP = "training"
@@ -53,7 +53,7 @@ def trained_model_asset(*deps: str) -> Callable[[Callable[..., Any]], dg.AssetsD
     )
 
 
-@dg.asset(group_name=GROUP, kinds={"arrow", "huggingface"}, owners=OWNERS, io_manager_key="blocks_io", code_version="4")
+@dg.asset(group_name=GROUP, kinds={"arrow", "huggingface"}, owners=OWNERS, io_manager_key="blocks_io", code_version="5")
 def training_blocks(
     context: dg.AssetExecutionContext,
     settings: SettingsResource,
@@ -64,20 +64,19 @@ def training_blocks(
     """The train split packed into blocks of equal length, with an end-of-text token after each document.
 
     `remapped/` contains it encoded with the remapped tokenizer, `base/` the same documents encoded with the base
-    tokenizer, for the vanilla baselines. Both exclude the validation documents, which are in `validation_remapped/` and
-    `validation_base/`. General text, if there is any, follows the corpus; training shuffles the blocks. `tokenizers/`
-    contains both tokenizers.
+    tokenizer, for the vanilla baselines. Both exclude the validation documents, which are in `validation.json`. General
+    text, if there is any, follows the corpus; training shuffles the blocks. `tokenizers/` contains both tokenizers.
     """
+    from ivr_dagster.core.evaluation.bits_per_byte import ScoringTokenizer
+    from ivr_dagster.core.training.blocks import write_blocks
+    from ivr_dagster.core.training.validation import Validation
+
     started = time.monotonic()
     tokenizer = training_tokenizer(initialized_model.path, settings.paths)
     block_size = settings.training.block_size or initialized_model.sequence_tokens()
     encode = reference_encoder(tokenizer.backend())
     known = {document_id for document_id, _ in token_sequences.documents()}
-
-    def fills_block(texts: list[str]) -> bool:
-        return sum(len(ids) + 1 for ids in encode(texts)) >= block_size
-
-    split = split_train_documents(cleaned_corpus, known, settings.training, fills_block)
+    split = split_train_documents(cleaned_corpus, known, settings.training)
     general = _general_texts(settings, cleaned_corpus, split.train_bytes)
 
     def remapped(wanted: set[str]) -> Iterator[np.ndarray]:
@@ -86,9 +85,8 @@ def training_blocks(
     def base(wanted: set[str]) -> Iterator[np.ndarray]:
         return (ids for i, ids in token_sequences.documents() if i in wanted)
 
-    vocabulary = {"eos_id": tokenizer.end_of_text_id(), "vocab_size": len(tokenizer.load())}
+    packing = {"block_size": block_size, "eos_id": tokenizer.end_of_text_id(), "vocab_size": len(tokenizer.load())}
     packed: dict[str, BlockCounts] = {}
-    tokens: dict[str, dict[str, int]] = {}
     vanilla = settings.training.vanilla
     with settings.staging("training_blocks") as folder:
         blocks = TrainingBlocks(folder)
@@ -97,11 +95,15 @@ def training_blocks(
             encode_general = encode if name == "remapped" else reference_encoder(tokenizer.base_backend())
             mixed = (encode_general([text])[0] for text in general)
             train = _with_progress(context, name, sequences(split.train), len(split.train))
-            validation = [ids.copy() for ids in sequences(split.validation)]
-            packed[name], tokens[name] = _pack(blocks, name, chain(train, mixed), validation, block_size, **vocabulary)
+            packed[name] = write_blocks(chain(train, mixed), blocks.train(name), **packing)
+        if split.validation:
+            texts = [text for i, text in cleaned_corpus.documents("train") if i in split.validation]
+            backend = tokenizer.base_backend() if vanilla else tokenizer.backend()
+            scoring = ScoringTokenizer.of(backend, tokenizer.end_of_text_id())
+            Validation.of(texts, scoring, block_size).write(blocks.validation)
         train_bytes = split.train_bytes + sum(len(text.encode()) for text in general)
-        sizes = {"train": train_bytes, "validation": split.validation_bytes}
-        blocks.write_counts(sizes, tokens, initialized_model.initialization_compute().training_tokens)
+        tokens = {name: counts.tokens for name, counts in packed.items()}
+        blocks.write_counts(train_bytes, tokens, initialized_model.initialization_compute().training_tokens)
     return dg.MaterializeResult(
         value=blocks,
         data_version=dg.DataVersion(blocks.digest()),
@@ -216,6 +218,7 @@ def _fine_tune(
     variant: _Variant,
 ) -> dg.MaterializeResult[TrainedModel]:
     from ivr_dagster.core.training.sft import Training
+    from ivr_dagster.core.training.validation import Validation
     from ivr_dagster.resources.torchrun import accelerator_for
 
     name, tokenizer = variant.blocks, variant.tokenizer
@@ -225,8 +228,10 @@ def _fine_tune(
     device, dtype = accelerator.resolved_device(), accelerator.resolved_dtype()
     trained = TrainedModel(settings.paths[variant.asset])
     mark_folder(trained.path, variant.asset, context.run.run_id)
-    folders = [variant.model.path, tokenizer.path, blocks.train(name), blocks.validation(name)]
-    inputs = "".join([*(content_hash(each) for each in folders if each.is_dir()), config.digest(), dtype])
+    folders = [variant.model.path, tokenizer.path, blocks.train(name)]
+    validation = Validation.read(blocks.validation) if blocks.validation.is_file() else None
+    known = [*map(content_hash, folders), *([validation.digest()] if validation else ())]
+    inputs = "".join([*known, config.digest(), dtype])
     start = _choose_start(context, settings, trained, variant, inputs)
     if start != variant.model:
         inputs += content_hash(start.path)
@@ -240,7 +245,7 @@ def _fine_tune(
         device=device,
         dtype=dtype,
         new_tokens=variant.new_tokens,
-        validation=_validation(blocks, name),
+        validation=validation,
     )
     bytes_per_token = blocks.bytes_per_token(name)
     result = _run(context, training, settings, variant.asset, bytes_per_token)
@@ -275,13 +280,6 @@ def _unseen(blocks: Path, new_ids: Collection[int]) -> list[int]:
     from ivr_dagster.core.training.blocks import read_blocks, used_ids
 
     return sorted(set(new_ids).difference(used_ids(read_blocks(blocks)).tolist())) if new_ids else []
-
-
-def _validation(blocks: TrainingBlocks, name: str) -> "Validation | None":
-    from ivr_dagster.core.training.sft import Validation
-
-    folder, bytes_per_token = blocks.validation(name), blocks.bytes_per_token(name, "validation")
-    return Validation(folder, bytes_per_token) if folder.is_dir() and bytes_per_token else None
 
 
 def _read_config(
@@ -339,26 +337,6 @@ def _run(
         log(describe_progress(entry, bytes_per_token))
 
     return fine_tune(training, on_log=on_log)
-
-
-def _pack(
-    blocks: TrainingBlocks,
-    name: str,
-    train: Iterator[np.ndarray],
-    validation: list[np.ndarray],
-    block_size: int,
-    **vocabulary: int,
-) -> "tuple[BlockCounts, dict[str, int]]":
-    """Write the training and validation blocks; returns the counts of the training blocks, and the tokens of both."""
-    from ivr_dagster.core.training.blocks import write_blocks, write_validation_blocks
-
-    packed = write_blocks(train, blocks.train(name), block_size=block_size, **vocabulary)
-    tokens = {"train": packed.tokens}
-    if validation:
-        tokens["validation"] = write_validation_blocks(
-            validation, blocks.validation(name), block_size=block_size, **vocabulary
-        )
-    return packed, tokens
 
 
 def _with_progress(

@@ -32,6 +32,7 @@ from ivr_dagster.storage.content_hash import content_hash
 if TYPE_CHECKING:
     from ivr_dagster.core.training.study import Trial
     from ivr_dagster.core.training.tune import TrialInput, TuneOptions, Tuning
+    from ivr_dagster.core.training.validation import Validation
 
 GROUP = "training"
 # shares of the new tokens that are tried besides all of them
@@ -46,7 +47,7 @@ HOW_TO_USE = "`ivr train --config-path FILE`, or copy it to `sft_config.yaml` in
     owners=OWNERS,
     io_manager_key="tuning_io",
     pool=POOL,
-    code_version="4",
+    code_version="5",
 )
 def tuning_study(
     context: dg.AssetExecutionContext,
@@ -127,7 +128,7 @@ class _TrialInputs:
     all_rules: RemapRules
     rules: dict[int, RemapRules]
     train: list[str]
-    validation: list[str]
+    validation: "Validation"
     block_size: int
     exceptions: int
     work: Path
@@ -148,8 +149,8 @@ class _TrialInputs:
         return content_hash(" ".join(ingredients))
 
     def _texts_and_settings(self, config: str, seed: int, dtype: str) -> list[str]:
-        texts = map(content_hash, [*self.train, "", *self.validation])
-        return [*texts, config, *map(str, (self.block_size, self.exceptions, seed, dtype))]
+        texts = map(content_hash, self.train)
+        return [*texts, self.validation.digest(), config, *map(str, (self.block_size, self.exceptions, seed, dtype))]
 
     def write(self, number: int) -> "TrialInput":
         """Write model, tokenizer and blocks with a number of new tokens."""
@@ -174,8 +175,7 @@ class _TrialInputs:
         self, name: str, model: ModelFolder, tokenizer: TokenizerFolder, new_tokens: Mapping[int, str]
     ) -> "TrialInput":
         """Pack the texts of a trial with a tokenizer."""
-        from ivr_dagster.core.training.blocks import write_blocks, write_validation_blocks
-        from ivr_dagster.core.training.sft import Validation
+        from ivr_dagster.core.training.blocks import write_blocks
         from ivr_dagster.core.training.tune import TrialInput
 
         encode = reference_encoder(tokenizer.backend())
@@ -184,11 +184,10 @@ class _TrialInputs:
             "eos_id": tokenizer.end_of_text_id(),
             "vocab_size": len(tokenizer.load()),
         }
-        blocks, validation = (self.work / f"blocks-{name}" / part for part in ("train", "validation"))
-        write_blocks(encode(self.train), blocks, **packing)
-        tokens = write_validation_blocks(encode(self.validation), validation, **packing)
-        size = sum(len(text.encode("utf-8")) for text in self.validation)
-        return TrialInput(model.path, tokenizer.path, blocks, Validation(validation, size / tokens), new_tokens)
+        blocks = self.work / f"blocks-{name}"
+        counts = write_blocks(encode(self.train), blocks, **packing)
+        tokens_per_byte = counts.tokens / sum(len(text.encode("utf-8")) for text in self.train)
+        return TrialInput(model.path, tokenizer.path, blocks, self.validation, new_tokens, tokens_per_byte)
 
 
 def _search(
@@ -234,9 +233,14 @@ def _trial_inputs(
     corpus: CleanedCorpus,
     model: ModelFolder,
 ) -> _TrialInputs:
-    tokenizer = training_tokenizer(model.path, settings.paths)
+    from ivr_dagster.core.evaluation.bits_per_byte import ScoringTokenizer
+    from ivr_dagster.core.training.validation import Validation
+
+    tokenizer, base_tokenizer = training_tokenizer(model.path, settings.paths), base.tokenizer()
     all_rules = applied_rules(tokenizer) if tokenizer.rules_file.is_file() else RemapRules(())
     train, validation = _texts(settings, corpus)
+    block_size = settings.training.block_size or model.sequence_tokens()
+    scoring = ScoringTokenizer.of(base_tokenizer.backend(), base_tokenizer.end_of_text_id())
     return _TrialInputs(
         context.log,
         base,
@@ -245,8 +249,8 @@ def _trial_inputs(
         all_rules,
         _rules_by_number(context, settings, all_rules, tokenizer, train),
         train,
-        validation,
-        block_size=settings.training.block_size or model.sequence_tokens(),
+        Validation.of(validation, scoring, block_size),
+        block_size=block_size,
         exceptions=settings.tokenizer.exceptions,
         work=settings.paths["tuning_study"] / ".work",
     )

@@ -34,9 +34,9 @@ def settings(folder: Path, **given: Any) -> ProjectSettings:
     return project_settings(folder, **given)
 
 
-def split(corpus: CleanedCorpus, *, fills_block: bool = True, **given: int) -> DocumentSplit:
+def split(corpus: CleanedCorpus, **given: int) -> DocumentSplit:
     everything = {i for i, _ in corpus.documents("train")}
-    return split_train_documents(corpus, everything, TrainingSettings(**given), lambda _: fills_block)
+    return split_train_documents(corpus, everything, TrainingSettings(**given))
 
 
 def test_validation_takes_at_most_a_twentieth_and_shares_no_document_with_training(corpus: CleanedCorpus) -> None:
@@ -52,11 +52,9 @@ def test_validation_does_not_depend_on_train_bytes(corpus: CleanedCorpus) -> Non
     assert part.train_bytes <= 5_000
 
 
-@pytest.mark.parametrize(
-    ("given", "fills_block"), [({"validation_bytes": 0}, True), ({}, False), ({"train_bytes": 300}, True)]
-)
-def test_too_little_text_is_not_validated_on(given: dict[str, int], fills_block: bool, corpus: CleanedCorpus) -> None:
-    found = split(corpus, fills_block=fills_block, **given)
+@pytest.mark.parametrize("given", [{"validation_bytes": 0}, {"train_bytes": 300}])
+def test_too_little_text_is_not_validated_on(given: dict[str, int], corpus: CleanedCorpus) -> None:
+    found = split(corpus, **given)
     assert (found.validation, found.validation_bytes) == (set(), 0)
 
 

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from functools import wraps
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,10 +20,11 @@ from ivr_dagster.cli.app import main
 from ivr_dagster.core.training.blocks import write_blocks
 from ivr_dagster.core.training.checkpoints import MARKER
 from ivr_dagster.core.training.memory import TrainingOutOfMemoryError
-from ivr_dagster.core.training.sft import SftResult, Training, TrainingDivergedError, Validation, fine_tune
+from ivr_dagster.core.training.sft import SftResult, Training, TrainingDivergedError, fine_tune
 from ivr_dagster.core.training.sft_config import read_sft_config
+from ivr_dagster.core.training.validation import Validation
 from ivr_dagster.errors import InputError
-from ivr_dagster_tests.small_pipeline import write_training_inputs
+from ivr_dagster_tests.small_pipeline import tiny_validation, write_training_inputs
 
 END, BLOCK = 256, 16
 # 50 blocks, 8 a step: 7 steps an epoch, the last of 2 blocks; checkpoints fall inside epochs
@@ -50,12 +52,9 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Model, tokenizer and blocks of `write_training_inputs`, and `validation/`."""
+    """Model, tokenizer and blocks of `write_training_inputs`."""
     folder = tmp_path_factory.mktemp("given")
     write_training_inputs(folder, layers=1, dropout=0.0)
-    ids = np.random.default_rng(3)
-    texts = (ids.integers(0, 256, 39) for _ in range(6))
-    write_blocks(texts, folder / "validation", block_size=BLOCK, eos_id=END, vocab_size=257)
     return folder
 
 
@@ -144,7 +143,7 @@ class TestOutOfMemory:
         self, given: Path, tmp_path: Path, memory_for: Callable[..., list[int]]
     ) -> None:
         arguments: dict[str, Any] = {
-            "validation": Validation(given / "validation", 1.0),
+            "validation": tiny_validation(6),
             "settings": {"eval_strategy": "steps", "eval_steps": 3, "per_device_train_batch_size": 2, "max_steps": 6},
         }
         whole = train(given, tmp_path / "whole", **arguments)
@@ -301,11 +300,10 @@ class TestDivergence:
         assert complete(tmp_path) == [3]
 
     def test_nan_validation_is_not_saved(self, given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("ivr_dagster.core.training.row_trainer.math.log", lambda *_: math.nan)
-        validation = Validation(given / "validation", 1.0)
+        monkeypatch.setattr(Validation, "score", lambda *_, **__: SimpleNamespace(bits=math.nan, bytes=1))
         settings = {"eval_strategy": "steps", "eval_steps": 3}
         with pytest.raises(TrainingDivergedError, match=r"the validation is nan bits per byte at step 3 of 14"):
-            train(given, tmp_path, validation=validation, settings=settings)
+            train(given, tmp_path, validation=tiny_validation(1), settings=settings)
         assert complete(tmp_path) == []
 
 

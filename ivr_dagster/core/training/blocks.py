@@ -1,9 +1,8 @@
 """Training blocks: token sequences packed into blocks of equal length, as an Arrow dataset of `datasets`."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -151,35 +150,6 @@ def _write_arrow(file: Path, batches: Iterable[NDArray[np.int32]], schema: Any, 
             column = pa.FixedSizeListArray.from_arrays(pa.array(batch.ravel()), batch.shape[1])
             writer.write_batch(pa.record_batch([column], schema=schema))
     return blocks
-
-
-def write_validation_blocks(
-    sequences: Sequence[NDArray[np.integer[Any]]], path: Path, *, block_size: int, eos_id: int, vocab_size: int
-) -> int:
-    """Pack validation documents without dropping text, so that results of different tokenizers are comparable.
-
-    The last block is filled up with the documents from the beginning.
-
-    Args:
-        sequences, path, block_size, eos_id, vocab_size: as of :func:`write_blocks`.
-
-    Returns:
-        The documents' tokens, including an end-of-text token each, without those that fill up the last block.
-    """
-    documents = [ids for ids in sequences if len(ids)]
-    tokens = sum(len(ids) + 1 for ids in documents)
-
-    def filled() -> Iterator[NDArray[np.integer[Any]]]:
-        yield from documents
-        missing = -tokens % block_size
-        for ids in cycle(documents):
-            if missing <= 0:
-                return
-            yield ids[:missing]
-            missing -= len(ids[:missing]) + 1
-
-    write_blocks(filled(), path, block_size=block_size, eos_id=eos_id, vocab_size=vocab_size)
-    return tokens
 
 
 def read_blocks(path: Path) -> "Dataset":

@@ -1,6 +1,6 @@
 """Which documents training reads: a part of the train split, others to validate on, and general text to mix in."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ivr_dagster.core.corpus.cleaned import CleanedCorpus
@@ -21,21 +21,16 @@ class DocumentSplit:
     validation_bytes: int
 
 
-def split_train_documents(
-    corpus: CleanedCorpus, known: set[str], training: TrainingSettings, fills_block: Callable[[list[str]], bool]
-) -> DocumentSplit:
+def split_train_documents(corpus: CleanedCorpus, known: set[str], training: TrainingSettings) -> DocumentSplit:
     """Choose documents to train on and to validate on.
 
     Args:
         corpus: its train split is divided.
         known: ids of the documents to choose from.
         training: says how many bytes to train and to validate on.
-        fills_block: whether texts fill a training block; otherwise there is no validation.
     """
     sizes = document_sizes((i, text) for i, text in corpus.documents("train") if i in known)
     others, validation = split_validation(sizes, training.validation_bytes, training.train_bytes)
-    if not fills_block([text for i, text in corpus.documents("train") if i in validation]):
-        others, validation = sizes, {}
     train, train_bytes = ids_within(others, training.train_bytes)
     return DocumentSplit(train, set(validation), train_bytes, sum(validation.values()))
 

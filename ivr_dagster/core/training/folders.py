@@ -93,7 +93,7 @@ class TuningFolder:
 class TrainingBlocks:
     """Packed blocks of the same documents under the tokenizers `remapped` and `base`, which it contains.
 
-    External blocks may lack the tokenizers and the counts.
+    External blocks may lack the tokenizers, the validation text and the counts.
     """
 
     path: Path
@@ -102,9 +102,10 @@ class TrainingBlocks:
         """The blocks to train on, a folder of `datasets`."""
         return self.path / tokenizer
 
-    def validation(self, tokenizer: str) -> Path:
-        """The blocks to validate on; the folder is missing if there are none."""
-        return self.path / f"validation_{tokenizer}"
+    @property
+    def validation(self) -> Path:
+        """The text to validate on, for `Validation.read`; the file is missing if there is none."""
+        return self.path / "validation.json"
 
     def tokenizer(self, tokenizer: str) -> TokenizerFolder | None:
         """The tokenizer of a set of blocks."""
@@ -124,19 +125,17 @@ class TrainingBlocks:
         if base:
             write_tokenizer(tokenizer.base_backend(), tokenizer.path, folder.with_name("base"))
 
-    def write_counts(
-        self, sizes: Mapping[str, int], tokens: Mapping[str, Mapping[str, int]], initialization_tokens: float
-    ) -> None:
+    def write_counts(self, text_bytes: int, tokens: Mapping[str, int], initialization_tokens: float) -> None:
         """Write what was counted.
 
         Args:
-            sizes: UTF-8 bytes of the texts `train` and `validation`.
-            tokens: by tokenizer, tokens of these texts.
+            text_bytes: UTF-8 bytes of the text to train on.
+            tokens: its tokens by tokenizer.
             initialization_tokens: tokens of fine-tuning that cost as much as the initialization of new rows.
         """
         content = {
-            "bytes": dict(sizes),
-            "tokens": {name: dict(counts) for name, counts in tokens.items()},
+            "bytes": text_bytes,
+            "tokens": dict(tokens),
             "initialization_tokens": initialization_tokens,
         }
         (self.path / COUNTS).write_text(json.dumps(content) + "\n", encoding="utf-8")
@@ -144,13 +143,13 @@ class TrainingBlocks:
     def text_bytes(self) -> int | None:
         """UTF-8 bytes of the text to train on; None for external blocks."""
         content = self._counts()
-        return int(content["bytes"]["train"]) if content else None
+        return int(content["bytes"]) if content else None
 
-    def bytes_per_token(self, tokenizer: str, part: str = "train") -> float | None:
-        """UTF-8 bytes per token of the text `train` or `validation`; None for external blocks."""
+    def bytes_per_token(self, tokenizer: str) -> float | None:
+        """UTF-8 bytes per token of the text to train on; None for external blocks."""
         content = self._counts()
-        tokens = content.get("tokens", {}).get(tokenizer, {}).get(part)
-        return float(content["bytes"][part] / tokens) if tokens else None
+        tokens = content.get("tokens", {}).get(tokenizer)
+        return float(content["bytes"] / tokens) if tokens else None
 
     def initialization_tokens(self) -> float:
         """Tokens of fine-tuning that cost as much as the initialization of new rows; 0 for external blocks."""

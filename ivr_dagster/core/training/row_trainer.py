@@ -5,21 +5,22 @@ batch. Here every process iterates over the batches of a single process and keep
 is the mean over all tokens of all its blocks. Import this module inside functions: it imports transformers.
 """
 
-import math
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from accelerate.data_loader import prepare_data_loader
+from datasets import Dataset
 from torch.utils.data import DataLoader
 from transformers import Trainer
-from transformers.trainer_utils import EvalLoopOutput
 
 from ivr_dagster.core.embedding.new_rows import RowRates, RowUpdates, embedding_parameters
+from ivr_dagster.core.evaluation.bits_per_byte import ScoringTokenizer
 from ivr_dagster.core.training.blocks import COLUMN
 from ivr_dagster.core.training.callbacks import BITS_PER_BYTE
+from ivr_dagster.core.training.validation import Validation
 
 # the label that torch's cross entropy ignores
 _NO_LABEL = -100
@@ -47,12 +48,14 @@ class RowTrainer(Trainer):
     Attributes:
         rates: learning rates of embedding rows.
         new_tokens: byte-level string by id.
-        bytes_per_token: UTF-8 bytes per token of the validation text.
+        scoring: the model's tokenizer.
+        eval_dataset: the text to validate on.
     """
 
     rates: RowRates
     new_tokens: Mapping[int, str]
-    bytes_per_token: float
+    scoring: ScoringTokenizer
+    eval_dataset: Validation
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         rates = self.rates
@@ -74,30 +77,18 @@ class RowTrainer(Trainer):
     def get_train_dataloader(self) -> DataLoader[Any]:
         if self.args.world_size == 1:
             return super().get_train_dataloader()
-        return self._shared_batches(
-            self.train_dataset,
-            self.args.train_batch_size,
-            sampler=self._get_train_sampler(),
-            drop_last=self.args.dataloader_drop_last,
-        )
-
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
-        if self.args.world_size == 1:
-            return super().get_eval_dataloader(eval_dataset)
-        return self._shared_batches(self.eval_dataset, self.args.eval_batch_size)
-
-    def _shared_batches(self, dataset: Any, blocks_each: int, **order: Any) -> DataLoader[Any]:
-        """The batches of a single process, of which collating keeps this process's share."""
         args = self.args
+        # the batches of a single process, of which collating keeps this process's share
         whole = DataLoader(
-            dataset,
-            batch_size=blocks_each * args.world_size,
+            cast(Any, self.train_dataset),
+            batch_size=args.train_batch_size * args.world_size,
+            sampler=self._get_train_sampler(),
             collate_fn=partial(collate, index=args.process_index, processes=args.world_size),
+            drop_last=args.dataloader_drop_last,
             num_workers=args.dataloader_num_workers,
             prefetch_factor=args.dataloader_prefetch_factor,
             persistent_workers=args.dataloader_persistent_workers,
             pin_memory=args.dataloader_pin_memory,
-            **order,
         )
         loader: DataLoader[Any] = prepare_data_loader(
             whole,
@@ -114,26 +105,26 @@ class RowTrainer(Trainer):
         count: Any = super()._track_num_input_tokens
         count(inputs if self.args.world_size == 1 else {COLUMN: _with_labels(inputs)})
 
-    def evaluation_loop(self, dataloader: Any, *arguments: Any, **options: Any) -> Any:
-        alone = self.args.world_size == 1
-        output: Any = (
-            super().evaluation_loop(dataloader, *arguments, **options) if alone else self._mean_loss(dataloader)
+    def evaluate(self, *arguments: Any, **options: Any) -> dict[str, float]:
+        """Measure bits per byte of the validation text; every process scores its share of the documents."""
+        args, blocks = self.args, cast(Dataset, self.train_dataset)
+        score = self.eval_dataset.score(
+            self.model,
+            self.scoring,
+            block_size=blocks.features[COLUMN].length,
+            batch=args.eval_batch_size,
+            device=str(args.device),
+            rank=args.process_index,
+            processes=args.world_size,
         )
-        output.metrics[BITS_PER_BYTE] = output.metrics["eval_loss"] / math.log(2) / self.bytes_per_token
-        return output
-
-    def _mean_loss(self, dataloader: Any) -> EvalLoopOutput:
-        """The mean loss of all blocks, each read by one process; Trainer would count some blocks twice."""
-        total = torch.zeros(2, dtype=torch.float64)
-        model: Any = self.model
-        model.eval()
-        with torch.no_grad():
-            for inputs in dataloader:
-                blocks = len(_with_labels(inputs))
-                if blocks:
-                    total += torch.tensor([model(**inputs).loss.item() * blocks, blocks], dtype=torch.float64)
-        loss, blocks = self.accelerator.reduce(total.to(self.args.device), "sum").tolist()
-        return EvalLoopOutput(np.empty(0), None, {"eval_loss": loss / blocks}, int(blocks))
+        bits, size = (0.0, 0.0) if score is None else (score.bits, float(score.bytes))
+        if args.world_size > 1:
+            share = torch.tensor([bits, size], dtype=torch.float64, device=args.device)
+            bits, size = self.accelerator.reduce(share, "sum").tolist()
+        metrics = {BITS_PER_BYTE: bits / size}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(args, self.state, self.control, metrics)
+        return metrics
 
 
 def _with_labels(inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ivr_dagster.core.evaluation.bits_per_byte import ScoringTokenizer
 from ivr_dagster.core.tokenizer.folder import TokenizerFolder
 from ivr_dagster.core.tokenizer.write import write_copy
 from ivr_dagster.core.training.blocks import COLUMN, read_blocks
@@ -27,6 +28,7 @@ from ivr_dagster.core.training.memory import (
 )
 from ivr_dagster.core.training.sft_config import SftConfig
 from ivr_dagster.core.training.trainable import ALL, LORA, load_lora, merge_lora, select_trainable
+from ivr_dagster.core.training.validation import Validation
 from ivr_dagster.errors import InputError, short_message
 from ivr_dagster.storage.atomic import atomic_write
 
@@ -58,7 +60,7 @@ class SftResult:
         resumed_from: the step that this call resumed from, None if it started at the beginning.
         train_loss: nats per token, mean over all steps of the whole run.
         loss_history: (step, mean loss in nats per token since the previous entry) of the whole run.
-        validation: (step, bits per byte of the validation blocks) of the whole run; empty without such blocks.
+        validation: (step, bits per byte of the validation text) of the whole run; empty without such text.
         best_step: the step whose weights the final model has; the last one unless `load_best_model_at_end` is set.
         micro_batch: blocks per micro-batch of this process; halved when out of memory.
         accumulated: micro-batches per optimizer step.
@@ -81,19 +83,6 @@ class SftResult:
 
 
 @dataclass(frozen=True)
-class Validation:
-    """Blocks to validate on.
-
-    Attributes:
-        blocks: the folder that :func:`~ivr_dagster.core.training.blocks.write_blocks` wrote.
-        bytes_per_token: UTF-8 bytes of the packed text per token; converts the loss to bits per byte.
-    """
-
-    blocks: Path
-    bytes_per_token: float
-
-
-@dataclass(frozen=True)
 class Training:
     """The inputs, the settings and the output folder of a run.
 
@@ -109,7 +98,7 @@ class Training:
             in the settings take precedence over `dtype` and `device`.
         new_tokens: byte-level string by id of the tokens whose rows have separate learning rates; without them all
             rows have the rate of kept tokens and there is no embedding phase.
-        validation: blocks to measure bits per byte on, as often as `eval_strategy` and `eval_steps` say.
+        validation: text to measure bits per byte on, as often as `eval_strategy` and `eval_steps` say.
     """
 
     model_dir: Path
@@ -280,7 +269,8 @@ def _train(
     from ivr_dagster.core.training.callbacks import EmbeddingPhaseCallback, RunCallback
     from ivr_dagster.core.training.row_trainer import RowTrainer, collate
 
-    config, validation = training.config, training.validation
+    config, tokenizer = training.config, TokenizerFolder(training.tokenizer_dir)
+    evaluated: Any = training.validation
     # the run callback removes old checkpoints, after the new one is marked complete
     limit, arguments.save_total_limit = arguments.save_total_limit, None
     patience = arguments.early_stopping_patience
@@ -300,12 +290,12 @@ def _train(
                 model=model,
                 args=arguments,
                 train_dataset=read_blocks(training.blocks),
-                eval_dataset=None if validation is None else read_blocks(validation.blocks),
+                eval_dataset=evaluated,
                 data_collator=collate,
                 callbacks=callbacks,
             )
             trainer.rates, trainer.new_tokens = config.rates, training.new_tokens or {}
-            trainer.bytes_per_token = 1.0 if validation is None else validation.bytes_per_token
+            trainer.scoring = ScoringTokenizer.of(tokenizer.backend(), tokenizer.end_of_text_id())
             trainer.remove_callback(PrinterCallback)
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     return trainer.state

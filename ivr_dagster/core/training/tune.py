@@ -16,9 +16,10 @@ from typing import Any
 from ivr_dagster.core.training.blocks import read_blocks
 from ivr_dagster.core.training.folders import STUDY, TuningFolder
 from ivr_dagster.core.training.memory import TrainingOutOfMemoryError, free_memory
-from ivr_dagster.core.training.sft import Training, TrainingDivergedError, Validation, fine_tune
+from ivr_dagster.core.training.sft import Training, TrainingDivergedError, fine_tune
 from ivr_dagster.core.training.sft_config import VANILLA, SftConfig, read_sft_config, sft_config_with
 from ivr_dagster.core.training.study import COMPLETE, KILLED, Report, Space, Study, Trial, best_of
+from ivr_dagster.core.training.validation import Validation
 from ivr_dagster.errors import InputError
 from ivr_dagster.settings.groups import TuningSettings
 from ivr_dagster.storage.atomic import atomic_write, remove
@@ -61,8 +62,9 @@ class TrialInput:
     Attributes:
         model, tokenizer: folders, as of :class:`~ivr_dagster.core.training.sft.Training`.
         blocks: the packed text of a trial.
-        validation: other documents of the train split, packed.
+        validation: other documents of the train split.
         new_tokens: byte-level string by id.
+        tokens_per_byte: tokens per UTF-8 byte of the text of a trial.
     """
 
     model: Path
@@ -70,6 +72,7 @@ class TrialInput:
     blocks: Path
     validation: Validation
     new_tokens: Mapping[int, str]
+    tokens_per_byte: float
 
 
 @dataclass(frozen=True)
@@ -284,7 +287,7 @@ def _run_trial(
         remove(folder)
         free_memory()
     figures = {
-        "tokens_per_byte": round(1 / given.validation.bytes_per_token, 4),
+        "tokens_per_byte": round(given.tokens_per_byte, 4),
         "steps": result.steps,
         "tokens_per_second": round(result.tokens_per_second, 1),
     }

@@ -30,7 +30,7 @@ def test_rows_are_fitted_without_the_documents_that_training_validates_on(
 ) -> None:
     settings = project_settings(tmp_path, **changed)
     encoded = {i for i, _ in islice(corpus.documents("train"), settings.corpus.max_texts or None)}
-    validation = split_train_documents(corpus, encoded, settings.training, lambda _: True).validation
+    validation = split_train_documents(corpus, encoded, settings.training).validation
     sizes = document_sizes(islice(corpus.documents("train"), settings.corpus.max_texts or None))
     sizes, found = split_validation(sizes, settings.training.validation_bytes, settings.training.train_bytes)
     assert found.keys() == validation

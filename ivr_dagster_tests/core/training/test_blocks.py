@@ -12,7 +12,6 @@ from ivr_dagster.core.training.blocks import (
     read_blocks,
     used_ids,
     write_blocks,
-    write_validation_blocks,
 )
 from ivr_dagster.errors import InputError
 
@@ -99,15 +98,3 @@ def test_folder_without_blocks_is_rejected_by_name(tmp_path: Path) -> None:
     Dataset.from_dict({"text": ["a"]}).save_to_disk(tmp_path / "texts")
     with pytest.raises(InputError, match=r"texts: the dataset has the columns \['text'\], not input_ids"):
         read_blocks(tmp_path / "texts")
-
-
-@pytest.mark.parametrize("lengths", [[20], [15], [16], [5, 0, 9, 16, 3], [2, 2]])
-def test_validation_blocks_contain_all_text(tmp_path: Path, lengths: list[int]) -> None:
-    documents = [np.arange(length) + 1 for length in lengths]
-    tokens = sum(length + 1 for length in lengths if length)
-    counted = write_validation_blocks(documents, tmp_path / "kept", block_size=8, eos_id=0, vocab_size=257)
-    packed = np.concatenate([row["input_ids"] for row in read_blocks(tmp_path / "kept")])
-    whole = np.concatenate([[*document, 0] for document in documents if len(document)])
-    assert len(packed) == -(-tokens // 8) * 8
-    assert packed[:tokens].tolist() == whole.tolist()
-    assert counted == tokens

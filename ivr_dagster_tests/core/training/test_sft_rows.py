@@ -5,18 +5,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
 from ivr_dagster.core.tokens.byte_level import string_of
-from ivr_dagster.core.training.blocks import read_blocks, write_blocks
-from ivr_dagster.core.training.sft import SftResult, Training, Validation, fine_tune
+from ivr_dagster.core.training.sft import SftResult, Training, fine_tune
 from ivr_dagster.core.training.sft_config import read_sft_config
+from ivr_dagster_tests.small_pipeline import tiny_validation
 
-BLOCK, END = 16, 256
+END = 256
+VALIDATION = tiny_validation(4)
 NEW = {7: string_of("abc"), 11: string_of("bc"), 200: string_of("가나"), 201: string_of("나")}
 SETTINGS: dict[str, Any] = {
     "num_train_epochs": 2,
@@ -28,19 +29,10 @@ SETTINGS: dict[str, Any] = {
     "new_row_rate": 4.0,
     "shared_row_rate": 3.0,
 }
-BYTES_PER_TOKEN = 1.7
 
 
 class Stopped(Exception):
     pass
-
-
-@pytest.fixture(scope="module")
-def validation(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Validation:
-    ids = np.random.default_rng(5)
-    folder = tmp_path_factory.mktemp("validation") / "blocks"
-    write_blocks((ids.integers(0, 256, 39) for _ in range(4)), folder, block_size=BLOCK, eos_id=END, vocab_size=END + 1)
-    return Validation(folder, BYTES_PER_TOKEN)
 
 
 def train(
@@ -66,20 +58,18 @@ def tensors(result: SftResult) -> dict[str, torch.Tensor]:
     return load_file(result.final_model / "model.safetensors")
 
 
-def test_run_interrupted_three_times_ends_with_the_bits_of_an_uninterrupted_one(
-    tiny: Path, tmp_path: Path, validation: Validation
-) -> None:
+def test_run_interrupted_three_times_ends_with_the_bits_of_an_uninterrupted_one(tiny: Path, tmp_path: Path) -> None:
     settings = {
         "embedding_phase": 0.3,
         "second_moment_floor": True,
         "load_best_model_at_end": True,
         "warmup_ratio": 0.2,
     }
-    undisturbed = train(tiny, tmp_path / "a", validation=validation, settings=settings)
+    undisturbed = train(tiny, tmp_path / "a", validation=VALIDATION, settings=settings)
     for stop_at in (6, 12, 18):
         with pytest.raises(Stopped):
-            train(tiny, tmp_path / "b", stop_at=stop_at, validation=validation, settings=settings)
-    resumed = train(tiny, tmp_path / "b", validation=validation, settings=settings)
+            train(tiny, tmp_path / "b", stop_at=stop_at, validation=VALIDATION, settings=settings)
+    resumed = train(tiny, tmp_path / "b", validation=VALIDATION, settings=settings)
     assert resumed.resumed_from == 15
     assert (resumed.validation, resumed.loss_history) == (undisturbed.validation, undisturbed.loss_history)
     wanted = tensors(undisturbed)
@@ -120,28 +110,32 @@ def test_embedding_phase_trains_embeddings_only(tiny: Path, tmp_path: Path) -> N
     assert {name for name in vanilla if torch.equal(vanilla[name], before[name])} == set()
 
 
-def test_validation_is_in_bits_per_byte(tiny: Path, tmp_path: Path, validation: Validation) -> None:
-    result = train(tiny, tmp_path, validation=validation, settings={"max_steps": 5})
+def test_validation_is_in_bits_per_byte(tiny: Path, tmp_path: Path) -> None:
+    result = train(tiny, tmp_path, validation=VALIDATION, settings={"max_steps": 5})
     assert [step for step, _ in result.validation] == [5]
     model: Any = AutoModelForCausalLM.from_pretrained(result.final_model).eval()
-    ids = torch.from_numpy(read_blocks(validation.blocks)["input_ids"][:])
-    with torch.no_grad():
-        likelihood = model(ids).logits[:, :-1].log_softmax(-1).gather(-1, ids[:, 1:, None].long())
-    wanted = -likelihood.mean().item() / math.log(2) / BYTES_PER_TOKEN
-    assert result.validation[0][1] == pytest.approx(wanted, rel=1e-5)
+    nats = 0.0
+    for text in VALIDATION.texts:
+        ids = Tokenizer.from_file(str(tiny / "tokenizer" / "tokenizer.json")).encode(text).ids
+        for number, token in enumerate(ids):
+            start = 15 * max(0, math.ceil((number - 15) / 15))
+            with torch.no_grad():
+                logits = model(torch.tensor([[END, *ids[start:number]]])).logits[0, -1]
+            nats -= float(logits.log_softmax(-1)[token])
+    assert result.validation[0][1] == pytest.approx(nats / math.log(2) / (4 * 46), rel=1e-5)
 
 
-def test_best_checkpoint_becomes_the_final_model(tiny: Path, tmp_path: Path, validation: Validation) -> None:
+def test_best_checkpoint_becomes_the_final_model(tiny: Path, tmp_path: Path) -> None:
     settings = {"load_best_model_at_end": True, "save_total_limit": 1, "learning_rate": 3e-2}
-    result = train(tiny, tmp_path, validation=validation, settings=settings)
+    result = train(tiny, tmp_path, validation=VALIDATION, settings=settings)
     assert result.best_step == min(result.validation, key=lambda entry: entry[1])[0] < result.steps
     best = load_file(tmp_path / f"checkpoint-{result.best_step}" / "model.safetensors")
     assert all(torch.equal(value, best[name]) for name, value in tensors(result).items())
 
 
-def test_run_without_improvement_stops_early(tiny: Path, tmp_path: Path, validation: Validation) -> None:
+def test_run_without_improvement_stops_early(tiny: Path, tmp_path: Path) -> None:
     settings = {"load_best_model_at_end": True, "learning_rate": 3e-2, "early_stopping_patience": 1}
-    result = train(tiny, tmp_path, validation=validation, settings=settings)
+    result = train(tiny, tmp_path, validation=VALIDATION, settings=settings)
     assert result.steps < 26
     assert result.validation[-1][1] > result.validation[-2][1]
 

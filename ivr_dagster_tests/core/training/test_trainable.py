@@ -11,10 +11,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from ivr_dagster.core.tokens.byte_level import string_of
-from ivr_dagster.core.training.sft import SftResult, Training, Validation, fine_tune
+from ivr_dagster.core.training.sft import SftResult, Training, fine_tune
 from ivr_dagster.core.training.sft_config import read_sft_config
 from ivr_dagster.core.training.trainable import TRAINABLE
 from ivr_dagster.errors import InputError
+from ivr_dagster_tests.small_pipeline import tiny_validation
 
 NEW = {7: string_of("abc"), 11: string_of("bc")}
 SETTINGS: dict[str, Any] = {
@@ -36,7 +37,6 @@ def train(tiny: Path, output_dir: Path, model: Path | None = None, stop_at: int 
             raise Stopped
 
     config = read_sft_config(None, **{**SETTINGS, "logging_steps": 1, **given})
-    validation = Validation(tiny / "blocks", 1.0)
     training = Training(
         model or tiny / "model",
         tiny / "blocks",
@@ -47,7 +47,7 @@ def train(tiny: Path, output_dir: Path, model: Path | None = None, stop_at: int 
         "cpu",
         "float32",
         NEW,
-        validation,
+        tiny_validation(2),
     )
     return fine_tune(training, on_log=stop)
 

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 
-from ivr_dagster.core.training.sft import Validation
 from ivr_dagster.core.training.sft_config import DEFAULTS, read_sft_config
 from ivr_dagster.core.training.study import KILLED
 from ivr_dagster.core.training.tune import (
@@ -27,6 +26,7 @@ from ivr_dagster.core.training.tune import (
 )
 from ivr_dagster.errors import InputError
 from ivr_dagster.settings.groups import TuningSettings
+from ivr_dagster_tests.small_pipeline import tiny_validation
 
 NEW = {3: "Ġthe", 7: "Ġthat"}
 SETTINGS = (
@@ -35,8 +35,7 @@ SETTINGS = (
 
 
 def given(tiny: Path) -> TrialInput:
-    """Trained and validated on the same blocks."""
-    return TrialInput(tiny / "model", tiny / "tokenizer", tiny / "blocks", Validation(tiny / "blocks", 1.0), NEW)
+    return TrialInput(tiny / "model", tiny / "tokenizer", tiny / "blocks", tiny_validation(3), NEW, 0.25)
 
 
 def source_in(folder: Path, text: str = SETTINGS) -> Path:
@@ -87,7 +86,7 @@ def test_first_trial_has_the_current_settings(
 def test_trial_is_one_pass_over_its_text_and_leaves_no_files(finished: tuple[Path, Tuning]) -> None:
     folder, tuning = finished
     assert tuning.steps == tuning.default.figures["steps"] == 13  # 50 blocks by 4, the last step with what is left
-    assert tuning.default.figures["tokens_per_byte"] == 1.0
+    assert tuning.default.figures["tokens_per_byte"] == 0.25
     assert {file.name for file in (folder / "tuning").iterdir()} == {"study.db", "study.json", "sft_config.yaml"}
 
 
@@ -233,7 +232,7 @@ def test_best_number_of_new_tokens_is_written_beside_the_settings(tiny: Path, tm
         return given(tiny)
 
     source = source_in(tmp_path)
-    tuning = tune(tmp_path, source, inputs, [2, 1], TuningSettings(tune_trials=6), "n", TuneOptions(1))
+    tuning = tune(tmp_path, source, inputs, [2, 1], TuningSettings(tune_trials=6), "n", TuneOptions(3))
     assert asked[0] == 2 and sorted(asked) == [1, 2]
     tuning.best.parameters[NEW_TOKENS] = 1
     write_result(tmp_path, source, tuning, 2)

@@ -27,18 +27,19 @@ from ivr_dagster.core.tokens.byte_level import string_of
 from ivr_dagster.core.training.blocks import write_blocks
 from ivr_dagster.core.training.launch_settings import Launch
 from ivr_dagster.core.training.memory import TrainingOutOfMemoryError
-from ivr_dagster.core.training.sft import SftResult, Training, TrainingDivergedError, Validation, fine_tune
+from ivr_dagster.core.training.sft import SftResult, Training, TrainingDivergedError, fine_tune
 from ivr_dagster.core.training.sft_config import read_sft_config
 from ivr_dagster.errors import InputError
 from ivr_dagster.resources.torchrun import WORKER, WorkersFailedError, train_with_torchrun
 from ivr_dagster.resources.training_worker import TrainingRequest, main, read_failure, write_request
+from ivr_dagster_tests.small_pipeline import tiny_validation
 
 pytestmark = pytest.mark.timeout(200)
 
 BLOCK, END = 16, 256
 NEW = {7: string_of("abc"), 11: string_of("bc"), 200: string_of("가나"), 201: string_of("나")}
-# 49 blocks, 8 per step: the last step of each epoch has one block, which two processes cannot share; so has the last
-# batch of the 5 validation blocks
+# 49 blocks, 8 per step: the last step of each epoch has one block, which two processes cannot share; nor can they
+# share the three validation documents
 SETTINGS: dict[str, Any] = {
     "num_train_epochs": 2,
     "per_device_train_batch_size": 4,
@@ -72,9 +73,8 @@ def training(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Training:
     model = GPT2LMHeadModel.from_pretrained(tiny / "model", attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0)
     model.save_pretrained(folder / "model")
     ids = np.random.default_rng(5)
-    for name, documents in (("blocks", 19), ("validation", 2)):
-        texts = (ids.integers(0, 256, 41) for _ in range(documents))
-        write_blocks(texts, folder / name, block_size=BLOCK, eos_id=END, vocab_size=END + 1)
+    texts = (ids.integers(0, 256, 41) for _ in range(19))
+    write_blocks(texts, folder / "blocks", block_size=BLOCK, eos_id=END, vocab_size=END + 1)
     return Training(
         folder / "model",
         folder / "blocks",
@@ -83,7 +83,7 @@ def training(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Training:
         tiny / "tokenizer",
         "a",
         new_tokens=NEW,
-        validation=Validation(folder / "validation", 1.7),
+        validation=tiny_validation(3),
     )
 
 
