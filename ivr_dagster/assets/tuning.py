@@ -22,7 +22,7 @@ from ivr_dagster.core.vocabulary.rules import RemapRules, applied_rules
 from ivr_dagster.errors import InputError
 from ivr_dagster.io_managers.artifacts import mark_folder
 from ivr_dagster.io_managers.tokenizers import training_tokenizer
-from ivr_dagster.resources.accelerator import POOL, AcceleratorResource
+from ivr_dagster.resources.accelerator import POOL, Accelerator, AcceleratorResource
 from ivr_dagster.resources.base_model import BaseModel, BaseModelResource
 from ivr_dagster.resources.progress import track
 from ivr_dagster.resources.settings import ProjectSettings, SettingsResource
@@ -48,6 +48,7 @@ HOW_TO_USE = "`ivr train --config-path FILE`, or copy it to `sft_config.yaml` in
     io_manager_key="tuning_io",
     pool=POOL,
     code_version="5",
+    output_required=False,
 )
 def tuning_study(
     context: dg.AssetExecutionContext,
@@ -56,16 +57,30 @@ def tuning_study(
     base: BaseModelResource,
     cleaned_corpus: CleanedCorpus,
     initialized_model: ModelFolder,
-) -> dg.MaterializeResult[TuningFolder]:
+) -> Iterator[dg.MaterializeResult[TuningFolder]]:
     """Better training settings: an Optuna study over learning rates, embedding phase and batch, in short trainings of
     the adapted model on a part of the train split.
 
     Trials are compared by bits per byte of other documents of that split. The first one has the current settings, and
-    hopeless ones are pruned. No job or schedule builds this asset: materialize it, or run `ivr tune`. A stopped or
-    killed search resumes; other settings, text or models start a new study in the same `study.db`. The best settings
+    hopeless ones are pruned. No job or schedule builds this asset, nor does a run that also trains, such as
+    *Materialize all*: materialize it without `sft_checkpoint`, or run `ivr tune`. A stopped or killed search resumes; other settings, text or models start a new study in the same `study.db`. The best settings
     are written to `sft_config.yaml` beside it; with `tune_new_tokens`, `settings.yaml` says if fewer new tokens did
     better. With `tune_vanilla`, a second study of as many trials searches for settings of the vanilla baseline.
     """
+    if dg.AssetKey("sft_checkpoint") in context.job_def.asset_layer.executable_asset_keys:  # of this run
+        context.log.info("no search for training settings, because this run also trains; select tuning_study by name")
+        return
+    yield _study(context, settings, accelerator, base, cleaned_corpus, initialized_model)
+
+
+def _study(
+    context: dg.AssetExecutionContext,
+    settings: ProjectSettings,
+    accelerator: Accelerator,
+    base: BaseModel,
+    cleaned_corpus: CleanedCorpus,
+    initialized_model: ModelFolder,
+) -> dg.MaterializeResult[TuningFolder]:
     from ivr_dagster.core.training.tune import TuneOptions, write_result
 
     started = time.monotonic()

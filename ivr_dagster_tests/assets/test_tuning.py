@@ -6,9 +6,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import dagster as dg
 import pytest
 
+from ivr_dagster.assets import tuning
 from ivr_dagster.assets.tuning import _rules_by_number, _texts
+from ivr_dagster.core.corpus.cleaned import CleanedCorpus
+from ivr_dagster.core.model.folder import ModelFolder
+from ivr_dagster.core.training.folders import TrainedModel, TuningFolder
 from ivr_dagster.core.vocabulary.rules import RemapRule, RemapRules
 from ivr_dagster.errors import InputError
 from ivr_dagster.resources.settings import ProjectSettings
@@ -80,3 +85,26 @@ def test_external_model_is_tried_with_all_its_new_tokens_only(
 ) -> None:
     assert list(rules_by_number(monkeypatch, tune_new_tokens=True, train_model_name="my-model")) == [4]
     assert "external" in caplog.text
+
+
+@pytest.mark.parametrize("beside", [None, "initialized_model", "sft_checkpoint"])
+def test_a_run_that_also_trains_does_not_search(
+    beside: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stub(name: str, value: Any) -> dg.AssetsDefinition:
+        return dg.asset(name=name)(lambda: value)
+
+    others = [
+        stub("cleaned_corpus", CleanedCorpus(tmp_path)),
+        stub("initialized_model", ModelFolder(tmp_path)),
+        stub("sft_checkpoint", TrainedModel(tmp_path)),
+    ]
+    monkeypatch.setattr(tuning, "_study", lambda *_: dg.MaterializeResult(value=TuningFolder(tmp_path)))
+    values = dg.FilesystemIOManager(base_dir=str(tmp_path))
+    resources = {"settings": None, "accelerator": None, "base": None, "tuning_io": values, "io_manager": values}
+    with dg.DagsterInstance.ephemeral() as instance:
+        given: dict[str, Any] = {"instance": instance, "resources": resources}
+        dg.materialize(others, **given)
+        selected = ["tuning_study", *([beside] if beside else [])]
+        result = dg.materialize([*others, tuning.tuning_study], selection=selected, **given)
+    assert bool(result.asset_materializations_for_node("tuning_study")) == (beside != "sft_checkpoint")
