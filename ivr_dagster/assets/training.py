@@ -25,7 +25,7 @@ from ivr_dagster.io_managers.tokenizers import training_tokenizer
 from ivr_dagster.pipeline import settings_hash
 from ivr_dagster.resources.accelerator import POOL, Accelerator, AcceleratorResource
 from ivr_dagster.resources.base_model import BaseModelResource
-from ivr_dagster.resources.progress import track
+from ivr_dagster.resources.progress import advance, track
 from ivr_dagster.resources.settings import ProjectSettings, SettingsResource
 from ivr_dagster.sample.other_text import general_code
 from ivr_dagster.storage.content_hash import content_hash
@@ -328,11 +328,10 @@ def _run(
     launch = settings.launch()
     if launch.processes > 1:
         return train_with_torchrun(context, TrainingRequest(training, bytes_per_token), launch)
-    advance = track(context.log, f"training {asset}", "steps")
 
     def on_log(entry: dict[str, float]) -> None:
         if "loss" in entry:
-            advance(entry["step"], entry["max_steps"])
+            advance(f"training {asset}", entry["step"], entry["max_steps"], "steps")
         log = context.log.warning if "micro_batch" in entry else context.log.info
         log(describe_progress(entry, bytes_per_token))
 
@@ -342,10 +341,10 @@ def _run(
 def _with_progress(
     context: dg.AssetExecutionContext, name: str, sequences: Iterator[np.ndarray], total: int
 ) -> Iterator[np.ndarray]:
-    advance: Callable[[float, float], None] = track(context.log, f"packing with the {name} tokenizer", "documents")
+    on_progress = track(context.log, f"packing with the {name} tokenizer", "documents")
     for done, sequence in enumerate(sequences, start=1):
         yield sequence
-        advance(done, total)
+        on_progress(done, total)
 
 
 def _general_texts(settings: ProjectSettings, corpus: CleanedCorpus, train_bytes: int) -> list[str]:

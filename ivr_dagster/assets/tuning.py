@@ -63,9 +63,10 @@ def tuning_study(
 
     Trials are compared by bits per byte of other documents of that split. The first one has the current settings, and
     hopeless ones are pruned. No job or schedule builds this asset, nor does a run that also trains, such as
-    *Materialize all*: materialize it without `sft_checkpoint`, or run `ivr tune`. A stopped or killed search resumes; other settings, text or models start a new study in the same `study.db`. The best settings
-    are written to `sft_config.yaml` beside it; with `tune_new_tokens`, `settings.yaml` says if fewer new tokens did
-    better. With `tune_vanilla`, a second study of as many trials searches for settings of the vanilla baseline.
+    *Materialize all*: materialize it without `sft_checkpoint`, or run `ivr tune`. A stopped or killed search resumes;
+    other settings, text or models start a new study in the same `study.db`. The best settings are written to
+    `sft_config.yaml` beside it; with `tune_new_tokens`, `settings.yaml` says if fewer new tokens did better. With
+    `tune_vanilla`, a second study of as many trials searches for settings of the vanilla baseline.
     """
     if dg.AssetKey("sft_checkpoint") in context.job_def.asset_layer.executable_asset_keys:  # of this run
         context.log.info("no search for training settings, because this run also trains; select tuning_study by name")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from ivr_dagster.artifact_paths import ArtifactPaths
@@ -42,7 +42,10 @@ COMPARED = (
 
 
 class ProgressBars:
-    """One bar per long-running step; if standard error is not a terminal, one line every few seconds."""
+    """A bar for the command and one per long step; if standard error is not a terminal, a line every few seconds.
+
+    Implements `progress.Listener`.
+    """
 
     def __init__(self, title: str, assets: int, *, quiet: bool) -> None:
         self._lines = not quiet and not sys.stderr.isatty()
@@ -59,23 +62,39 @@ class ProgressBars:
             disable=quiet or self._lines,
         )
         self._tasks: dict[str, Any] = {}
-        self._title = f"{title}: {assets} asset{'s' if assets > 1 else ''}"
+        self._title, self._assets, self._finished = title, assets, 0
 
     def __enter__(self) -> Self:
         self._progress.start()
-        self._progress.add_task(self._title, total=None)
+        self._whole = self._progress.add_task(self._described(), total=self._assets)
         return self
 
+    @property
+    def tasks(self) -> list[Task]:
+        """The bars that are shown."""
+        return self._progress.tasks
+
+    def _described(self) -> str:
+        return f"{self._title}: {self._finished} of {self._assets} assets"
+
     def advance(self, label: str, done: float, total: float, unit: str) -> None:
-        """Update the bar of a step; implements `progress.Listener`."""
+        """Update the bar of a step."""
         if self._lines:
             if time.monotonic() >= self._next_line:
                 self._next_line = time.monotonic() + SECONDS_BETWEEN_LINES
-                ERR.print(f"{self._title}: {label}: {done:,.0f} of {total:,.0f} {unit}", highlight=False)
+                ERR.print(f"{self._described()}: {label}: {done:,.0f} of {total:,.0f} {unit}", highlight=False)
             return
         if label not in self._tasks:
             self._tasks[label] = self._progress.add_task(f"{label}, {unit}", total=total)
         self._progress.update(self._tasks[label], completed=done, total=total)
+
+    def finish_asset(self) -> None:
+        """Advance the bar of the whole command, and remove those of the asset's steps."""
+        self._finished += 1
+        for task in self._tasks.values():
+            self._progress.remove_task(task)
+        self._tasks.clear()
+        self._progress.update(self._whole, completed=self._finished, description=self._described())
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -208,7 +227,8 @@ def print_run_table(
     if failed_checks:
         rows.append(("failed checks", f"[yellow]{', '.join(failed_checks)}[/] (the UI explains how to fix them)"))
     rows.append(("materialized", f"{materialized} assets" if materialized else "nothing: everything was fresh"))
-    rows.append(("lineage in the UI", f"ivr --artifacts-dir {paths.root} ui, then http://127.0.0.1:3000"))
+    running = paths.ui_lock.holder()
+    rows.append(("lineage in the UI", running or f"ivr --artifacts-dir {paths.root} ui"))
     for label, text in rows:
         table.add_row(f"  {label}", text)
     OUT.print(table, soft_wrap=True)

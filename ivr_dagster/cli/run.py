@@ -117,7 +117,7 @@ def _build(invocation: Invocation, project: "Project", title: str, assets: list[
     from ivr_dagster.cli.rendering import ProgressBars
     from ivr_dagster.resources.progress import progress_listener
 
-    with ProgressBars(title, len(assets), quiet=invocation.as_json) as bars, progress_listener(bars.advance):
+    with ProgressBars(title, len(assets), quiet=invocation.as_json) as bars, progress_listener(bars):
         try:
             return project.run(assets, log_level=invocation.log_level, tags={"ivr/stage": title})
         except InputError:

@@ -36,7 +36,7 @@ def serve(artifacts_dir: Path, config: Path | None, port: int) -> int:
     """
     lock = ArtifactPaths(artifacts_dir).ui_lock
     try:  # servers that are stopping need time to end their runs
-        with lock.hold(f"ivr ui --port {port}", STOP_SECONDS + 2):
+        with lock.hold(f"http://127.0.0.1:{port}", STOP_SECONDS + 2):
             _check_port(port)
             return _serve(artifacts_dir, config, port)
     except LockedError as error:
