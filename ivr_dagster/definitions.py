@@ -3,6 +3,7 @@
 `build_definitions` takes other settings and resources, for the command line and for tests.
 """
 
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,6 +35,7 @@ from ivr_dagster.orchestration.alerts import notify_on_failure
 from ivr_dagster.orchestration.automation import automation, automation_conditions
 from ivr_dagster.orchestration.dagster_internals import with_added_deps
 from ivr_dagster.orchestration.executor import executor_of
+from ivr_dagster.orchestration.ownership import belongs_to, how_to_start
 from ivr_dagster.pipeline import ASSETS, EXTERNAL, OTHER_CORPORA, baselines, code_version, is_enabled
 from ivr_dagster.resources.accelerator import accelerator_resource
 from ivr_dagster.resources.base_model import base_model_resource
@@ -69,7 +71,7 @@ def build_definitions(
     Raises:
         InputError: the settings are invalid.
     """
-    artifacts_dir = (artifacts_dir or Path(os.environ.get("IVR_ARTIFACTS_DIR") or "artifacts")).expanduser().resolve()
+    artifacts_dir = artifacts_dir.expanduser().resolve() if artifacts_dir else _artifacts_dir()
     if settings is None:
         config = os.environ.get("IVR_CONFIG")
         settings = load_settings(artifacts_dir, config=Path(config) if config else None)
@@ -159,4 +161,29 @@ def _with_conditional_deps(asset: dg.AssetsDefinition, project: ProjectSettings)
     return with_added_deps(asset, added) if added else asset
 
 
-defs = build_definitions()
+@dg.definitions
+def defs() -> dg.Definitions:
+    """The definitions of a code location, in a process that Dagster started."""
+    paths = ArtifactPaths(_artifacts_dir())
+    if not _is_own_instance(paths):
+        logging.getLogger(__name__).warning(
+            "Nothing is rebuilt automatically on this instance, because it does not belong to %s: %s",
+            paths.root,
+            how_to_start(paths),
+        )
+    return build_definitions()
+
+
+def _artifacts_dir() -> Path:
+    return Path(os.environ.get("IVR_ARTIFACTS_DIR") or "artifacts").expanduser().resolve()
+
+
+def _is_own_instance(paths: ArtifactPaths) -> bool:
+    """Whether the instance in DAGSTER_HOME belongs to the artifacts folder."""
+    home = os.environ.get("DAGSTER_HOME")
+    if not home:
+        return False
+    if Path(home).resolve() == paths.dagster_home.resolve():
+        return True
+    with dg.DagsterInstance.get() as instance:
+        return belongs_to(instance, paths)

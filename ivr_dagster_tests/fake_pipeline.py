@@ -16,6 +16,7 @@ from ivr_dagster.orchestration.dagster_internals import (
     check_target,
     input_version_tag,
 )
+from ivr_dagster.orchestration.ownership import claim
 from ivr_dagster.orchestration.sources import source_names
 from ivr_dagster.orchestration.staleness import Staleness
 from ivr_dagster.pipeline import ASSETS, STAGES, stage_assets
@@ -36,6 +37,7 @@ class FakePipeline:
         self.root, self.instance, self.cursor = root, dg.DagsterInstance.ephemeral(), None
         self.versions: dict[str, str] = {}
         self.reload(**settings)
+        claim(self.instance, self.settings.paths)
 
     def reload(self, **settings: Any) -> None:
         """Load the definitions under other settings. Instance and cursor stay."""

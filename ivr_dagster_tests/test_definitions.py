@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -70,18 +71,34 @@ def test_definitions_are_valid_and_free_of_warnings(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
+def test_dg_checks_the_definitions_and_launches_assets(tmp_path: Path) -> None:
+    shutil.copy(REPOSITORY / "pyproject.toml", tmp_path)
+    (tmp_path / "ivr_dagster").symlink_to(REPOSITORY / "ivr_dagster")
+    folder = tmp_path / "artifacts"
+    folder.mkdir()
+    (folder / "ivr.yaml").write_text("preset: sample\nmodel_name: sample\n", encoding="utf-8")
+    dg_command = Path(sys.executable).with_name("dg")
+    checked = run([dg_command, "check", "defs"], tmp_path)
+    assert checked.returncode == 0, checked.stdout
+    launched = run([dg_command, "launch", "--assets", "original_tokenizer"], tmp_path)
+    assert launched.returncode == 0, launched.stdout
+    assert (folder / "tokenizers" / "original" / "tokenizer.json").is_file()
+
+
 def test_import_of_the_definitions_is_lazy(tmp_path: Path) -> None:
     heavy = ("torch", "transformers", "datasets", "accelerate", "matplotlib", "safetensors")
-    code = f"import sys, ivr_dagster.definitions; print([name for name in {heavy} if name in sys.modules])"
+    load = "import sys; from ivr_dagster.definitions import build_definitions; build_definitions()"
+    code = f"{load}; print([name for name in {heavy} if name in sys.modules])"
     result = run([sys.executable, "-W", "ignore", "-c", code], tmp_path)
     assert result.stdout.strip() == "[]"
 
 
 @pytest.mark.slow
-def test_import_of_the_definitions_reports_invalid_settings(tmp_path: Path) -> None:
+def test_loading_the_definitions_reports_invalid_settings(tmp_path: Path) -> None:
     (tmp_path / "artifacts").mkdir()
     (tmp_path / "artifacts" / "ivr.yaml").write_text("preset: none\nmax_candidate: 7\n", encoding="utf-8")
-    result = run([sys.executable, "-c", "import ivr_dagster.definitions"], tmp_path)
+    result = run([sys.executable, "-c", "from ivr_dagster.definitions import defs; defs()"], tmp_path)
     assert result.returncode != 0
     assert "ivr.yaml:2: unknown setting 'max_candidate'" in result.stdout
     assert "Did you mean 'max_candidates'" in result.stdout
@@ -91,6 +108,8 @@ def test_ui_and_workspace_file_name_the_same_code_location() -> None:
     """Dagster stores which sensors are on by that name."""
     names = re.findall(r"_name: (\S+)", (REPOSITORY / "workspace.yaml").read_text())
     assert names == ["ivr_dagster.definitions", LOCATION]
+    tools = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]
+    assert tools["dagster"]["code_location_name"] == tools["dg"]["project"]["code_location_name"] == LOCATION
 
 
 def test_every_asset_is_described(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from weakref import WeakKeyDictionary
 import dagster as dg
 
 from ivr_dagster.orchestration.dead_runs import fail_dead_runs
+from ivr_dagster.orchestration.ownership import belongs_to, how_to_start
 from ivr_dagster.orchestration.sources import request_observation, source_names
 from ivr_dagster.orchestration.staleness import OBSERVATION_JOB, Staleness
 from ivr_dagster.pipeline import ASSETS, STAGES, requested_stages, stage_assets, stages_of_side
@@ -133,6 +134,20 @@ class ArtifactsInUse(_Condition):
         return dg.AutomationResult(context, context.candidate_subset if in_use else context.get_empty_subset())
 
 
+class OwnInstance(_Condition):
+    """True on the instance of the artifacts folder; another one, such as a temporary one, knows no asset of it."""
+
+    @property
+    def name(self) -> str:
+        """The name in the UI."""
+        return "instance of this artifacts folder"
+
+    def evaluate(self, context: Context) -> Result:
+        """All assets on this instance."""
+        is_own = belongs_to(context.asset_graph_view.instance, self.settings.paths)
+        return dg.AutomationResult(context, context.candidate_subset if is_own else context.get_empty_subset())
+
+
 def rebuild_condition(settings: ProjectSettings, *, rebuild_only: bool) -> dg.AutomationCondition[Any]:
     """When to rebuild an asset: once its inputs are final, and once for each state.
 
@@ -149,7 +164,8 @@ def rebuild_condition(settings: ProjectSettings, *, rebuild_only: bool) -> dg.Au
     trial = StalenessCondition(settings, "upstream was built with one-off settings", Staleness.depends_on_trial)
     copied = StalenessCondition(settings, "copied into this experiment", Staleness.copied_into_experiment)
     condition = (
-        NotYetRequested(settings)
+        OwnInstance(settings)
+        & NotYetRequested(settings)
         & stale
         & (~upstream(stale)).with_label("nothing upstream is stale")
         & (~in_progress).with_label("not in progress")
@@ -204,6 +220,8 @@ def automation(settings: ProjectSettings) -> dict[str, list[Any]]:
     def watch_sources(
         context: dg.SensorEvaluationContext, settings: SettingsResource, base: BaseModelResource
     ) -> dg.RunRequest | dg.SkipReason:
+        if not belongs_to(context.instance, settings.paths):
+            return dg.SkipReason(f"not the instance of this artifacts folder: {how_to_start(settings.paths)}")
         # a killed command would otherwise block its assets and everything downstream
         fail_dead_runs(context.instance, cli_runs_only=True)
         return request_observation(context, settings, base, time.time())

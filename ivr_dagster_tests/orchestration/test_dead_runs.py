@@ -10,9 +10,11 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
+from ivr_dagster.artifact_paths import ArtifactPaths
 from ivr_dagster.definitions import build_definitions
 from ivr_dagster.orchestration.dagster_internals import CODE_SERVER_TAG
 from ivr_dagster.orchestration.dead_runs import PROCESS_TAG, fail_dead_runs, is_alive, process_identity
+from ivr_dagster.orchestration.ownership import claim
 from ivr_dagster.settings import Settings
 
 
@@ -76,6 +78,7 @@ def test_run_without_a_process_tag_is_left_alone(instance: dg.DagsterInstance, t
 def test_watch_sources_fails_dead_runs(instance: dg.DagsterInstance, dead: str, tmp_path: Path) -> None:
     killed = started(instance, tmp_path, **{PROCESS_TAG: dead})
     definitions = build_definitions(Settings.of(model_name="sample", preset="sample"), artifacts_dir=tmp_path)
+    claim(instance, ArtifactPaths(tmp_path))
     repository = definitions.get_repository_def()
     context = dg.build_sensor_context(
         instance=instance, repository_def=repository, resources=dict(repository.get_top_level_resources())
