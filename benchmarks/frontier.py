@@ -33,9 +33,9 @@ from ivr_dagster.core.embedding.calibrate import Calibration, calibrate_new_rows
 from ivr_dagster.core.embedding.extract import read_embeddings, write_model
 from ivr_dagster.core.embedding.initialize import initialize_embeddings
 from ivr_dagster.core.embedding.reorder import reorder_embeddings, row_sources
-from ivr_dagster.core.evaluation.bits_per_byte import BitsPerByte, ScoringTokenizer, bits_per_byte
 from ivr_dagster.core.evaluation.intervals import bpb_intervals
 from ivr_dagster.core.model.folder import ModelFolder
+from ivr_dagster.core.scoring.bits_per_byte import BitsPerByte, ScoringTokenizer, bits_per_byte
 from ivr_dagster.core.tokenizer.bpe import read_bpe, strings_by_id
 from ivr_dagster.core.tokenizer.folder import TokenizerFolder
 from ivr_dagster.core.tokenizer.write import write_tokenizer

@@ -16,8 +16,8 @@ from ivr_dagster.core.embedding.extract import read_embeddings
 from ivr_dagster.core.embedding.initialize import initialize_embeddings
 from ivr_dagster.core.embedding.reorder import reorder_embeddings, row_sources
 from ivr_dagster.core.embedding.token_distillation import DistillationOptions, cut_snippets, fit_new_rows
-from ivr_dagster.core.evaluation.bits_per_byte import BitsPerByte, ScoringTokenizer, bits_per_byte
 from ivr_dagster.core.model.folder import ModelFolder
+from ivr_dagster.core.scoring.bits_per_byte import BitsPerByte, ScoringTokenizer, bits_per_byte
 from ivr_dagster.core.tokenizer.bpe import read_bpe, strings_by_id
 from ivr_dagster.core.tokenizer.folder import TokenizerFolder
 from ivr_dagster.core.tokens.sequences import reference_encoder

@@ -14,8 +14,8 @@ from ivr_dagster.core.embedding.extract import read_embeddings, write_model
 from ivr_dagster.core.embedding.fit import EmbeddingFit, FitOptions, FittedEmbeddings, fit_embeddings
 from ivr_dagster.core.embedding.initialize import STRATEGIES
 from ivr_dagster.core.embedding.reorder import reorder_embeddings, row_sources
-from ivr_dagster.core.evaluation.bits_per_byte import ScoringTokenizer, bits_per_byte
 from ivr_dagster.core.model.folder import ModelFolder
+from ivr_dagster.core.scoring.bits_per_byte import ScoringTokenizer, bits_per_byte
 from ivr_dagster.core.tokenizer.bpe import strings_by_id
 from ivr_dagster.core.tokenizer.folder import TokenizerFolder
 from ivr_dagster.core.tokenizer.write import write_copy

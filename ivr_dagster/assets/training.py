@@ -67,7 +67,7 @@ def training_blocks(
     tokenizer, for the vanilla baselines. Both exclude the validation documents, which are in `validation.json`. General
     text, if there is any, follows the corpus; training shuffles the blocks. `tokenizers/` contains both tokenizers.
     """
-    from ivr_dagster.core.evaluation.bits_per_byte import ScoringTokenizer
+    from ivr_dagster.core.scoring.bits_per_byte import ScoringTokenizer
     from ivr_dagster.core.training.blocks import write_blocks
     from ivr_dagster.core.training.validation import Validation
 

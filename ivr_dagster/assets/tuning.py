@@ -249,7 +249,7 @@ def _trial_inputs(
     corpus: CleanedCorpus,
     model: ModelFolder,
 ) -> _TrialInputs:
-    from ivr_dagster.core.evaluation.bits_per_byte import ScoringTokenizer
+    from ivr_dagster.core.scoring.bits_per_byte import ScoringTokenizer
     from ivr_dagster.core.training.validation import Validation
 
     tokenizer, base_tokenizer = training_tokenizer(model.path, settings.paths), base.tokenizer()

@@ -7,7 +7,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from ivr_dagster.core.evaluation.bits_per_byte import byte_lengths
+from ivr_dagster.core.scoring.bits_per_byte import byte_lengths
 from ivr_dagster.core.tokenizer.bpe import strings_by_id
 
 _WARMUP_BYTES = 8

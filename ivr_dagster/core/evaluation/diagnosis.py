@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ivr_dagster.core.embedding.extract import Embeddings
-from ivr_dagster.core.evaluation.bits_per_byte import IGNORED, BitsPerByte
+from ivr_dagster.core.scoring.bits_per_byte import IGNORED, BitsPerByte
 
 # kind of text → what it is, in the order of tables
 KINDS = {

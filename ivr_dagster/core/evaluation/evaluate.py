@@ -11,7 +11,6 @@ from tokenizers import Tokenizer
 from ivr_dagster.core.corpus.cleaned import CleanedCorpus
 from ivr_dagster.core.corpus.subset import documents_within
 from ivr_dagster.core.embedding.extract import read_embeddings
-from ivr_dagster.core.evaluation.bits_per_byte import BitsPerByte, ScoringTokenizer, bits_per_byte, byte_lengths
 from ivr_dagster.core.evaluation.continuations import Speed, continue_texts, generation_speed
 from ivr_dagster.core.evaluation.diagnosis import DiagnosedText, Diagnosis, output_rows
 from ivr_dagster.core.evaluation.figures import (
@@ -28,6 +27,7 @@ from ivr_dagster.core.evaluation.model_card import Provenance
 from ivr_dagster.core.evaluation.token_groups import new_token_share, token_groups
 from ivr_dagster.core.model.files import read_config
 from ivr_dagster.core.model.folder import ModelFolder
+from ivr_dagster.core.scoring.bits_per_byte import BitsPerByte, ScoringTokenizer, bits_per_byte, byte_lengths
 from ivr_dagster.core.tokenizer.agreement import compare_lengths, measure_agreement, measure_round_trip
 from ivr_dagster.core.tokenizer.bpe import strings_by_id
 from ivr_dagster.core.tokenizer.folder import TokenizerFolder

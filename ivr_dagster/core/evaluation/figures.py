@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ivr_dagster.core.evaluation.bits_per_byte import BitsPerByte
 from ivr_dagster.core.evaluation.continuations import Speed
 from ivr_dagster.core.evaluation.diagnosis import DiagnosedText
 from ivr_dagster.core.evaluation.intervals import Interval
 from ivr_dagster.core.evaluation.token_groups import TokenGroup
+from ivr_dagster.core.scoring.bits_per_byte import BitsPerByte
 from ivr_dagster.errors import InputError
 
 # variant → description, in the order of tables and plots

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ivr_dagster.core.evaluation.bits_per_byte import BitsPerByte
+from ivr_dagster.core.scoring.bits_per_byte import BitsPerByte
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer
 
 from ivr_dagster.core.embedding.new_rows import RowRates, RowUpdates, embedding_parameters
-from ivr_dagster.core.evaluation.bits_per_byte import ScoringTokenizer
+from ivr_dagster.core.scoring.bits_per_byte import ScoringTokenizer
 from ivr_dagster.core.training.blocks import COLUMN
 from ivr_dagster.core.training.callbacks import BITS_PER_BYTE
 from ivr_dagster.core.training.validation import Validation

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ivr_dagster.core.evaluation.bits_per_byte import ScoringTokenizer
+from ivr_dagster.core.scoring.bits_per_byte import ScoringTokenizer
 from ivr_dagster.core.tokenizer.folder import TokenizerFolder
 from ivr_dagster.core.tokenizer.write import write_copy
 from ivr_dagster.core.training.blocks import COLUMN, read_blocks

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ivr_dagster.core.evaluation.bits_per_byte import BitsPerByte, ScoringTokenizer, bits_per_byte
+from ivr_dagster.core.scoring.bits_per_byte import BitsPerByte, ScoringTokenizer, bits_per_byte
 from ivr_dagster.errors import InputError
 from ivr_dagster.storage.content_hash import content_hash
 
@@ -17,7 +17,7 @@ class Validation:
 
     Attributes:
         texts: the documents, at least one of them not empty.
-        context_bytes: C of :mod:`~ivr_dagster.core.evaluation.windows`, the same for all models that are compared.
+        context_bytes: C of :mod:`~ivr_dagster.core.scoring.windows`, the same for all models that are compared.
     """
 
     texts: tuple[str, ...]

@@ -1,24 +1,15 @@
 """Causal LMs with 24 tokens, tied and untied, and their folders."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ivr_dagster_tests.small_models import one_thread  # noqa: F401
+
 VOCABULARY = 24
 KINDS = ["gpt2 tied", "gpt2 untied", "llama tied", "llama untied", "phi with a bias"]
-
-
-@pytest.fixture(scope="package", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Several threads slow down such small models."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def _build(kind: str, seed: int = 3, vocabulary: int = VOCABULARY) -> Any:

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ivr_dagster.core.evaluation.bits_per_byte import IGNORED, BitsPerByte, ScoringTokenizer, bits_per_byte
 from ivr_dagster.core.evaluation.diagnosis import OUTPUT_SIDE, Diagnosis, output_rows, split_at_shared_boundaries
+from ivr_dagster.core.scoring.bits_per_byte import IGNORED, BitsPerByte, ScoringTokenizer, bits_per_byte
 
 END = 256
 TEXTS = ["The quick The", "", "quack quick", "own The"]

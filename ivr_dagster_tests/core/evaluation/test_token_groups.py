@@ -3,8 +3,8 @@ import math
 import numpy as np
 import pytest
 
-from ivr_dagster.core.evaluation.bits_per_byte import BitsPerByte
 from ivr_dagster.core.evaluation.token_groups import new_token_share, token_groups
+from ivr_dagster.core.scoring.bits_per_byte import BitsPerByte
 
 # occurrences of (id, nats) in a text; ids 3 and 5 are new, id 6 is a padding row
 OCCURRENCES = [(0, 1.0), (3, 4.0), (0, 0.5), (5, 2.0), (3, 3.0), (1, 0.25)]

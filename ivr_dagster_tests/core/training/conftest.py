@@ -1,22 +1,11 @@
 """A model, a tokenizer and blocks small enough to be trained within a test."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from ivr_dagster_tests.small_models import one_thread  # noqa: F401
 from ivr_dagster_tests.small_pipeline import write_training_inputs
-
-
-@pytest.fixture(scope="package", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Models this small are slower on several threads, and much slower beside other work."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

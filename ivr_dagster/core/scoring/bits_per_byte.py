@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from ivr_dagster.core.evaluation.windows import fitting_context_bytes, iter_windows, window_starts
+from ivr_dagster.core.scoring.windows import fitting_context_bytes, iter_windows, window_starts
 from ivr_dagster.core.tokenizer.bpe import strings_by_id
 from ivr_dagster.core.tokens.byte_level import is_byte_level
 from ivr_dagster.core.tokens.sequences import reference_encoder

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ivr_dagster.core.evaluation import bits_per_byte as module
-from ivr_dagster.core.evaluation.bits_per_byte import BitsPerByte, ScoringTokenizer, bits_per_byte, byte_lengths
-from ivr_dagster.core.evaluation.windows import fitting_context_bytes, iter_windows, window_starts
+from ivr_dagster.core.scoring import bits_per_byte as module
+from ivr_dagster.core.scoring.bits_per_byte import BitsPerByte, ScoringTokenizer, bits_per_byte, byte_lengths
+from ivr_dagster.core.scoring.windows import fitting_context_bytes, iter_windows, window_starts
 from ivr_dagster.core.tokens.byte_level import string_of
 from ivr_dagster.errors import InputError
 
