@@ -275,6 +275,19 @@ def settings_hash(values: Mapping[str, Any]) -> str:
     return hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=4).hexdigest()
 
 
+def changed_values(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """`name: stored -> current` for each setting that differs."""
+
+    def text(values: Mapping[str, Any], name: str) -> str:
+        if name not in values:
+            return "not recorded"
+        return "empty" if values[name] == "" else str(values[name])
+
+    names = [*now, *(name for name in before if name not in now)]
+    changed = (name for name in names if name not in before or name not in now or before[name] != now[name])
+    return [f"{name}: {text(before, name)} -> {text(now, name)}" for name in changed]
+
+
 def code_version(code: str | None, values: Mapping[str, Any]) -> str:
     """The code version of an asset: the version of its code, and a hash of the settings that it depends on."""
     return f"{code}-{settings_hash(values)}"

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import polars as pl
 import pytest
 import yaml
@@ -370,3 +371,25 @@ def test_tuning_finds_the_best_settings_and_changes_nothing_else(sample: Path) -
     again = project.run(TUNING).figures["tuning_study"]
     assert (again["trials"], again["trials_done_before"]) == (4, 4)
     assert again["best_bits_per_byte"] == figures["best_bits_per_byte"]
+
+
+def test_trial_from_the_launchpad_leaves_the_current_rules(folder: Path, settings: dict[str, Any]) -> None:
+    project = open_project(folder, observe=False, **settings)
+    key, rules = dg.AssetKey("replacement_candidates"), project.paths["remap_rules"]
+    before = rules.read_text()
+
+    def made_with() -> str:
+        record = project.instance.fetch_materializations(key, limit=1).records[0]
+        assert record.asset_materialization is not None
+        found = record.asset_materialization.metadata.get("one-off settings")
+        return "" if found is None else str(found.value)
+
+    trial = [key, dg.AssetKey("remap_rules")]
+    typed = {"resources": {"settings": {"config": {"max_candidates": 10}}}}
+    for _ in range(2):
+        project.job.execute_in_process(instance=project.instance, asset_selection=trial, run_config=typed)
+    assert rules.read_text().count("new_token:") == 10
+    assert "`max_candidates: 40 -> 10`" in made_with()
+    assert "one-off settings (max_candidates: 10 -> 40)" in stale(project)["replacement_candidates"]
+    project.run(["replacement_candidates", "remap_rules"])
+    assert (rules.read_text(), made_with()) == (before, "")

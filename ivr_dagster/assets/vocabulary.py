@@ -76,7 +76,7 @@ def replacement_candidates(
     """
     started = time.monotonic()
     code = context.assets_def.get_asset_spec(context.asset_key).code_version
-    if is_one_off(code, settings):
+    if settings.one_off("replacement_candidates"):
         _set_aside(settings.paths["replacement_candidates"])
     plan = plan_from_settings(
         settings,
@@ -154,11 +154,6 @@ def plan_from_settings(
         same_settings=same_settings,
         progress=progress,
     )
-
-
-def is_one_off(code_version: str | None, settings: ProjectSettings) -> bool:
-    """Whether this run uses other settings than the settings file, which the asset's code version contains."""
-    return split_code_version(code_version)[1] != settings_hash(settings.values_for("replacement_candidates"))
 
 
 def _previous_table(settings: ProjectSettings, code_version: str | None) -> tuple[pl.DataFrame | None, bool]:

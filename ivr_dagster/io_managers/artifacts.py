@@ -90,8 +90,8 @@ class ArtifactIOManager(dg.UPathIOManager, Generic[T]):
 
     def get_metadata(self, context: dg.OutputContext, obj: Any) -> dict[str, dg.MetadataValue]:
         """Size, settings, code revision and peak memory."""
-        values = context.resources.settings.values_for(context.asset_key.path[-1])
-        metadata = provenance(Path(str(self._get_path(context))), values)
+        settings, asset = context.resources.settings, context.asset_key.path[-1]
+        metadata = provenance(Path(str(self._get_path(context))), settings.values_for(asset), settings.one_off(asset))
         release_freed_memory()  # one process may build several assets
         reset_peak_memory()
         return metadata

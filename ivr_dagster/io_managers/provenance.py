@@ -3,7 +3,7 @@
 import os
 import re
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from importlib.metadata import version
@@ -18,12 +18,13 @@ CONFIG_HASH = "config_hash"
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
-def provenance(place: Path, settings: Mapping[str, Any]) -> dict[str, dg.MetadataValue]:
+def provenance(place: Path, settings: Mapping[str, Any], one_off: Sequence[str] = ()) -> dict[str, dg.MetadataValue]:
     """Metadata of an artifact that was just written.
 
     Args:
         place: its file or folder.
         settings: the values of the settings that it depends on, in this run.
+        one_off: those that the launchpad changed for this run only, `name: from -> to`.
     """
     found: dict[str, dg.MetadataValue] = {
         "size_bytes": dg.MetadataValue.int(size_of(place)),
@@ -32,6 +33,11 @@ def provenance(place: Path, settings: Mapping[str, Any]) -> dict[str, dg.Metadat
     if settings:
         found[CONFIG_HASH] = dg.MetadataValue.text(settings_hash(settings))
         found["settings"] = dg.MetadataValue.json(dict(settings))
+    if one_off:
+        found["one-off settings"] = dg.MetadataValue.md(
+            f"Built with settings of one run: {', '.join(f'`{change}`' for change in one_off)}. "
+            "Materialize the asset again for the current ones."
+        )
     peak = peak_memory()
     if peak is not None:
         found["peak_memory_bytes"] = dg.MetadataValue.int(peak)

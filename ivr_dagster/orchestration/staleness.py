@@ -16,7 +16,7 @@ from ivr_dagster.core.vocabulary.rules import edited_rules
 from ivr_dagster.errors import InputError
 from ivr_dagster.io_managers.provenance import config_hash_of
 from ivr_dagster.orchestration.dagster_internals import CODE_VERSION_TAG, DATA_VERSION_TAG, input_version_tag
-from ivr_dagster.pipeline import ASSETS, split_code_version
+from ivr_dagster.pipeline import ASSETS, changed_values, split_code_version
 from ivr_dagster.resources.settings import ProjectSettings
 from ivr_dagster.storage.content_hash import content_hash
 from ivr_dagster.storage.file_identity import FileIdentity
@@ -116,7 +116,7 @@ class Staleness:
             before = manifest.made_of.get("settings") if manifest else None
         if not isinstance(before, Mapping):
             return [*reasons, "built by an earlier version, which did not record its settings"]
-        changes = _changed_values(before, self._settings.values_for(name))
+        changes = changed_values(before, self._settings.values_for(name))
         return [*reasons, f"built with one-off settings ({', '.join(changes)})"] if is_trial else reasons + changes
 
     def _changed_inputs(self, key: dg.AssetKey) -> list[str]:
@@ -244,19 +244,6 @@ def observed_version(instance: dg.DagsterInstance, key: dg.AssetKey) -> str | No
     records = instance.fetch_observations(key, limit=1).records
     observation = records[0].asset_observation if records else None
     return observation.data_version if observation else None
-
-
-def _changed_values(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """`name: stored -> current` for each setting that differs."""
-
-    def text(values: Mapping[str, Any], name: str) -> str:
-        if name not in values:
-            return "not recorded"
-        return "empty" if values[name] == "" else str(values[name])
-
-    names = [*now, *(name for name in before if name not in now)]
-    changed = (name for name in names if name not in before or name not in now or before[name] != now[name])
-    return [f"{name}: {text(before, name)} -> {text(now, name)}" for name in changed]
 
 
 def _short(version: str | None) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
-from pydantic import create_model
+from pydantic import PrivateAttr, create_model
 
 from ivr_dagster.artifact_paths import ArtifactPaths
 from ivr_dagster.core.training.launch_settings import Launch, read_accelerate_config
@@ -17,7 +17,7 @@ from ivr_dagster.core.training.sft_config import DEFAULTS
 from ivr_dagster.engines.local import map_local
 from ivr_dagster.engines.ray import map_on_ray
 from ivr_dagster.errors import InputError
-from ivr_dagster.pipeline import OTHER_CORPORA, settings_of
+from ivr_dagster.pipeline import OTHER_CORPORA, changed_values, settings_of
 from ivr_dagster.sample import SAMPLE_SFT_CONFIG
 from ivr_dagster.settings.loading import FIELDS, Settings, settings_for_one_run
 from ivr_dagster.storage.atomic import remove, staging_path
@@ -36,6 +36,7 @@ class ProjectSettings(Settings):
     """The settings of one run, and what follows from them in this artifacts folder."""
 
     artifacts_dir: Path
+    _regular: "ProjectSettings | None" = PrivateAttr(None)
 
     @classmethod
     def in_folder(cls, settings: Settings, artifacts_dir: Path) -> "ProjectSettings":
@@ -44,6 +45,10 @@ class ProjectSettings(Settings):
         project = cls.model_construct(**groups, artifacts_dir=artifacts_dir.expanduser().resolve())
         project._given = settings.given
         return project
+
+    def one_off(self, asset: str) -> list[str]:
+        """What the launchpad changed for this run among the settings that an asset depends on, `name: from -> to`."""
+        return changed_values(self._regular.values_for(asset), self.values_for(asset)) if self._regular else []
 
     @cached_property
     def paths(self) -> ArtifactPaths:
@@ -157,7 +162,10 @@ def settings_resource(project: ProjectSettings) -> dg.ResourceDefinition:
             raise InvalidLaunchError(str(error)) from None
 
     def create(context: dg.InitResourceContext) -> ProjectSettings:
-        return ProjectSettings.in_folder(settings_for_one_run(project, context.resource_config), project.artifacts_dir)
+        values = settings_for_one_run(project, context.resource_config)
+        settings = ProjectSettings.in_folder(values, project.artifacts_dir)
+        settings._regular = project
+        return settings
 
     definition = dg.ResourceDefinition(create, config_schema=dg.Permissive())  # type: ignore[no-untyped-call]
     return definition.configured(check, config_schema=schema.to_fields_dict(), description=ProjectSettings.__doc__)

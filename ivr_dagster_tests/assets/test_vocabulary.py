@@ -5,7 +5,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from ivr_dagster.assets.vocabulary import _previous_table, _set_aside, is_one_off
+from ivr_dagster.assets.vocabulary import _previous_table, _set_aside
 from ivr_dagster.pipeline import code_version, settings_hash
 from ivr_dagster.resources.settings import ProjectSettings
 from ivr_dagster.settings import load_settings
@@ -61,8 +61,3 @@ def test_table_of_a_one_off_run_is_replaced_by_the_last_regular_one(settings: Pr
         write_table(settings, f"one-off {n}", run=False)
         assert previous(settings) == ("regular", True)
         _set_aside(settings.paths[ASSET])
-
-
-def test_run_is_one_off_if_its_settings_differ_from_the_code_version(settings: ProjectSettings) -> None:
-    assert not is_one_off(code_version("3", settings.values_for(ASSET)), settings)
-    assert is_one_off(code_version("3", OTHER), settings)
