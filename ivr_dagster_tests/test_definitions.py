@@ -104,6 +104,15 @@ def test_loading_the_definitions_reports_invalid_settings(tmp_path: Path) -> Non
     assert "Did you mean 'max_candidates'" in result.stdout
 
 
+def test_resources_have_readable_types(tmp_path: Path) -> None:
+    definitions = build_definitions(Settings.of(model_name="sample"), artifacts_dir=tmp_path)
+    resources = definitions.get_repository_def().get_top_level_resources()
+    types = {name: f"{each.resource_fn.__module__}.{each.resource_fn.__name__}" for name, each in resources.items()}
+    assert types["settings"] == "ivr_dagster.resources.settings.ProjectSettings"
+    assert types["tokenizer_io"] == "ivr_dagster.io_managers.tokenizers.TokenizerIOManager"
+    assert not [kind for kind in types.values() if "<" in kind]
+
+
 def test_ui_and_workspace_file_name_the_same_code_location() -> None:
     """Dagster stores which sensors are on by that name."""
     names = re.findall(r"_name: (\S+)", (REPOSITORY / "workspace.yaml").read_text())

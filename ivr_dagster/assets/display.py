@@ -1,7 +1,6 @@
 """Markdown tables, inline plots and column schemas that assets show in the UI."""
 
 import base64
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 import polars as pl
 
 from ivr_dagster.core.tokenizer.agreement import Agreement
+from ivr_dagster.core.tokens.display import table_cell
 
 # number of x positions that a plot of this size can resolve
 MAX_POSITIONS = 1_000
@@ -17,26 +17,10 @@ LISTED = 20  # divergences
 
 
 def markdown_table(table: pl.DataFrame) -> str:
-    """A frame as a Markdown table; strings are shown as code, see `visible`."""
+    """A frame as a Markdown table; strings are shown as code, see `core.tokens.display`."""
     rows = ["| " + " | ".join(table.columns) + " |", "|" + "---|" * len(table.columns)]
-    rows += ["| " + " | ".join(_cell(value) for value in row) + " |" for row in table.rows()]
+    rows += ["| " + " | ".join(table_cell(value) for value in row) + " |" for row in table.rows()]
     return "\n".join(rows)
-
-
-def _cell(value: object) -> str:
-    if isinstance(value, str):
-        return "`" + visible(value).replace("|", "\\|").replace("`", "'") + "`"
-    return f"{value:,}"
-
-
-def visible(text: str) -> str:
-    """The text with all characters visible in a browser, which strips outer spaces and collapses repeated ones.
-
-    Such spaces become `␣`, control characters and backslashes are escaped, and `c{n}` replaces n > 8 repetitions of c.
-    """
-    text = re.sub(r"^ +| +$| {2,}", lambda spaces: "␣" * len(spaces[0]), text)
-    escaped = "".join(c if c.isprintable() and c != "\\" else c.encode("unicode_escape").decode() for c in text)
-    return re.sub(r"(.)\1{8,}", lambda run: f"{run[1]}{{{len(run[0])}}}", escaped)
 
 
 def inline_png(png: bytes, alt_text: str) -> dg.MarkdownMetadataValue:

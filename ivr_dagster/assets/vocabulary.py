@@ -118,7 +118,7 @@ def _selection_metadata(plan: Plan) -> dict[str, Any]:
         **({} if plan.saving_train is None else {"token_saving_train": plan.saving_train}),
         "token_saving_heldout": plan.saving_heldout,
         "first new tokens": dg.MetadataValue.md(markdown_table(first)),
-        "sacrificed although used": dg.MetadataValue.md(markdown_table(worst)),
+        **({"sacrificed although used": dg.MetadataValue.md(markdown_table(worst))} if len(worst) else {}),
         "saving by number of new tokens": inline_png(plot, "saving by number of new tokens"),
         "rules_kept": plan.kept,
         "rules_moved": plan.moved,
@@ -184,7 +184,7 @@ def _aside(place: Path) -> Path:
     return place.with_name(f".regular_{place.name}")
 
 
-@dg.asset(group_name=GROUP, kinds={"markdown"}, owners=OWNERS, io_manager_key="markdown_io", code_version="3")
+@dg.asset(group_name=GROUP, kinds={"markdown"}, owners=OWNERS, io_manager_key="markdown_io", code_version="4")
 def selection_log(settings: SettingsResource, replacement_candidates: pl.DataFrame) -> dg.MaterializeResult[str]:
     """The selection for people: what was selected, what is sacrificed, and the saving by number of new tokens."""
     text = selection_log_text(replacement_candidates, settings.selection.saving_floor)

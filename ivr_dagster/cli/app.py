@@ -37,7 +37,12 @@ SELF_EXPLANATORY = (
 
 
 class _OrderedGroup(click.Group):
-    """Lists commands in the order in which they are used."""
+    """Lists commands in the order in which they are used, and accepts `--json` anywhere on the command line."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if "--json" in args:
+            args = ["--json", *(each for each in args if each != "--json")]
+        return super().parse_args(ctx, args)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)

@@ -27,6 +27,7 @@ from ivr_dagster.orchestration.dagster_internals import (
 from ivr_dagster.orchestration.sources import source_names
 from ivr_dagster.orchestration.staleness import COPIED_FROM_RUN
 from ivr_dagster.pipeline import ASSETS, EXTERNAL
+from ivr_dagster.settings.groups import TuningSettings
 from ivr_dagster.settings.loading import INFO, OUTPUT_PATHS, load_settings, save_settings
 from ivr_dagster.storage.atomic import link, remove, remove_leftovers, staging_path
 from ivr_dagster.storage.yaml_files import read_settings_yaml
@@ -130,10 +131,10 @@ def _summarize(name: str, project: Project, parent: Project) -> Experiment:
 
 
 def _comparable_settings(project: Project) -> dict[str, Any]:
-    """Settings by flat name and training settings, without paths below the experiment's folder."""
+    """Settings and training settings by flat name, without those of searches and without paths."""
     config = project.settings.sft_config_file()
     training = read_settings_yaml(config, "the training settings", "Fix the file")[0] if config.is_file() else {}
-    ignored = (*OUTPUT_PATHS, "raw_corpora_dir", "config_path")
+    ignored = {*OUTPUT_PATHS, "raw_corpora_dir", "config_path", *TuningSettings.model_fields}
     values = {name: value for name, value in project.settings.flat().items() if name not in ignored}
     return values | {f"sft_config.{name}": value for name, value in training.items()}
 

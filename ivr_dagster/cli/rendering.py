@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 SECONDS_BETWEEN_LINES = 5.0
 BAR_WIDTH = 40
 MAX_ROWS = 15
+# columns that a narrow terminal does not shorten
+WHOLE = ("stage", "asset", "experiment")
 # columns that compare experiments: heading, asset, figure
 COMPARED = (
     ("new tokens", "remapped_tokenizer", "tokens_reassigned"),
@@ -272,12 +274,15 @@ def _table(*columns: str, right: int = 0) -> Table:
     """A table with headings; the first `right` columns are aligned to the right."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if number < right else "left")
+        table.add_column(column, justify="right" if number < right else "left", no_wrap=column in WHOLE)
     return table
 
 
 def _titled_table(title: str) -> Table:
-    return Table(title=title, title_justify="left", title_style="bold", show_header=False, box=None, pad_edge=False)
+    table = Table(title=title, title_justify="left", title_style="bold", show_header=False, box=None, pad_edge=False)
+    table.add_column(no_wrap=True)
+    table.add_column()
+    return table
 
 
 def _key_figures(asset: str, figures: Mapping[str, Any]) -> str:

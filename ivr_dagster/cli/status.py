@@ -21,6 +21,12 @@ if TYPE_CHECKING:
 @click.pass_obj
 def status(invocation: Invocation, /, verify: bool) -> None:
     """Show every asset, fresh or stale, with its key figures."""
+    if not invocation.artifacts_dir.is_dir():
+        raise InputError(
+            "no artifacts folder",
+            where=invocation.artifacts_dir,
+            remedy="Check --artifacts-dir. `ivr init` or `ivr run` creates a new folder.",
+        )
     project = invocation.open_project(observe=False)
     try:
         project.observe_sources()

@@ -1,5 +1,7 @@
 """IO managers, one module per kind of artifact."""
 
+from typing import Any
+
 import dagster as dg
 
 from ivr_dagster.artifact_paths import ArtifactPaths
@@ -42,4 +44,9 @@ def io_managers(paths: ArtifactPaths) -> dict[str, dg.IOManagerDefinition]:
 
 
 def _definition(manager: ArtifactIOManager) -> dg.IOManagerDefinition:  # type: ignore[type-arg]
-    return dg.IOManagerDefinition(lambda _: manager, required_resource_keys={"settings"})
+    def create(_: dg.InitResourceContext) -> Any:
+        return manager
+
+    # the type that the UI shows
+    create.__module__, create.__name__ = type(manager).__module__, type(manager).__name__
+    return dg.IOManagerDefinition(create, required_resource_keys={"settings"})

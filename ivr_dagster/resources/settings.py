@@ -167,5 +167,6 @@ def settings_resource(project: ProjectSettings) -> dg.ResourceDefinition:
         settings._regular = project
         return settings
 
+    create.__name__ = ProjectSettings.__name__  # the type that the UI shows
     definition = dg.ResourceDefinition(create, config_schema=dg.Permissive())  # type: ignore[no-untyped-call]
     return definition.configured(check, config_schema=schema.to_fields_dict(), description=ProjectSettings.__doc__)

@@ -6,27 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from ivr_dagster.assets.display import curves, inline_png, markdown_table, visible
-
-
-@pytest.mark.parametrize(
-    ("text", "shown"),
-    [
-        ("of the", "of the"),
-        (" the", "␣the"),
-        ("  ", "␣␣"),
-        ("a  b ", "a␣␣b␣"),
-        ("\n    ", "\\n␣␣␣␣"),
-        ("\\n", "\\\\n"),
-        ("\xa0\u200b", "\\xa0\\u200b"),
-        ("한국 어", "한국 어"),
-        ("=" * 8, "========"),
-        ("+" + "-" * 26 + "+", "+-{26}+"),
-        (" " * 80, "␣{80}"),
-    ],
-)
-def test_visible_shows_spaces_and_control_characters(text: str, shown: str) -> None:
-    assert visible(text) == shown
+from ivr_dagster.assets.display import curves, inline_png, markdown_table
 
 
 def test_markdown_table_escapes_bars_and_backticks() -> None:

@@ -86,6 +86,19 @@ def test_run_stops_at_a_failed_blocking_check(folder: Path, ivr: Ivr) -> None:
     assert not candidates.exists()
 
 
+def test_status_of_a_missing_folder_creates_nothing(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"typo: no artifacts folder\. Check --artifacts-dir"):
+        app.cli.main(["--artifacts-dir", str(tmp_path / "typo"), "status"], standalone_mode=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("arguments", [["--json", "status"], ["status", "--json"], ["status", "--verify", "--json"]])
+def test_json_is_accepted_anywhere(arguments: list[str]) -> None:
+    context = app.cli.make_context("ivr", list(arguments))
+    assert context.params["as_json"] is True
+    assert "--json" not in context.args
+
+
 @pytest.mark.slow
 def test_invalid_options_are_not_saved(folder: Path, ivr: Ivr) -> None:
     before = (folder / "ivr.yaml").read_bytes()

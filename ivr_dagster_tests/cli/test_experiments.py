@@ -127,7 +127,7 @@ def test_explicit_settings_are_kept_and_a_new_preset_replaces_the_others(parent:
 @pytest.mark.slow
 def test_experiments_are_compared_by_settings_figures_and_staleness(parent: Project) -> None:
     parent = change_settings(parent, config_path="")
-    create_experiment(parent, "zeros", {"init_strategy": "zeros", "seed": 7})
+    create_experiment(parent, "zeros", {"init_strategy": "zeros", "seed": 7, "tune_trials": 3})
     faster = create_experiment(parent, "faster", {}).sft_config
     faster.write_text(yaml.safe_dump(yaml.safe_load(faster.read_text()) | {"learning_rate": 0.5}))
     broken = create_experiment(parent, "broken", {})

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
+from ivr_dagster.core.tokens.display import table_cell
 from ivr_dagster.core.vocabulary.selection import STEP
 
 LISTED = 40
@@ -91,6 +92,4 @@ def _rows(table: pl.DataFrame, columns: dict[str, str]) -> Iterator[str]:
     yield "| " + " | ".join(columns) + " |"
     yield "|" + "---|" * len(columns)
     for row in table.iter_rows(named=True):
-        cells = (row[name] for name in columns.values())
-        texts = (f"`{cell!r}`".replace("|", "\\|") if isinstance(cell, str) else f"{cell:,}" for cell in cells)
-        yield "| " + " | ".join(texts) + " |"
+        yield "| " + " | ".join(table_cell(row[name]) for name in columns.values()) + " |"

@@ -20,6 +20,7 @@ from ivr_dagster.core.tokenizer.lengths import pretokenize_texts
 from ivr_dagster.core.tokenizer.unigram import distill
 from ivr_dagster.core.tokens.byte_level import string_of, text_of
 from ivr_dagster.core.tokens.counts import PretokenCounts, count_pretokens, token_frequencies
+from ivr_dagster.core.tokens.display import table_cell
 from ivr_dagster.core.vocabulary.candidate import Candidate, Selection
 from ivr_dagster.core.vocabulary.candidates import choose_candidates
 from ivr_dagster.core.vocabulary.log import saving_curve, selection_log_text, verdict
@@ -412,7 +413,7 @@ def test_log_reports_verdict_changes_and_curve(plan: Plan, share: float, hardly:
         f"| {point.new_tokens} | {point.heldout * 100:.2f}% | {point.last_hundred * 100:.3f}% |"
         for point in saving_curve(table)
     ]
-    assert repr(table["new_text"][0]) in text
+    assert table_cell(table["new_text"][0]) in text
 
 
 @pytest.mark.parametrize("string", ["|", "a|b"])
@@ -427,7 +428,7 @@ def test_log_lists_sacrificed_tokens_in_use_and_escapes_pipes(
     text = selection_log_text(used.with_columns(sacrificed_cost=pl.lit(17)), FLOOR)
     assert "0 of the sacrificed tokens never occur in the train split; 1 do, 3 times in total" in text
     assert "## Sacrificed although used" in text
-    assert f"| `{used['sacrificed_text'][0]!r}` | 3 | 17 | " in text
+    assert f"| {table_cell(used['sacrificed_text'][0])} | 3 | 17 | " in text
     for line in text.splitlines():
         if line.startswith("| `"):
             assert len(re.findall(r"(?<!\\)\|", line)) in {5, 6}
