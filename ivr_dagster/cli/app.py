@@ -16,7 +16,7 @@ import click
 
 from ivr_dagster.artifact_paths import ArtifactPaths
 from ivr_dagster.cli.experiments import experiment, experiments
-from ivr_dagster.cli.options import Invocation, experiment_folder, settings_options
+from ivr_dagster.cli.options import Invocation, SettingsCommand, experiment_folder, settings_options
 from ivr_dagster.cli.push import push
 from ivr_dagster.cli.run import run, stage_command, tune
 from ivr_dagster.cli.status import status
@@ -109,7 +109,7 @@ def join(arguments: tuple[str, ...]) -> None:
     )
 
 
-@click.command()
+@click.command(cls=SettingsCommand)
 @click.option(
     "--port",
     type=click.IntRange(1, 65535),

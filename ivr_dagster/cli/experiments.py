@@ -5,12 +5,12 @@ from typing import Any
 
 import click
 
-from ivr_dagster.cli.options import ALL_OPTIONS, Invocation, settings_options
+from ivr_dagster.cli.options import ALL_OPTIONS, Invocation, SettingsCommand, settings_options
 from ivr_dagster.cli.status import print_json
 from ivr_dagster.settings.loading import OUTPUT_PATHS
 
 
-@click.command()
+@click.command(cls=SettingsCommand)
 @click.argument("name")
 @settings_options(*(name for name in ALL_OPTIONS if name not in OUTPUT_PATHS))
 @click.pass_obj

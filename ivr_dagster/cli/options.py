@@ -14,7 +14,7 @@ import click
 from ivr_dagster.artifact_paths import ArtifactPaths
 from ivr_dagster.errors import InputError
 from ivr_dagster.pipeline import STAGES, stage_options
-from ivr_dagster.settings.loading import FIELDS, INFO, load_settings, option_name, save_settings
+from ivr_dagster.settings.loading import FIELDS, GROUP_OF, INFO, load_settings, option_name, save_settings
 from ivr_dagster.storage.atomic import atomic_write
 
 if TYPE_CHECKING:
@@ -120,6 +120,22 @@ class IntegerOrWord(click.ParamType):  # type: ignore[type-arg]
             return int(value)
         except ValueError:
             self.fail(f"{value!r} is neither an integer nor {' nor '.join(self.words)}", param, ctx)
+
+
+class SettingsCommand(click.Command):
+    """A command whose help lists its own options first, and then those of each group of settings."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write one section of options per group."""
+        sections: dict[str, list[tuple[str, str]]] = {"Options": []}
+        for parameter in self.get_params(ctx):
+            if record := parameter.get_help_record(ctx):
+                group = GROUP_OF.get(str(parameter.name))
+                title = f"{group.capitalize()} settings" if group else "Options"
+                sections.setdefault(title, []).append(record)
+        for title, records in sections.items():
+            with formatter.section(title):
+                formatter.write_dl(records)
 
 
 def settings_options(*names: str, command: str = "") -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ivr_dagster.cli.options import ALL_OPTIONS, Invocation, settings_options
+from ivr_dagster.cli.options import ALL_OPTIONS, Invocation, SettingsCommand, settings_options
 from ivr_dagster.cli.status import print_json, show_states
 from ivr_dagster.errors import InputError
 from ivr_dagster.pipeline import ASSETS, LAST_STAGE, STAGES, requested_stages, stage_options, stages_of_side
@@ -42,10 +42,10 @@ def stage_command(stage: str) -> click.Command:
         decorated = click.option(
             "--dry-run", is_flag=True, help="Only show the selection and its saving by number of new tokens."
         )(decorated)
-    return click.command(name=stage, help=STAGES[stage].help)(decorated)
+    return click.command(name=stage, help=STAGES[stage].help, cls=SettingsCommand)(decorated)
 
 
-@click.command()
+@click.command(cls=SettingsCommand)
 @settings_options(*stage_options("tune"), command="tune")
 @click.pass_obj
 def tune(invocation: Invocation, /, settings: dict[str, Any]) -> None:
@@ -56,7 +56,7 @@ def tune(invocation: Invocation, /, settings: dict[str, Any]) -> None:
     _show_tuning(invocation, project, study, _build(invocation, project, "tune", [study]))
 
 
-@click.command()
+@click.command(cls=SettingsCommand)
 @click.option("--sample", is_flag=True, help="Packaged model and the standard library's docstrings. Offline, minutes.")
 @click.option("--until", type=click.Choice(list(STAGES)), help=f"The last stage to build.  [default: {LAST_STAGE}]")
 @click.option("--dry-run", is_flag=True, help="Only show what would be built, and why.")

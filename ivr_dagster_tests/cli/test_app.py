@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -171,3 +172,12 @@ def test_accelerate_config_selects_the_number_of_processes(folder: Path, ivr: Iv
     figures = json.loads(done.stdout)["assets"]["sft_checkpoint"]
     assert (figures["processes"], figures["device"], figures["steps"]) == (2, "cpu", before["steps"])
     assert figures["tokens"] == before["tokens"]
+
+
+def test_help_groups_the_settings() -> None:
+    shown = CliRunner().invoke(app.cli, ["run", "--help"]).output
+    sections = re.findall(r"^(\w[\w ]*):$", shown, flags=re.MULTILINE)
+    assert sections[:2] == ["Options", "Corpus settings"]
+    assert len(sections) == len(set(sections)) > 6
+    own, corpus = shown.index("\n  --until"), shown.index("\nCorpus settings:")
+    assert own < corpus < shown.index("\n  --raw-corpora-dir") < shown.index("\nTraining settings:")
