@@ -14,6 +14,9 @@ from typing import Any, Literal
 
 from ivr_dagster.settings.loading import INFO, Settings, option_name
 
+# the code location's name, and the module that it loads; workspace.yaml and pyproject.toml have them too
+LOCATION, MODULE = "ivr_dagster", "ivr_dagster.definitions"
+
 Side = Literal["tokenizer", "training"]
 
 

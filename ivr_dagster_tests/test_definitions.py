@@ -13,9 +13,8 @@ import dagster as dg
 import pytest
 
 from ivr_dagster.cli import ui
-from ivr_dagster.cli.ui import LOCATION
 from ivr_dagster.definitions import build_definitions
-from ivr_dagster.pipeline import ASSETS, STAGES, stage_options
+from ivr_dagster.pipeline import ASSETS, LOCATION, MODULE, STAGES, stage_options
 from ivr_dagster.resources.accelerator import Accelerator, AcceleratorResource
 from ivr_dagster.resources.base_model import BaseModel, BaseModelResource
 from ivr_dagster.resources.settings import InvalidLaunchError, ProjectSettings, SettingsResource
@@ -116,7 +115,7 @@ def test_resources_have_readable_types(tmp_path: Path) -> None:
 def test_ui_and_workspace_file_name_the_same_code_location() -> None:
     """Dagster stores which sensors are on by that name."""
     names = re.findall(r"_name: (\S+)", (REPOSITORY / "workspace.yaml").read_text())
-    assert names == ["ivr_dagster.definitions", LOCATION]
+    assert names == [MODULE, LOCATION]
     tools = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]
     assert tools["dagster"]["code_location_name"] == tools["dg"]["project"]["code_location_name"] == LOCATION
 

@@ -24,7 +24,12 @@ from ivr_dagster.core.vocabulary.rules import check_rules, edited_rules, read_ru
 from ivr_dagster.core.vocabulary.selection import Plan
 from ivr_dagster.definitions import build_definitions
 from ivr_dagster.errors import InputError
-from ivr_dagster.orchestration.dagster_internals import DATA_VERSION_TAG, FailedBlockingCheckError
+from ivr_dagster.orchestration.dagster_internals import (
+    DATA_VERSION_TAG,
+    MAX_RETRIES_TAG,
+    FailedBlockingCheckError,
+    runs_of_location,
+)
 from ivr_dagster.orchestration.dead_runs import (
     PROCESS_TAG,
     fail_dead_runs,
@@ -34,7 +39,7 @@ from ivr_dagster.orchestration.dead_runs import (
 from ivr_dagster.orchestration.executor import hold_artifacts
 from ivr_dagster.orchestration.sources import observe_source, source_names
 from ivr_dagster.orchestration.staleness import Staleness, latest_evaluation, observed_version
-from ivr_dagster.pipeline import ASSETS, STAGES, stage_assets, stage_of
+from ivr_dagster.pipeline import ASSETS, LOCATION, MODULE, STAGES, stage_assets, stage_of
 from ivr_dagster.resources.base_model import BaseModel
 from ivr_dagster.resources.settings import ProjectSettings
 from ivr_dagster.settings import Settings
@@ -289,12 +294,14 @@ class Project:
             fail_dead_runs(self.instance)
             free_slots_of_ended_runs(self.instance)
             try:
-                result = self.job.execute_in_process(
-                    instance=self.instance,
-                    asset_selection=keys,
-                    run_config={"loggers": {"console": {"config": {"log_level": log_level}}}},
-                    tags={**(tags or {}), PROCESS_TAG: process_identity(os.getpid())},
-                )
+                with runs_of_location(self.instance, LOCATION, MODULE):
+                    result = self.job.execute_in_process(
+                        instance=self.instance,
+                        asset_selection=keys,
+                        run_config={"loggers": {"console": {"config": {"log_level": log_level}}}},
+                        # whoever started the command decides whether to run it again
+                        tags={**(tags or {}), PROCESS_TAG: process_identity(os.getpid()), MAX_RETRIES_TAG: "0"},
+                    )
             except (KeyboardInterrupt, dg.DagsterExecutionInterruptedError) as error:
                 raise InterruptedRunError from error
             except FailedBlockingCheckError as error:

@@ -19,10 +19,10 @@ import click
 
 from ivr_dagster.artifact_paths import ArtifactPaths
 from ivr_dagster.errors import InputError
+from ivr_dagster.pipeline import LOCATION, MODULE
 from ivr_dagster.settings.loading import INFO, Settings, load_settings, read_settings_file
 from ivr_dagster.storage.lock import LockedError
 
-LOCATION = "ivr_dagster"
 STOP_SECONDS = 8.0  # for all children together; then they are killed
 SECONDS_BETWEEN_LOOKS = 1.0
 RELOAD_SECONDS = 120
@@ -102,7 +102,7 @@ def _server_commands(folder: Path, code_socket: Path, port: int) -> list[list[st
     code = ["code-server", "start", "--socket", str(code_socket), "--location-name", LOCATION]
     web = ["--workspace", str(workspace), "--host", "127.0.0.1", "--port", str(port)]
     return [
-        ["dagster", *code, "--module-name", "ivr_dagster.definitions", "--log-level", "warning"],
+        ["dagster", *code, "--module-name", MODULE, "--log-level", "warning"],
         ["dagster-webserver", *web, "--dagster-log-level", "warning"],
         ["dagster-daemon", "run", "--workspace", str(workspace), "--log-level", "warning"],
     ]

@@ -8,10 +8,14 @@ Dagster exposes no public name for:
 - the tag that names the code server of a run: if its socket is gone, so is the run;
 - adding a dependency to an asset with argument inputs: `map_asset_specs` of 1.13 then drops the inputs' values;
 - whether an instance keeps its runs in SQLite files below its home folder;
+- the code location of a run that was executed in this process, without which the UI can neither show it in its
+  timeline nor execute it again;
 - the client that waits for a code server and reloads its code (`ivr ui`).
 """
 
-from collections.abc import Collection
+import sys
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,21 +28,31 @@ from dagster._core.definitions.data_version import (
     NULL_EVENT_POINTER,
     get_input_event_pointer_tag,
 )
+from dagster._core.definitions.repository_definition import SINGLETON_REPOSITORY_NAME
 from dagster._core.errors import DagsterAssetCheckFailedError as FailedBlockingCheckError
+from dagster._core.remote_origin import (
+    ManagedGrpcPythonEnvCodeLocationOrigin,
+    RemoteJobOrigin,
+    RemoteRepositoryOrigin,
+)
 from dagster._core.storage.runs.sqlite import SqliteRunStorage
 from dagster._core.storage.tags import GRPC_INFO_TAG as CODE_SERVER_TAG
+from dagster._core.storage.tags import MAX_RETRIES_TAG
+from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 
 __all__ = [
     "CODE_SERVER_TAG",
     "CODE_VERSION_TAG",
     "DATA_VERSION_TAG",
     "INPUT_DATA_VERSION_TAG_PREFIX",
+    "MAX_RETRIES_TAG",
     "NULL_EVENT_POINTER",
     "FailedBlockingCheckError",
     "check_target",
     "code_server_client",
     "get_input_event_pointer_tag",
     "input_version_tag",
+    "runs_of_location",
     "stores_runs_in_home",
     "with_added_deps",
 ]
@@ -59,6 +73,31 @@ def check_target(record: dg.EventLogRecord) -> Any:
 def stores_runs_in_home(instance: dg.DagsterInstance) -> bool:
     """Whether an instance keeps its runs in its home folder, so that they move with it."""
     return isinstance(instance.run_storage, SqliteRunStorage)
+
+
+@contextmanager
+def runs_of_location(instance: dg.DagsterInstance, name: str, module: str) -> Iterator[None]:
+    """Runs that `execute_in_process` creates meanwhile belong to a code location, like those that the UI launches.
+
+    Args:
+        instance: the instance of the runs.
+        name: the location's name.
+        module: the module with its definitions.
+    """
+    target = LoadableTargetOrigin(executable_path=sys.executable, module_name=module)
+    location = ManagedGrpcPythonEnvCodeLocationOrigin(target, name)
+    repository = RemoteRepositoryOrigin(location, SINGLETON_REPOSITORY_NAME)
+    create: Any = instance.create_run_for_job
+
+    def create_with_origin(job_def: dg.JobDefinition, **options: Any) -> dg.DagsterRun:
+        run: dg.DagsterRun = create(job_def, **options, remote_job_origin=RemoteJobOrigin(repository, job_def.name))
+        return run
+
+    vars(instance)["create_run_for_job"] = create_with_origin
+    try:
+        yield
+    finally:
+        del vars(instance)["create_run_for_job"]
 
 
 def with_added_deps(asset: dg.AssetsDefinition, names: Collection[str]) -> dg.AssetsDefinition:

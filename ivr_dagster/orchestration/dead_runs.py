@@ -24,7 +24,7 @@ def fail_dead_runs(instance: dg.DagsterInstance, *, cli_runs_only: bool = False)
         cli_runs_only: leave runs launched by a server to Dagster's monitoring.
     """
     for run in instance.get_runs(dg.RunsFilter(statuses=[*UNFINISHED])):
-        if (PROCESS_TAG in run.tags or not cli_runs_only) and is_alive(run) is False:
+        if (_is_cli_run(run) or not cli_runs_only) and is_alive(run) is False:
             instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
             instance.report_run_failed(run, "The process of this run is gone.")
 
@@ -42,7 +42,8 @@ def free_slots_of_ended_runs(instance: dg.DagsterInstance) -> None:
 
 def is_alive(run: dg.DagsterRun) -> bool | None:
     """Whether the process or the code server of a run is alive; None if the run names neither."""
-    if (process := run.tags.get(PROCESS_TAG)) is not None:
+    if _is_cli_run(run):
+        process = run.tags[PROCESS_TAG]
         return process_identity(int(process.partition("-")[0])) == process
     path = json.loads(run.tags.get(CODE_SERVER_TAG, "{}")).get("socket")
     if not path:
@@ -53,6 +54,11 @@ def is_alive(run: dg.DagsterRun) -> bool | None:
         except OSError:
             return False
     return True
+
+
+def _is_cli_run(run: dg.DagsterRun) -> bool:
+    """Whether the command line started a run; one that the UI executes again has the tags of its parent."""
+    return PROCESS_TAG in run.tags and run.parent_run_id is None
 
 
 def process_identity(pid: int) -> str:

@@ -66,3 +66,20 @@ def test_code_server_client_connects_to_the_socket_and_can_reload(tmp_path: Path
         server.accept()[0].close()
     assert answer.exception() is not None  # gRPC's error: we are no code server
     assert callable(client.reload_code)
+
+
+def test_runs_of_this_process_belong_to_the_code_location() -> None:
+    @dg.asset
+    def one() -> None: ...
+
+    job = dg.Definitions(assets=[one]).resolve_implicit_global_asset_job_def()
+    with dg.DagsterInstance.ephemeral() as instance:
+        with internals.runs_of_location(instance, "place", "some.module"):
+            with_origin = job.execute_in_process(instance=instance).dagster_run
+        without = job.execute_in_process(instance=instance).dagster_run
+    assert without.remote_job_origin is None
+    assert with_origin.remote_job_origin is not None
+    assert with_origin.remote_job_origin.location_name == "place"
+    assert with_origin.remote_job_origin.job_name == job.name
+    repository = dg.Definitions(assets=[one]).get_repository_def()
+    assert with_origin.remote_job_origin.repository_origin.repository_name == repository.name

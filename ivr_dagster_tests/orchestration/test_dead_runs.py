@@ -85,3 +85,12 @@ def test_watch_sources_fails_dead_runs(instance: dg.DagsterInstance, dead: str, 
     )
     repository.get_sensor_def("watch_sources").evaluate_tick(context)
     assert status(instance, killed) == dg.DagsterRunStatus.FAILURE
+
+
+def test_run_that_the_ui_executes_again_outlives_the_process_of_its_parent(
+    instance: dg.DagsterInstance, dead: str, tmp_path: Path
+) -> None:
+    parent = instance.get_run_by_id(started(instance, tmp_path, **{PROCESS_TAG: dead}))
+    assert parent is not None and is_alive(parent) is False
+    again = dg.DagsterRun(parent.job_name, tags=parent.tags, parent_run_id=parent.run_id, root_run_id=parent.run_id)
+    assert is_alive(again) is None

@@ -12,6 +12,7 @@ from browsing import DagsterUi, graph, metadata_row, open_lineage, open_metadata
 from playwright.sync_api import Browser, Page, expect
 
 from ivr_dagster.core.tokenizer.bpe import read_bpe
+from ivr_dagster.orchestration.dead_runs import PROCESS_TAG
 from ivr_dagster.pipeline import STAGES, stage_assets
 from ivr_dagster.settings import Settings
 from ivr_dagster.settings.presets import PRESETS
@@ -142,6 +143,20 @@ def test_a_bad_setting_is_refused_with_our_message_and_nothing_runs(
     page.get_by_role("button").filter(has_text="Materialize").last.click()
     expect(page.get_by_role("dialog").get_by_text(told).first).to_be_visible()
     assert ui.latest_run() == before
+
+
+def test_a_run_of_the_command_line_is_shown_and_executed_again(page: Page, ui: DagsterUi) -> None:
+    """The run that built the token statistics before the servers were started."""
+    query = "{runsOrError {... on Runs {results {runId tags {key} parentRunId repositoryOrigin {id}}}}}"
+    runs = ui.graphql(query)["runsOrError"]["results"]
+    (run,) = [run for run in runs if PROCESS_TAG in {tag["key"] for tag in run["tags"]} and not run["parentRunId"]]
+    assert run["repositoryOrigin"] is not None  # so it is in the timeline
+    page.goto(f"{ui.url}/runs/{run['runId']}")
+    page.get_by_role("button").filter(has_text="Re-execute all").click()
+    expect(page.get_by_text("Launched run").or_(page.get_by_text("Success")).first).to_be_visible()
+    again = ui.latest_run()
+    assert again is not None and again != run["runId"]
+    assert ui.wait_for_run(again) == "SUCCESS"
 
 
 def test_sigterm_ends_all_servers_within_ten_seconds(page: Page, ui: DagsterUi) -> None:
