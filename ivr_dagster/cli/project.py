@@ -24,6 +24,7 @@ from ivr_dagster.core.vocabulary.rules import check_rules, edited_rules, read_ru
 from ivr_dagster.core.vocabulary.selection import Plan
 from ivr_dagster.definitions import build_definitions
 from ivr_dagster.errors import InputError
+from ivr_dagster.orchestration.automation import automatic_staleness, why_not_rebuilt
 from ivr_dagster.orchestration.dagster_internals import (
     DATA_VERSION_TAG,
     MAX_RETRIES_TAG,
@@ -63,6 +64,7 @@ class AssetState:
         name: its asset key.
         stage: the stage that builds it.
         stale: why it is stale; empty if it is fresh.
+        waiting: why automation does not rebuild it although it is stale; empty if it does, or if it was never built.
         materialized: the time of its last materialization, if any.
         figures: scalar metadata of its last materialization.
     """
@@ -70,6 +72,7 @@ class AssetState:
     name: str
     stage: str
     stale: str
+    waiting: str
     materialized: datetime | None
     figures: dict[str, Any]
 
@@ -167,6 +170,7 @@ class Project:
                 request only are included once they were built.
         """
         staleness = self._staleness(check_damage=True)
+        automatic = automatic_staleness(self.instance, self.graph, self.settings)
         wanted = {name for name, stage in STAGES.items() if not stage.on_request} | set(stages)
         states = []
         for stage in STAGES:
@@ -178,7 +182,9 @@ class Project:
                 built = event.asset_materialization if event else None
                 time = datetime.fromtimestamp(event.timestamp, UTC).astimezone() if event else None
                 figures = scalars(built.metadata) if built else {}
-                states.append(AssetState(name, stage, staleness.reason(key), time, figures))
+                stale = staleness.reason(key)
+                waiting = why_not_rebuilt(automatic, self.settings, key) if stale and event else ""
+                states.append(AssetState(name, stage, stale, waiting, time, figures))
         return states
 
     def directly_stale(self, stages: Iterable[str]) -> list[str]:

@@ -126,6 +126,7 @@ def print_states_table(states: Sequence["AssetState"]) -> None:
     for state in states:
         when = f"{state.materialized:%Y-%m-%d %H:%M}" if state.materialized else ""
         text = f"[yellow]{escape(state.stale)}[/]" if state.stale else "[green]fresh[/]"
+        text += f" (waiting for you: {state.waiting})" if state.waiting else ""
         figures = _key_figures(state.name, state.figures)
         table.add_row("" if state.stage == stage else state.stage, state.name, text, when, figures)
         stage = state.stage

@@ -52,6 +52,7 @@ def show_states(
                 "stage": state.stage,
                 "fresh": not state.stale,
                 "stale": state.stale,
+                "waiting": state.waiting,
                 "figures": state.figures,
                 "materialized": state.materialized.isoformat() if state.materialized else None,
             }

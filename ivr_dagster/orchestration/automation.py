@@ -50,6 +50,27 @@ Result = dg.AutomationResult[dg.AssetKey]
 _staleness_of_tick: WeakKeyDictionary[Any, Staleness] = WeakKeyDictionary()
 
 
+def automatic_staleness(instance: dg.DagsterInstance, graph: Any, settings: ProjectSettings) -> Staleness:
+    """What is stale for automation. A trial stays until something else makes the asset stale."""
+    retrain_on_new_text = settings.automation.retrain == "new_text"
+    return Staleness(instance, graph, settings, retrain_on_new_text=retrain_on_new_text, accept_trials=True)
+
+
+def why_not_rebuilt(automatic: Staleness, settings: ProjectSettings, key: dg.AssetKey) -> str:
+    """Why automation leaves a stale asset that was built before to the user; empty if it rebuilds it.
+
+    Args:
+        automatic: see :func:`automatic_staleness`.
+        settings: the current settings.
+        key: the asset.
+    """
+    if ASSETS[key.to_user_string()].stage not in REBUILT_STAGES[settings.automation.rebuild]:
+        return f"rebuild is {settings.automation.rebuild}"
+    if automatic.is_trial(key) or automatic.depends_on_trial(key):
+        return "one-off settings are left to you"
+    return "" if automatic.reason(key) else f"retrain is {settings.automation.retrain}"
+
+
 @dataclass(frozen=True, eq=False)
 class _Condition(dg.AutomationCondition[dg.AssetKey]):
     """A condition of one artifacts folder; all conditions evaluated in a tick share the same lookups."""
@@ -59,13 +80,7 @@ class _Condition(dg.AutomationCondition[dg.AssetKey]):
     def staleness(self, context: Context) -> Staleness:
         view = context.asset_graph_view
         if view not in _staleness_of_tick:
-            _staleness_of_tick[view] = Staleness(
-                view.instance,
-                view.asset_graph,
-                self.settings,
-                retrain_on_new_text=self.settings.automation.retrain == "new_text",
-                accept_trials=True,  # a trial stays until something else makes the asset stale
-            )
+            _staleness_of_tick[view] = automatic_staleness(view.instance, view.asset_graph, self.settings)
         return _staleness_of_tick[view]
 
 

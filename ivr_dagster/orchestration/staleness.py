@@ -146,10 +146,11 @@ class Staleness:
     def depends_on_trial(self, key: dg.AssetKey) -> bool:
         """Whether any upstream asset was built with one-off settings."""
         if key not in self._trials:
-            self._trials[key] = any(self._is_trial(each) or self.depends_on_trial(each) for each in self._parents(key))
+            self._trials[key] = any(self.is_trial(each) or self.depends_on_trial(each) for each in self._parents(key))
         return self._trials[key]
 
-    def _is_trial(self, key: dg.AssetKey) -> bool:
+    def is_trial(self, key: dg.AssetKey) -> bool:
+        """Whether an asset was built with one-off settings."""
         built = self._materialization(key) if self._graph.get(key).is_materializable else None
         actual = config_hash_of(built) if built else None
         return actual is not None and actual != split_code_version(self._graph.get(key).code_version)[1]

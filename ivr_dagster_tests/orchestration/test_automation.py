@@ -7,6 +7,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
+from ivr_dagster.orchestration.automation import automatic_staleness, why_not_rebuilt
 from ivr_dagster.orchestration.dead_runs import PROCESS_TAG, process_identity
 from ivr_dagster.orchestration.staleness import COPIED_FROM_RUN
 from ivr_dagster.pipeline import ASSETS, stage_assets, stages_of_side
@@ -54,6 +55,26 @@ def test_new_text_retrains_only_if_the_setting_says_so(pipeline: FakePipeline) -
     pipeline.reload(retrain="new_text")
     assert trained < set(pipeline.settle())
     assert pipeline.stale() == {}
+
+
+def test_stale_assets_that_automation_leaves_to_the_user_say_why(pipeline: FakePipeline) -> None:
+    def waiting() -> dict[str, str]:
+        automatic = automatic_staleness(pipeline.instance, pipeline.graph, pipeline.settings)
+        return {name: why_not_rebuilt(automatic, pipeline.settings, dg.AssetKey(name)) for name in pipeline.stale()}
+
+    pipeline.observe(raw_corpus="2")
+    assert waiting()["cleaned_corpus"] == ""
+    tokenizer_side = [name for name in pipeline.assets if name not in TRAINING]
+    kept = {name: pipeline.versions[name] for name in VOCABULARY}
+    pipeline.build([*tokenizer_side, "training_blocks"], versions=kept)
+    assert waiting().keys() == pipeline.downstream("fitted_embeddings") | {"fitted_embeddings"}
+    assert waiting()["sft_checkpoint"] == "retrain is new_vocabulary"
+    pipeline.reload(rebuild="tokenizer_side")
+    assert set(waiting().values()) == {"rebuild is tokenizer_side"}
+    pipeline.reload(retrain="new_text")
+    assert set(waiting().values()) == {""}
+    pipeline.build(["initialized_model"], settings={"init_strategy": "zeros"})
+    assert waiting()["initialized_model"] == "one-off settings are left to you"
 
 
 def test_other_text_rebuilds_only_its_readers(pipeline: FakePipeline, tmp_path: Path) -> None:
