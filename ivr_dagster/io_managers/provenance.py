@@ -24,7 +24,7 @@ def provenance(place: Path, settings: Mapping[str, Any], one_off: Sequence[str] 
     Args:
         place: its file or folder.
         settings: the values of the settings that it depends on, in this run.
-        one_off: those that the launchpad changed for this run only, `name: from -> to`.
+        one_off: settings that the launchpad changed for this run, as `name: from -> to`.
     """
     found: dict[str, dg.MetadataValue] = {
         "size_bytes": dg.MetadataValue.int(size_of(place)),

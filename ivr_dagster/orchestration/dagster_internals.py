@@ -77,7 +77,7 @@ def stores_runs_in_home(instance: dg.DagsterInstance) -> bool:
 
 @contextmanager
 def runs_of_location(instance: dg.DagsterInstance, name: str, module: str) -> Iterator[None]:
-    """Runs that `execute_in_process` creates meanwhile belong to a code location, like those that the UI launches.
+    """Assign the runs that `execute_in_process` creates in this block to a code location, as the UI does.
 
     Args:
         instance: the instance of the runs.

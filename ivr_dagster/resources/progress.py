@@ -10,13 +10,13 @@ SECONDS_BETWEEN_LINES = 5.0
 
 
 class Listener(Protocol):
-    """What is told about all progress of this process."""
+    """Receives all progress of this process."""
 
     def advance(self, label: str, done: float, total: float, unit: str) -> None:
-        """A long step has done so many units of its total."""
+        """Called when a long step has finished `done` of `total` units."""
 
     def finish_asset(self) -> None:
-        """An asset was materialized."""
+        """Called when an asset was materialized."""
 
 
 _listeners: list[Listener] = []

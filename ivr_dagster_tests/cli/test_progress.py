@@ -15,16 +15,16 @@ from ivr_dagster.resources import progress
 
 
 class Recorder:
-    """A listener that remembers what it is told."""
+    """A listener that records its calls."""
 
     def __init__(self) -> None:
-        self.told: list[str] = []
+        self.calls: list[str] = []
 
     def advance(self, label: str, done: float, total: float, unit: str) -> None:
-        self.told.append(f"{label} {done:g}/{total:g} {unit}")
+        self.calls.append(f"{label} {done:g}/{total:g} {unit}")
 
     def finish_asset(self) -> None:
-        self.told.append("finished")
+        self.calls.append("finished")
 
 
 @dg.asset
@@ -46,7 +46,7 @@ def test_listeners_are_told_of_steps_and_materialized_assets(capsys: pytest.Capt
     recorder = Recorder()
     with progress.progress_listener(recorder):
         definitions.resolve_implicit_global_asset_job_def().execute_in_process(run_config=config)
-    assert recorder.told == ["reading 3/4 bytes", "finished", "finished"]
+    assert recorder.calls == ["reading 3/4 bytes", "finished", "finished"]
     assert capsys.readouterr().err == "warning: second: shown\n"
 
 
