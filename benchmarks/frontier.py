@@ -93,12 +93,13 @@ class Frontier:
         corpus = CleanedCorpus(paths["cleaned_corpus"])
         train, heldout = sorted(corpus.documents("train")), [text for _, text in sorted(corpus.documents("heldout"))]
         kept, _ = documents_within(train, options.validation_bytes, from_the_end=True)
-        self.validation = [text for i, text in train if i in kept]
         self.train = first_bytes([text for i, text in train if i not in kept], options.train_bytes)
         share = min(1.0, options.heldout_bytes / size_of(heldout))
         self.heldout = [_beginning(text, share) for text in heldout]
         scoring = ScoringTokenizer.of(self.base, self.eos_id)
         self.context = min(CONTEXT, self.model.context() or CONTEXT)
+        validation = [text for i, text in train if i in kept]
+        self.validation = Validation.of(validation, scoring, options.block_size)
         self.context_bytes = scoring.fitting_context_bytes(self.heldout, self.context)
         self.base_tokens = _count(self.base, self.train)
 
@@ -122,7 +123,6 @@ class Frontier:
         blocks, tokenizer_folder = folder / "blocks", folder / "tokenizer"
         write_blocks(iter(encode(self.train)), blocks, block_size=block_size, **sizes)
         write_tokenizer(tokenizer, self.folder.path, tokenizer_folder)
-        validation = Validation.of(self.validation, ScoringTokenizer.of(self.base, self.eos_id), block_size)
         batch = options.batch if new_tokens else options.vanilla_batch
         steps = round((options.epochs * self.base_tokens - spent) / (batch * block_size))
         clock = Clock(f"{new_tokens} new tokens")
@@ -151,7 +151,7 @@ class Frontier:
                 fingerprint="",
                 dtype="float32",
                 new_tokens=rules.new_tokens() if rules else None,
-                validation=validation,
+                validation=self.validation,
             ),
             on_log=clock,
         )

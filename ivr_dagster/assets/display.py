@@ -1,4 +1,4 @@
-"""Markdown tables, inline plots and column schemas that assets show in the UI."""
+"""Inline plots, agreement figures and column schemas that assets show in the UI."""
 
 import base64
 from collections.abc import Mapping, Sequence
@@ -9,18 +9,11 @@ import numpy as np
 import polars as pl
 
 from ivr_dagster.core.tokenizer.agreement import Agreement
-from ivr_dagster.core.tokens.display import table_cell
+from ivr_dagster.core.tokens.display import markdown_table
 
 # number of x positions that a plot of this size can resolve
 MAX_POSITIONS = 1_000
 LISTED = 20  # divergences
-
-
-def markdown_table(table: pl.DataFrame) -> str:
-    """A frame as a Markdown table; strings are shown as code, see `core.tokens.display`."""
-    rows = ["| " + " | ".join(table.columns) + " |", "|" + "---|" * len(table.columns)]
-    rows += ["| " + " | ".join(table_cell(value) for value in row) + " |" for row in table.rows()]
-    return "\n".join(rows)
 
 
 def inline_png(png: bytes, alt_text: str) -> dg.MarkdownMetadataValue:

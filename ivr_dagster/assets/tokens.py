@@ -9,11 +9,12 @@ import numpy as np
 import polars as pl
 
 from ivr_dagster.assets import OWNERS
-from ivr_dagster.assets.display import columns, curves, inline_png, markdown_table
+from ivr_dagster.assets.display import columns, curves, inline_png
 from ivr_dagster.core.corpus.cleaned import CleanedCorpus
 from ivr_dagster.core.tokenizer.bpe import strings_by_id
 from ivr_dagster.core.tokenizer.folder import TokenizerFolder
 from ivr_dagster.core.tokens.counts import counts_table, frequency_table
+from ivr_dagster.core.tokens.display import markdown_table
 from ivr_dagster.core.tokens.sequences import TokenSequences
 from ivr_dagster.core.tokens.statistics import CorpusStatistics, read_statistics
 from ivr_dagster.resources.progress import track

@@ -99,7 +99,7 @@ def training_blocks(
         if split.validation:
             texts = [text for i, text in cleaned_corpus.documents("train") if i in split.validation]
             backend = tokenizer.base_backend() if vanilla else tokenizer.backend()
-            scoring = ScoringTokenizer.of(backend, tokenizer.end_of_text_id())
+            scoring = ScoringTokenizer.of(backend, packing["eos_id"])
             Validation.of(texts, scoring, block_size).write(blocks.validation)
         train_bytes = split.train_bytes + sum(len(text.encode()) for text in general)
         tokens = {name: counts.tokens for name, counts in packed.items()}

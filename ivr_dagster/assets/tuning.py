@@ -11,11 +11,12 @@ import dagster as dg
 import polars as pl
 
 from ivr_dagster.assets import OWNERS
-from ivr_dagster.assets.display import inline_png, markdown_table
+from ivr_dagster.assets.display import inline_png
 from ivr_dagster.core.corpus.cleaned import CleanedCorpus
 from ivr_dagster.core.corpus.subset import document_sizes, ids_within
 from ivr_dagster.core.model.folder import ModelFolder
 from ivr_dagster.core.tokenizer.folder import TokenizerFolder
+from ivr_dagster.core.tokens.display import markdown_table
 from ivr_dagster.core.tokens.sequences import reference_encoder
 from ivr_dagster.core.training.folders import TuningFolder
 from ivr_dagster.core.vocabulary.rules import RemapRules, applied_rules

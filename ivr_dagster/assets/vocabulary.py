@@ -12,7 +12,7 @@ import polars as pl
 from tokenizers import Tokenizer
 
 from ivr_dagster.assets import OWNERS
-from ivr_dagster.assets.display import agreement_metadata, columns, curves, inline_png, markdown_table
+from ivr_dagster.assets.display import agreement_metadata, columns, curves, inline_png
 from ivr_dagster.core.corpus.cleaned import CleanedCorpus
 from ivr_dagster.core.tokenizer.agreement import (
     LENGTHS_BYTES,
@@ -27,6 +27,7 @@ from ivr_dagster.core.tokenizer.unigram import distill
 from ivr_dagster.core.tokenizer.write import write_certificate, write_unigram_form
 from ivr_dagster.core.tokens.byte_level import text_of
 from ivr_dagster.core.tokens.counts import PretokenCounts, count_pretokens, counts_from_table
+from ivr_dagster.core.tokens.display import markdown_table
 from ivr_dagster.core.vocabulary.log import selection_log_text, verdict
 from ivr_dagster.core.vocabulary.remap import complete_rules, remap_tokenizer, unaffected_types
 from ivr_dagster.core.vocabulary.rules import (

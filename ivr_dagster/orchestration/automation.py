@@ -149,20 +149,6 @@ class ArtifactsInUse(_Condition):
         return dg.AutomationResult(context, context.candidate_subset if in_use else context.get_empty_subset())
 
 
-class OwnInstance(_Condition):
-    """True on the instance of the artifacts folder; another one, such as a temporary one, knows no asset of it."""
-
-    @property
-    def name(self) -> str:
-        """The name in the UI."""
-        return "instance of this artifacts folder"
-
-    def evaluate(self, context: Context) -> Result:
-        """All assets on this instance."""
-        is_own = belongs_to(context.asset_graph_view.instance, self.settings.paths)
-        return dg.AutomationResult(context, context.candidate_subset if is_own else context.get_empty_subset())
-
-
 def rebuild_condition(settings: ProjectSettings, *, rebuild_only: bool) -> dg.AutomationCondition[Any]:
     """When to rebuild an asset: once its inputs are final, and once for each state.
 
@@ -171,6 +157,8 @@ def rebuild_condition(settings: ProjectSettings, *, rebuild_only: bool) -> dg.Au
         rebuild_only: never build an asset for the first time.
     """
     upstream = dg.AutomationCondition.any_deps_match
+    # another instance, such as a temporary one, knows no asset of the folder
+    own_instance = StalenessCondition(settings, "instance of this artifacts folder", Staleness.is_on_own_instance)
     stale = StalenessCondition(settings, "stale", Staleness.reason)
     in_progress = StalenessCondition(settings, "in progress", Staleness.in_progress)
     # Dagster's own condition also counts checks that a failed run never reached, and says nothing of the artifact
@@ -179,7 +167,7 @@ def rebuild_condition(settings: ProjectSettings, *, rebuild_only: bool) -> dg.Au
     trial = StalenessCondition(settings, "upstream was built with one-off settings", Staleness.depends_on_trial)
     copied = StalenessCondition(settings, "copied into this experiment", Staleness.copied_into_experiment)
     condition = (
-        OwnInstance(settings)
+        own_instance
         & NotYetRequested(settings)
         & stale
         & (~upstream(stale)).with_label("nothing upstream is stale")

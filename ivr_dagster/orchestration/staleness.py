@@ -16,6 +16,7 @@ from ivr_dagster.core.vocabulary.rules import edited_rules
 from ivr_dagster.errors import InputError
 from ivr_dagster.io_managers.provenance import config_hash_of
 from ivr_dagster.orchestration.dagster_internals import CODE_VERSION_TAG, DATA_VERSION_TAG, input_version_tag
+from ivr_dagster.orchestration.ownership import belongs_to
 from ivr_dagster.pipeline import ASSETS, changed_values, split_code_version
 from ivr_dagster.resources.settings import ProjectSettings
 from ivr_dagster.storage.content_hash import content_hash
@@ -70,8 +71,15 @@ class Staleness:
         self._observed: dict[dg.AssetKey, str | None] = {}
         self._reasons: dict[dg.AssetKey, str] = {}
         self._trials: dict[dg.AssetKey, bool] = {}
+        self._is_own: bool | None = None
         self._unfinished: Sequence[dg.DagsterRun] | None = None
         self._evaluations: dict[dg.AssetKey, list[dg.AssetCheckEvaluation | None]] = {}
+
+    def is_on_own_instance(self, _: dg.AssetKey) -> bool:
+        """Whether the instance belongs to the artifacts folder; the same for all assets."""
+        if self._is_own is None:
+            self._is_own = belongs_to(self._instance, self._paths)
+        return self._is_own
 
     def reason(self, key: dg.AssetKey) -> str:
         """Why an asset is stale; empty if it is fresh. Sources are never stale."""

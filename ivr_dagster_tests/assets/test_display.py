@@ -6,7 +6,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from ivr_dagster.assets.display import curves, inline_png, markdown_table
+from ivr_dagster.assets.display import curves, inline_png
+from ivr_dagster.core.tokens.display import markdown_table
 
 
 def test_markdown_table_escapes_bars_and_backticks() -> None:

@@ -2,6 +2,8 @@
 
 import re
 
+import polars as pl
+
 
 def visible(text: str) -> str:
     """The text with all characters visible in a browser, which strips outer spaces and collapses repeated ones.
@@ -18,3 +20,10 @@ def table_cell(value: object) -> str:
     if isinstance(value, str):
         return "`" + visible(value).replace("|", "\\|").replace("`", "'") + "`"
     return f"{value:,}"
+
+
+def markdown_table(table: pl.DataFrame) -> str:
+    """A frame as a Markdown table, see :func:`table_cell`."""
+    rows = ["| " + " | ".join(table.columns) + " |", "|" + "---|" * len(table.columns)]
+    rows += ["| " + " | ".join(table_cell(value) for value in row) + " |" for row in table.rows()]
+    return "\n".join(rows)

@@ -48,7 +48,7 @@ class RowTrainer(Trainer):
     Attributes:
         rates: learning rates of embedding rows.
         new_tokens: byte-level string by id.
-        scoring: the model's tokenizer.
+        scoring: the model's tokenizer; needed for validation only.
         eval_dataset: the text to validate on.
     """
 

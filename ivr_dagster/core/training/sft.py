@@ -269,7 +269,7 @@ def _train(
     from ivr_dagster.core.training.callbacks import EmbeddingPhaseCallback, RunCallback
     from ivr_dagster.core.training.row_trainer import RowTrainer, collate
 
-    config, tokenizer = training.config, TokenizerFolder(training.tokenizer_dir)
+    config = training.config
     evaluated: Any = training.validation
     # the run callback removes old checkpoints, after the new one is marked complete
     limit, arguments.save_total_limit = arguments.save_total_limit, None
@@ -295,7 +295,9 @@ def _train(
                 callbacks=callbacks,
             )
             trainer.rates, trainer.new_tokens = config.rates, training.new_tokens or {}
-            trainer.scoring = ScoringTokenizer.of(tokenizer.backend(), tokenizer.end_of_text_id())
+            if evaluated is not None:
+                tokenizer = TokenizerFolder(training.tokenizer_dir)
+                trainer.scoring = ScoringTokenizer.of(tokenizer.backend(), tokenizer.end_of_text_id())
             trainer.remove_callback(PrinterCallback)
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     return trainer.state

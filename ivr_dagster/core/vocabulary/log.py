@@ -1,11 +1,10 @@
 """The selection for people: a one-sentence verdict, the saving by number of new tokens, and a Markdown log."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import polars as pl
 
-from ivr_dagster.core.tokens.display import table_cell
+from ivr_dagster.core.tokens.display import markdown_table
 from ivr_dagster.core.vocabulary.selection import STEP
 
 LISTED = 40
@@ -74,7 +73,7 @@ def selection_log_text(table: pl.DataFrame, saving_floor: float) -> str:
         f"| {point.new_tokens:,} | {point.heldout:.2%} | {point.last_hundred:.3%} |" for point in saving_curve(table)
     ]
     columns = {"new token": "new_text", "made of": "constituents", "saves": "saving", "replaces": "sacrificed_text"}
-    lines += ["", f"## The first {min(LISTED, len(table))} new tokens", "", *_rows(table.head(LISTED), columns)]
+    lines += ["", f"## The first {min(LISTED, len(table))} new tokens", "", _table(table.head(LISTED), columns)]
     if len(lost):
         worst = lost.sort("sacrificed_frequency", descending=True).head(LISTED)
         columns = {
@@ -84,12 +83,10 @@ def selection_log_text(table: pl.DataFrame, saving_floor: float) -> str:
             "replaced by": "new_text",
             "which saves": "saving",
         }
-        lines += ["", "## Sacrificed although used", "", *_rows(worst, columns)]
+        lines += ["", "## Sacrificed although used", "", _table(worst, columns)]
     return "\n".join(lines) + "\n"
 
 
-def _rows(table: pl.DataFrame, columns: dict[str, str]) -> Iterator[str]:
-    yield "| " + " | ".join(columns) + " |"
-    yield "|" + "---|" * len(columns)
-    for row in table.iter_rows(named=True):
-        yield "| " + " | ".join(table_cell(row[name]) for name in columns.values()) + " |"
+def _table(rows: pl.DataFrame, columns: dict[str, str]) -> str:
+    """A Markdown table of these columns, heading → name."""
+    return markdown_table(rows.select(pl.col(name).alias(heading) for heading, name in columns.items()))
